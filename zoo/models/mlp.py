@@ -1,0 +1,60 @@
+"""Softmax regression and the multi-layer perceptron, where the lecture starts.
+
+Rosenblatt 1958 (the perceptron); Rumelhart, Hinton and Williams 1986, "Learning representations by back-propagating
+errors" (hidden layers). Differs from 1986: softmax and cross-entropy instead of squared error, ReLU by default.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from zoo.models.layers import require_images
+
+ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh, "sigmoid": nn.sigmoid}
+
+
+class MLP(nn.Module):
+    """Fully connected layers on the flattened image; no hidden layer is softmax regression.
+
+    `widths`: hidden units per layer. `activation`: "relu", "tanh" or "sigmoid". `dropout`: rate after each hidden
+    layer. `image_size`: the side its first layer is bound to. Stages: hidden1, hidden2, …, head.
+    """
+
+    widths: tuple[int, ...] = (512, 256)
+    activation: str = "relu"
+    dropout: float = 0.0
+    num_classes: int | None = 10
+    image_size: int = 28
+    dtype: Any = jnp.float32
+
+    family = "perceptron"
+    paper = "Rumelhart et al. 1986, Learning representations by back-propagating errors"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return (*(f"hidden{i}" for i in range(1, len(self.widths) + 1)), "head")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (self.image_size, self.image_size, 1)
+
+    @nn.compact
+    def __call__(self, images, *, train: bool = False):
+        require_images(images, 1, "an MLP", bound_to=self.image_size)
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        hidden_init = nn.initializers.he_normal() if self.activation == "relu" else nn.initializers.glorot_uniform()
+        ends = {}
+        x = images.reshape(len(images), -1).astype(self.dtype)
+        for i, width in enumerate(self.widths, 1):
+            x = nn.Dense(width, kernel_init=hidden_init, dtype=self.dtype, name=f"hidden{i}")(x)
+            x = ACTIVATIONS[self.activation](x)
+            x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout{i}")(x)
+            ends[f"hidden{i}"] = x
+        ends["features"] = x
+        if self.num_classes is not None:
+            head_init = nn.initializers.glorot_uniform() if self.widths else nn.initializers.zeros
+            x = nn.Dense(self.num_classes, kernel_init=head_init, dtype=self.dtype, name="head")(x)
+            ends["logits"] = x = x.astype(jnp.float32)
+        return x, ends
