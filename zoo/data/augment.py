@@ -1,0 +1,422 @@
+"""Augmentation on the device: pure functions of a key and a batch, made to run inside the compiled train step.
+
+A recipe names its operations as text, in order: `("affine(rotate=10, shift=2)", "cutout(size=8)")`. Every operation n
+draws example b's random numbers from `fold_in(fold_in(key, n), index[b])`, where `index` is the position in the global
+batch, so what happens to an example does not depend on how the batch is divided over devices and processes.
+
+Each operation is two steps: `draw_*` turns one example's key into its random numbers, and a function of images and
+numbers applies them. Images are float32 [B, H, W, C] in 0..255, targets float32 [B, K], `fill` is the background colour
+[C] that appears where an image is moved away. Coordinates are (y, x) in pixels, whole numbers being the centres of
+pixels.
+
+mixup and cutmix combine each example with its neighbour, `index ^ 1`. The stream is shuffled, so that is a random
+partner, and any shard that starts at an even position and has an even length holds both. An example whose partner is
+not next to it (the last of an odd batch) is left as it is.
+"""
+
+import ast
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+# ------------------------------------------------------------ moving pixels
+
+
+def sample(images: Array, coordinates: Array, fill: Array) -> Array:
+    """Bilinear interpolation of images [B, H, W, C] at coordinates [B, 2, H, W] (y, x); outside, all is `fill` [C].
+
+    Four gathers from a frame one pixel wider: on a CPU five times faster than products with interpolation weights at
+    32x32.
+    """
+    height, width = images.shape[1:3]
+    y = jnp.clip(coordinates[:, 0], -1, height) + 1  # in the frame, whose outermost pixels are all fill
+    x = jnp.clip(coordinates[:, 1], -1, width) + 1
+    top, left = jnp.minimum(jnp.floor(y), height), jnp.minimum(jnp.floor(x), width)
+    dy, dx = (y - top)[..., None], (x - left)[..., None]
+    at = top.astype(jnp.int32) * (width + 2) + left.astype(jnp.int32)
+    flat = _framed(images, fill)
+    upper = (1 - dx) * _take(flat, at) + dx * _take(flat, at + 1)
+    lower = (1 - dx) * _take(flat, at + width + 2) + dx * _take(flat, at + width + 3)
+    return (1 - dy) * upper + dy * lower
+
+
+def translate(images: Array, offsets: Array, fill: Array) -> Array:
+    """Move image b by whole pixels, offsets int [B, 2] = (down, right); what comes in from outside is `fill` [C]."""
+    height, width = images.shape[1:3]
+    y = jnp.clip(jnp.arange(height) - offsets[:, 0, None], -1, height) + 1
+    x = jnp.clip(jnp.arange(width) - offsets[:, 1, None], -1, width) + 1
+    return _take(_framed(images, fill), y[:, :, None] * (width + 2) + x[:, None, :])
+
+
+def _framed(images: Array, fill: Array) -> Array:
+    """[B, (H+2)*(W+2), C]: the images in a frame of fill one pixel wide, flattened."""
+    batch, height, width, channels = images.shape
+    frame = jnp.broadcast_to(fill, (batch, height + 2, width + 2, channels))
+    return jax.lax.dynamic_update_slice(frame, images, (0, 1, 1, 0)).reshape(batch, -1, channels)
+
+
+def _take(flat: Array, at: Array) -> Array:
+    """Pixels of flat [B, N, C] at at int [B, H, W] -> [B, H, W, C]. The batch stays a batch, so it can stay sharded."""
+    taken = jnp.take_along_axis(flat, at.reshape(len(at), -1, 1), axis=1, mode="promise_in_bounds")
+    return taken.reshape(*at.shape, flat.shape[-1])
+
+
+def draw_translation(key: Array, pixels: int) -> Array:
+    """(down, right), int32 [2], each uniform on -pixels..pixels."""
+    return jax.random.randint(key, (2,), -pixels, pixels + 1)
+
+
+def pad_crop(
+    keys: Array, index: Array, images: Array, targets: Array, fill: Array, *, pad: int = 4
+) -> tuple[Array, Array]:
+    """Pad by `pad` pixels on every side and crop back at random, the standard for CIFAR (Lin et al. 2013, arXiv:1312.4400).
+
+    He et al. 2015 (arXiv:1512.03385) pad with zeros after subtracting the mean; `fill` is that mean for photographs.
+    """
+    return translate(images, jax.vmap(lambda key: draw_translation(key, pad))(keys), fill), targets
+
+
+def shift(
+    keys: Array, index: Array, images: Array, targets: Array, fill: Array, *, pixels: int = 2
+) -> tuple[Array, Array]:
+    """Translate by a whole number of pixels, up to `pixels` each way, as LeCun et al. 1998 did for digits.
+
+    The same movement as `pad_crop`, under the name that digits know it by.
+    """
+    return translate(images, jax.vmap(lambda key: draw_translation(key, pixels))(keys), fill), targets
+
+
+def draw_flip(key: Array, p: float) -> Array:
+    """Whether to flip: bool, true with probability p."""
+    return jax.random.bernoulli(key, p)
+
+
+def flip(
+    keys: Array, index: Array, images: Array, targets: Array, fill: Array, *, p: float = 0.5
+) -> tuple[Array, Array]:
+    """Mirror left and right with probability p (Krizhevsky et al. 2012). Not for digits or letters."""
+    flipped = jax.vmap(lambda key: draw_flip(key, p))(keys)
+    return jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images), targets
+
+
+def draw_affine(key: Array, rotate: float, scale: float, shear: float, shift: float) -> Array:
+    """One planar affine map, float32 [6]: angle (degrees), scale of y and of x, shear, shift down and right (pixels).
+
+    All are uniform: the angle on ±rotate, each scale on 1 ± scale on its own (so squeezing is included), the shear on
+    ±shear (pixels to the right per pixel down), each shift on ±shift.
+    """
+    strengths = jnp.array([rotate, scale, scale, shear, shift, shift], jnp.float32)
+    return jax.random.uniform(key, (6,), minval=-1, maxval=1) * strengths + jnp.array([0, 1, 1, 0, 0, 0], jnp.float32)
+
+
+def affine_coordinates(drawn: Array, rows: Array, columns: Array, size: tuple[int, int]) -> Array:
+    """Where pixels of the moved images come from: [B, 2, H, W], for pixels at rows and columns, which broadcast to [B, H, W].
+
+    Forward, a point p goes to centre + shift + R S K (p - centre): K shears along x, S scales, R rotates; this is the
+    inverse.
+    """
+    angle, scale_y, scale_x, shear, down, right = (drawn[:, i, None, None] for i in range(6))
+    middle_y, middle_x = (size[0] - 1) / 2, (size[1] - 1) / 2
+    sine, cosine = jnp.sin(jnp.deg2rad(angle)), jnp.cos(jnp.deg2rad(angle))
+    y, x = rows - middle_y - down, columns - middle_x - right
+    y, x = (cosine * y + sine * x) / scale_y, (cosine * x - sine * y) / scale_x
+    return jnp.stack([y + middle_y, x - shear * y + middle_x], axis=1)
+
+
+def affine(
+    keys: Array,
+    index: Array,
+    images: Array,
+    targets: Array,
+    fill: Array,
+    *,
+    rotate: float = 0.0,
+    scale: float = 0.0,
+    shear: float = 0.0,
+    shift: float = 0.0,
+) -> tuple[Array, Array]:
+    """Random planar affine map about the centre, bilinear: the distortions of LeCun et al. 1998, section III-C.
+
+    rotate in degrees, scale a fraction (each axis on its own), shear in pixels per pixel, shift in pixels: all are the
+    largest deviation either way, drawn uniformly (`draw_affine`). The paper names shifts, scaling, squeezing and
+    shearing, no strengths.
+    """
+    drawn = jax.vmap(lambda key: draw_affine(key, rotate, scale, shear, shift))(keys)
+    height, width = images.shape[1:3]
+    rows, columns = jnp.arange(height, dtype=jnp.float32)[:, None], jnp.arange(width, dtype=jnp.float32)
+    return sample(images, affine_coordinates(drawn, rows, columns, (height, width)), fill), targets
+
+
+def draw_noise(key: Array, height: int, width: int) -> Array:
+    """White noise, uniform on [-1, 1], float32 [2, H, W].
+
+    256 levels are plenty under a blur, and need a quarter of the random bits.
+    """
+    return jax.random.bits(key, (2, height, width), jnp.uint8).astype(jnp.float32) / 127.5 - 1
+
+
+def blur_matrix(size: int, sigma: float) -> np.ndarray:
+    """Convolution of `size` samples, zero beyond them, with a Gaussian of deviation sigma and sum one: [size, size]."""
+    if sigma == 0:
+        return np.eye(size, dtype=np.float32)
+    reach = max(size, math.ceil(8 * sigma))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    kernel /= kernel.sum()
+    return kernel[reach + np.subtract.outer(np.arange(size), np.arange(size))].astype(np.float32)
+
+
+def displacement(noise: Array, alpha: float, sigma: float) -> Array:
+    """Smooth displacements [B, 2, H, W] in pixels: noise of that shape, blurred with sigma, times alpha (pixels both)."""
+    down, across = (blur_matrix(size, sigma) for size in noise.shape[2:])
+    blurred = jnp.einsum("ij,bcjk->bcik", down, noise, precision="highest")
+    return alpha * jnp.einsum("bcij,kj->bcik", blurred, across, precision="highest")
+
+
+def elastic(
+    keys: Array,
+    index: Array,
+    images: Array,
+    targets: Array,
+    fill: Array,
+    *,
+    alpha: float = 34.0,
+    sigma: float = 4.0,
+) -> tuple[Array, Array]:
+    """Elastic distortion (Simard et al. 2003): pixels are displaced by blurred uniform noise; alpha and sigma in pixels.
+
+    The paper's best for 29x29 digits, alpha 34 and sigma 4, displaces by 1.4 pixels (root mean square in each
+    direction).
+    """
+    return affine_elastic(keys, index, images, targets, fill, alpha=alpha, sigma=sigma)
+
+
+def affine_elastic(
+    keys: Array,
+    index: Array,
+    images: Array,
+    targets: Array,
+    fill: Array,
+    *,
+    rotate: float = 0.0,
+    scale: float = 0.0,
+    shear: float = 0.0,
+    shift: float = 0.0,
+    alpha: float = 34.0,
+    sigma: float = 4.0,
+) -> tuple[Array, Array]:
+    """`affine`, then `elastic`, as one map: one interpolation instead of two, which blurs less and costs less."""
+    height, width = images.shape[1:3]
+    pairs = jax.vmap(jax.random.split)(keys)
+    drawn = jax.vmap(lambda key: draw_affine(key, rotate, scale, shear, shift))(pairs[:, 0])
+    noise = jax.vmap(lambda key: draw_noise(key, height, width))(pairs[:, 1])
+    moved = displacement(noise, alpha, sigma)
+    rows = jnp.arange(height, dtype=jnp.float32)[:, None] + moved[:, 0]
+    columns = jnp.arange(width, dtype=jnp.float32) + moved[:, 1]
+    return sample(images, affine_coordinates(drawn, rows, columns, (height, width)), fill), targets
+
+
+# ------------------------------------------------------------ covering and mixing
+
+
+def box_mask(centre: Array, extent: Array, height: int, width: int) -> Array:
+    """Boxes as bool [B, H, W]: extent int [B, 2] (high, wide) about centre int [B, 2], cut off at the image's edge."""
+    start = centre - extent // 2
+    rows = (jnp.arange(height) >= start[:, :1]) & (jnp.arange(height) < start[:, :1] + extent[:, :1])
+    columns = (jnp.arange(width) >= start[:, 1:]) & (jnp.arange(width) < start[:, 1:] + extent[:, 1:])
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def draw_centre(key: Array, height: int, width: int) -> Array:
+    """A pixel, int32 [2], uniform over the image."""
+    return jax.random.randint(key, (2,), 0, jnp.array([height, width]))
+
+
+def cutout(
+    keys: Array, index: Array, images: Array, targets: Array, fill: Array, *, size: int = 16
+) -> tuple[Array, Array]:
+    """Cover a square of `size` pixels about a random pixel with fill (DeVries & Taylor 2017, arXiv:1708.04552).
+
+    As in the paper the square may reach over the edge; its best sizes: 16 for CIFAR-10, 8 for CIFAR-100, 20 for SVHN.
+    """
+    height, width = images.shape[1:3]
+    centre = jax.vmap(lambda key: draw_centre(key, height, width))(keys)
+    mask = box_mask(centre, jnp.full_like(centre, size), height, width)
+    return jnp.where(mask[..., None], fill, images), targets
+
+
+def swap_neighbours(x: Array) -> Array:
+    """Rows 1, 0, 3, 2, …; the last of an odd number stays."""
+    even = len(x) // 2 * 2
+    swapped = x[:even].reshape(even // 2, 2, *x.shape[1:])[:, ::-1].reshape(even, *x.shape[1:])
+    return jnp.concatenate([swapped, x[even:]])
+
+
+def _pair_keys(keys: Array) -> Array:
+    """One key for both examples of a pair: that of the first, [B]."""
+    return jnp.repeat(keys[::2], 2, axis=0)[: len(keys)]
+
+
+def _paired(index: Array) -> Array:
+    """Whether an example's partner is beside it, bool [B]."""
+    return swap_neighbours(index) == index ^ 1
+
+
+def mix(images: Array, targets: Array, share: Array) -> tuple[Array, Array]:
+    """Weighted mean with the neighbour, images and targets alike: example b keeps share[b] of itself; share [B] in 0..1."""
+    own, other = share[:, None, None, None], 1 - share[:, None, None, None]
+    blended = own * images + other * swap_neighbours(images)
+    return blended, own[:, :, 0, 0] * targets + other[:, :, 0, 0] * swap_neighbours(targets)
+
+
+def mixup(
+    keys: Array, index: Array, images: Array, targets: Array, fill: Array, *, alpha: float = 0.2
+) -> tuple[Array, Array]:
+    """mixup (Zhang et al. 2017, arXiv:1710.09412): blend two examples and their targets by a share ~ Beta(alpha, alpha).
+
+    A pair draws one share: the even example keeps it, the odd one keeps the rest, so each counts once in the batch. The
+    paper's alpha: 1 for CIFAR, 0.2 to 0.4 for ImageNet; 0 changes nothing.
+    """
+    if alpha == 0:
+        return images, targets
+    share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(_pair_keys(keys))
+    share = jnp.where(index % 2 == 0, share, 1 - share)
+    return mix(images, targets, jnp.where(_paired(index), share, 1))
+
+
+def draw_cutmix(key: Array, alpha: float, height: int, width: int) -> tuple[Array, Array]:
+    """A box's centre and extent, both int32 [2]: its area, before cutting off, is one minus a share ~ Beta(alpha, alpha)."""
+    for_share, for_centre = jax.random.split(key)
+    side = jnp.sqrt(1 - jax.random.beta(for_share, alpha, alpha))
+    extent = jnp.floor(side * jnp.array([height, width], jnp.float32)).astype(jnp.int32)
+    return draw_centre(for_centre, height, width), extent
+
+
+def paste(images: Array, targets: Array, mask: Array) -> tuple[Array, Array]:
+    """Take the neighbour's pixels where mask, bool [B, H, W], and of its target exactly that share of pixels."""
+    share = mask.sum((1, 2), dtype=jnp.float32)[:, None] / (mask.shape[1] * mask.shape[2])
+    pasted = jnp.where(mask[..., None], swap_neighbours(images), images)
+    return pasted, (1 - share) * targets + share * swap_neighbours(targets)
+
+
+def cutmix(
+    keys: Array, index: Array, images: Array, targets: Array, fill: Array, *, alpha: float = 1.0
+) -> tuple[Array, Array]:
+    """CutMix (Yun et al. 2019, arXiv:1905.04899): paste a box of the neighbour; targets go by the exact count of pixels.
+
+    A pair draws one box and exchanges it, so every pixel of the batch is used once. The paper uses alpha 1; 0 changes
+    nothing.
+    """
+    if alpha == 0:
+        return images, targets
+    height, width = images.shape[1:3]
+    centre, extent = jax.vmap(lambda key: draw_cutmix(key, alpha, height, width))(_pair_keys(keys))
+    return paste(images, targets, box_mask(centre, extent, height, width) & _paired(index)[:, None, None])
+
+
+# ------------------------------------------------------------ naming them
+
+# Each takes (keys [B], index [B], images, targets, fill, **numbers) and returns (images, targets). Its keyword-only
+# parameters are what a recipe may set, in that order; a whole-number default asks for a whole number.
+AUGMENTATIONS: dict[str, Callable[..., tuple[Array, Array]]] = {
+    "pad_crop": pad_crop,
+    "shift": shift,
+    "flip": flip,
+    "affine": affine,
+    "elastic": elastic,
+    "affine_elastic": affine_elastic,
+    "cutout": cutout,
+    "mixup": mixup,
+    "cutmix": cutmix,
+}
+
+# Those that combine an example with its neighbour: where each device runs the step on its own rows, their number must
+# be even.
+PAIRING = ("mixup", "cutmix")
+
+# No number may be negative; these have an upper bound too.
+UPPER = {"p": 1.0, "scale": 0.9, "rotate": 180.0}
+
+
+def parse(text: str) -> tuple[str, dict[str, float]]:
+    """ "affine(rotate=10, shift=2)" -> ("affine", {"rotate": 10, "shift": 2}); nothing in the text is ever executed.
+
+    Raises ValueError, one line, for what is not NAME or NAME(number, …, argument=number, …), for a name that is not in
+    AUGMENTATIONS (the nearest is suggested), and for arguments that the function does not take or that are out of
+    range.
+    """
+    where = f"augmentation {text!r}"
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError):
+        raise ValueError(f"{where} cannot be read; write it like 'affine(rotate=10, shift=2)' or 'flip'") from None
+    call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
+    if not isinstance(call.func, ast.Name) or any(keyword.arg is None for keyword in call.keywords):
+        raise ValueError(f"{where} cannot be read; write it like 'affine(rotate=10, shift=2)' or 'flip'")
+    name = call.func.id
+    if name not in AUGMENTATIONS:
+        raise ValueError(f"{where}: there is no {name!r}; {_suggest(name, list(AUGMENTATIONS))}")
+    signature = inspect.signature(AUGMENTATIONS[name]).parameters.values()
+    parameters = {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY}
+    if len(call.args) > len(parameters):
+        raise ValueError(f"{where}: {name} takes {', '.join(parameters)}, but {len(call.args)} values are given")
+    given = [*zip(parameters, call.args, strict=False), *((str(k.arg), k.value) for k in call.keywords)]
+    numbers: dict[str, float] = {}
+    for argument, node in given:
+        if argument not in parameters:
+            raise ValueError(f"{where}: {name} does not take {argument!r}; {_suggest(argument, list(parameters))}")
+        if argument in numbers:
+            raise ValueError(f"{where}: {argument} is given twice")
+        numbers[argument] = _number(f"{where}: {argument}", node, parameters[argument], UPPER.get(argument, math.inf))
+    return name, numbers
+
+
+def _number(where: str, node: ast.expr, default: float, upper: float) -> float:
+    kind = "a whole number" if isinstance(default, int) else "a number"
+    try:
+        value = ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        raise ValueError(f"{where} must be {kind}, not {ast.unparse(node)}") from None
+    if isinstance(value, bool) or not isinstance(value, int if isinstance(default, int) else (int, float)):
+        raise ValueError(f"{where} must be {kind}, not {value!r}")
+    if not (math.isfinite(value) and 0 <= value <= upper):
+        bounds = "at least 0" if upper == math.inf else f"between 0 and {upper:g}"
+        raise ValueError(f"{where} must be {bounds}, not {value!r}")
+    return value
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(known)}"
+
+
+def augment(
+    ops: Sequence[str], key: Array, index: Array, images: Array, targets: Array, *, fill: Sequence[float] | Array
+) -> tuple[Array, Array]:
+    """Apply the operations in order. Runs under jit; `ops` is static, everything else may be traced.
+
+    Args:
+        ops: texts that `parse` accepts; none means nothing is changed.
+        key: the step's key.
+        index: int32 [B], position of each example in the global batch.
+        images: float32 [B, H, W, C] in 0..255.
+        targets: float32 [B, K], each row a distribution over classes.
+        fill: background colour [C] in 0..255.
+
+    Returns:
+        Images and targets of the same shapes.
+
+    Raises:
+        ValueError: an operation that `parse` refuses.
+    """
+    colour = jnp.asarray(fill, images.dtype)
+    for n, op in enumerate(ops):
+        name, numbers = parse(op)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, n), index)
+        images, targets = AUGMENTATIONS[name](keys, index, images, targets, colour, **numbers)
+    return images, targets

@@ -1,0 +1,222 @@
+"""Metrics that are exact over a whole split.
+
+On the device `batch_sums` gives sums that add up over batches, devices (psum) and processes; on the host `add`
+accumulates them in float64 and int64, and `summarise` turns the total into a plain dictionary. ROC-AUC and calibration
+are no sums: they need the table of all scores, up to `SCORE_LIMIT` entries.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+SCORE_LIMIT = 100_000_000  # entries (examples x classes) of the score table: 400 MB of float32
+BINS = 15  # of the calibration error, as in Guo et al. 2017
+
+Sums = dict[str, Any]
+
+
+def batch_sums(logits: Array, labels: Array, weights: Array, losses: Array) -> dict[str, Array]:
+    """Sums over one batch; weight 0 marks padding, which counts nowhere, whatever stands in its row.
+
+    Args:
+        logits: float [B, K].
+        labels: int [B], the true classes.
+        weights: float [B], 0 for padding and 1 otherwise.
+        losses: float [B], the loss of each example.
+
+    Returns:
+        "loss": sum of weight times loss, float32; "weight": sum of weights, float32; "top1", "top5": int32, examples
+        whose true class is among the highest one and five logits (all K where K < 5); "confusion": int32 [K, K], rows
+        true and columns predicted; "invalid": int32 [K], examples of each class with a logit that is not finite. Those
+        are wrong in all and have no prediction, so they are not in "confusion".
+
+        Equal logits are ranked by class index, so top-1 is exactly `argmax`.
+    """
+    classes = logits.shape[-1]
+    counted = weights > 0
+    finite = jnp.isfinite(logits).all(-1)
+    valid = counted & finite
+    true = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    before = (logits > true) | ((logits == true) & (jnp.arange(classes) < labels[:, None]))
+    rank = before.sum(-1)
+    confusion = jnp.zeros((classes, classes), jnp.int32)
+    return {
+        "loss": jnp.where(counted, weights * losses, 0).sum(dtype=jnp.float32),
+        "weight": weights.sum(dtype=jnp.float32),
+        "top1": (valid & (rank < 1)).sum(dtype=jnp.int32),
+        "top5": (valid & (rank < 5)).sum(dtype=jnp.int32),
+        "confusion": confusion.at[labels, jnp.argmax(logits, -1)].add(valid.astype(jnp.int32)),
+        "invalid": jnp.zeros(classes, jnp.int32).at[labels].add((counted & ~finite).astype(jnp.int32)),
+    }
+
+
+def add(total: Sums | None, sums: Mapping[str, Any]) -> Sums:
+    """total + sums on the host, in float64 and int64. The first total is None; neither argument is changed."""
+    exact = {}
+    for name, value in sums.items():
+        array = np.asarray(value)
+        exact[name] = array.astype(np.int64 if np.issubdtype(array.dtype, np.integer) else np.float64)
+    return exact if total is None else {name: total[name] + value for name, value in exact.items()}
+
+
+def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
+    """Area under the ROC curve, one class against the rest, averaged over the classes that occur; ties count half.
+
+    Equal to `sklearn.metrics.roc_auc_score`, which sorts every column several times: with a thousand classes that takes
+    minutes.
+
+    Args:
+        scores: float [N, K]; of two classes only the second column counts, as usual.
+        labels: int [N].
+
+    Returns:
+        The mean over classes with an example of their own and one of another; None where there is no such class.
+    """
+    areas = []
+    for name in [1] if scores.shape[1] == 2 else np.unique(labels):
+        own, rest = scores[labels == name, name], np.sort(scores[labels != name, name])
+        if len(own) and len(rest):
+            below = np.searchsorted(rest, own, "left").sum() + np.searchsorted(rest, own, "right").sum()
+            areas.append(below / (2 * len(own) * len(rest)))
+    return float(np.mean(areas)) if areas else None
+
+
+def calibration_error(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599): 15 bins of equal width, ]0, 1/15] … ]14/15, 1].
+
+    Args:
+        scores: probabilities [N, K].
+        labels: int [N].
+    """
+    confidence = scores.max(axis=1).astype(np.float64)
+    right = scores.argmax(axis=1) == labels
+    bins = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(np.int64)
+    gaps = np.bincount(bins, weights=right - confidence, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def summarise(
+    sums: Mapping[str, Any],
+    class_names: Sequence[str],
+    scores: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """What `batch_sums` of a whole split say, as plain numbers that JSON can hold.
+
+    Args:
+        sums: the total of `add`. class_names: K names. scores: probabilities float [N, K] of all examples, padding left
+        out; None beyond SCORE_LIMIT or where not wanted. labels: int [N], the true classes of those.
+
+    Returns:
+        "examples", "loss" (mean; not finite where a loss was not), "accuracy", "top5" (of K classes if K < 5),
+        "macro_precision", "macro_recall", "macro_f1", "roc_auc" (one against the rest, macro) and "ece", both None
+        without a score table; "per_class": for each class "class", "precision", "recall", "f1", "support"; "confusion":
+        K rows (true) of K counts (predicted); "notes": lines on what is missing and why.
+
+        A ratio without a denominator is 0, and macro averages are over the classes that occur, in truth or predicted:
+        the conventions of scikit-learn with zero_division=0. ROC-AUC is averaged over the classes that occur in truth.
+
+    Raises:
+        ValueError: nothing was counted, or names, scores and labels do not fit the sums.
+    """
+    confusion = np.asarray(sums["confusion"], np.int64)
+    invalid = np.asarray(sums["invalid"], np.int64)
+    classes = len(confusion)
+    support = confusion.sum(axis=1) + invalid
+    examples = int(support.sum())
+    if examples == 0:
+        raise ValueError("there is nothing to evaluate: the split has no examples")
+    if len(class_names) != classes:
+        raise ValueError(f"{len(class_names)} class names are given for {classes} classes")
+    hits, predicted = np.diag(confusion), confusion.sum(axis=0)
+    precision, recall = _ratio(hits, predicted), _ratio(hits, support)
+    f1 = _ratio(2 * hits, predicted + support)
+    occurs = (predicted + support) > 0
+    notes = []
+    if invalid.any():
+        notes.append(
+            f"{int(invalid.sum())} of {examples} examples have logits that are not finite; they count as wrong"
+        )
+    area = error = None
+    if scores is None or labels is None:
+        if examples * classes > SCORE_LIMIT:
+            notes.append(
+                f"ROC-AUC and calibration error are left out: the table of {examples:,} x {classes:,} scores is over "
+                f"the limit of {SCORE_LIMIT:,} entries"
+            )
+    elif scores.shape != (examples, classes) or labels.shape != (examples,):
+        raise ValueError(
+            f"scores {scores.shape} and labels {labels.shape} do not fit {examples} examples of {classes} classes"
+        )
+    elif not np.isfinite(scores).all():
+        notes.append("ROC-AUC and calibration error are left out: there are scores that are not finite")
+    else:
+        area, error = roc_auc(scores, labels), calibration_error(scores, labels)
+        if area is None:
+            notes.append("ROC-AUC is left out: all examples are of one class")
+    return {
+        "examples": examples,
+        "loss": float(sums["loss"] / sums["weight"]),
+        "accuracy": int(sums["top1"]) / examples,
+        "top5": int(sums["top5"]) / examples,
+        "macro_precision": float(precision[occurs].mean()),
+        "macro_recall": float(recall[occurs].mean()),
+        "macro_f1": float(f1[occurs].mean()),
+        "roc_auc": area,
+        "ece": error,
+        "per_class": [
+            {
+                "class": str(class_names[i]),
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "f1": float(f1[i]),
+                "support": int(support[i]),
+            }
+            for i in range(classes)
+        ],
+        "confusion": confusion.tolist(),
+        "notes": notes,
+    }
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator > 0)
+
+
+def format_report(result: Mapping[str, Any]) -> str:
+    """The result of `summarise` as a table to read; of more than 30 classes the ten worst by F1 are shown."""
+    classes = result["per_class"]
+    top = f"top-5 of {len(classes)}" if len(classes) < 5 else "top-5"
+    rows = [
+        ("examples", f"{result['examples']:,}"),
+        ("loss", f"{result['loss']:.4f}"),
+        ("accuracy (top-1)", _percent(result["accuracy"])),
+        (top, _percent(result["top5"])),
+        ("precision (macro)", _percent(result["macro_precision"])),
+        ("recall (macro)", _percent(result["macro_recall"])),
+        ("F1 (macro)", _percent(result["macro_f1"])),
+        ("ROC-AUC (macro)", _percent(result["roc_auc"])),
+        ("calibration error", _percent(result["ece"])),
+    ]
+    wide = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{wide}}  {value:>10}" for name, value in rows]
+    lines += [f"note: {note}" for note in result["notes"]]
+    shown = classes
+    lines.append("")
+    if len(classes) > 30:
+        shown = sorted((row for row in classes if row["support"]), key=lambda row: row["f1"])[:10]
+        lines.append(f"the {len(shown)} worst of {len(classes)} classes by F1")
+    wide = max([len("class"), *(min(len(row["class"]), 32) for row in shown)])
+    lines.append(f"{'class':<{wide}}  {'precision':>10}  {'recall':>10}  {'F1':>10}  {'support':>8}")
+    for row in shown:
+        name = row["class"] if len(row["class"]) <= 32 else row["class"][:31] + "…"
+        cells = "  ".join(f"{_percent(row[key]):>10}" for key in ("precision", "recall", "f1"))
+        lines.append(f"{name:<{wide}}  {cells}  {row['support']:>8,}")
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
