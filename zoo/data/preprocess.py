@@ -1,0 +1,570 @@
+"""From an image as it lies in a file to the pixels a model sees.
+
+`Preprocess` says everything about that path and goes into the checkpoint's card, so that training, evaluation and
+prediction cannot disagree. Pixels stay uint8 on the host; `normalise` turns them into floats on the device.
+
+Resizing is Pillow's: antialiased when shrinking, a horizontal and then a vertical pass, each rounded to 8 bits with
+22-bit coefficients. `fit_image` calls Pillow; `fit_images` does the same sums for a whole stack as matrix products in
+float64, which are exact here, so both give the same bits whatever the size of the stack.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import jax
+
+    from zoo.data.sources import Dataset
+
+Uint8 = NDArray[np.uint8]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+FITS = ("crop", "pad", "squash")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box")
+CHANNELS = ("L", "RGB", "BGR")
+POLARITIES = (None, "light-on-dark", "dark-on-light")
+
+SAMPLE = 10_000  # records of the train split that preprocess_for looks at
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a model sees of an image. `dataclasses.asdict` of it is JSON, and `Preprocess(**that)` is it again.
+
+    An image is first brought to the box `resize` (how, `fit` says), then cut centrally or padded with `fill` to `size`.
+    torchvision's "resize to 256, centre crop 224" is `size=(224, 224), resize=(256, 256), fit="crop"`.
+
+    Attributes:
+        size: (height, width) the model sees, in pixels.
+        resize: (height, width) of the box.
+        fit: what happens to the aspect ratio: "crop" (the image covers the box, what hangs over is cut off centrally),
+            "pad" (the image lies inside the box, the rest is filled) or "squash" (both sides are matched).
+        interpolation: "nearest", "bilinear", "bicubic", "lanczos" or "box"; antialiased when shrinking, as in Pillow.
+        channels: "L", "RGB" or "BGR": number and order.
+        polarity: "light-on-dark", "dark-on-light", or None for photographs, which have no background.
+        mean, std: of pixel values in [0, 1], one per channel.
+
+    Raises:
+        ValueError: a field has a value outside of the above.
+    """
+
+    size: tuple[int, int]
+    resize: tuple[int, int]
+    fit: str = "crop"
+    interpolation: str = "bilinear"
+    channels: str = "RGB"
+    polarity: str | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        for field in ("size", "resize"):
+            value = tuple(getattr(self, field))  # a list, when it comes from JSON
+            if len(value) != 2 or any(not isinstance(v, int) or v < 1 for v in value):
+                raise ValueError(f"preprocess: {field} is (height, width) in whole pixels, not {getattr(self, field)}")
+            object.__setattr__(self, field, value)
+        for field, known in {
+            "fit": FITS,
+            "interpolation": INTERPOLATIONS,
+            "channels": CHANNELS,
+            "polarity": POLARITIES,
+        }.items():
+            if getattr(self, field) not in known:
+                raise ValueError(f"preprocess: {field} is one of {known}, not {getattr(self, field)!r}")
+        for field in ("mean", "std"):
+            numbers = tuple(float(v) for v in getattr(self, field))
+            if len(numbers) != self.num_channels:
+                raise ValueError(
+                    f"preprocess: {field} has {len(numbers)} numbers for {self.num_channels} channels ({self.channels})"
+                )
+            object.__setattr__(self, field, numbers)
+        if not all(math.isfinite(v) and v > 0 for v in self.std):
+            raise ValueError(f"preprocess: std must be positive, not {self.std}")
+
+    @property
+    def num_channels(self) -> int:
+        return len(self.channels)
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """The background in 0..255, per channel: black or white by polarity, without one the mean colour."""
+        if self.polarity is not None:
+            return (_background(self.polarity),) * self.num_channels
+        return tuple(min(255, max(0, round(255 * m))) for m in self.mean)
+
+
+def _background(polarity: str) -> int:
+    return 0 if polarity == "light-on-dark" else 255
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def read_image(source: str | Path | bytes | BinaryIO) -> Uint8:
+    """Decode an image file the way a person would expect to see it.
+
+    EXIF orientation is applied; palettes, CMYK and the like become RGB; transparency is laid over white, or over black
+    where what is visible is itself light; 16-bit and float pixels are scaled to 8 bits; of several frames the first is
+    taken.
+
+    Args:
+        source: a path, the bytes of a file, or an open binary file.
+
+    Returns:
+        uint8 [H, W, C], C = 1 for grey images and 3 (RGB) otherwise.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an image, truncated, empty, or so large that it must be a decompression bomb; one line that
+            names the file.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(source, str | Path):
+        name = str(source)
+        path = Path(source)
+        if path.is_dir():
+            raise ValueError(f"{name}: is a folder, not an image")
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{name}: no such file") from None
+        except OSError as error:
+            raise ValueError(f"{name}: cannot be read ({error.strerror})") from None
+    else:
+        data = source if isinstance(source, bytes) else source.read()
+        name = str(getattr(source, "name", "image"))
+    if not data:
+        raise ValueError(f"{name}: empty file (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return _upright(_pixels(image), _orientation(image))
+    except UnidentifiedImageError:
+        raise ValueError(f"{name}: {_what_it_is(data)}") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{name}: has more pixels than can be decoded safely; scale it down first") from None
+    except MemoryError:
+        raise ValueError(f"{name}: does not fit in memory") from None
+    except Exception as error:  # Pillow's decoders raise nearly every type there is on damaged files
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name}: damaged or not supported ({reason})") from None
+
+
+def _what_it_is(data: bytes) -> str:
+    if data[4:8] == b"ftyp":
+        brand = data[8:12].decode("ascii", "replace").strip()
+        return f"is {brand}, for which there is no decoder here; convert it to JPEG or PNG"
+    return f"is not an image that can be read (it begins with {data[:12]!r})"
+
+
+def _orientation(image: Any) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # damaged EXIF says nothing about the pixels
+        return 1
+
+
+def _upright(pixels: Uint8, orientation: int) -> Uint8:
+    """Undo the EXIF orientation 1..8 of [H, W, C] pixels (CIPA DC-008, tag 0x0112)."""
+    if orientation in (5, 6, 7, 8):  # stored by columns
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _pixels(image: Any) -> Uint8:
+    """A loaded PIL image of any mode as uint8 [H, W, 1 or 3]."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _eight_bits(np.asarray(image), image.mode, image.format)[..., None]
+    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        return composite(np.asarray(image.convert("RGBA")), grey=image.mode in ("1", "L", "LA", "La"))
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"))[..., None]
+    return np.asarray(image.convert("RGB"))
+
+
+def _eight_bits(values: NDArray[Any], mode: str, file_format: str | None) -> Uint8:
+    """16-bit, 32-bit and float grey values in 8 bits. Pillow's own conversion clips at 255 instead of scaling."""
+    values = values.astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)) or low < 0:
+        raise ValueError(f"pixel values range from {low:g} to {high:g}; they must be finite and not negative")
+    if mode.startswith("I;16") or file_format in ("PNG", "PPM"):  # "I" is how some versions of Pillow open 16-bit PNG
+        top = 65535.0
+    else:  # TIFF keeps no range for 32-bit and float pixels; the smallest usual one that holds them is taken
+        ranges = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0, 2.0**31 - 1)
+        top = next((r for r in ranges if high <= r), 0.0)
+        if not top:
+            raise ValueError(f"pixel values range from {low:g} to {high:g}; expected 0..1, 0..255 or 0..65535")
+    return np.rint(values * (255.0 / top)).astype(np.uint8)
+
+
+def composite(rgba: Uint8, grey: bool = False) -> Uint8:
+    """Lay RGBA [H, W, 4] over white; over black if what is visible is light, and would vanish on white."""
+    alpha = rgba[..., 3:].astype(np.int64)
+    visible = int(alpha.sum())
+    light = visible > 0 and int((luma(rgba[..., :3]).astype(np.int64) * alpha).sum()) > 127 * visible
+    colour = rgba[..., :1] if grey else rgba[..., :3]
+    ground = 0 if light else 255
+    return cast(Uint8, ((colour * alpha + ground * (255 - alpha) + 127) // 255).astype(np.uint8))
+
+
+# --- pixels of arrays -------------------------------------------------------------------------------------------------
+
+
+def luma(rgb: Uint8) -> Uint8:
+    """RGB uint8 [..., 3] to grey [..., 1] by ITU-R BT.601, with Pillow's rounding: the same bits as `convert("L")`."""
+    total = rgb[..., :1] * np.uint32(19595)
+    total += rgb[..., 1:2] * np.uint32(38470)
+    total += rgb[..., 2:3] * np.uint32(7471)
+    return cast(Uint8, ((total + np.uint32(0x8000)) >> 16).astype(np.uint8))
+
+
+def _with_channels(images: Uint8, channels: str) -> Uint8:
+    """[..., C] with C = 1, 3 (RGB) or 4 (RGBA) brought to `channels`; grey stays one channel here, see `_finish`."""
+    count = images.shape[-1]
+    if count == 1:
+        return images
+    if count == 4:
+        flat = images.reshape(-1, *images.shape[-3:])
+        images = np.stack([composite(image) for image in flat]).reshape(*images.shape[:-1], 3)
+    elif count != 3:
+        raise ValueError(f"images have 1 (grey), 3 (RGB) or 4 (RGBA) channels, not {count} (shape {images.shape})")
+    if channels == "L":
+        return luma(images)
+    return images[..., ::-1] if channels == "BGR" else images
+
+
+def _as_stack(image: NDArray[Any], dims: int) -> Uint8:
+    """Check uint8 and give it a channel axis: [..., H, W] or [..., H, W, C] with `dims` dimensions in the end."""
+    if image.dtype != np.uint8:
+        raise ValueError(f"images are uint8 in 0..255 here, not {image.dtype}")
+    if image.ndim == dims - 1:
+        image = image[..., None]
+    if image.ndim != dims or 0 in image.shape[-3:]:
+        shape = "[height, width, channels]" if dims == 3 else "[number, height, width, channels]"
+        raise ValueError(f"images have the shape {shape}, not {image.shape}")
+    return image
+
+
+def _layout(height: int, width: int, preprocess: Preprocess) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) after resizing, and of the centre that is then kept of it."""
+    box_h, box_w = preprocess.resize
+    scaled = (box_h, box_w)
+    taller = height * box_w >= width * box_h  # than the box
+    if preprocess.fit == "crop":  # the longer side is rounded down, as torchvision does
+        outer_h, outer_w = max(box_h, box_w * height // width), max(box_w, box_h * width // height)
+        scaled = (outer_h, box_w) if taller else (box_h, outer_w)
+    elif preprocess.fit == "pad":
+        inner_h, inner_w = max(1, round(box_w * height / width)), max(1, round(box_h * width / height))
+        scaled = (box_h, inner_w) if taller else (inner_h, box_w)
+    kept = tuple(min(sides) for sides in zip(scaled, preprocess.resize, preprocess.size, strict=True))
+    return scaled, cast(tuple[int, int], kept)
+
+
+def _centre(images: Uint8, kept: tuple[int, int]) -> Uint8:
+    """Cut the centre out of [..., H, W, C]. Odd rests are halved as torchvision does."""
+    top, left = (round((images.shape[axis] - side) / 2) for axis, side in ((-3, kept[0]), (-2, kept[1])))
+    return images[..., top : top + kept[0], left : left + kept[1], :]
+
+
+def _finish(images: Uint8, preprocess: Preprocess) -> Uint8:
+    """Pad [..., H, W, C] to the size and repeat grey over the channels."""
+    (height, width), channels = preprocess.size, preprocess.num_channels
+    have_h, have_w, have_c = images.shape[-3:]
+    if (have_h, have_w, have_c) == (height, width, channels):
+        return images
+    top, left = (height - have_h) // 2, (width - have_w) // 2
+    out = np.empty((*images.shape[:-3], height, width, channels), np.uint8)
+    if (have_h, have_w) != (height, width):
+        out[...] = np.asarray(preprocess.fill, np.uint8)
+    out[..., top : top + have_h, left : left + have_w, :] = images
+    return out
+
+
+def fit_image(image: NDArray[Any], preprocess: Preprocess, *, match_polarity: bool = False) -> Uint8:
+    """Bring one image of any size to what the model sees.
+
+    Args:
+        image: uint8 [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA).
+        match_polarity: for images from elsewhere than the training data, such as a photograph of ink on paper given to
+            a model of light digits on black: where `preprocess.polarity` is set, invert and stretch the image so that
+            ground and ink lie where the model expects them. See `to_polarity`.
+
+    Returns:
+        uint8 [h, w, c] with (h, w) = preprocess.size.
+
+    Raises:
+        ValueError: not uint8, or not of such a shape.
+    """
+    from PIL import Image
+
+    image = _with_channels(_as_stack(np.asarray(image), 3), preprocess.channels)
+    if match_polarity and preprocess.polarity is not None:
+        image = to_polarity(image, preprocess.polarity)
+    (height, width), kept = _layout(image.shape[0], image.shape[1], preprocess)
+    if image.shape[:2] != (height, width):
+        method = Image.Resampling[preprocess.interpolation.upper()]
+        grey = image.shape[-1] == 1
+        picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image))
+        resized = np.asarray(picture.resize((width, height), method))
+        image = resized[..., None] if grey else resized
+    return np.ascontiguousarray(_finish(_centre(image, kept), preprocess))
+
+
+def fit_images(images: NDArray[Any] | Sequence[NDArray[Any]], preprocess: Preprocess) -> Uint8:
+    """`fit_image` of many: the same bits, without Python per image where all are of one size.
+
+    Args:
+        images: uint8 [N, H, W, C] or [N, H, W], C as in `fit_image`; or a list of images of differing sizes.
+
+    Returns:
+        uint8 [N, h, w, c]; `images` itself where nothing has to be done.
+
+    Raises:
+        ValueError: not uint8, or not of such a shape.
+    """
+    if not isinstance(images, np.ndarray):
+        out = np.empty((len(images), *preprocess.size, preprocess.num_channels), np.uint8)
+        for row, image in zip(out, images, strict=True):
+            row[...] = fit_image(image, preprocess)
+        return out
+    images = _with_channels(_as_stack(images, 4), preprocess.channels)
+    scaled, kept = _layout(images.shape[1], images.shape[2], preprocess)
+    images = _resample(images, scaled, preprocess.interpolation)
+    return _finish(_centre(images, kept), preprocess)
+
+
+# --- resampling -------------------------------------------------------------------------------------------------------
+
+
+def _triangle(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.maximum(0.0, 1.0 - np.abs(x))
+
+
+def _cubic(x: NDArray[np.float64], a: float = -0.5) -> NDArray[np.float64]:
+    x = np.abs(x)
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    far = (((x - 5.0) * x + 8.0) * x - 4.0) * a
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def _lanczos(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where((x >= -3.0) & (x < 3.0), np.sinc(x) * np.sinc(x / 3.0), 0.0)
+
+
+def _box(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return ((x > -0.5) & (x <= 0.5)).astype(np.float64)
+
+
+_FILTERS = {"box": (_box, 0.5), "bilinear": (_triangle, 1.0), "bicubic": (_cubic, 2.0), "lanczos": (_lanczos, 3.0)}
+_BITS = 22  # of Pillow's fixed-point coefficients: 32, less 8 for the pixel, less 2 for the overshoot
+
+
+@lru_cache(maxsize=64)
+def _weights(length: int, target: int, interpolation: str) -> NDArray[np.float64]:
+    """[target, length]: the coefficients with which Pillow makes `target` pixels of `length`, multiples of 2^-22."""
+    kernel, reach = _FILTERS[interpolation]
+    scale = length / target
+    stretch = max(scale, 1.0)  # when shrinking, the filter widens: that is the antialiasing
+    centre = (np.arange(target) + 0.5) * scale
+    first = np.maximum(0, (centre - reach * stretch + 0.5).astype(np.int64))
+    last = np.minimum(length, (centre + reach * stretch + 0.5).astype(np.int64))
+    pixel = np.arange(length)
+    weights = kernel((pixel - centre[:, None] + 0.5) / stretch)
+    weights = np.where((pixel >= first[:, None]) & (pixel < last[:, None]), weights, 0.0)
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    fixed = np.trunc(weights * 2.0**_BITS + np.copysign(0.5, weights))
+    return cast(NDArray[np.float64], fixed * 2.0**-_BITS)
+
+
+def _nearest(length: int, target: int) -> NDArray[np.int64]:
+    step = length / target
+    return np.minimum(np.add.accumulate(np.r_[step * 0.5, np.full(target - 1, step)]).astype(np.int64), length - 1)
+
+
+def _to_bytes(values: NDArray[np.float64]) -> Uint8:
+    values += 0.5
+    return np.clip(values, 0.0, 255.0, out=values).astype(np.uint8)
+
+
+def _resample(images: Uint8, scaled: tuple[int, int], interpolation: str) -> Uint8:
+    """Resize [N, H, W, C] to [N, *scaled, C]. Sums of multiples of 2^-22 below 2^9 are exact in float64."""
+    count, height, width, channels = images.shape
+    if (height, width) == scaled:
+        return images
+    if interpolation == "nearest":
+        return images[:, _nearest(height, scaled[0])][:, :, _nearest(width, scaled[1])]
+    out = np.empty((count, *scaled, channels), np.uint8)
+    chunk = max(1, 2**21 // (max(height, scaled[0]) * max(width, scaled[1]) * channels))  # some 16 MiB at a time
+    for start in range(0, count, chunk):
+        x = images[start : start + chunk]
+        if width != scaled[1]:
+            rows = x.transpose(0, 1, 3, 2).reshape(-1, width).astype(np.float64)
+            wide = _to_bytes(rows @ _weights(width, scaled[1], interpolation).T)
+            x = wide.reshape(len(x), height, channels, scaled[1]).transpose(0, 1, 3, 2)
+        if height != scaled[0]:
+            columns = x.reshape(len(x), height, -1).astype(np.float64)
+            tall = _to_bytes(_weights(height, scaled[0], interpolation) @ columns)
+            x = tall.reshape(len(x), *scaled, channels)
+        out[start : start + chunk] = x
+    return out
+
+
+# --- polarity ---------------------------------------------------------------------------------------------------------
+
+
+def _border(images: Uint8, ring: int = 1) -> Uint8:
+    """The outermost `ring` pixels of [..., H, W, C], as [..., pixels]."""
+    height, width = images.shape[-3:-1]
+    mask = np.ones((height, width), bool)
+    mask[ring : height - ring, ring : width - ring] = False
+    return images[..., mask, :].reshape(*images.shape[:-3], -1)
+
+
+def to_polarity(image: Uint8, polarity: str) -> Uint8:
+    """Turn ink on some ground into what the model knows, e.g. grey pencil on beige paper into white on black.
+
+    The ground is the median of the border; the ink is what lies farthest from it. If the ink lies on the wrong side,
+    the image is inverted. If the ground is then still more than 8 levels off black (or white), levels are mapped
+    linearly so that the ground, with its noise, becomes black (white) and the ink's extreme the opposite.
+
+    Args:
+        image: uint8 [H, W, C].
+        polarity: "light-on-dark" or "dark-on-light".
+
+    Returns:
+        uint8 [H, W, C]; `image` itself where it already matches.
+    """
+    if polarity == "dark-on-light":
+        return 255 - to_polarity(255 - image, "light-on-dark")
+    grey = image if image.shape[-1] == 1 else luma(image)
+    border = _border(grey, max(1, min(grey.shape[:2]) // 20))
+    ground = float(np.median(border))
+    low, high = float(grey.min()), float(grey.max())
+    if ground - low > high - ground:  # ink is darker than its ground
+        image, border = 255 - image, 255 - border
+        ground, high = 255.0 - ground, 255.0 - low
+    if ground <= 8:
+        return image
+    noise = min(3.0 * float(np.median(np.abs(border - ground))), (high - ground) / 4)
+    # An empty sheet has no ink: its own faint texture must not be stretched into some.
+    reach = max(high - ground - noise, 32.0)
+    levels = np.rint(np.clip((np.arange(256) - (ground + noise)) * (255.0 / reach), 0, 255)).astype(np.uint8)
+    return cast(Uint8, levels[image])
+
+
+# --- for the device, and for a data set -------------------------------------------------------------------------------
+
+
+def normalise(images: Any, preprocess: Preprocess, dtype: Any = None) -> jax.Array:
+    """(images / 255 - mean) / std, on the device.
+
+    Args:
+        images: [..., C] in 0..255, uint8 or floating (an augmented batch).
+        dtype: of the result, float32 unless given; the sums are done in float32 at least.
+
+    Returns:
+        [..., C] of `dtype`.
+    """
+    import jax.numpy as jnp
+
+    mean, std = (np.asarray(v, np.float32) for v in (preprocess.mean, preprocess.std))
+    pixels = jnp.asarray(images)
+    shape = (1,) * (pixels.ndim - 1) + (-1,)  # spelled out, for those who forbid implicit rank promotion
+    scaled = pixels.astype(jnp.float32) / np.float32(255)
+    return ((scaled - mean.reshape(shape)) / std.reshape(shape)).astype(jnp.float32 if dtype is None else dtype)
+
+
+def _sample(dataset: Dataset) -> Uint8 | list[Uint8]:
+    if "train" not in dataset.splits:
+        raise ValueError(f"{dataset.name} has no train split to measure a preprocessing on")
+    split = dataset.splits["train"]
+    count = min(SAMPLE, len(split))
+    return split.read(np.arange(count) * len(split) // count)
+
+
+def _measured_polarity(images: Uint8 | list[Uint8]) -> str | None:
+    """The polarity that over 90 % of grey images share by the median of their borders, else None."""
+    if any(image.shape[-1] != 1 for image in images):
+        return None
+    if isinstance(images, np.ndarray):
+        ground = np.median(_border(images), axis=1)
+    else:
+        ground = np.array([np.median(_border(image)) for image in images])
+    if (ground < 64).mean() > 0.9:
+        return "light-on-dark"
+    return "dark-on-light" if (ground > 191).mean() > 0.9 else None
+
+
+def _moments(images: Uint8) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 [N, H, W, C], in [0, 1], from exact counts of each level."""
+    level = np.arange(256) / 255.0
+    means, stds = [], []
+    for channel in range(images.shape[-1]):
+        counts = np.bincount(images[..., channel].ravel(), minlength=256)
+        mean = float((counts * level).sum() / counts.sum())
+        std = math.sqrt(float((counts * (level - mean) ** 2).sum() / counts.sum()))
+        means.append(round(mean, 4))
+        stds.append(round(std, 4) or 1.0)  # a constant channel has nothing to scale
+    return tuple(means), tuple(stds)
+
+
+def preprocess_for(dataset: Dataset, image_size: tuple[int, int]) -> Preprocess:
+    """The preprocessing for training from scratch, measured on the train split (up to 10,000 records, evenly spaced).
+
+    Images slightly smaller than `image_size` keep their pixels and are padded, as LeCun et al. 1998 put 28x28 digits
+    into 32x32; others are resized. Grey data with a common background have a polarity and are padded with it.
+
+    Args:
+        dataset: with a train split.
+        image_size: (height, width) that the model sees.
+
+    Raises:
+        ValueError: no train split.
+    """
+    images = _sample(dataset)
+    grey = all(image.shape[-1] == 1 for image in images)
+    polarity = _measured_polarity(images)
+    sizes = {(image.shape[0], image.shape[1]) for image in images}
+    box = image_size
+    if len(sizes) == 1:
+        own = next(iter(sizes))
+        if all(0.75 * want <= have <= want for have, want in zip(own, image_size, strict=True)):
+            box = own
+    blank = (0.0,) if grey else (0.0,) * 3
+    plan = Preprocess(
+        size=image_size if polarity else box,  # without polarity the mean is the filling, and must not count it
+        resize=box,
+        fit="pad" if polarity else "crop",
+        channels="L" if grey else "RGB",
+        polarity=polarity,
+        mean=blank,
+        std=tuple(1.0 for _ in blank),
+    )
+    mean, std = _moments(fit_images(images, plan))
+    return Preprocess(
+        size=image_size,
+        resize=box,
+        fit=plan.fit,
+        channels=plan.channels,
+        polarity=polarity,
+        mean=mean,
+        std=std,
+    )
