@@ -247,3 +247,23 @@ def require_images(images: jax.Array, minimum: int, model: str, bound_to: int | 
             f"{model} was made for images of {bound_to}x{bound_to} pixels, which fix the shape of its dense layers; "
             f"got {height}x{width} (resize the images, or create it with image_size={height})"
         )
+
+
+#: A classifier's kernel between ±1 / sqrt(fan-in), PyTorch's default for linear layers.
+uniform_head = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def scaled(features: int, width: float) -> int:
+    """Channels at another width: the product rounded to a multiple of 8, at least 8; unchanged at width 1."""
+    return features if width == 1 else max(8, 8 * round(features * width / 8))
+
+
+def require_stem(stem: str, model: str) -> None:
+    """ValueError unless the stem is one of the two that every ImageNet family has."""
+    if stem not in ("imagenet", "small"):
+        raise ValueError(f"{model} has the stems imagenet and small (for 28 to 64 pixels); got {stem!r}")
+
+
+def rematerialised(block: type[nn.Module], remat: bool) -> type[nn.Module]:
+    """The block, its activations computed again in the backward pass where `remat`; called block(x, train)."""
+    return nn.remat(block, static_argnums=(2,)) if remat else block
