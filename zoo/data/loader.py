@@ -7,6 +7,7 @@ process can take its rows of each batch.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import weakref
@@ -184,7 +185,10 @@ def _fitted(split: Split, preprocess: Preprocess) -> NDArray[np.uint8] | None:
     height, width = preprocess.size
     if len(split) * height * width * preprocess.num_channels > FIT_ONCE:
         return None
-    known = _fitted_before.get(split)
+    try:
+        known = _fitted_before.get(split)
+    except TypeError:  # somebody's own split that cannot be hashed or referred to weakly: fitted anew each time
+        known = None
     if known is not None and known[0] == preprocess:
         return known[1]
     if isinstance(split, ArraySplit):
@@ -194,7 +198,8 @@ def _fitted(split: Split, preprocess: Preprocess) -> NDArray[np.uint8] | None:
         for start in range(0, len(split), 1024):
             stop = min(start + 1024, len(split))
             images[start:stop] = fit_images(split.read(np.arange(start, stop)), preprocess)
-    _fitted_before[split] = (preprocess, images)
+    with contextlib.suppress(TypeError):
+        _fitted_before[split] = (preprocess, images)
     return images
 
 

@@ -4,8 +4,8 @@
 prediction cannot disagree. Pixels stay uint8 on the host; `normalise` turns them into floats on the device.
 
 Resizing is Pillow's: antialiased when shrinking, a horizontal and then a vertical pass, each rounded to 8 bits with
-22-bit coefficients. `fit_image` calls Pillow; `fit_images` does the same sums for a whole stack as matrix products in
-float64, which are exact here, so both give the same bits whatever the size of the stack.
+22-bit coefficients. `fit_image` calls Pillow; `fit_images` does the same sums for a stack of small images as matrix
+products in float64, which are exact here, so both give the same bits whatever the size of the stack.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box")
 CHANNELS = ("L", "RGB", "BGR")
 POLARITIES = (None, "light-on-dark", "dark-on-light")
 
+SMALL = 64 * 64  # pixels x channels up to which resizing is faster for a whole stack than image by image
 SAMPLE = 10_000  # records of the train split that preprocess_for looks at
 
 
@@ -313,18 +314,11 @@ def fit_image(image: NDArray[Any], preprocess: Preprocess, *, match_polarity: bo
     Raises:
         ValueError: not uint8, or not of such a shape.
     """
-    from PIL import Image
-
     image = _with_channels(_as_stack(np.asarray(image), 3), preprocess.channels)
     if match_polarity and preprocess.polarity is not None:
         image = to_polarity(image, preprocess.polarity)
-    (height, width), kept = _layout(image.shape[0], image.shape[1], preprocess)
-    if image.shape[:2] != (height, width):
-        method = Image.Resampling[preprocess.interpolation.upper()]
-        grey = image.shape[-1] == 1
-        picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image))
-        resized = np.asarray(picture.resize((width, height), method))
-        image = resized[..., None] if grey else resized
+    scaled, kept = _layout(image.shape[0], image.shape[1], preprocess)
+    image = _resize(image, scaled, preprocess.interpolation)
     return np.ascontiguousarray(_finish(_centre(image, kept), preprocess))
 
 
@@ -347,7 +341,10 @@ def fit_images(images: NDArray[Any] | Sequence[NDArray[Any]], preprocess: Prepro
         return out
     images = _with_channels(_as_stack(images, 4), preprocess.channels)
     scaled, kept = _layout(images.shape[1], images.shape[2], preprocess)
-    images = _resample(images, scaled, preprocess.interpolation)
+    if images.shape[1:3] != scaled:
+        largest = max(images.shape[1] * images.shape[2], scaled[0] * scaled[1]) * images.shape[3]
+        resize_all = _resize_stack if largest <= SMALL else _resize_each
+        images = resize_all(images, scaled, preprocess.interpolation)
     return _finish(_centre(images, kept), preprocess)
 
 
@@ -404,11 +401,28 @@ def _to_bytes(values: NDArray[np.float64]) -> Uint8:
     return np.clip(values, 0.0, 255.0, out=values).astype(np.uint8)
 
 
-def _resample(images: Uint8, scaled: tuple[int, int], interpolation: str) -> Uint8:
+def _resize(image: Uint8, scaled: tuple[int, int], interpolation: str) -> Uint8:
+    """Resize one [H, W, C], by Pillow."""
+    from PIL import Image
+
+    if image.shape[:2] == scaled:
+        return image
+    grey = image.shape[-1] == 1
+    picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image))
+    resized = np.asarray(picture.resize((scaled[1], scaled[0]), Image.Resampling[interpolation.upper()]))
+    return resized[..., None] if grey else resized
+
+
+def _resize_each(images: Uint8, scaled: tuple[int, int], interpolation: str) -> Uint8:
+    out = np.empty((len(images), *scaled, images.shape[-1]), np.uint8)
+    for row, image in zip(out, images, strict=True):
+        row[...] = _resize(image, scaled, interpolation)
+    return out
+
+
+def _resize_stack(images: Uint8, scaled: tuple[int, int], interpolation: str) -> Uint8:
     """Resize [N, H, W, C] to [N, *scaled, C]. Sums of multiples of 2^-22 below 2^9 are exact in float64."""
     count, height, width, channels = images.shape
-    if (height, width) == scaled:
-        return images
     if interpolation == "nearest":
         return images[:, _nearest(height, scaled[0])][:, :, _nearest(width, scaled[1])]
     out = np.empty((count, *scaled, channels), np.uint8)

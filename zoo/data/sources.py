@@ -129,8 +129,8 @@ def held_out(keys: Sequence[bytes], labels: NDArray[Any], count: int) -> NDArray
     """Choose about `count` records by content, from each class in proportion.
 
     Within a class, records are ranked by their key and the first ones are taken. Records with equal keys stay together,
-    across classes too, so a few more than `count` may be taken where images are repeated. Every class keeps a record
-    on both sides if it has two different ones.
+    across classes too; where images are repeated the number taken may differ a little from `count`. Every class keeps
+    a record on both sides if it has two different ones.
 
     Args:
         keys: a hash of each record's content.
@@ -151,10 +151,9 @@ def held_out(keys: Sequence[bytes], labels: NDArray[Any], count: int) -> NDArray
         members = Counter(keys[i] for i in np.flatnonzero(labels == label).tolist())
         taken = 0
         for key in sorted(members)[:-1]:  # the last one stays
-            if taken >= max(1, wanted):
-                break
-            chosen.add(key)
-            taken += members[key]
+            if taken == 0 or taken + members[key] <= wanted:
+                chosen.add(key)
+                taken += members[key]
     return np.fromiter((key in chosen for key in keys), bool, len(keys))
 
 
@@ -219,7 +218,8 @@ def from_arrays(
     Args:
         train, validation, test: pairs (images, labels). Images are [N, H, W], [N, H, W, C] or, where it is unambiguous,
             [N, C, H, W] with C of 1, 3 (RGB) or 4 (RGBA), uint8, or integers or floats in 0..255, or floats in 0..1.
-            Labels are [N] or [N, 1] (integers or strings) or one-hot [N, K].
+            They are not copied where they are already what is needed. Labels are [N] or [N, 1] (integers or strings) or
+            one-hot [N, K].
         class_names: the meaning of labels 0..K-1. Without it labels may be anything, and are sorted into classes.
         name: for messages.
 
@@ -234,12 +234,13 @@ def from_arrays(
 def _from_arrays(given: Mapping[str, Arrays], class_names: Sequence[str] | None, name: str) -> Dataset:
     images: dict[str, Pixels] = {}
     labels: dict[str, NDArray[Any]] = {}
+    factors: dict[str, float] = {}
     notes: list[str] = []
     for split, pair in given.items():
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValueError(f"{name}: {split} must be a pair (images, labels)")
         x, y = (np.asarray(part) for part in pair)
-        images[split], scaling = _to_pixels(x, f"{name}: {split} images")
+        images[split], factors[split], scaling = _to_pixels(x, f"{name}: {split} images")
         labels[split] = _to_labels(y, f"{name}: {split} labels")
         if len(images[split]) != len(labels[split]):
             raise ValueError(f"{name}: {split} has {len(images[split])} images but {len(labels[split])} labels")
@@ -248,13 +249,16 @@ def _from_arrays(given: Mapping[str, Arrays], class_names: Sequence[str] | None,
     shapes = {split: x.shape[1:] for split, x in images.items()}
     if len({shape[-1] for shape in shapes.values()}) > 1:
         raise ValueError(f"{name}: splits differ in channels: {', '.join(f'{k} {v}' for k, v in shapes.items())}")
+    if len(set(factors.values())) > 1:
+        ranges = ", ".join(f"{k} 0..{'1' if f > 1 else '255'}" for k, f in factors.items())
+        raise ValueError(f"{name}: splits differ in the range of their pixel values: {ranges}")
     numbers, names, mapped = _to_classes(labels, class_names, name)
     splits, held = _complete({split: ArraySplit(images[split], numbers[split]) for split in given})
     return Dataset(name, splits, names, tuple(notes + mapped + held))
 
 
-def _to_pixels(x: NDArray[Any], what: str) -> tuple[Pixels, str]:
-    """Check and convert to uint8 [N, H, W, C]; and a remark where the values were not already 0..255."""
+def _to_pixels(x: NDArray[Any], what: str) -> tuple[Pixels, float, str]:
+    """Check and convert to uint8 [N, H, W, C]; with the factor that did it, and a remark if it needs one."""
     if x.dtype == object:
         raise ValueError(f"{what}: sizes differ or entries are no numbers; a rectangular array is needed")
     if x.dtype.kind not in "buif":
@@ -274,33 +278,29 @@ def _to_pixels(x: NDArray[Any], what: str) -> tuple[Pixels, str]:
         raise ValueError(f"{what}: in {x.shape} channels may be first or last; use [number, height, width, channels]")
     if first and not last:
         x = x.transpose(0, 2, 3, 1)
-    x, remark = _to_levels(x, what)
-    if x.shape[-1] == 4:
-        x, remark = np.stack([composite(image) for image in x]), remark or "transparency is laid over white"
-    return np.ascontiguousarray(x), remark
+    pixels, factor, remark = _to_levels(x, what)
+    if pixels.shape[-1] == 4:
+        pixels, remark = np.stack([composite(image) for image in pixels]), remark or "transparency is laid over white"
+    return np.ascontiguousarray(pixels), factor, remark
 
 
-def _to_levels(x: NDArray[Any], what: str) -> tuple[Pixels, str]:
-    """Numbers of any kind to uint8 0..255."""
+def _to_levels(x: NDArray[Any], what: str) -> tuple[Pixels, float, str]:
+    """Numbers of any kind to uint8 0..255, by a factor of 1 or 255."""
     low, high = x.min(), x.max()
-    if x.dtype.kind == "f" and not (np.isfinite(low) and np.isfinite(high)):
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError(f"{what}: contain values that are not finite (NaN or infinity)")
     if x.dtype == np.uint8 and high > 1:
-        return x, ""
+        return x, 1.0, "" if high >= 64 else f"the brightest pixel is {high} of 255"
+    found = f"values range from {low:g} to {high:g}"
     if low < 0 or high > 255:
-        raise ValueError(f"{what}: values range from {low:g} to {high:g}; 0..255 or 0..1 is needed")
-    if high <= 1:
-        factor, remark = 255.0, "" if x.dtype.kind == "f" else "two-valued, scaled to 0 and 255"
-    elif high >= 128:
-        factor, remark = 1.0, ""
-    else:
-        raise ValueError(
-            f"{what}: values range from {low:g} to {high:g}, neither 0..1 nor 0..255; scale them to one of these"
-        )
+        raise ValueError(f"{what}: {found}; 0..255 or 0..1 is needed")
+    if 1 < high < 128:
+        raise ValueError(f"{what}: {found}, which is neither 0..1 nor 0..255; scale them to one of these")
+    factor = 1.0 if high > 1 else 255.0
     out = np.empty(x.shape, np.uint8)
     for start in range(0, len(x), 1024):  # floats of a whole data set twice would be a lot of memory
         out[start : start + 1024] = np.rint(x[start : start + 1024].astype(np.float64) * factor)
-    return out, remark
+    return out, factor, "two-valued, scaled to 0 and 255" if factor > 1 and x.dtype.kind != "f" else ""
 
 
 def _to_labels(y: NDArray[Any], what: str) -> NDArray[Any]:
@@ -336,8 +336,8 @@ def _to_classes(
         raise ValueError(f"{name}: the train labels are all {seen[0]!s}; at least two classes are needed")
     if class_names is not None:
         names = tuple(str(n) for n in class_names)
-        if len(set(names)) != len(names):
-            raise ValueError(f"{name}: class_names repeats a name")
+        if len(set(names)) != len(names) or len(names) < 2:
+            raise ValueError(f"{name}: class_names must be two or more different names, not {names}")
         index = np.array(names) if reference.dtype.kind == "U" else np.arange(len(names))
     else:
         index = seen
@@ -409,9 +409,10 @@ def _npz(path: Path) -> Dataset:
     """An .npz of NumPy arrays, never unpickled."""
     name = str(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError(f"{name}: is a single array (.npy), not an .npz of images and labels")
+        opened = np.load(path, allow_pickle=False)
+        if not isinstance(opened, np.lib.npyio.NpzFile):
+            raise ValueError(f"{name}: is a single array (.npy), not an .npz of images and labels")
+        with opened as file:
             found = list(file.files)
             pairs = {
                 split: pair
@@ -440,7 +441,11 @@ def _npz(path: Path) -> Dataset:
 
 def _array(file: Any, key: str, name: str) -> NDArray[Any]:
     try:
-        return cast(NDArray[Any], file[key])
+        if not isinstance(array := file[key], np.ndarray):
+            raise ValueError("not an array")
+        return array
+    except MemoryError:
+        raise ValueError(f"{name}: the array {key} does not fit in memory") from None
     except ValueError as error:
         if "llow_pickle" not in str(error):
             raise ValueError(f"{name}: the array {key} is damaged ({_one_line(error)})") from None
@@ -540,9 +545,16 @@ class RecordSplit:
     def read(self, indices: Any) -> list[Pixels]:
         wanted = self.records[indices].tolist()
         with self.lock:
-            found = self.source.__getitems__(wanted)
+            found = _fetch(self.source, wanted, self.name)
         images = (record[self.feature] for record in found)
         return [_decode(image, f"{self.name} record {i}") for i, image in zip(wanted, images, strict=True)]
+
+
+def _fetch(source: Any, records: list[int], what: str) -> Sequence[Mapping[str, Any]]:
+    try:
+        return cast(Sequence[Mapping[str, Any]], source.__getitems__(records))
+    except Exception as error:  # array_record raises what its C++ says
+        raise ValueError(f"{what}: records cannot be read ({_one_line(error)}); is a file of it damaged?") from error
 
 
 def _decode(encoded: bytes, what: str) -> Pixels:
@@ -591,9 +603,10 @@ def _prepared(name: str, data_dir: str | Path | None) -> Any:
         except tfds.core.DatasetNotFoundError:
             hint = _nearest_names(name.split("/")[0], tfds.list_builders(with_community_datasets=False))
             raise ValueError(f"tfds:{name}: no such data set in TFDS{hint}") from None
-        except (ValueError, OSError) as error:
+        except Exception as error:  # of many types: AssertionError for a version, ImportError for what it needs …
             raise ValueError(f"tfds:{name}: {_config_problem(name, error)}") from error
         if not builder.is_prepared():
+            _features(builder, name)  # before anything is downloaded
             _prepare(builder, name)
     formats = {str(f.value) for f in builder.info.available_file_formats()}
     if "array_record" not in formats:
@@ -615,12 +628,12 @@ def _config_problem(name: str, error: Exception) -> str:
         configs = []
     if config and config not in configs:
         return f"has no configuration {config!r}" + (_nearest_names(config, configs) or " (it has none at all)")
-    return _one_line(error)
+    return _one_line(error).rpartition('}": ')[2]  # TFDS puts the arguments of the builder before the reason
 
 
 def _nearest_names(wrong: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(wrong, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def _prepare(builder: Any, name: str) -> None:
@@ -737,7 +750,7 @@ def _tfds_split(builder: Any, theirs: str, image: str, label: str, name: str) ->
         pixels = np.empty((len(source), *shape), np.uint8) if small else None
         keys = np.empty((len(source), 16), np.uint8)
         for start in _progress(range(0, len(source), 1024), f"reading {what}"):
-            records = source.__getitems__(list(range(start, min(start + 1024, len(source)))))
+            records = _fetch(source, list(range(start, min(start + 1024, len(source)))), what)
             for i, record in enumerate(records, start):
                 labels[i] = record[label]
                 if pixels is None:
@@ -839,7 +852,7 @@ def open_dataset(spec: str | Path, data_dir: str | Path | None = None) -> Datase
             raise ValueError(f"{text!r} names no data set; give {scheme}:NAME, for example tfds:mnist")
         return SCHEMES[scheme](rest, data_dir)
     path = Path(text).expanduser()
-    if path.is_dir():
+    if text and path.is_dir():
         for recognise, reader in FOLDERS:
             if recognise(path):
                 return reader(path)
@@ -853,4 +866,4 @@ def open_dataset(spec: str | Path, data_dir: str | Path | None = None) -> Datase
     hint = _nearest_names(text, NAMED)
     if colon and not hint:
         hint = _nearest_names(scheme, SCHEMES)
-    raise ValueError(f"data {text!r} is not understood{hint or ';'} understood are {UNDERSTOOD}")
+    raise ValueError(f"data {text!r} is not understood{hint}; understood are {UNDERSTOOD}")
