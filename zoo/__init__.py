@@ -1,0 +1,44 @@
+"""A JAX functional model zoo: LeNet, AlexNet, Inception and residual networks as pure functions.
+
+import zoo
+model = zoo.create("lenet5", num_classes=10)
+variables = zoo.init(model, 0)
+logits, endpoints = model.apply(variables, images)
+
+fitted = zoo.fit("lenet5", "digits")
+checkpoint = zoo.load("runs/…/best")
+checkpoint.predict("photo.png")
+"""
+
+from importlib import import_module
+from typing import Any
+
+#: name -> where it lives. Imported when first used, so that `import zoo` is light and changes nothing in JAX.
+_PUBLIC = {
+    "MODELS": "zoo.models",
+    "RECIPES": "zoo.training.recipes",
+    "Recipe": "zoo.training.recipes",
+    "create": "zoo.models",
+    "init": "zoo.models",
+    "open_dataset": "zoo.data.sources",
+    "from_arrays": "zoo.data.sources",
+    "fit": "zoo.api",
+    "evaluate": "zoo.api",
+    "save": "zoo.api",
+    "load": "zoo.api",
+}
+
+__all__ = list(_PUBLIC)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}; it has {', '.join(_PUBLIC)}")
+    value = getattr(import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*_PUBLIC, "__version__"]

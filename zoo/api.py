@@ -1,0 +1,169 @@
+"""The Python side of the three uses: fit, evaluate, save, load and predict."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from zoo import checkpoint, models
+from zoo.checkpoint import Card
+from zoo.data.preprocess import Preprocess, fit_image, read_image
+from zoo.data.sources import Dataset, from_arrays, open_dataset
+from zoo.training import evaluation, loop, run
+from zoo.training.recipes import Recipe, default_recipe, find_recipe
+
+
+class Prediction(NamedTuple):
+    """One image's answer: the likeliest class, its probability, and the (class, probability) pairs of the best few."""
+
+    label: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+
+
+class Checkpoint(NamedTuple):
+    """What `load` returns. `model.apply(variables, images)` is the network; `predict` is the whole way from a file."""
+
+    model: nn.Module
+    variables: dict
+    card: Card
+
+    def predict(self, images: Any, top: int = 5) -> list[Prediction]:
+        """Classify images: a path, an array uint8 or float in [0, 1] of [H, W], [H, W, C] or [N, H, W, C], or a list.
+
+        Everything happens as the card says: size, channels, normalisation, and for drawings the polarity of ink and
+        paper. Returns one Prediction per image. ValueError for a file that is no image or an array of another form.
+        """
+        pixels = [fit_image(image, self.card.preprocess, match_polarity=True) for image in _images(images)]
+        if not pixels:
+            return []
+        probabilities = evaluation.predict(self.model, self.variables, np.stack(pixels), self.card.preprocess)
+        return [_prediction(row, self.card.classes, top) for row in probabilities]
+
+
+def _prediction(row: np.ndarray, classes: Sequence[str], top: int) -> Prediction:
+    order = np.argsort(-row, kind="stable")[:top]
+    best = tuple((classes[i], float(row[i])) for i in order)
+    return Prediction(*best[0], best)
+
+
+def _images(images: Any) -> list[np.ndarray]:
+    """One list of uint8 images [H, W, C] from whatever `predict` takes."""
+    if isinstance(images, (str, Path)):
+        return [read_image(images)]
+    if isinstance(images, (list, tuple)):
+        return [image for item in images for image in _images(item)]
+    array = np.asarray(images)
+    if array.ndim == 2:
+        array = array[None, :, :, None]
+    elif array.ndim == 3:
+        if array.shape[-1] not in (1, 3):
+            raise ValueError(
+                f"an array of shape {array.shape} is ambiguous: give one image as [H, W] or [H, W, C] with 1 or 3 "
+                "channels, several as [N, H, W, C]"
+            )
+        array = array[None]
+    elif array.ndim != 4:
+        raise ValueError(f"predict takes [H, W], [H, W, C] or [N, H, W, C]; got an array of shape {array.shape}")
+    if array.dtype != np.uint8:
+        if not np.isfinite(array).all() or array.min(initial=0) < 0 or array.max(initial=0) > 255:
+            raise ValueError("pixel values must be uint8, or floats in [0, 1] or [0, 255]")
+        scale = 255.0 if np.issubdtype(array.dtype, np.floating) and array.max(initial=0) <= 1 else 1.0
+        array = np.rint(array * scale).astype(np.uint8)
+    return list(array)
+
+
+def load(path: str | Path) -> Checkpoint:
+    """The checkpoint in a folder, its files and leaves checked against their hashes, strictly fitted to its model.
+
+    Raises FileNotFoundError, or ValueError naming every file or leaf that is wrong and what to do.
+    """
+    card, variables = checkpoint.load_checkpoint(path)
+    model = models.create(card.model, **card.fields)
+    shape = (*card.preprocess.size, card.preprocess.num_channels)
+    variables = checkpoint.match_leaves(variables, models.abstract_variables(model, shape), str(path))
+    return Checkpoint(model, jax.device_put(variables), card)
+
+
+def save(
+    path: str | Path, model: nn.Module, variables: dict, classes: Sequence[str], preprocess: Preprocess, **about: Any
+) -> Card:
+    """Write a checkpoint folder that `load` and every command take. `about`: further fields of the Card.
+
+    model: made by `create`. classes: one name per output. ValueError where the parts do not fit together.
+    """
+    name = models.name_of(model)
+    classes = tuple(str(name) for name in classes)
+    if len(classes) != model.num_classes:
+        raise ValueError(f"{len(classes)} class names for a model with {model.num_classes} classes")
+    shape = (*preprocess.size, preprocess.num_channels)
+    variables = checkpoint.match_leaves(variables, models.abstract_variables(model, shape), "variables")
+    card = Card(
+        model=name, fields=models.defining_fields(model), classes=classes, preprocess=preprocess,
+        versions=run.versions(), **about,
+    )  # fmt: skip
+    return checkpoint.save_checkpoint(path, card, variables)
+
+
+def fit(
+    model: str,
+    data: str | Path | Dataset | tuple = "digits",
+    recipe: Recipe | str | None = None,
+    *,
+    fields: dict[str, Any] | None = None,
+    workdir: str | Path | None = None,
+    data_dir: str | None = None,
+    limit: int = 0,
+    quiet: bool = False,
+    **changes: Any,
+) -> loop.Fitted:
+    """Train a model of MODELS, as `zoo train` does: fit("lenet5", "digits", epochs=5, learning_rate=1e-3).
+
+    data: what `open_dataset` takes, a Dataset, or arrays (images, labels), of which validation and test are held out.
+    recipe: a name of RECIPES or a Recipe; by default the one that suits. changes: fields of the recipe to change.
+    fields: fields of the model to change. An unfinished run of the same configuration is continued.
+    """
+    if isinstance(data, tuple):
+        data = from_arrays(data)
+    name = data.name if isinstance(data, Dataset) else str(data)
+    base = recipe if isinstance(recipe, Recipe) else find_recipe(recipe or default_recipe(model, name))
+    unknown = sorted(set(changes) - {field.name for field in dataclasses.fields(Recipe)})
+    if unknown:
+        raise ValueError(f"fit: {', '.join(unknown)} is neither an argument nor a field of Recipe")
+    return loop.fit(
+        model, data if isinstance(data, Dataset) else str(data), dataclasses.replace(base, **changes),
+        fields=fields, data_dir=data_dir, limit=limit, workdir=workdir, quiet=quiet,
+    )  # fmt: skip
+
+
+def evaluate(
+    checkpoint: Checkpoint | str | Path,
+    data: str | Path | Dataset,
+    split: str = "test",
+    *,
+    data_dir: str | None = None,
+    limit: int = 0,
+    batch_size: int = evaluation.BATCH_SIZE,
+    on_batch: Any = None,
+) -> dict[str, Any]:
+    """Every metric of a checkpoint over a whole split, each example counted once.
+
+    The data's classes are matched to the checkpoint's by name; ValueError where they differ.
+    """
+    loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load(checkpoint)
+    dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
+    if limit:
+        dataset = loop.limited(dataset, limit)
+    if split not in dataset.splits:
+        raise ValueError(f"{dataset.name}: has no split {split!r}; it has {', '.join(dataset.splits)}")
+    if tuple(dataset.class_names) != tuple(loaded.card.classes):
+        theirs, ours = ", ".join(dataset.class_names[:5]), ", ".join(loaded.card.classes[:5])
+        raise ValueError(f"{dataset.name}: its classes ({theirs}, …) are not the checkpoint's ({ours}, …)")
+    return evaluation.evaluate(
+        loaded.model, loaded.variables, dataset.splits[split], loaded.card.preprocess, loaded.card.classes,
+        batch_size=batch_size, on_batch=on_batch,
+    )  # fmt: skip

@@ -1,0 +1,377 @@
+"""Checkpoints that describe themselves, and a run's rolling state. The only module that imports Orbax.
+
+A checkpoint is a folder: `card.json` (what it is: model, classes, preprocess, recipe, metrics, and a table of its
+leaves with a sha256 each), `arrays/` (Orbax) and `manifest.json` (size and sha256 of every file). It is enough to
+rebuild the model and classify an image. A rolling state has `progress.json` in the card's place.
+
+Nothing in a file is ever executed: JSON and arrays only. The manifest is checked before anything is parsed, the leaf
+hashes after, because Orbax itself does not notice a flipped bit in array data.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.data.preprocess import Preprocess
+
+FORMAT = 1
+MANIFEST, CARD, PROGRESS, ARRAYS = "manifest.json", "card.json", "progress.json", "arrays"
+
+
+class DamagedCheckpoint(ValueError):
+    """A file or leaf of a checkpoint is not what was written."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a checkpoint says about itself. `model` and `fields` rebuild the network; `classes` name its outputs."""
+
+    model: str
+    fields: dict[str, Any]
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    recipe: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    licence: str = ""
+    source: str = ""
+    command: str = ""
+    leaves: tuple[dict[str, Any], ...] = ()
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def card_from_json(data: Any, where: str) -> Card:
+    """The card in parsed JSON. ValueError, naming `where`, for another format version or unknown fields."""
+    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+        raise ValueError(f"{where}: is not a card of this zoo (no format version)")
+    if data["format"] != FORMAT:
+        newer = "a newer version of the zoo wrote it: upgrade" if data["format"] > FORMAT else "no longer read"
+        raise ValueError(f"{where}: format version {data['format']}, this version reads {FORMAT} ({newer})")
+    names = {f.name for f in dataclasses.fields(Card)}
+    if set(data) != names:
+        raise ValueError(f"{where}: fields do not fit format {FORMAT}: {', '.join(sorted(set(data) ^ names))}")
+    values = {**data, "classes": tuple(data["classes"]), "leaves": tuple(data["leaves"])}
+    return Card(**{**values, "preprocess": Preprocess(**data["preprocess"])})
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(path: str | Path, card: Card, variables: Mapping) -> Card:
+    """Write a checkpoint folder, replacing one that is there in a single rename. Returns the card with its leaves."""
+    import jax
+
+    variables = jax.tree.map(np.asarray, dict(variables))
+    card = dataclasses.replace(card, leaves=tuple(leaf_table(variables)))
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    _clear(temporary)
+    temporary.mkdir(parents=True)
+    _write_json(temporary / CARD, card.to_json())
+    _write_arrays(temporary / ARRAYS, variables)
+    _write_manifest(temporary)
+    _replace(temporary, path)
+    return card
+
+
+def load_checkpoint(path: str | Path, check: bool = True) -> tuple[Card, dict]:
+    """(card, variables as NumPy arrays) of a checkpoint folder.
+
+    Raises FileNotFoundError where there is none, DamagedCheckpoint naming every file or leaf that is not what was
+    written, ValueError for a format this version does not read or a card that does not fit its arrays.
+    """
+    path = Path(path)
+    finish_replacement(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint folder")
+    if not (path / MANIFEST).exists() and not (path / CARD).exists():
+        raise FileNotFoundError(f"{path}: is not a checkpoint (no {CARD}){_look_inside(path)}")
+    if check:
+        check_manifest(path)
+    card = read_card(path)
+    variables = {"params": {}, "batch_stats": {}, **_read_arrays(path / ARRAYS)}
+    if check:
+        differing = compare_leaves(card.leaves, leaf_table(variables))
+        if differing:
+            raise DamagedCheckpoint(f"{path}: arrays do not fit the card: {'; '.join(differing)}")
+    return card, variables
+
+
+def read_card(path: str | Path) -> Card:
+    """The card alone, for listings; nothing is checked but its form."""
+    file = Path(path) / CARD
+    if not file.exists():
+        raise FileNotFoundError(f"{path}: is not a checkpoint (no {CARD}){_look_inside(Path(path))}")
+    return card_from_json(_read_json(file), str(file))
+
+
+def _look_inside(path: Path) -> str:
+    """A hint where a run's folder was given instead of the checkpoint in it."""
+    return f"; did you mean {path / 'best'}?" if (path / "best" / CARD).exists() else ""
+
+
+def leaf_table(variables: Mapping) -> list[dict[str, Any]]:
+    """A row per leaf, sorted by path: path, shape, dtype, sha256 of the C-order little-endian bytes."""
+    rows = []
+    for path, leaf in sorted(flatten(variables).items()):
+        array = np.asarray(leaf)
+        raw = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+        digest = hashlib.sha256(raw.tobytes()).hexdigest()
+        rows.append({"path": path, "shape": list(array.shape), "dtype": str(array.dtype), "sha256": digest})
+    return rows
+
+
+def compare_leaves(expected: Any, found: list[dict[str, Any]]) -> list[str]:
+    """A line for every leaf of one table that is missing, unknown or different in the other."""
+    old, new = ({row["path"]: row for row in rows} for rows in (expected, found))
+    lines = [f"{path} is missing" for path in sorted(set(old) - set(new))]
+    lines += [f"{path} is not in the card" for path in sorted(set(new) - set(old))]
+    for path in sorted(set(old) & set(new)):
+        if old[path] != new[path]:
+            changed = [key for key in ("shape", "dtype", "sha256") if old[path].get(key) != new[path][key]]
+            lines.append(f"{path} has another {' and '.join(changed)}")
+    return lines
+
+
+def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+    """{"params/stem/conv/kernel": leaf, …} of a nested dict."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}/"))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def match_leaves(variables: Mapping, abstract: Mapping, what: str) -> dict:
+    """`variables` with the structure of `abstract`; ValueError listing every missing, extra or differently shaped leaf.
+
+    Nothing is dropped and nothing is made up. `what` begins the message: which file or checkpoint it is about.
+    """
+    have, want = flatten(variables), flatten(abstract)
+    lines = [f"missing {path} {tuple(want[path].shape)}" for path in sorted(set(want) - set(have))]
+    lines += [f"unexpected {path} {tuple(have[path].shape)}" for path in sorted(set(have) - set(want))]
+    for path in sorted(set(have) & set(want)):
+        if tuple(have[path].shape) != tuple(want[path].shape):
+            lines.append(f"{path} is {tuple(have[path].shape)}, the model wants {tuple(want[path].shape)}")
+    if lines:
+        raise ValueError(f"{what} does not fit the model: {'; '.join(lines)}")
+    return {"params": {}, "batch_stats": {}, **unflatten({path: have[path] for path in want})}
+
+
+# --- a run's rolling state -------------------------------------------------------------------------------------
+
+
+def save_state(folder: str | Path, step: int, arrays: Any, progress: Mapping[str, Any], keep: int = 2) -> Path:
+    """Commit a run's whole state under folder/step_N; only the newest `keep` commits stay.
+
+    `arrays` is any pytree, `progress` is JSON: everything else that decides the future of the run. The commit exists
+    only once its folder has its name, which is the last thing that happens.
+    """
+    folder = Path(folder)
+    path = folder / f"step_{step:09d}"
+    temporary = folder / f".{path.name}.tmp"
+    _clear(temporary)
+    temporary.mkdir(parents=True)
+    _write_json(temporary / PROGRESS, dict(progress))
+    _write_arrays(temporary / ARRAYS, _plain(arrays))
+    _write_manifest(temporary)
+    _replace(temporary, path)
+    for old in _commits(folder)[:-keep]:
+        _clear(old)
+    return path
+
+
+def restore_state(folder: str | Path, like: Any, warn: Any = print) -> tuple[Any, dict[str, Any]] | None:
+    """(arrays with the structure of `like`, progress) of the newest commit that is intact; None where there is none.
+
+    What a killed save left behind is removed. A damaged commit is reported through `warn` and the one before is taken:
+    training from there gives the same bits again.
+    """
+    from flax import serialization
+
+    folder = Path(folder)
+    for leftover in folder.glob(".*.tmp"):
+        _clear(leftover)
+    for path in reversed(_commits(folder)):
+        try:
+            check_manifest(path)
+        except DamagedCheckpoint as damage:
+            warn(f"{damage}; going back to the commit before it")
+            continue
+        progress = _read_json(path / PROGRESS)
+        arrays = _read_arrays(path / ARRAYS)
+        have, want = flatten(arrays), flatten(_plain(like))
+        if set(have) != set(want) or any(np.shape(have[key]) != np.shape(want[key]) for key in want):
+            raise ValueError(f"{path}: was written by another configuration or version; start a new run")
+        return serialization.from_state_dict(like, _nest_like(serialization.to_state_dict(like), arrays)), progress
+    return None
+
+
+def newest_commit(folder: str | Path) -> Path | None:
+    commits = _commits(Path(folder))
+    return commits[-1] if commits else None
+
+
+def _commits(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name))
+
+
+def _plain(tree: Any) -> dict:
+    """Nested dicts of arrays: named tuples, optimiser states and None become dicts, empty ones vanish."""
+    from flax import serialization
+
+    def prune(node):
+        if isinstance(node, Mapping):
+            return {str(key): kept for key, value in node.items() if (kept := prune(value)) is not None} or None
+        return None if node is None else np.asarray(node)
+
+    return prune(serialization.to_state_dict(tree)) or {}
+
+
+def _nest_like(template: Any, arrays: Any) -> Any:
+    """`arrays` with the empty nodes that `_plain` pruned put back where the template has them."""
+    if isinstance(template, Mapping):
+        return {key: _nest_like(value, (arrays or {}).get(str(key))) for key, value in template.items()}
+    return None if template is None else arrays
+
+
+# --- files -----------------------------------------------------------------------------------------------------
+
+
+def check_manifest(path: Path) -> None:
+    """DamagedCheckpoint naming every file under `path` that is missing, of another size or another content."""
+    file = path / MANIFEST
+    if not file.exists():
+        raise DamagedCheckpoint(f"{path}: {MANIFEST} is missing")
+    raw = file.read_bytes()
+    try:
+        manifest = json.loads(raw)
+        listed = manifest["files"]
+        whole = raw == _manifest_bytes(listed) and manifest["format"] == FORMAT
+        if isinstance(manifest["format"], int) and manifest["format"] > FORMAT:
+            version = manifest["format"]
+            raise ValueError(f"{file}: format version {version}, this version reads {FORMAT}; upgrade the zoo")
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
+        whole = False
+    if not whole:
+        raise DamagedCheckpoint(f"{file}: is damaged")
+    lines = []
+    for name, row in listed.items():
+        part = path / name
+        if not part.is_file():
+            lines.append(f"{name} is missing")
+        elif part.stat().st_size != row["bytes"]:
+            lines.append(f"{name} has {part.stat().st_size} bytes instead of {row['bytes']}")
+        elif _sha256(part) != row["sha256"]:
+            lines.append(f"{name} has another content (sha256)")
+    arrays = path / ARRAYS
+    present = {part.relative_to(path).as_posix() for part in arrays.rglob("*") if part.is_file()}
+    lines += [f"{name} does not belong to it" for name in sorted(present - set(listed))]
+    if lines:
+        raise DamagedCheckpoint(f"{path}: damaged: {'; '.join(lines)}")
+
+
+def _manifest_bytes(files: Mapping[str, Any]) -> bytes:
+    """The one spelling of a manifest, so that a flipped bit in it cannot hide in white space."""
+    body = {"files": files, "format": FORMAT}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**body, "sha256": digest}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _write_manifest(path: Path) -> None:
+    parts = sorted(part for part in path.rglob("*") if part.is_file())
+    files = {
+        part.relative_to(path).as_posix(): {"bytes": part.stat().st_size, "sha256": _sha256(part)} for part in parts
+    }
+    (path / MANIFEST).write_bytes(_manifest_bytes(files))
+    for part in (*parts, path / MANIFEST):
+        descriptor = os.open(part, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write_json(file: Path, data: Any) -> None:
+    file.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DamagedCheckpoint(f"{file}: is not JSON ({error})") from None
+
+
+def _orbax():
+    try:
+        from orbax.checkpoint import v1
+    except ImportError:  # before 0.12
+        from orbax.checkpoint.experimental import v1
+    return v1
+
+
+def _write_arrays(path: Path, tree: dict) -> None:
+    _orbax().save(path.absolute(), tree)
+
+
+def _read_arrays(path: Path) -> dict:
+    import jax
+
+    try:
+        tree = _orbax().load(path.absolute())
+    except Exception as error:  # Orbax and TensorStore raise many kinds for a folder that is not theirs
+        raise DamagedCheckpoint(f"{path}: Orbax cannot read it ({type(error).__name__})") from None
+    return jax.tree.map(np.asarray, tree)
+
+
+def _clear(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+
+
+def _replace(new: Path, path: Path) -> None:
+    """Put folder `new` in the place of `path`. A kill in between leaves either, which `finish_replacement` settles."""
+    old = path.with_name(f".{path.name}.old")
+    _clear(old)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    _clear(old)
+
+
+def finish_replacement(path: Path) -> None:
+    """If a kill struck between the two renames of `_replace`, the old folder is put back."""
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)

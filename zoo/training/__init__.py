@@ -1,0 +1,1 @@
+"""Training: recipes, optimisers, the compiled step, metrics and the loop."""

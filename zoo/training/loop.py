@@ -1,0 +1,448 @@
+"""fit(): the spine. Data -> step -> evaluate -> checkpoint -> report.
+
+Everything a run does follows from its config, and its position is the step number. A commit holds the whole state, so
+a run that is killed and started again ends with the same bits as one that was left alone.
+"""
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from zoo import checkpoint, models
+from zoo.data.loader import train_batches
+from zoo.data.preprocess import Preprocess, preprocess_for
+from zoo.data.sources import ArraySplit, Dataset, open_dataset
+from zoo.training import run as runs
+from zoo.training.display import Display, duration
+from zoo.training.evaluation import evaluate
+from zoo.training.optim import make_optimizer
+from zoo.training.parallel import compiled
+from zoo.training.recipes import Recipe, default_recipe, find_recipe
+from zoo.training.run import Config, Logs, Progress
+from zoo.training.step import TrainState, create_state, evaluated_variables, make_train_step
+
+_DTYPES = {"float32": jax.numpy.float32, "bfloat16": jax.numpy.bfloat16}
+
+
+class Fitted(NamedTuple):
+    """What `fit` returns: the best variables by `recipe.monitor`, their card, the rows of metrics.jsonl, the folder."""
+
+    model: nn.Module
+    variables: dict
+    card: checkpoint.Card
+    history: list[dict[str, Any]]
+    workdir: Path
+
+
+class Interrupted(Exception):
+    """A signal came; the state is saved. `signum` is the signal."""
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.signum = signum
+
+
+class Diverged(ValueError):
+    """The loss is not finite."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is settled before the first step."""
+
+    config: Config
+    model: nn.Module
+    dataset: Dataset
+    preprocess: Preprocess
+    batch_size: int
+    steps_per_epoch: float
+    total_steps: int
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.config.recipe
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (*self.preprocess.size, self.preprocess.num_channels)
+
+    def is_evaluation(self, step: int) -> bool:
+        """Whether validation follows after `step` steps: every eval_every_epochs, and at the end."""
+        every = self.steps_per_epoch * self.recipe.eval_every_epochs
+        return step == self.total_steps or math.floor(step / every) > math.floor((step - 1) / every)
+
+
+def plan(
+    model: str, data: str | Dataset, recipe: Recipe | str | None = None, *, fields: dict[str, Any] | None = None,
+    data_dir: str | None = None, limit: int = 0,
+) -> Plan:  # fmt: skip
+    """Open the data and settle model, preprocess and optimiser. ValueError for what does not fit together."""
+    fields = dict(fields or {})
+    models.create(model, **fields)  # names are checked before data is read
+    dataset = open_dataset(data, data_dir) if isinstance(data, (str, Path)) else data
+    if "train" not in dataset.splits or "validation" not in dataset.splits:
+        raise ValueError(f"{dataset.name}: has no training split; it can be evaluated, not trained on")
+    if limit:
+        dataset = limited(dataset, limit)
+    if not isinstance(recipe, Recipe):
+        recipe = find_recipe(recipe or default_recipe(model, dataset.name))
+
+    fields.setdefault("num_classes", dataset.num_classes)
+    if fields["num_classes"] != dataset.num_classes:
+        raise ValueError(f"num_classes={fields['num_classes']}, but {dataset.name} has {dataset.num_classes} classes")
+    network = models.create(model, **fields)
+    if recipe.image_size and "image_size" in models.defining_fields(network):
+        network = models.create(model, **{**fields, "image_size": recipe.image_size})
+    size = (recipe.image_size, recipe.image_size) if recipe.image_size else network.input_shape[:2]
+    preprocess = preprocess_for(dataset, size)
+    network = models.with_runtime(network, dtype=_DTYPES[recipe.precision])
+
+    count = len(dataset.splits["train"])
+    batch_size = recipe.batch_size or count
+    total_steps = max(math.ceil(recipe.epochs * count / batch_size), 1)
+    optimizer, schedule = make_optimizer(recipe, total_steps, count / batch_size)
+    config = Config(model, models.defining_fields(network), dataset.name, recipe, limit, data_dir)
+    return Plan(config, network, dataset, preprocess, batch_size, count / batch_size, total_steps, optimizer, schedule)
+
+
+def limited(dataset: Dataset, limit: int) -> Dataset:
+    """At most `limit` records of each split, taken at even distances."""
+
+    def cut(split):
+        if len(split) <= limit:
+            return split
+        chosen = np.linspace(0, len(split) - 1, limit).round().astype(int)
+        return ArraySplit(np.asarray(split.read(chosen)), np.asarray(split.labels)[chosen])
+
+    splits = {name: cut(split) for name, split in dataset.splits.items()}
+    return dataclasses.replace(dataset, splits=splits)
+
+
+def class_weights(plan: Plan) -> tuple[float, ...] | None:
+    """N / (K * count) for each class of the training split, where the recipe asks for it."""
+    if plan.recipe.class_weights == "none":
+        return None
+    counts = np.bincount(plan.dataset.splits["train"].labels, minlength=plan.dataset.num_classes)
+    return tuple(float(w) for w in counts.sum() / (len(counts) * np.maximum(counts, 1)))
+
+
+def compile_step(plan: Plan, state: TrainState) -> Any:
+    """The training step, compiled ahead of time for this plan's shapes."""
+    unroll = jax.default_backend() == "cpu"
+    step = make_train_step(
+        plan.model, plan.recipe, plan.preprocess, plan.optimizer, class_weights=class_weights(plan), unroll=unroll
+    )
+    batch = {
+        "image": jax.ShapeDtypeStruct((plan.batch_size, *plan.image_shape), np.uint8),
+        "label": jax.ShapeDtypeStruct((plan.batch_size,), np.int32),
+        "weight": jax.ShapeDtypeStruct((plan.batch_size,), np.float32),
+    }
+    return compiled(step, donate=(0,)).lower(state, batch).compile()
+
+
+def fit(
+    model: str,
+    data: str | Dataset = "digits",
+    recipe: Recipe | str | None = None,
+    *,
+    fields: dict[str, Any] | None = None,
+    data_dir: str | None = None,
+    limit: int = 0,
+    workdir: str | Path | None = None,
+    save_seconds: float = 60.0,
+    save_steps: int = 0,
+    command: str = "",
+    quiet: bool = False,
+) -> Fitted:
+    """Train, or go on with, the run that the arguments describe, and return its best checkpoint.
+
+    model: a name of MODELS, `fields` changes its fields. data: what `open_dataset` takes, or a Dataset. recipe: a
+    Recipe, a name of RECIPES, or None for the one that suits. The state is committed at least every `save_seconds`,
+    and every `save_steps` steps if that is not 0. Raises ValueError for what does not fit together, Diverged for a
+    loss that is not finite, Interrupted after SIGINT or SIGTERM.
+    """
+    job = plan(model, data, recipe, fields=fields, data_dir=data_dir, limit=limit)
+    folder = runs.open_folder(workdir, job.config, command)
+    with Display(job.total_steps, job.batch_size, job.recipe.epochs, quiet=quiet) as display:
+        describe(job, folder, display.say)
+        if (folder / runs.RESULTS).exists():
+            display.say(f"this run is finished; for another, change --seed, another option or --workdir: {folder}")
+        else:
+            train(job, folder, display, save_seconds, save_steps)
+    card, variables = checkpoint.load_checkpoint(folder / runs.BEST)
+    rows = read_rows(folder)
+    return Fitted(job.model, jax.device_put(variables), card, rows, folder)
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    import json
+
+    return [json.loads(line) for line in (folder / runs.METRICS).read_text().splitlines()]
+
+
+def train(job: Plan, folder: Path, display: Display, save_seconds: float, save_steps: int) -> None:
+    """From the last commit (or step 0) to the end, then the report."""
+    state = create_state(job.model, job.optimizer, job.recipe, job.image_shape)
+    state, best, progress = resume(job, folder, state, display.say)
+    logs = Logs(folder, progress.history)
+    trainer = Trainer(job, folder, display, logs, state, best, progress)
+    try:
+        with catch_signals() as caught:
+            if not progress.stopped:
+                trainer.run(caught, save_seconds, save_steps)
+        finish(job, folder, trainer, display)
+    finally:
+        logs.close()
+
+
+def resume(job: Plan, folder: Path, state: TrainState, say: Callable) -> tuple[TrainState, dict, Progress]:
+    """State, best variables and progress of the newest commit; those given where the run is new."""
+    best = jax.device_get(evaluated_variables(state))
+    fingerprint = job.dataset.fingerprint()
+    found = checkpoint.restore_state(folder / runs.CHECKPOINTS, {"state": state, "best": best}, say)
+    if found is None:
+        return state, best, Progress(fingerprint=fingerprint)
+    arrays, saved = found
+    progress = Progress(**saved)
+    if progress.fingerprint != fingerprint:
+        raise ValueError(f"{folder}: the data of {job.dataset.name} has changed since this run began; start a new run")
+    say(f"going on from step {progress.step:,} of {job.total_steps:,}")
+    return jax.tree.map(jax.numpy.asarray, arrays["state"]), arrays["best"], progress
+
+
+class Trainer:
+    """The loop and what it holds between steps."""
+
+    def __init__(self, job: Plan, folder: Path, display: Display, logs: Logs, state, best, progress: Progress):
+        self.job, self.folder, self.display, self.logs = job, folder, display, logs
+        self.state, self.best, self.progress = state, best, progress
+        self.pending: list[tuple[int, dict]] = []
+        self.committed = time.monotonic()
+
+    def run(self, caught: list[int], save_seconds: float, save_steps: int) -> None:
+        job, progress = self.job, self.progress
+        self.display.say(f"compiling the training step of {job.config.model} …")
+        began = time.monotonic()
+        step = compile_step(job, self.state)
+        self.display.say(f"compiled in {time.monotonic() - began:.1f} s")
+        train_split = job.dataset.splits["train"]
+        batches = train_batches(
+            train_split, job.preprocess, batch_size=job.batch_size, seed=job.recipe.seed, start_step=progress.step
+        )
+        while not progress.stopped:
+            self.state, report = step(self.state, next(batches))
+            progress.step += 1
+            self.pending.append((progress.step, report))
+            if len(self.pending) > 2:  # the host stays two steps ahead of the device, no more
+                self.settle(*self.pending.pop(0))
+            if job.is_evaluation(progress.step):
+                self.validate()
+            due = save_steps and progress.step % save_steps == 0
+            if due or progress.stopped or caught or time.monotonic() - self.committed >= save_seconds:
+                self.commit()
+            if caught and not progress.stopped:
+                name = signal.Signals(caught[0]).name
+                raise Interrupted(caught[0], f"{name}: saved at step {progress.step:,} of {job.total_steps:,}")
+
+    def settle(self, step: int, report: dict) -> None:
+        """Take one step's metrics to the host, and stop where the loss is not finite."""
+        report = jax.device_get(report)
+        loss, objective = float(report["loss"]), float(report["objective"])
+        if not (math.isfinite(loss) and math.isfinite(objective)):
+            kept = checkpoint.newest_commit(self.folder / runs.CHECKPOINTS)
+            raise Diverged(
+                f"the loss is {loss if not math.isfinite(loss) else objective} at step {step:,} with learning rate "
+                f"{float(self.job.schedule(step - 1)):.3g}; try a lower --learning-rate, --set warmup_epochs=1 or "
+                f"--set clip_norm=1 ({f'the last good state is {kept}' if kept else 'nothing was saved before'})"
+            )
+        examples = int(report["examples"])
+        new = {"loss": loss * examples, "top1": int(report["top1"]), "examples": examples}
+        self.progress.sums = {key: self.progress.sums.get(key, 0) + value for key, value in new.items()}
+        self.display.update(step, loss)
+
+    def drain(self) -> None:
+        for item in self.pending:
+            self.settle(*item)
+        self.pending.clear()
+
+    def validate(self) -> None:
+        """Evaluate on the validation split; keep the best, count the stale, stop early, write the row."""
+        self.drain()
+        job, progress = self.job, self.progress
+        variables = evaluated_variables(self.state)
+        split = job.dataset.splits["validation"]
+        result = evaluate(job.model, variables, split, job.preprocess, job.dataset.class_names)
+        score = monitor_score(result, job.recipe.monitor)
+        better = progress.best_score is None or score > progress.best_score
+        if better:
+            progress.best_score, progress.best_step, progress.stale = score, progress.step, 0
+            self.best = jax.device_get(variables)
+        else:
+            progress.stale += 1
+        sums, epoch = progress.sums, progress.step / job.steps_per_epoch
+        row = {
+            "step": progress.step,
+            "epoch": round(epoch, 4),
+            "learning_rate": float(job.schedule(progress.step - 1)),
+            "train_loss": sums["loss"] / sums["examples"],
+            "train_accuracy": sums["top1"] / sums["examples"],
+            **{f"validation_{key}": result[key] for key in ("loss", "accuracy", "top5", "macro_f1", "roc_auc", "ece")},
+            "best": better,
+        }
+        progress.sums = {}
+        progress.history.append(row)
+        self.logs.add(row)
+        self.display.say(
+            f"epoch {epoch:g}/{job.recipe.epochs:g}  train loss {row['train_loss']:.4f} accuracy "
+            f"{100 * row['train_accuracy']:.2f} %  validation loss {result['loss']:.4f} accuracy "
+            f"{100 * result['accuracy']:.2f} %{'  best' if better else ''}"
+            f"  {self.display.rate(progress.step):,.0f} images/s"
+        )
+        if progress.step >= job.total_steps:
+            progress.stopped = "all steps done"
+        elif job.recipe.patience and progress.stale >= job.recipe.patience:
+            progress.stopped = f"no better {job.recipe.monitor} in {progress.stale} evaluations"
+
+    def commit(self) -> None:
+        """Save the whole state, then the best checkpoint."""
+        self.drain()
+        arrays = {"state": self.state, "best": self.best}
+        checkpoint.save_state(self.folder / runs.CHECKPOINTS, self.progress.step, arrays, self.progress.to_json())
+        if self.progress.history:
+            save_best(self.job, self.folder, self.best, self.progress, {})
+        self.committed = time.monotonic()
+
+
+def monitor_score(result: dict[str, Any], monitor: str) -> list[float]:
+    """What is compared, larger being better: the monitored metric, then minus the loss."""
+    if monitor == "loss":
+        return [-result["loss"]]
+    if result[monitor] is None:
+        raise ValueError(f"monitor={monitor} cannot be computed on this validation split: {'; '.join(result['notes'])}")
+    return [result[monitor], -result["loss"]]
+
+
+def save_best(job: Plan, folder: Path, variables: dict, progress: Progress, results: dict) -> checkpoint.Card:
+    row = next(row for row in progress.history if row["step"] == progress.best_step)
+    validation = {key.removeprefix("validation_"): value for key, value in row.items() if key.startswith("validation_")}
+    card = checkpoint.Card(
+        model=job.config.model,
+        fields=job.config.fields,
+        classes=job.dataset.class_names,
+        preprocess=job.preprocess,
+        recipe=dataclasses.asdict(job.recipe),
+        data={"source": job.config.data, "limit": job.config.limit, "notes": list(job.dataset.notes)},
+        metrics={"step": progress.best_step, "validation": validation, **results},
+        versions=runs.versions(),
+        source="trained with jax-model-zoo",
+    )
+    return checkpoint.save_checkpoint(folder / runs.BEST, card, variables)
+
+
+def finish(job: Plan, folder: Path, trainer: Trainer, display: Display) -> None:
+    """Evaluate the best checkpoint on every held-out split, draw, and write results.json last."""
+    import json
+
+    from zoo.training import plots
+
+    progress, results = trainer.progress, {}
+    for name in ("validation", "test"):
+        if name in job.dataset.splits:
+            split = job.dataset.splits[name]
+            results[name] = evaluate(job.model, trainer.best, split, job.preprocess, job.dataset.class_names)
+    brief = {name: {key: result[key] for key in result if key != "confusion"} for name, result in results.items()}
+    save_best(job, folder, trainer.best, progress, brief)
+    plots.draw_curves(progress.history, folder / "curves.png", best_step=progress.best_step)
+    shown = "test" if "test" in results else "validation"
+    plots.draw_confusion(
+        results[shown]["confusion"], job.dataset.class_names, folder / "confusion.png",
+        title=f"{job.config.model} on {job.config.data}, {shown} split",
+    )  # fmt: skip
+    summary = {"stopped": progress.stopped, "best_step": progress.best_step, **results}
+    runs.write_atomically(folder / runs.RESULTS, json.dumps(summary, indent=1) + "\n")
+    display.say(f"{progress.stopped}; best at step {progress.best_step:,}")
+    for name, result in results.items():
+        display.say(
+            f"{name:>10}: accuracy {100 * result['accuracy']:.2f} %  loss {result['loss']:.4f}  macro F1 "
+            f"{result['macro_f1']:.4f}  ({result['examples']:,} images)"
+        )
+    display.say(f"checkpoint: {folder / runs.BEST}\n   try it: zoo predict {folder / runs.BEST} IMAGE …")
+
+
+def describe(job: Plan, folder: Path, say: Callable[[str], None]) -> None:
+    """What is about to be trained, on what, how and where."""
+    recipe, count = job.recipe, models.count_parameters(models.abstract_variables(job.model, job.image_shape))
+    sizes = ", ".join(f"{name} {len(split):,}" for name, split in job.dataset.splits.items())
+    height, width, channels = job.image_shape
+    say(f"model: {job.config.model}, {count:,} parameters, images {height}x{width}x{channels}")
+    say(f"data: {job.dataset.name}, {job.dataset.num_classes} classes; {sizes}")
+    for note in job.dataset.notes:
+        say(f"      {note}")
+    say(
+        f"recipe: {recipe.optimizer}, rate {recipe.learning_rate:g} ({recipe.schedule}), {recipe.epochs:g} epochs = "
+        f"{job.total_steps:,} steps of {job.batch_size}; {'; '.join(recipe.augment) or 'no augmentation'}"
+    )
+    say(f"run: {folder} on {jax.device_count()} {jax.devices()[0].device_kind} device(s), {recipe.precision}")
+
+
+def dry_run(job: Plan) -> Iterator[str]:
+    """Lines on shapes, parameters, memory and time; a few steps of a throw-away state are timed, nothing is kept."""
+    state = create_state(job.model, job.optimizer, job.recipe, job.image_shape)
+    began = time.monotonic()
+    step = compile_step(job, state)
+    yield f"compiled in {time.monotonic() - began:.1f} s"
+    memory = step.memory_analysis()
+    if memory is not None:
+        held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+        own = memory.temp_size_in_bytes
+        yield f"memory of a step: {held / 2**20:,.0f} MiB, of which {own / 2**20:,.0f} MiB for what passes through it"
+    batches = train_batches(
+        job.dataset.splits["train"], job.preprocess, batch_size=job.batch_size, seed=job.recipe.seed
+    )
+    times = []
+    for _ in range(4):
+        batch, began = next(batches), time.monotonic()
+        state, report = step(state, batch)
+        jax.block_until_ready(report)
+        times.append(time.monotonic() - began)
+    each = min(times[1:])
+    yield f"a step takes {1000 * each:,.0f} ms ({job.batch_size / each:,.0f} images/s); training about " + duration(
+        each * job.total_steps
+    )
+    yield "dry run: nothing was trained or written"
+
+
+@contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM append to, once; a second signal ends the process the usual way."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def note(signum: int, frame: Any) -> None:
+        caught.append(signum)
+        signal.signal(signum, previous[signum])
+
+    previous = {int(signum): signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    for signum in previous:
+        signal.signal(signum, note)
+    try:
+        yield caught
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,234 @@
+"""Recipe: how to train, as one frozen dataclass. RECIPES: the published ones, each citing its paper.
+
+A recipe is plain data: it is written into every run and every checkpoint, and `--set field=value` reaches each field.
+Lengths are in epochs (passes over the training split); decays and penalties are per step, as in the papers.
+"""
+
+import dataclasses
+import difflib
+import fnmatch
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Optimizer = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "lion", "lars", "lamb"]
+Schedule = Literal["constant", "step", "exponential", "cosine", "linear", "one-cycle"]
+Monitor = Literal["loss", "accuracy", "macro_f1", "roc_auc"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. Raises ValueError naming the field where a value makes no sense."""
+
+    # How long, and on how much at a time
+    epochs: float = 20.0
+    batch_size: int = 64
+    """Images per step over all devices. 1 is single-sample gradient descent, 0 the whole training split at once."""
+    micro_batch: int = 0
+    """Images per forward pass; gradients are accumulated over the batch. 0: the batch in one pass."""
+    image_size: int = 0
+    """Side in pixels of what the model sees. 0: the model's native size."""
+
+    # The optimiser
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    """Momentum of sgd's kin, LARS and RMSProp; the decay of the first moment in Adam's kin."""
+    second_moment: float = 0.999
+    """Decay of the second moment in Adam's kin and of the mean square in RMSProp."""
+    epsilon: float = 1e-8
+    schedule: Schedule = "cosine"
+    warmup_epochs: float = 0.0
+    """The rate rises linearly from zero to its peak over these epochs, which count as part of `epochs`."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Schedule "step": the fractions of the training at which the rate is multiplied by `decay_factor`."""
+    decay_factor: float = 0.1
+    decay_every_epochs: float = 1.0
+    """Schedule "exponential": the rate is multiplied by `decay_factor` each time this many epochs have passed."""
+    final_rate: float = 0.0
+    """Schedules "cosine", "linear" and "one-cycle": the last rate as a fraction of the peak."""
+
+    # Regularisation
+    l1: float = 0.0
+    """Penalty l1 * sum |w| added to the loss, over weights (never biases, norm scales) unless `decay_all`."""
+    l2: float = 0.0
+    """Penalty l2 / 2 * sum w^2 added to the loss, over weights unless `decay_all`: the classic weight decay of SGD."""
+    weight_decay: float = 0.0
+    """Decoupled decay (Loshchilov and Hutter 2019), times the learning rate, over weights unless `decay_all`."""
+    decay_all: bool = False
+    """Penalties and decay also act on biases and norm scales, as in He et al. 2015."""
+    label_smoothing: float = 0.0
+    clip_norm: float = 0.0
+    """The gradient's global norm is clipped to this. 0: not clipped."""
+    augment: tuple[str, ...] = ()
+    """What is done to each training batch on the device, in order: see AUGMENTATIONS in zoo/data/augment.py."""
+    ema: float = 0.0
+    """Decay per step of an exponential moving average of the variables, which is then what is evaluated. 0: none."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """"balanced": each example's loss times N / (K * count of its class)."""
+
+    # The loss
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """Cross-entropy over a softmax, or K binary ones over sigmoids (Wightman et al. 2021)."""
+    aux_weight: float = 0.3
+    """Weight of each auxiliary head's loss, for models that have them."""
+
+    # Numbers, choices, stopping
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Compute dtype; parameters and statistics stay float32."""
+    eval_every_epochs: float = 1.0
+    monitor: Monitor = "accuracy"
+    """What on the validation split chooses the best checkpoint (ties go to the lower loss) and stops early."""
+    patience: int = 0
+    """Stop after this many evaluations in a row without a better `monitor`. 0: never."""
+    seed: int = 0
+
+    source: str = ""
+    """The paper and section this recipe is from."""
+
+    def __post_init__(self):
+        def require(condition: bool, field: str, what: str) -> None:
+            if not condition:
+                raise ValueError(f"recipe field {field}={getattr(self, field)!r}: {what}")
+
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name))
+        for field in ("epochs", "learning_rate", "eval_every_epochs", "decay_every_epochs", "epsilon"):
+            require(getattr(self, field) > 0, field, "must be above zero")
+        unsigned = (
+            "batch_size",
+            "micro_batch",
+            "image_size",
+            "l1",
+            "l2",
+            "weight_decay",
+            "clip_norm",
+            "patience",
+            "seed",
+        )
+        for field in (*unsigned, "warmup_epochs", "aux_weight", "decay_factor", "final_rate"):
+            require(getattr(self, field) >= 0, field, "must not be negative")
+        for field in ("momentum", "second_moment", "label_smoothing", "ema"):
+            require(0 <= getattr(self, field) < 1, field, "must lie in [0, 1)")
+        require(self.warmup_epochs <= self.epochs, "warmup_epochs", f"the training has only {self.epochs:g} epochs")
+        rising = all(0 < a < b for a, b in zip(self.milestones, (*self.milestones[1:], 1.0), strict=True))
+        require(rising, "milestones", "must be rising fractions of the training, between 0 and 1")
+        whole = self.micro_batch == 0 or (self.batch_size and self.batch_size % self.micro_batch == 0)
+        require(bool(whole), "micro_batch", f"must divide batch_size={self.batch_size}")
+        if self.augment:
+            from zoo.data.augment import parse
+
+            for op in self.augment:
+                parse(op)
+
+
+_TYPES = typing.get_type_hints(Recipe)
+
+
+def _check_type(name: str, value: Any) -> None:
+    expected = _TYPES[name]
+    if typing.get_origin(expected) is Literal:
+        choices = typing.get_args(expected)
+        if value not in choices:
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(choices)}"
+            raise ValueError(f"recipe field {name}={value!r}: {hint}")
+        return
+    if isinstance(expected, types.GenericAlias):  # tuple[X, ...]
+        item = typing.get_args(expected)[0]
+        good = isinstance(value, tuple) and all(isinstance(v, (item, int) if item is float else item) for v in value)
+    elif expected is float:
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    else:
+        good = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
+    if not good:
+        wanted = "tuple" if isinstance(expected, types.GenericAlias) else expected.__name__
+        raise ValueError(f"recipe field {name}={value!r}: should be of type {wanted}")
+
+
+def recipe_from_json(data: dict[str, Any]) -> Recipe:
+    """The recipe that `dataclasses.asdict` and JSON made `data` of. ValueError for fields that are not known here."""
+    unknown = sorted(set(data) - set(_TYPES))
+    if unknown:
+        raise ValueError(f"recipe has fields this version of the zoo does not know: {', '.join(unknown)}")
+    return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+
+
+def parse_field(name: str, text: str) -> Any:
+    """The value of recipe field `name` as written on a command line; tuples are separated by commas."""
+    expected = _TYPES[name]
+    if isinstance(expected, types.GenericAlias):
+        item = typing.get_args(expected)[0]
+        # A comma inside brackets belongs to an operation: "flip,affine(rotate=10, shift=2)".
+        parts, depth = [""], 0
+        for char in text:
+            depth += (char == "(") - (char == ")")
+            if char == "," and depth == 0:
+                parts.append("")
+            else:
+                parts[-1] += char
+        return tuple(_parse_one(name, item, part.strip()) for part in parts if part.strip())
+    return _parse_one(name, expected, text)
+
+
+def _parse_one(name: str, expected: Any, text: str) -> Any:
+    if typing.get_origin(expected) is Literal or expected is str:
+        return text
+    if expected is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"recipe field {name}={text!r}: write true or false")
+        return text.lower() == "true"
+    try:
+        return expected(text)
+    except ValueError:
+        raise ValueError(f"recipe field {name}={text!r}: should be a number of type {expected.__name__}") from None
+
+
+_DISTORTIONS = ("affine(rotate=10, scale=0.1, shear=0.1, shift=2)",)
+
+RECIPES: dict[str, Recipe] = {
+    "default": Recipe(source="a start for small networks: AdamW, cosine"),
+    "digits": Recipe(
+        epochs=40, batch_size=64, learning_rate=3e-3, weight_decay=0.01, warmup_epochs=1,
+        augment=("affine(rotate=8, scale=0.08, shear=0.08, shift=2)",),
+        source="this project: small distortions, no flips, since a mirrored digit is another sign",
+    ),
+    "mnist": Recipe(
+        epochs=20, batch_size=128, learning_rate=2e-3, weight_decay=0.02, warmup_epochs=1, ema=0.999,
+        augment=_DISTORTIONS,
+        source="LeCun et al. 1998, section III.A: planar affine distortions of the training set; the optimiser is ours",
+    ),
+    "mnist-plain": Recipe(
+        epochs=20, batch_size=128, learning_rate=2e-3, weight_decay=0.05, warmup_epochs=1, ema=0.999,
+        source="LeCun et al. 1998, section III.A, without distortions; the optimiser is ours",
+    ),
+    "lenet5-1998": Recipe(
+        epochs=20, batch_size=128, optimizer="adam", learning_rate=1e-3, warmup_epochs=1, ema=0.999,
+        source="LeCun et al. 1998; Adam stands in for the stochastic diagonal Levenberg-Marquardt method",
+    ),
+}  # fmt: skip
+
+#: (model pattern, data pattern, recipe): the first line that fits says what `zoo train` takes when nothing is asked.
+DEFAULT_RECIPES: tuple[tuple[str, str, str], ...] = (
+    ("lenet5_1998", "*mnist*", "lenet5-1998"),
+    ("*", "digits", "digits"),
+    ("*", "tfds:mnist*", "mnist"),
+    ("*", "*", "default"),
+)
+
+
+def default_recipe(model: str, data: str) -> str:
+    """The name of the recipe that suits the model and the data set, from DEFAULT_RECIPES."""
+    for model_pattern, data_pattern, name in DEFAULT_RECIPES:
+        if fnmatch.fnmatch(model, model_pattern) and fnmatch.fnmatch(data, data_pattern):
+            return name
+    raise AssertionError("the last line of DEFAULT_RECIPES fits everything")
+
+
+def find_recipe(name: str) -> Recipe:
+    """RECIPES[name], or a ValueError with the nearest names."""
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
+        raise ValueError(f"no recipe is called {name!r}; there are {', '.join(near or RECIPES)}")
+    return RECIPES[name]

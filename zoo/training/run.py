@@ -1,0 +1,196 @@
+"""A run: a folder that holds everything about one training, and can be continued from whatever moment it was killed at.
+
+config.json        model, data and recipe; versions, command line, git revision
+metrics.jsonl      one row per evaluation (no times in it: the same run gives the same bytes)
+events.out.…       the same for TensorBoard
+checkpoints/       the whole state, the newest few commits
+best/              the checkpoint to use: card and arrays
+results.json       written last: the run is finished
+curves.png, confusion.png, timing.json
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zoo.training.recipes import Recipe, recipe_from_json
+
+CONFIG, METRICS, RESULTS, TIMING = "config.json", "metrics.jsonl", "results.json", "timing.json"
+CHECKPOINTS, BEST = "checkpoints", "best"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run is: two runs with equal configs give the same bits (on the same machine and versions)."""
+
+    model: str
+    fields: dict[str, Any]
+    data: str
+    recipe: Recipe
+    limit: int = 0
+    data_dir: str | None = None
+    """Where the data lies; not part of what the run is."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": {"name": self.model, "fields": self.fields},
+            "data": {"source": self.data, "limit": self.limit, "dir": self.data_dir},
+            "recipe": dataclasses.asdict(self.recipe),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """Flat and comparable: {"recipe.epochs": 20.0, …}, without what does not change the result."""
+        whole = json.loads(json.dumps(self.to_json()))
+        del whole["data"]["dir"], whole["recipe"]["source"]
+        flat = {"model": whole["model"]["name"]}
+        for part in ("data", "recipe"):
+            flat |= {f"{part}.{key}": value for key, value in whole[part].items()}
+        return flat | {f"model.{key}": value for key, value in whole["model"]["fields"].items()}
+
+    def default_name(self) -> str:
+        """model-data-hash: another seed or learning rate is another run."""
+        data = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.data.split(":", 1)[-1]).stem).strip("-").lower() or "data"
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.model}-{data}-{digest}"
+
+
+def config_from_json(data: Any, where: str) -> Config:
+    """The config in parsed JSON; ValueError naming `where` if it is none."""
+    try:
+        model, source = data["model"], data["data"]
+        return Config(
+            model["name"], dict(model["fields"]), source["source"], recipe_from_json(data["recipe"]),
+            source["limit"], source["dir"],
+        )  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{where}: is not the config of a run ({error})") from None
+
+
+def read_config(file: str | Path) -> Config:
+    """The config in RUN/config.json. FileNotFoundError, ValueError if it is not there or not one."""
+    file = Path(file)
+    if file.is_dir():
+        file = file / CONFIG
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: there is no such config") from None
+    except ValueError:
+        raise ValueError(f"{file}: is not JSON") from None
+    return config_from_json(data, str(file))
+
+
+def open_folder(workdir: str | Path | None, config: Config, command: str) -> Path:
+    """The run's folder, made or found. ValueError listing the differences if it holds another configuration."""
+    path = Path(workdir) if workdir else Path("runs") / config.default_name()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path}: is a file; --workdir takes a folder")
+    if (path / CONFIG).exists():
+        lines = differences(config.identity(), read_config(path).identity())
+        if lines:
+            raise ValueError(f"{path} holds another run; {'; '.join(lines)}. Give another --workdir, or none")
+        return path
+    if path.exists() and any(path.iterdir()):
+        raise ValueError(f"{path}: is not empty and not a run; give another --workdir")
+    path.mkdir(parents=True, exist_ok=True)
+    made = {"command": command, "git": git_revision(), "versions": versions()}
+    write_atomically(path / CONFIG, json.dumps({**config.to_json(), "made_with": made}, indent=1) + "\n")
+    return path
+
+
+def differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
+    """A line for each key whose value differs: "recipe.seed is 1 here, 0 there"."""
+    absent = "absent"
+    keys = sorted(set(new) | set(old))
+    return [f"{k} is {new.get(k, absent)} here, {old.get(k, absent)} there" for k in keys if new.get(k) != old.get(k)]
+
+
+def write_atomically(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in ("jax-model-zoo", "jax", "flax", "optax", "orbax-checkpoint", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_revision() -> str | None:
+    """The commit of the code that runs, with "+changes" where the tree differs; None outside of a git checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", str(here)) else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@dataclass
+class Progress:
+    """What decides the future of a run beside the arrays; saved in the same commit."""
+
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_step: int = 0
+    best_score: list[float] | None = None
+    """What `monitor` compares: larger is better, element by element."""
+    stale: int = 0
+    """Evaluations in a row without a better score."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of the training steps since the last evaluation."""
+    stopped: str = ""
+    """Why training is over; empty while it is not."""
+    fingerprint: str = ""
+    """Of the training and validation data."""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+class Logs:
+    """metrics.jsonl and TensorBoard events, cut back to `rows` when a run goes on."""
+
+    def __init__(self, folder: Path, rows: Iterable[dict[str, Any]]):
+        self.folder, self.file = folder, folder / METRICS
+        rows = list(rows)
+        write_atomically(self.file, "".join(json.dumps(row) + "\n" for row in rows))
+        self.last = rows[-1]["step"] if rows else None
+        self.writer: Any = None
+
+    def add(self, row: dict[str, Any]) -> None:
+        with open(self.file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.writer is None:
+            from tensorboardX import SummaryWriter
+
+            # Events after the last row that stands are another life's: TensorBoard is told to forget them.
+            purge = None if self.last is None else self.last + 1
+            self.writer = SummaryWriter(str(self.folder), purge_step=purge, flush_secs=10)
+        for key, value in row.items():
+            if isinstance(value, (int, float)) and key not in ("step", "epoch"):
+                self.writer.add_scalar(key.replace("_", "/", 1), value, row["step"])
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()

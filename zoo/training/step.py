@@ -1,0 +1,177 @@
+"""TrainState, and the two pure functions of training: `train_step` and `eval_step`.
+
+    state, metrics = train_step(state, batch)        sums = eval_step(variables, batch)
+
+Both are made here from a model, a recipe and a preprocess, and compiled elsewhere (parallel.py).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from zoo.data.augment import augment
+from zoo.data.preprocess import Preprocess, normalise
+from zoo.models import init
+from zoo.training import metrics
+from zoo.training.optim import penalty
+from zoo.training.recipes import Recipe
+
+Batch = dict[str, Any]
+
+
+class TrainState(NamedTuple):
+    """All that a step needs and changes. `key` is raw key data, constant: what is drawn depends on (key, step)."""
+
+    step: jax.Array
+    variables: dict
+    opt_state: Any
+    ema: dict | None
+    key: jax.Array
+
+
+def create_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, recipe: Recipe, image_shape: tuple[int, int, int]
+) -> TrainState:
+    """The state before step 0: everything follows from the recipe's seed."""
+    init_key, train_key = jax.random.split(jax.random.key(recipe.seed))
+    variables = init(model, init_key, image_shape)
+    return state_from(variables, optimizer, recipe, train_key)
+
+
+def state_from(variables: dict, optimizer: optax.GradientTransformation, recipe: Recipe, key: jax.Array) -> TrainState:
+    """The state before step 0 with given variables; `key` is a typed key."""
+    ema = jax.tree.map(jnp.copy, variables) if recipe.ema else None
+    opt_state = jax.jit(optimizer.init)(variables["params"])
+    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, ema, jax.random.key_data(key))
+
+
+def evaluated_variables(state: TrainState) -> dict:
+    """What is evaluated and becomes a checkpoint: the moving average where there is one."""
+    return state.variables if state.ema is None else state.ema
+
+
+def make_train_step(
+    model: nn.Module,
+    recipe: Recipe,
+    preprocess: Preprocess,
+    optimizer: optax.GradientTransformation,
+    *,
+    class_weights: tuple[float, ...] | None = None,
+    axis_name: str | None = None,
+    unroll: bool = False,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The pure function (state, batch) -> (state, metrics).
+
+    metrics: "loss" (mean over the batch, without penalties), "objective" (what is minimised), "top1" and "examples"
+    (counts; under mixing labels an example is right when its heaviest class wins). `axis_name` is pmap's axis, over
+    which gradients and sums are shared. `unroll` lays gradient accumulation out flat: a convolution inside a loop is
+    slow on CPU.
+    """
+    classes = model.num_classes
+    weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
+
+    def objective(params, batch_stats, images, targets, dropout_key):
+        (logits, ends), updates = model.apply(
+            {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )  # fmt: skip
+        losses = example_losses(logits, targets, recipe.loss)
+        total = losses
+        for name in sorted(end for end in ends if end.startswith("aux")):
+            total = total + recipe.aux_weight * example_losses(ends[name], targets, recipe.loss)
+        if weights is not None:
+            total = total * (targets @ weights)
+        sums = {
+            "loss": losses.sum(),
+            "top1": (logits.argmax(-1) == targets.argmax(-1)).sum(dtype=jnp.int32),
+            "examples": jnp.full((), len(images), jnp.int32),
+        }
+        return total.mean() + penalty(params, recipe), (updates.get("batch_stats", batch_stats), sums)
+
+    def train_step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        augment_key, dropout_key = jax.random.split(key)
+        count = len(batch["label"])
+        index = jnp.arange(count, dtype=jnp.int32)
+        if axis_name is not None:
+            index = index + count * jax.lax.axis_index(axis_name)
+            dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], classes), recipe.label_smoothing)
+        images = batch["image"].astype(jnp.float32)
+        fill = jnp.asarray(preprocess.fill, jnp.float32)
+        images, targets = augment(recipe.augment, augment_key, index, images, targets, fill=fill)
+        images = normalise(images, preprocess)
+
+        gradient = jax.value_and_grad(objective, has_aux=True)
+        params, batch_stats = state.variables["params"], state.variables["batch_stats"]
+        pieces = max(count // recipe.micro_batch, 1) if recipe.micro_batch else 1
+        if pieces == 1:
+            (value, (batch_stats, sums)), grads = gradient(params, batch_stats, images, targets, dropout_key)
+        else:
+
+            def accumulate(carry, piece):
+                batch_stats, total = carry
+                number, images, targets = piece
+                key = jax.random.fold_in(dropout_key, number)
+                (value, (batch_stats, sums)), grads = gradient(params, batch_stats, images, targets, key)
+                return (batch_stats, jax.tree.map(jnp.add, total, (value, sums, grads))), None
+
+            split = jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), (images, targets))
+            first = split[0][0], split[1][0]
+            (value, (_, sums)), grads = jax.eval_shape(gradient, params, batch_stats, *first, dropout_key)
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, sums, grads))
+            (batch_stats, (value, sums, grads)), _ = jax.lax.scan(
+                accumulate, (batch_stats, zeros), (jnp.arange(pieces), *split), unroll=pieces if unroll else 1
+            )
+            value, grads = value / pieces, jax.tree.map(lambda g: g / pieces, grads)
+        if axis_name is not None:
+            value, grads = jax.lax.pmean((value, grads), axis_name)
+            sums = jax.lax.psum(sums, axis_name)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
+        ema = state.ema
+        if ema is not None:
+            # Warmed up as in TensorFlow: early averages forget the random start.
+            step = state.step.astype(jnp.float32)
+            decay = jnp.minimum(recipe.ema, (1 + step) / (10 + step))
+            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, variables)
+        report = {**sums, "loss": sums["loss"] / sums["examples"], "objective": value}
+        return TrainState(state.step + 1, variables, opt_state, ema, state.key), report
+
+    return train_step
+
+
+def example_losses(logits: jax.Array, targets: jax.Array, kind: str) -> jax.Array:
+    """Loss of each example [B] for logits [B, K] and soft targets [B, K], in float32.
+
+    "sigmoid": the mean over classes would make the gradient K times smaller than softmax's; the sum is taken, as in
+    Beyer et al. 2020 and with the learning rates of Wightman et al. 2021 divided accordingly by the recipe.
+    """
+    logits = logits.astype(jnp.float32)
+    if kind == "sigmoid":
+        return optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def make_eval_step(
+    model: nn.Module, preprocess: Preprocess, *, axis_name: str | None = None
+) -> Callable[[dict, Batch], tuple[metrics.Sums, jax.Array]]:
+    """The pure function (variables, batch) -> (sums of metrics.batch_sums, probabilities [B, K]).
+
+    The loss of evaluation is softmax cross-entropy, whatever the model was trained with, so that it can be compared.
+    """
+
+    def eval_step(variables: dict, batch: Batch):
+        logits, _ = model.apply(variables, normalise(batch["image"], preprocess))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        sums = metrics.batch_sums(logits, batch["label"], batch["weight"], losses)
+        if axis_name is not None:
+            sums = jax.lax.psum(sums, axis_name)
+        return sums, jax.nn.softmax(logits)
+
+    return eval_step
