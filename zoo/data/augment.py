@@ -60,9 +60,8 @@ def translate(images: Array, offsets: Array, fill: Array, reach: int) -> Array:
 
 def _framed(images: Array, fill: Array, width: int) -> Array:
     """The images in a frame of fill, so many pixels wide on every side."""
-    batch, rows, columns, channels = images.shape
-    frame = jnp.broadcast_to(fill, (batch, rows + 2 * width, columns + 2 * width, channels))
-    return jax.lax.dynamic_update_slice(frame, images, (0, width, width, 0))
+    inside = np.pad(np.ones((*images.shape[1:3], 1), bool), ((width, width), (width, width), (0, 0)))
+    return jnp.where(inside, jnp.pad(images, ((0, 0), (width, width), (width, width), (0, 0))), fill)
 
 
 def _take(flat: Array, at: Array) -> Array:
@@ -98,7 +97,7 @@ def shift(
 
 def draw_flip(key: Array, p: float) -> Array:
     """Whether to flip: bool, true with probability p."""
-    return jax.random.bernoulli(key, p)
+    return jax.random.bernoulli(key, float(p))
 
 
 def flip(
@@ -283,13 +282,12 @@ def mixup(
 ) -> tuple[Array, Array]:
     """mixup (Zhang et al. 2017, arXiv:1710.09412): blend examples and targets by a share ~ Beta(alpha, alpha).
 
-    A pair draws one share: the even example keeps it, the odd one keeps the rest, so each counts once in the batch. The
-    paper's alpha: 1 for CIFAR, 0.2 to 0.4 for ImageNet; 0 changes nothing.
+    A pair draws one share, and each of the two keeps that share of itself, so each counts once in the batch. The paper's
+    alpha: 1 for CIFAR, 0.2 to 0.4 for ImageNet; 0 changes nothing.
     """
     if alpha == 0:
         return images, targets
     share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(_pair_keys(keys))
-    share = jnp.where(index % 2 == 0, share, 1 - share)
     return mix(images, targets, jnp.where(_paired(index), share, 1))
 
 
