@@ -4,8 +4,9 @@
 prediction cannot disagree. Pixels stay uint8 on the host; `normalise` turns them into floats on the device.
 
 Resizing is Pillow's: antialiased when shrinking, a horizontal and then a vertical pass, each rounded to 8 bits with
-22-bit coefficients. `fit_image` calls Pillow; `fit_images` does the same sums for a stack of small images as matrix
-products in float64, which are exact here, so both give the same bits whatever the size of the stack.
+22-bit coefficients. (Pillow 13 takes the passes of some tall images in the other order, which moves pixels by a few
+levels; here the order is always the older one.) `fit_image` calls Pillow; `fit_images` does the same sums for a stack
+of small images as matrix products in float64, which are exact here, so both give the same bits for a stack of any size.
 """
 
 from __future__ import annotations
@@ -281,6 +282,8 @@ def _layout(height: int, width: int, preprocess: Preprocess) -> tuple[tuple[int,
 
 def _centre(images: Uint8, kept: tuple[int, int]) -> Uint8:
     """Cut the centre out of [..., H, W, C]. Odd rests are halved as torchvision does."""
+    if images.shape[-3:-1] == kept:
+        return images
     top, left = (round((images.shape[axis] - side) / 2) for axis, side in ((-3, kept[0]), (-2, kept[1])))
     return images[..., top : top + kept[0], left : left + kept[1], :]
 
@@ -402,14 +405,15 @@ def _to_bytes(values: NDArray[np.float64]) -> Uint8:
 
 
 def _resize(image: Uint8, scaled: tuple[int, int], interpolation: str) -> Uint8:
-    """Resize one [H, W, C], by Pillow."""
+    """Resize one [H, W, C], by Pillow, in two calls: from version 13 on one call may take the vertical pass first."""
     from PIL import Image
 
     if image.shape[:2] == scaled:
         return image
     grey = image.shape[-1] == 1
+    method = Image.Resampling[interpolation.upper()]
     picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image))
-    resized = np.asarray(picture.resize((scaled[1], scaled[0]), Image.Resampling[interpolation.upper()]))
+    resized = np.asarray(picture.resize((scaled[1], image.shape[0]), method).resize((scaled[1], scaled[0]), method))
     return resized[..., None] if grey else resized
 
 
