@@ -1,0 +1,129 @@
+"""zoo from Python: the names people type, and digits on paper in every way a scanner or phone may save them."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import zoo
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    return zoo.fit(
+        "mlp", "digits", fields={"widths": (64,)}, epochs=12, learning_rate=3e-3, quiet=True, image_size=16,
+        workdir=tmp_path_factory.mktemp("runs") / "run",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Ten test images, one of each class, that every way of saving starts from: uint8 [10, 8, 8], light on dark."""
+    split = zoo.open_dataset("digits").splits["test"]
+    first = [int(np.flatnonzero(split.labels == digit)[0]) for digit in range(10)]
+    return split.read(np.array(first))[..., 0]
+
+
+def test_the_public_names():
+    assert set(zoo.__all__) <= set(dir(zoo))
+    assert all(getattr(zoo, name) is not None for name in zoo.__all__)
+    with pytest.raises(AttributeError, match="lod"):
+        zoo.lod  # noqa: B018
+
+
+def test_create_init_apply():
+    model = zoo.create("lenet5", num_classes=7)
+    variables = zoo.init(model, 0)
+    logits, endpoints = model.apply(variables, np.zeros((2, 32, 32, 1), np.float32))
+    assert logits.shape == (2, 7) and endpoints["conv1"].shape == (2, 14, 14, 6)
+
+
+def test_fit_then_load_then_predict(fitted, digits):
+    loaded = zoo.load(fitted.workdir / "best")
+    assert fitted.card == loaded.card and fitted.history[-1]["validation_accuracy"] > 0.9
+    result = zoo.evaluate(loaded, "digits")
+    assert result["accuracy"] > 0.9 and result["examples"] == 359
+    assert result["accuracy"] == fitted.card.metrics["test"]["accuracy"]
+    assert zoo.evaluate(fitted.workdir / "best", "digits", batch_size=11)["confusion"] == result["confusion"]
+
+
+PAPER = {
+    "png": lambda ink: (ink, "PNG", {}),
+    "jpeg": lambda ink: (ink.convert("RGB"), "JPEG", {"quality": 92}),
+    "grey jpeg": lambda ink: (ink, "JPEG", {"quality": 92}),
+    "rgba": lambda ink: (
+        Image.merge("RGBA", [Image.new("L", ink.size, 0)] * 3 + [ink.point(lambda v: 255 - v)]),
+        "PNG",
+        {},
+    ),
+    "rgba on white": lambda ink: (ink.convert("RGBA"), "PNG", {}),
+    "16 bit": lambda ink: (Image.fromarray(np.asarray(ink).astype(np.uint16) * 257), "PNG", {}),
+    "palette": lambda ink: (ink.convert("RGB").quantize(32), "PNG", {}),
+    "gif": lambda ink: (ink.convert("P"), "GIF", {}),
+    "webp": lambda ink: (ink.convert("RGB"), "WEBP", {"lossless": True}),
+    "bilevel": lambda ink: (ink.point(lambda v: 255 if v > 140 else 0).convert("1"), "TIFF", {}),
+    "grey paper": lambda ink: (ink.point(lambda v: 40 + v * 160 // 255), "PNG", {}),
+}
+
+
+@pytest.mark.parametrize("way", PAPER)
+def test_dark_ink_on_light_paper_is_read_as_it_should(fitted, digits, way):
+    """Whatever the model says to the original drawing it says to its photograph: polarity comes from the card."""
+    loaded = zoo.load(fitted.workdir / "best")
+    expected = [p.label for p in loaded.predict(digits[..., None])]
+    files = []
+    for digit in digits:
+        ink = Image.fromarray(255 - digit).resize((96, 96), Image.Resampling.BICUBIC)
+        image, form, options = PAPER[way](ink)
+        file = io.BytesIO()
+        image.save(file, form, **options)
+        files.append(file.getvalue())
+    answers = [zoo.data.preprocess.read_image(file) for file in files]
+    agree = sum(p.label == label for p, label in zip(loaded.predict(answers), expected, strict=True))
+    assert agree >= 9
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_phone_held_sideways(fitted, digits, orientation, tmp_path):
+    loaded = zoo.load(fitted.workdir / "best")
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # orientation -> the PIL transpose that undoes showing it
+    ink = Image.fromarray(255 - digits[2]).resize((96, 96), Image.Resampling.BICUBIC)
+    stored = ink if orientation == 1 else ink.transpose(Image.Transpose(back[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "photo.jpg", quality=95, exif=exif)
+    assert loaded.predict(tmp_path / "photo.jpg")[0].label == loaded.predict(digits[2])[0].label
+
+
+def test_predict_takes_arrays_of_every_form(fitted, digits):
+    loaded = zoo.load(fitted.workdir / "best")
+    one = loaded.predict(digits[3])[0]
+    for form in (digits[3][..., None], digits[3] / 255, np.repeat(digits[3][..., None], 3, -1), [digits[3]]):
+        assert loaded.predict(form)[0].label == one.label
+    assert one.top[0] == (one.label, one.probability) and len(one.top) == 5
+    assert len(loaded.predict(digits[..., None], top=3)[0].top) == 3 and loaded.predict([]) == []
+    for wrong in (np.zeros((3, 8, 8)), np.zeros(5), np.full((8, 8), 300.0), np.full((8, 8), np.nan)):
+        with pytest.raises(ValueError, match=r"array|pixel"):
+            loaded.predict(wrong)
+
+
+def test_arrays_from_python(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200)
+    images = (rng.integers(0, 100, (200, 8, 8)) + 50 * labels[:, None, None]).astype(np.uint8)
+    done = zoo.fit(
+        "softmax", (images, labels), epochs=3, batch_size=32, image_size=8, quiet=True, workdir=tmp_path / "run"
+    )
+    assert done.card.classes == ("0", "1", "2") and len(done.history) == 3
+
+
+def test_mistakes_from_python(fitted):
+    with pytest.raises(ValueError, match="epoch is neither"):
+        zoo.fit("mlp", epoch=3)
+    with pytest.raises(ValueError, match="no split 'tset'"):
+        zoo.evaluate(fitted.workdir / "best", "digits", "tset")
+    rng = np.random.default_rng(0)
+    other = zoo.from_arrays((rng.integers(0, 255, (60, 8, 8)).astype(np.uint8), np.arange(60) % 3))
+    with pytest.raises(ValueError, match="classes"):
+        zoo.evaluate(fitted.workdir / "best", other)

@@ -1,0 +1,220 @@
+"""Checkpoints: what is saved is loaded to the bit, and nothing else is."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+
+import numpy as np
+import pytest
+
+import zoo
+from zoo import checkpoint, models
+from zoo.checkpoint import DamagedCheckpoint
+from zoo.data.preprocess import Preprocess
+
+PREPROCESS = Preprocess(
+    size=(32, 32), resize=(28, 28), fit="pad", channels="L", polarity="light-on-dark", mean=(0.1,), std=(0.3,)
+)
+CLASSES = tuple("abcdefghij")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A checkpoint that is only read: (folder, model, variables)."""
+    path = tmp_path_factory.mktemp("saved") / "lenet"
+    model = zoo.create("lenet5", activation="tanh")
+    variables = models.init(model, 3)
+    zoo.save(path, model, variables, CLASSES, PREPROCESS, licence="CC0-1.0")
+    return path, model, variables
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    """A checkpoint that may be broken."""
+    return shutil.copytree(saved[0], tmp_path / "copy")
+
+
+def leaves(tree):
+    return {path: np.asarray(leaf) for path, leaf in checkpoint.flatten(tree).items()}
+
+
+def same_bits(a, b):
+    a, b = leaves(a), leaves(b)
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_a_checkpoint_is_enough(saved):
+    path, model, variables = saved
+    loaded = zoo.load(path)
+    assert loaded.model == model and same_bits(loaded.variables, variables)
+    assert loaded.card.preprocess == PREPROCESS and loaded.card.classes == CLASSES and loaded.card.licence == "CC0-1.0"
+    assert {row["path"] for row in loaded.card.leaves} == set(checkpoint.flatten(variables))
+    assert len(loaded.predict(np.zeros((3, 28, 28), np.uint8)[..., None])) == 3
+
+
+def test_the_name_in_the_card_is_the_nearest_of_the_table():
+    assert models.name_of(zoo.create("lenet5", num_classes=3)) == "lenet5"
+    assert models.name_of(zoo.create("softmax", num_classes=3)) == "softmax"
+    assert models.name_of(zoo.create("lenet5_1998")) == "lenet5_1998"
+
+
+def test_runtime_fields_stay_out_of_the_card(saved, tmp_path):
+    import jax.numpy as jnp
+
+    _, model, variables = saved
+    low = models.with_runtime(model, dtype=jnp.bfloat16)
+    card = zoo.save(tmp_path / "low", low, variables, CLASSES, PREPROCESS)
+    assert not set(card.fields) & set(models.RUNTIME_FIELDS)
+    assert zoo.load(tmp_path / "low").model == model
+
+
+def test_saving_again_replaces_the_whole(copy, saved):
+    _, model, _ = saved
+    other = models.init(model, 4)
+    zoo.save(copy, model, other, CLASSES, PREPROCESS)
+    assert same_bits(zoo.load(copy).variables, other)
+    assert [p.name for p in copy.parent.iterdir()] == ["copy"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(copy, saved):
+    copy.rename(copy.with_name(".copy.old"))
+    assert same_bits(zoo.load(copy).variables, saved[2])
+
+
+@pytest.mark.parametrize("flip", range(60))
+def test_one_flipped_bit_anywhere_is_noticed(copy, flip):
+    rng = random.Random(flip)
+    files = sorted(p for p in copy.rglob("*") if p.is_file() and p.stat().st_size)
+    # Every file in turn, then anywhere in proportion to size.
+    file = files[flip] if flip < len(files) else rng.choices(files, [p.stat().st_size for p in files])[0]
+    data = bytearray(file.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=file.name.replace(".", r"\.")) as error:
+        checkpoint.load_checkpoint(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_a_leaf_that_differs_from_the_card_is_named(copy):
+    """Even when the manifest was made anew: the card has hashes of its own."""
+    card = json.loads((copy / "card.json").read_text())
+    card["leaves"][0]["sha256"] = "0" * 64
+    (copy / "card.json").write_text(json.dumps(card))
+    (copy / "manifest.json").unlink()
+    checkpoint._write_manifest(copy)
+    with pytest.raises(DamagedCheckpoint, match=card["leaves"][0]["path"]):
+        checkpoint.load_checkpoint(copy)
+
+
+@pytest.mark.parametrize("part", ["card.json", "manifest.json", "arrays"])
+def test_missing_parts_are_named(copy, part):
+    shutil.rmtree(copy / part) if (copy / part).is_dir() else (copy / part).unlink()
+    with pytest.raises(ValueError, match=part):
+        zoo.load(copy)
+
+
+def test_truncated_files_are_named(copy):
+    file = max((p for p in copy.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(DamagedCheckpoint, match=rf"{file.name} has \d+ bytes instead of"):
+        zoo.load(copy)
+
+
+def test_strange_files_among_the_arrays_are_named(copy):
+    (copy / "arrays" / "stranger").write_bytes(b"x")
+    (copy / "notes.txt").write_text("of one's own, beside the arrays, are welcome")
+    with pytest.raises(DamagedCheckpoint, match="stranger does not belong"):
+        zoo.load(copy)
+    (copy / "arrays" / "stranger").unlink()
+    zoo.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [({"format": 99}, "newer version of the zoo"), ({"format": None}, "no format version"), ({"colour": 1}, "colour"),
+     ({"model": "lenet6"}, "did you mean lenet5"), ({"fields": {"num_classes": 10, "depth": 3}}, "no field 'depth'"),
+     ({"fields": {"num_classes": 7, "activation": "tanh", "image_size": 32}}, "head/kernel"),
+     ({"model": "mlp", "fields": {"image_size": 32}}, "missing params/hidden1/kernel")],
+)  # fmt: skip
+def test_cards_that_cannot_be_right_get_one_clear_line(copy, change, answer):
+    card = json.loads((copy / "card.json").read_text()) | change
+    (copy / "card.json").write_text(json.dumps(card))
+    (copy / "manifest.json").unlink()
+    checkpoint._write_manifest(copy)
+    with pytest.raises(ValueError, match=answer) as error:
+        zoo.load(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_where_there_is_no_checkpoint(tmp_path, copy):
+    with pytest.raises(FileNotFoundError, match="nowhere: there is no such checkpoint"):
+        zoo.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no card\.json"):
+        zoo.load(tmp_path)
+    (tmp_path / "run").mkdir()
+    copy.rename(tmp_path / "run" / "best")
+    with pytest.raises(FileNotFoundError, match=r"did you mean .*best"):
+        zoo.load(tmp_path / "run")
+
+
+def test_what_does_not_fit_the_model_is_not_saved(saved, tmp_path):
+    _, model, variables = saved
+    with pytest.raises(ValueError, match="2 class names for a model with 10"):
+        zoo.save(tmp_path / "x", model, variables, ("a", "b"), PREPROCESS)
+    lacking = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "head"}}
+    with pytest.raises(ValueError, match=r"missing params/head/bias.*missing params/head/kernel"):
+        zoo.save(tmp_path / "x", model, lacking, CLASSES, PREPROCESS)
+    assert not (tmp_path / "x").exists()
+
+
+# --- rolling state ---------------------------------------------------------------------------------------------
+
+
+def state(step):
+    import jax
+    import optax
+
+    params = {"a": {"kernel": np.full((2, 3), step, np.float32)}, "b": np.arange(3, dtype=np.float32)}
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(0.1), optax.masked(optax.trace(0.9), {"a": True, "b": False})
+    )
+    opt_state = jax.tree.map(np.asarray, optimizer.init(params))
+    return {"step": np.int32(step), "params": params, "batch_stats": {}, "opt": opt_state, "ema": None}
+
+
+def test_states_come_back_with_their_structure(tmp_path):
+    import jax
+
+    for step in (1, 2, 3):
+        checkpoint.save_state(tmp_path, step, state(step), {"step": step, "x": [0.1, None]}, keep=2)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step_000000002", "step_000000003"]
+    arrays, progress = checkpoint.restore_state(tmp_path, state(0))
+    assert progress == {"step": 3, "x": [0.1, None]}
+    assert jax.tree.structure(arrays) == jax.tree.structure(state(0))
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(arrays), jax.tree.leaves(state(3)), strict=True))
+
+
+def test_a_damaged_commit_is_reported_and_the_one_before_is_taken(tmp_path):
+    for step in (1, 2):
+        checkpoint.save_state(tmp_path, step, state(step), {"step": step})
+    (tmp_path / "step_000000002" / "progress.json").write_text("{}")
+    (tmp_path / ".step_000000003.tmp").mkdir()
+    said = []
+    assert checkpoint.restore_state(tmp_path, state(0), said.append)[1] == {"step": 1}
+    assert "progress.json" in said[0] and not (tmp_path / ".step_000000003.tmp").exists()
+
+
+def test_a_state_of_another_shape_is_refused(tmp_path):
+    checkpoint.save_state(tmp_path, 1, state(1), {})
+    other = {**state(0), "params": {"a": {"kernel": np.zeros((2, 4), np.float32)}, "b": np.zeros(3, np.float32)}}
+    with pytest.raises(ValueError, match="another configuration"):
+        checkpoint.restore_state(tmp_path, other)
+    assert checkpoint.restore_state(tmp_path / "empty", state(0)) is None
+
+
+def test_the_card_is_plain_json(saved):
+    card = checkpoint.read_card(saved[0])
+    assert checkpoint.card_from_json(json.loads(json.dumps(card.to_json())), "card") == card
+    assert dataclasses.is_dataclass(card)

@@ -1,0 +1,207 @@
+"""The command line as its user sees it: what it prints, what it writes, and one line for each mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import zoo
+from zoo import cli
+from zoo.models import MODELS
+from zoo.training.run import read_config
+
+TRAIN = ["train", "--model", "mlp", "--set", "widths=16", "--image-size", "8", "--epochs", "2", "--save-every", "1000"]
+
+
+@pytest.fixture(autouse=True)
+def _no_global_cache(monkeypatch):
+    """The compilation cache is a process-wide setting of the command line, not of the tests."""
+    monkeypatch.setattr(cli, "start_jax", lambda: None)
+
+
+def run(capsys, *words):
+    """(exit code, stdout, stderr) of one command."""
+    try:
+        code = cli.main([str(word) for word in words])
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run made by the command line, shared by the tests that read it."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert cli.main([*TRAIN, "--workdir", str(folder), "--learning-rate", "0.01"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory):
+    """Two test digits in dark ink on light paper, as PNG files."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("drawings")
+    split = zoo.open_dataset("digits").splits["test"]
+    for i in range(2):
+        image = Image.fromarray(255 - split.read(np.array([i]))[0, :, :, 0]).resize((64, 64), Image.Resampling.BICUBIC)
+        image.save(folder / f"{split.labels[i]}_{i}.png")
+    return folder
+
+
+def test_training_says_what_it_does_and_how_to_go_on(capsys, tmp_path):
+    code, out, err = run(capsys, *TRAIN, "--workdir", tmp_path / "run")
+    assert code == 0 and not err
+    for words in (
+        "model: mlp",
+        "data: digits",
+        "recipe: adamw",
+        "epoch ",
+        "validation",
+        "test: accuracy",
+        "zoo predict",
+    ):
+        assert words in out
+    assert (tmp_path / "run" / "best" / "card.json").exists()
+    code, out, _ = run(capsys, *TRAIN, "--workdir", tmp_path / "run")
+    assert code == 0 and "this run is finished" in out
+
+
+def test_every_part_of_a_run_can_be_set(trained):
+    config = read_config(trained)
+    assert (config.model, config.data) == ("mlp", "digits")
+    assert config.fields["widths"] == [16] and config.fields["image_size"] == 8
+    assert config.recipe.epochs == 2 and config.recipe.learning_rate == 0.01
+    assert json.loads((trained / "config.json").read_text())["made_with"]["command"].startswith("zoo train --model mlp")
+
+
+def test_a_config_is_trained_anew(capsys, tmp_path, trained):
+    code, out, _ = run(capsys, "train", "--config", trained / "config.json", "--workdir", tmp_path / "again")
+    assert code == 0 and "validation" in out
+    assert (tmp_path / "again" / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
+    seed = ["train", "--config", trained, "--seed", "1", "--dry-run"]
+    code, out, _ = run(capsys, *seed, "--workdir", tmp_path / "other")
+    assert code == 0 and "images/s" in out and "nothing was trained" in out and not (tmp_path / "other").exists()
+
+
+def test_eval(capsys, trained):
+    code, out, _ = run(capsys, "eval", trained / "best", "--split", "validation")
+    assert code == 0 and "accuracy (top-1)" in out and "support" in out
+    results = []
+    for batch_size in (7, 256):
+        code, out, _ = run(capsys, "eval", trained / "best", "--json", "--batch-size", batch_size)
+        results.append(json.loads(out))
+    assert results[0]["confusion"] == results[1]["confusion"]
+    told = json.loads((trained / "results.json").read_text())["test"]
+    assert told["accuracy"] == results[0]["accuracy"] and told["confusion"] == results[0]["confusion"]
+
+
+def test_predict(capsys, trained, drawings, tmp_path):
+    code, out, _ = run(capsys, "predict", trained / "best", drawings, "--top", 3)
+    lines = out.strip().splitlines()
+    assert code == 0 and len(lines) == 2 and all(line.count("%") == 3 for line in lines)
+    code, out, _ = run(capsys, "predict", trained / "best", drawings, "--json", "-o", tmp_path / "table.csv")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert len(answers[0]["top"]) == 5 and sum(p for _, p in answers[0]["top"]) <= 1.0001
+    table = (tmp_path / "table.csv").read_text().splitlines()
+    assert table[0].startswith("file,class1,probability1") and len(table) == 3
+
+
+def test_predict_goes_on_past_what_is_no_image(capsys, trained, drawings, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_text("no image")
+    good = sorted(drawings.iterdir())[0]
+    code, out, err = run(capsys, "predict", trained / "best", bad, good)
+    assert code == 2 and good.name in out and "bad.png" in err and err.count("\n") == 1
+
+
+def test_list_and_info(capsys, trained):
+    code, out, _ = run(capsys, "info", "lenet5")
+    assert code == 0 and "61,706 parameters, 416 k multiply-adds" in out and "conv1" in out
+    code, out, _ = run(capsys, "info", trained / "best")
+    assert code == 0 and "mlp, 10 classes (0, 1, 2" in out and "test" in out
+    code, out, _ = run(capsys, "info", trained / "best", "--json")
+    assert json.loads(out)["model"] == "mlp"
+    code, out, _ = run(capsys, "list", "--recipes")
+    assert code == 0 and "LeCun" in out
+
+
+def test_no_words_and_help_are_answered(capsys):
+    assert run(capsys)[0] == 0
+    for command in cli.COMMANDS:
+        code, out, _ = run(capsys, command, "--help")
+        assert code == 0 and "usage: zoo " + command in out
+
+
+MISTAKES = [
+    (["trian"], "trian"),
+    (["train", "--modle", "x"], "did you mean --model"),
+    (["train", "--model", "lenet"], "did you mean lenet5"),
+    (["train", "--data", "digit"], "digits"),
+    (["train", "--data", "nowhere.npz"], "nowhere.npz"),
+    (["train", "--recipe", "mnits"], "mnist"),
+    (["train", "--optimizer", "adamm"], "did you mean 'adam'"),
+    (["train", "--epochs", "many"], "epochs"),
+    (["train", "--learning-rate", "-1"], "learning_rate"),
+    (["train", "--set", "dropuot=0.1"], "did you mean dropout"),
+    (["train", "--set", "dropout"], "field=value"),
+    (["train", "--set", "model.dropout=much"], "type float"),
+    (["train", "--augment", "flop"], "flip"),
+    (["train", "--limit", "-3"], "--limit"),
+    (["train", "--config", "nowhere.json"], "nowhere.json"),
+    (["train", "--model", "lenet5_1998", "--set", "num_classes=26"], "num_classes=26"),
+    (["train", "--workdir", __file__], "is a file"),
+    (["eval", "nowhere"], "nowhere"),
+    (["eval", "TRAINED", "--split", "tset"], "validation, test"),
+    (["eval", "TRAINED/.."], "did you mean"),
+    (["predict", "TRAINED", "nowhere.png"], "nowhere.png"),
+    (["predict", "TRAINED", "EMPTY"], "has no images"),
+    (["predict", "TRAINED", __file__, "-o", "x.txt"], ".csv"),
+    (["info", "lenet6"], "did you mean lenet5"),
+]
+
+
+@pytest.mark.parametrize(("words", "answer"), MISTAKES, ids=[" ".join(words)[:60] for words, _ in MISTAKES])
+def test_each_mistake_gets_one_line_that_helps(capsys, tmp_path, monkeypatch, trained, words, answer):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EMPTY").mkdir()
+    words = [word.replace("TRAINED", str(trained / "best")) for word in words]
+    code, _, err = run(capsys, *words)
+    assert code == 2 and answer in err
+    assert err.count("\n") == 1 and "Traceback" not in err
+    assert not (tmp_path / "runs").exists()  # nothing is left behind
+
+
+def test_help_is_light():
+    """What `zoo --help` imports, in a process of its own: none of the heavy libraries."""
+    code = (
+        "import sys, zoo.cli; zoo.cli.main([]); heavy = {'jax', 'flax', 'orbax', 'tensorflow_datasets', 'matplotlib',"
+    )
+    code += " 'sklearn', 'PIL', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_changes_nothing_in_jax():
+    code = "import jax; before = dict(jax.config.values); import zoo; zoo.MODELS; zoo.fit; zoo.load; zoo.RECIPES;"
+    code += "assert dict(jax.config.values) == before"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+
+
+def test_train_py_is_zoo_train():
+    root = Path(__file__).parents[1]
+    ours, theirs = (
+        subprocess.run([sys.executable, *words, "--help"], capture_output=True, text=True, cwd=root).stdout
+        for words in (["train.py"], ["-c", "import sys, zoo.cli; sys.exit(zoo.cli.main())", "train"])
+    )
+    assert ours == theirs and "--data" in ours
+
+
+def test_list_shows_every_model(capsys):
+    code, out, _ = run(capsys, "list")
+    assert code == 0 and all(f" {name} " in out for name in MODELS) and "61,706" in out

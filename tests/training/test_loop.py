@@ -1,0 +1,318 @@
+"""The loop: runs end with the same bits however often they are killed, and choose by the validation split alone."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zoo import checkpoint
+from zoo.data.sources import from_arrays
+from zoo.training import loop, run
+from zoo.training.recipes import Recipe
+
+RECIPE = Recipe(
+    epochs=4, batch_size=20, learning_rate=0.01, augment=("shift(pixels=1)", "mixup(alpha=0.2)"), ema=0.9, patience=3,
+    monitor="loss", clip_norm=1.0, weight_decay=0.01,
+)  # fmt: skip
+MODEL = {"fields": {"widths": (16,), "image_size": 8, "dropout": 0.2}, "quiet": True}
+
+
+def arrays(count=150, classes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, count)
+    images = rng.integers(0, 120, (count, 8, 8)) + 40 * labels[:, None, None]
+    return images.astype(np.uint8), labels
+
+
+def dataset(test_seed=2, validation=None):
+    return from_arrays(
+        arrays(), validation=validation or arrays(60, seed=1), test=arrays(60, seed=test_seed), name="made"
+    )
+
+
+def outcome(folder: Path):
+    """Everything that must be the same bits: whole state, best checkpoint, logs, results."""
+    commit = checkpoint.newest_commit(folder / run.CHECKPOINTS)
+    arrays = {**checkpoint.flatten(checkpoint._read_arrays(commit / checkpoint.ARRAYS))}
+    card, best = checkpoint.load_checkpoint(folder / run.BEST)
+    return {
+        "state": {path: (leaf.dtype.str, leaf.shape, leaf.tobytes()) for path, leaf in arrays.items()},
+        "progress": (commit / checkpoint.PROGRESS).read_bytes(),
+        "best": {path: leaf.tobytes() for path, leaf in checkpoint.flatten(best).items()},
+        "card": card,
+        "metrics": (folder / run.METRICS).read_bytes(),
+        "results": (folder / run.RESULTS).read_bytes(),
+        "curves": (folder / "curves.png").read_bytes(),
+    }
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "alone"
+    fitted = loop.fit("mlp", dataset(), RECIPE, workdir=folder, save_steps=5, **MODEL)
+    return fitted, outcome(folder)
+
+
+def test_a_run_holds_what_it_should(left_alone):
+    fitted, _ = left_alone
+    names = {path.name for path in fitted.workdir.iterdir()}
+    assert {
+        "config.json",
+        "metrics.jsonl",
+        "results.json",
+        "curves.png",
+        "confusion.png",
+        "checkpoints",
+        "best",
+    } <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    config = json.loads((fitted.workdir / "config.json").read_text())
+    assert {"model", "data", "recipe", "made_with"} <= set(config)
+    assert {"versions", "command", "git"} <= set(config["made_with"])
+    assert run.read_config(fitted.workdir).recipe == RECIPE
+    assert fitted.card.metrics["step"] in [row["step"] for row in fitted.history if row["best"]]
+    assert set(fitted.card.metrics) == {"step", "validation", "test"}
+    assert len(list((fitted.workdir / "checkpoints").iterdir())) <= 2
+
+
+class Killed(BaseException):
+    """Stands in for SIGKILL: whatever is on disk stays as it is."""
+
+
+#: Calls between which a kill may strike; inside a save, between arrays and card, between the two renames.
+EVENTS = {
+    "zoo.checkpoint": ("_write_json", "_write_arrays", "_write_manifest", "_replace", "_clear", "_sha256"),
+    "zoo.training.loop": ("Trainer.settle", "Trainer.validate", "Trainer.commit", "save_best", "finish"),
+    "zoo.training.run": ("Logs.add", "write_atomically"),
+    "pathlib": ("Path.rename", "Path.replace"),
+}
+
+
+def instrument(patch, strike):
+    """Call strike() before and after every call of EVENTS."""
+    import importlib
+
+    for module, names in EVENTS.items():
+        for name in names:
+            owner = importlib.import_module(module)
+            *holder, attribute = name.split(".")
+            for part in holder:
+                owner = getattr(owner, part)
+            original = getattr(owner, attribute)
+
+            def wrapped(*args, original=original, **kwargs):
+                strike()
+                result = original(*args, **kwargs)
+                strike()
+                return result
+
+            patch(owner, attribute, wrapped)
+
+
+@pytest.fixture(scope="module")
+def number_of_events(tmp_path_factory):
+    count = [0]
+    with pytest.MonkeyPatch.context() as patch:
+        instrument(patch.setattr, lambda: count.__setitem__(0, count[0] + 1))
+        folder = tmp_path_factory.mktemp("runs") / "counted"
+        loop.fit("mlp", dataset(), RECIPE, workdir=folder, save_steps=5, **MODEL)
+    return count[0]
+
+
+@pytest.mark.parametrize("lives", [3, 6])
+def test_stopped_dead_at_many_moments_and_started_again(tmp_path, monkeypatch, left_alone, number_of_events, lives):
+    """In this process: an exception that nobody catches, at seeded calls, several times in one run."""
+    rng, folder = random.Random(lives), tmp_path / "run"
+    deaths = 0
+    for _ in range(lives):
+        left = [rng.randrange(1, number_of_events)]
+
+        def strike(left=left):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            instrument(patch.setattr, strike)
+            try:
+                loop.fit("mlp", dataset(), RECIPE, workdir=folder, save_steps=5, **MODEL)
+                break
+            except Killed:
+                deaths += 1
+    loop.fit("mlp", dataset(), RECIPE, workdir=folder, save_steps=5, **MODEL)
+    assert deaths and outcome(folder) == left_alone[1]
+
+
+CHILD = textwrap.dedent("""
+    import importlib.util, os, signal, sys
+    here, folder, moment = sys.argv[1:]
+    spec = importlib.util.spec_from_file_location("test_loop", here)
+    tests = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tests)
+    left = [int(moment)]
+    def strike():
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    tests.instrument(setattr, strike)
+    tests.loop.fit("mlp", tests.dataset(), tests.RECIPE, workdir=folder, save_steps=5, **tests.MODEL)
+""")
+
+
+def in_a_child(folder, moment):
+    """Train in a process of its own that is killed at the moment-th event (0: left alone). Returns its exit code."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, __file__, str(folder), str(moment)], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode
+
+
+def test_killed_by_a_signal_and_started_again(tmp_path, left_alone, number_of_events):
+    folder = tmp_path / "run"
+    assert in_a_child(folder, random.Random(7).randrange(number_of_events // 3, number_of_events)) == -signal.SIGKILL
+    assert in_a_child(folder, 0) == 0
+    assert outcome(folder) == left_alone[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(20))
+def test_killed_by_a_signal_at_twenty_moments(tmp_path, left_alone, number_of_events, moment):
+    """Twenty seeded moments, spread over the whole run, each in a run of its own, then started again."""
+    folder = tmp_path / "run"
+    at = random.Random(moment).randrange(1 + number_of_events * moment // 20, 1 + number_of_events * (moment + 1) // 20)
+    assert in_a_child(folder, at) == -signal.SIGKILL
+    while in_a_child(folder, 0):
+        pass
+    assert outcome(folder) == left_alone[1]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_where(tmp_path, monkeypatch, left_alone, signum):
+    settle = loop.Trainer.settle
+
+    def settle_then_signal(self, step, report):
+        settle(self, step, report)
+        if step == 13:
+            os.kill(os.getpid(), signum)
+
+    before = signal.getsignal(signum)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "settle", settle_then_signal)
+        with pytest.raises(loop.Interrupted, match="saved at step") as stop:
+            loop.fit("mlp", dataset(), RECIPE, workdir=tmp_path / "run", **MODEL)
+    assert stop.value.signum == signum and signal.getsignal(signum) is before
+    assert int(checkpoint.newest_commit(tmp_path / "run" / "checkpoints").name[5:]) >= 13
+    loop.fit("mlp", dataset(), RECIPE, workdir=tmp_path / "run", **MODEL)
+    assert outcome(tmp_path / "run")["metrics"] == left_alone[1]["metrics"]
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(left_alone, capsys):
+    fitted, before = left_alone
+    again = loop.fit("mlp", dataset(), RECIPE, workdir=fitted.workdir, **{**MODEL, "quiet": False})
+    assert "finished" in capsys.readouterr().out
+    assert outcome(fitted.workdir) == before and again.history == fitted.history
+
+
+def test_the_test_split_changes_nothing_but_its_own_result(tmp_path, left_alone):
+    other = loop.fit("mlp", dataset(test_seed=99), RECIPE, workdir=tmp_path / "run", save_steps=5, **MODEL)
+    mine, theirs = outcome(other.workdir), left_alone[1]
+    for part in ("state", "best", "metrics", "progress"):
+        assert mine[part] == theirs[part]
+    assert mine["card"].metrics["step"] == theirs["card"].metrics["step"]
+    assert mine["results"] != theirs["results"]
+
+
+def test_early_stopping_stops_and_restores_the_best(tmp_path):
+    """The validation labels are the training labels moved by one: the better it trains, the worse it validates."""
+    images, labels = arrays(60, seed=1)
+    wrong = dataset(validation=(images, (labels + 1) % 3))
+    recipe = Recipe(epochs=50, batch_size=50, learning_rate=0.01, patience=3, monitor="accuracy")
+    fitted = loop.fit("mlp", wrong, recipe, workdir=tmp_path / "run", **MODEL)
+    accuracies = [row["validation_accuracy"] for row in fitted.history]
+    best = int(np.argmax(accuracies))
+    assert len(accuracies) < 50 and len(accuracies) == best + 1 + 3
+    assert fitted.card.metrics["step"] == fitted.history[best]["step"]
+    assert fitted.card.metrics["validation"]["accuracy"] == accuracies[best]
+
+
+@pytest.mark.parametrize("monitor", ["loss", "accuracy", "macro_f1", "roc_auc"])
+def test_what_is_monitored_chooses(monitor):
+    result = {"loss": 0.5, "accuracy": 0.8, "macro_f1": 0.7, "roc_auc": 0.9, "notes": []}
+    better = {**result, monitor: 0.4 if monitor == "loss" else 0.95}
+    assert loop.monitor_score(better, monitor) > loop.monitor_score(result, monitor)
+    assert loop.monitor_score({**result, "loss": 0.4}, monitor) > loop.monitor_score(
+        result, monitor
+    )  # ties: lower loss
+
+
+def test_a_score_that_is_not_there_is_an_error():
+    with pytest.raises(ValueError, match=r"monitor=roc_auc.*one class"):
+        loop.monitor_score({"roc_auc": None, "loss": 1.0, "notes": ["all examples are of one class"]}, "roc_auc")
+
+
+def test_a_loss_that_is_not_finite_stops_in_words(tmp_path):
+    recipe = Recipe(epochs=30, batch_size=20, optimizer="sgd", schedule="constant", learning_rate=1e30)
+    with pytest.raises(loop.Diverged, match=r"at step \d+ with learning rate 1e\+30; try a lower") as error:
+        loop.fit("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL)
+    assert "\n" not in str(error.value)
+
+
+def test_another_configuration_in_the_same_folder_is_refused(left_alone):
+    import dataclasses
+
+    folder = left_alone[0].workdir
+    other = dataclasses.replace(RECIPE, seed=1, learning_rate=0.02)
+    with pytest.raises(ValueError, match=r"recipe\.learning_rate is 0\.02 here, 0\.01 there; recipe\.seed is 1 here"):
+        loop.fit("mlp", dataset(), other, workdir=folder, **MODEL)
+
+
+def test_changed_data_is_refused(tmp_path):
+    recipe = Recipe(epochs=1, batch_size=50)
+    loop.fit("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL)
+    (tmp_path / "run" / "results.json").unlink()
+    other = from_arrays(arrays(seed=5), validation=arrays(60, seed=1), test=arrays(60, seed=2), name="made")
+    with pytest.raises(ValueError, match="data of made has changed"):
+        loop.fit("mlp", other, recipe, workdir=tmp_path / "run", **MODEL)
+
+
+def test_default_names_differ_by_what_changes_the_result():
+    import dataclasses
+
+    config = run.Config("mlp", {"widths": (3,)}, "tfds:mnist", RECIPE)
+    assert config.default_name().startswith("mlp-mnist-")
+    assert dataclasses.replace(config, data_dir="/elsewhere").default_name() == config.default_name()
+    for change in ({"limit": 5}, {"recipe": dataclasses.replace(RECIPE, seed=1)}, {"fields": {"widths": (4,)}}):
+        assert dataclasses.replace(config, **change).default_name() != config.default_name()
+
+
+@pytest.mark.parametrize("batch_size", [0, 1, 7, 400])
+def test_full_batch_mini_batch_and_single_sample(tmp_path, batch_size):
+    recipe = Recipe(epochs=1.0 if batch_size < 400 else 6.0, batch_size=batch_size, optimizer="sgd", learning_rate=1e-3)
+    job = loop.plan("mlp", dataset(), recipe, fields=MODEL["fields"])
+    count = len(job.dataset.splits["train"])
+    assert job.batch_size == (batch_size or count)
+    assert job.total_steps == -(-int(recipe.epochs) * count // job.batch_size)
+    evaluations = [step for step in range(1, job.total_steps + 1) if job.is_evaluation(step)]
+    assert evaluations[-1] == job.total_steps
+    assert len(evaluations) == min(round(recipe.epochs), job.total_steps)
+
+
+def test_class_weights_balance():
+    import dataclasses
+
+    images, labels = arrays(300)
+    keep = (labels > 0) | (np.arange(300) % 5 == 0)
+    made = from_arrays((images[keep], labels[keep]), validation=arrays(60, seed=1), name="made")
+    job = loop.plan("mlp", made, dataclasses.replace(RECIPE, class_weights="balanced"), fields=MODEL["fields"])
+    weights, counts = np.array(loop.class_weights(job)), np.bincount(labels[keep])
+    np.testing.assert_allclose(weights * counts, counts.sum() / 3)
+    assert loop.class_weights(dataclasses.replace(job, config=dataclasses.replace(job.config, recipe=RECIPE))) is None
