@@ -1,1 +1,1 @@
-"""Data: sources open data sets, preprocess says and does what a model sees, the loader makes batches, augment distorts."""
+"""Data: sources open it, preprocess makes it what a model sees, the loader batches it, augment distorts it."""

@@ -10,6 +10,7 @@ never lie on both sides.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import gzip
 import hashlib
@@ -409,10 +410,10 @@ def _npz(path: Path) -> Dataset:
     """An .npz of NumPy arrays, never unpickled."""
     name = str(path)
     try:
-        opened = np.load(path, allow_pickle=False)
-        if not isinstance(opened, np.lib.npyio.NpzFile):
-            raise ValueError(f"{name}: is a single array (.npy), not an .npz of images and labels")
-        with opened as file:
+        with path.open("rb") as raw:
+            file = np.load(raw, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError(f"{name}: is a single array (.npy), not an .npz of images and labels")
             found = list(file.files)
             pairs = {
                 split: pair
@@ -694,7 +695,6 @@ class _quiet:
     loggers = ("absl", "urllib3")
 
     def __enter__(self) -> None:
-        import contextlib
         import logging
 
         self.levels = [logging.getLogger(name).level for name in self.loggers]
@@ -716,8 +716,8 @@ def _features(builder: Any, name: str) -> tuple[str, str]:
     import tensorflow_datasets as tfds
 
     features = builder.info.features
-    images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
-    labels = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+    images = sorted(k for k, f in features.items() if isinstance(f, tfds.features.Image))
+    labels = sorted(k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel))
     pair = builder.info.supervised_keys
     if pair and len(pair) == 2 and pair[0] in images and pair[1] in labels:
         image, label = pair
@@ -804,12 +804,11 @@ def _cached(key: str, build: Callable[[], dict[str, NDArray[Any]]]) -> dict[str,
     """Arrays from the cache, or made and put there. The checksums of the zip format reveal a damaged file."""
     path = cache_folder() / "data" / f"{key}.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw:
+            file = np.load(raw, allow_pickle=False)
             return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        pass
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError, zlib.error):
-        pass  # damaged: made anew
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, AttributeError):
+        pass  # absent or damaged: made anew
     arrays = build()
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -818,7 +817,8 @@ def _cached(key: str, build: Callable[[], dict[str, NDArray[Any]]]) -> dict[str,
             np.savez(out, **cast(Any, arrays))
         os.replace(temporary, path)
     except OSError:  # a read-only home or a full disk costs the next start time, and nothing else
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return arrays
 
 
