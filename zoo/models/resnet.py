@@ -1,7 +1,10 @@
-"""Residual networks with bottlenecks for ImageNet, and what came of them by changing one number or one layer.
+"""Residual networks, and what came of them by changing one number or one layer.
 
-He, Zhang, Ren and Sun 2015, "Deep residual learning for image recognition", arXiv:1512.03385 (ResNet). The rest of the
-line keeps its figure and its table 1, and is here as fields of the same class:
+He, Zhang, Ren and Sun 2015, "Deep residual learning for image recognition", arXiv:1512.03385 (ResNet). The rest of
+the line keeps its figure and its table 1, and is here as fields of the same class:
+
+- Section 4.2 of the same paper (ResNet-20 to 1202 for CIFAR-10): three stages that begin at 16 channels behind a 3x3
+  (`width`, `stem="small"`), shortcuts of option A, zero-padded (`shortcut="pad"`; "conv" is option B);
 
 - Xie et al. 2016, "Aggregated residual transformations", arXiv:1611.05431 (ResNeXt): `groups`, `widen`;
 - Zagoruyko and Komodakis 2016, "Wide residual networks", arXiv:1605.07146, section 3.4 (WRN-50-2): `widen`. Their
@@ -11,7 +14,7 @@ line keeps its figure and its table 1, and is here as fields of the same class:
 - Huang et al. 2016, "Deep networks with stochastic depth", arXiv:1603.09382: `stochastic_depth`.
 
 Differs from the papers: by default the stride of a bottleneck sits in its 3x3 convolution (called v1.5, as in
-torchvision); `stride_in="1x1"` is the paper's. Projection shortcuts where the shape changes (option B). Convolutions
+torchvision); `stride_in="1x1"` is the paper's. Where option A puts the zeros the paper does not say. Convolutions
 start from a normal distribution over the fan-out (the 2015 paper cites arXiv:1502.01852 without saying which fan), the
 head from PyTorch's uniform one. The small-image forms are not in the papers: `stem="small"` is a 3x3 convolution
 without pooling, as the CIFAR networks of section 4.2 begin.
@@ -45,8 +48,16 @@ RESNET101 = {"blocks": (3, 4, 23, 3), "bottleneck": True}
 RESNET152 = {"blocks": (3, 8, 36, 3), "bottleneck": True}
 
 STEMS = ("imagenet", "deep", "small")
-SHORTCUTS = ("conv", "pool")
+SHORTCUTS = ("conv", "pool", "pad")
 STRIDES = ("3x3", "1x1")
+
+
+def cifar(depth: int) -> dict[str, Any]:
+    """The fields of section 4.2's network of 6n + 2 layers: n blocks of two 3x3 with 16, 32 and 64 channels."""
+    n = (depth - 2) // 6
+    return {
+        "blocks": (n, n, n), "bottleneck": False, "width": 16, "stem": "small", "shortcut": "pad", "num_classes": 10,
+    }  # fmt: skip
 
 
 class SqueezeExcite(nn.Module):
@@ -91,12 +102,21 @@ class Block(nn.Module):
         if self.squeeze is not None:
             branch = SqueezeExcite(self.squeeze, self.dtype, name="se")(branch)
         branch = StochasticDepth(self.drop, name="drop")(branch, train)
-        if max(strides) > 1 or x.shape[-1] != features:
-            stride = max(strides)
+        stride = max(strides)
+        if self.shortcut == "pad":
+            shortcut = _subsampled_and_padded(x, features, stride)
+        elif stride > 1 or x.shape[-1] != features:
             if self.shortcut == "pool" and stride > 1:  # every pixel is read, where a strided 1x1 skips three of four
-                shortcut, stride = _mean_of_four(shortcut), 1
+                shortcut, stride = _mean_of_four(x), 1
             shortcut = conv_norm(features, 1, self.norm, stride, act=None, name="shortcut")(shortcut, train)
         return nn.relu(shortcut + branch)
+
+
+def _subsampled_and_padded(x: jax.Array, features: int, stride: int) -> jax.Array:
+    """Option A: every stride-th pixel, zeros as the channels that are missing, half of them on either side."""
+    missing = features - x.shape[-1]
+    channels = (missing // 2, missing - missing // 2)
+    return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), channels))
 
 
 def _mean_of_four(x: jax.Array) -> jax.Array:
@@ -127,10 +147,10 @@ class ResNet(nn.Module):
     the stem and the first stage, doubled in every later one (a bottleneck puts out four times as many). `widen`: how
     many times wider a bottleneck's 3x3 is, `groups`: into how many groups it is cut. `squeeze`: reduction of
     squeeze-and-excitation, None without. `stem`: "imagenet" (7x7) and "deep" (three 3x3) are followed by max pooling
-    and divide the image by 4, "small" (one 3x3) leaves its size. `shortcut`: "conv" (strided 1x1) or "pool" (mean,
-    then 1x1). `stride_in`: the convolution of a bottleneck that has the stride, "3x3" or "1x1". `stochastic_depth`:
-    probability of dropping the last block's branch in training, growing linearly from the first (Huang et al.,
-    section 3).
+    and divide the image by 4, "small" (one 3x3) leaves its size. `shortcut`, where the shape changes: "conv" (strided
+    1x1), "pool" (mean, then 1x1) or "pad" (zeros for the channels that are missing, no parameters). `stride_in`: the
+    convolution of a bottleneck that has the stride, "3x3" or "1x1". `stochastic_depth`: probability of dropping the
+    last block's branch in training, growing linearly from the first (Huang et al., section 3).
     `zero_init`: every branch starts at zero (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
 
     Stages: stem (after its pooling), stage1, …, head. Images: any size from one pixel in the last stage.

@@ -1,0 +1,139 @@
+"""Highway networks, of which residual networks are the case with gates that do not close.
+
+Srivastava, Greff and Schmidhuber 2015, "Highway networks", arXiv:1505.00387 (fully connected), and "Training very deep
+networks", arXiv:1507.06228 (convolutional): y = T(x) H(x) + (1 - T(x)) x. With T fixed at 1/2 that is (x + H(x)) / 2, a
+residual layer up to scale.
+
+Differs from the papers: the convolutional network's pooling. The text does not say where it pools; three 2x2 poolings
+in 28x28 pixels, leaving 3x3, give the parameters of table 1 (39 thousand 16 maps wide, 151 thousand 32 wide), and
+stand here after every third layer.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from zoo.models.layers import Conv, max_pool, require_images
+
+ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh}
+
+
+class HighwayLayer(nn.Module):
+    """T(x) H(x) + (1 - T(x)) x, of x's shape. `layer`: makes H and T. Children: transform (H) and gate (T).
+
+    A negative `gate_bias` starts the layer near the identity (arXiv:1505.00387, section 2.2).
+    """
+
+    layer: Callable[..., nn.Module]
+    act: Callable
+    gate_bias: float
+
+    @nn.compact
+    def __call__(self, x):
+        transformed = self.act(self.layer(name="transform")(x))
+        gate = nn.sigmoid(self.layer(bias_init=nn.initializers.constant(self.gate_bias), name="gate")(x))
+        return gate * transformed + (1 - gate) * x
+
+
+def _names(layers: int) -> tuple[str, ...]:
+    """layer01, layer02, …: all equally long, so that none is the beginning of another."""
+    return tuple(f"layer{i:0{len(str(layers))}}" for i in range(1, layers + 1))
+
+
+def _activation(name: str) -> Callable:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is not one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class Highway(nn.Module):
+    """Fully connected: one plain layer, highway layers, softmax (arXiv:1505.00387, section 3.1, on MNIST).
+
+    `layers`: the plain one included; 10, 20, 50 and 100 in the paper. `width`: units of each. `gate_bias`: where the
+    biases of the gates start, -1 or below. `activation`: of H, "relu" or "tanh". `image_size`: the side its first
+    layer is bound to. Stages: layer01, …, head.
+    """
+
+    layers: int = 10
+    width: int = 50
+    gate_bias: float = -1.0
+    activation: str = "relu"
+    num_classes: int | None = 10
+    image_size: int = 28
+    dtype: Any = jnp.float32
+
+    family = "highway"
+    paper = "Srivastava et al. 2015, Highway networks, arXiv:1505.00387"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return (*_names(self.layers), "head")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (self.image_size, self.image_size, 1)
+
+    @nn.compact
+    def __call__(self, images, *, train: bool = False):
+        require_images(images, 1, "a highway network", bound_to=self.image_size)
+        act = _activation(self.activation)
+        dense = partial(nn.Dense, self.width, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
+        x = images.reshape(len(images), -1).astype(self.dtype)
+        ends = {}
+        for i, name in enumerate(_names(self.layers)):
+            x = HighwayLayer(dense, act, self.gate_bias, name=name)(x) if i else act(dense(name=name)(x))
+            ends[name] = x
+        ends["features"] = x
+        if self.num_classes is not None:
+            x = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
+            ends["logits"] = x = x.astype(jnp.float32)
+        return x, ends
+
+
+class ConvHighway(nn.Module):
+    """Convolutional: nine 3x3 layers, the first a plain one, and softmax (arXiv:1507.06228, table 1, on MNIST).
+
+    `layers`: convolutional ones. `width`: maps of each, 16 or 32 in the paper (38,730 or 151,178 parameters). 2x2
+    maximum pooling after every third layer. `gate_bias`, `activation`, `image_size`: as in Highway; the size binds
+    the head, which reads all positions. Stages: layer1, …, head.
+    """
+
+    layers: int = 9
+    width: int = 16
+    gate_bias: float = -1.0
+    activation: str = "relu"
+    num_classes: int | None = 10
+    image_size: int = 28
+    dtype: Any = jnp.float32
+
+    family = "highway"
+    paper = "Srivastava et al. 2015, Training very deep networks, arXiv:1507.06228"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return (*_names(self.layers), "head")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (self.image_size, self.image_size, 1)
+
+    @nn.compact
+    def __call__(self, images, *, train: bool = False):
+        require_images(images, 2 ** (self.layers // 3), "this highway network", bound_to=self.image_size)
+        act = _activation(self.activation)
+        conv = partial(Conv, self.width, 3, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
+        x = images.astype(self.dtype)  # [B, 28, 28, 1]
+        ends = {}
+        for i, name in enumerate(_names(self.layers), 1):
+            x = act(conv(name=name)(x)) if i == 1 else HighwayLayer(conv, act, self.gate_bias, name=name)(x)
+            if i % 3 == 0:
+                x = max_pool(x, 2, 2)  # [B, 14, 14, 16], [B, 7, 7, 16], [B, 3, 3, 16]
+            ends[name] = x
+        ends["features"] = x = x.reshape(len(x), -1)
+        if self.num_classes is not None:
+            x = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
+            ends["logits"] = x = x.astype(jnp.float32)
+        return x, ends

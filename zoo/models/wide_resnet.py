@@ -1,0 +1,111 @@
+"""Wide residual networks for small images.
+
+Zagoruyko and Komodakis 2016, "Wide residual networks", arXiv:1605.07146: few, wide, pre-activated blocks of two 3x3
+convolutions. Their ImageNet network, WRN-50-2, is a ResNet with wide bottlenecks and stands in resnet.py.
+
+Differs from the paper: nothing known; a projection reads the block's first activation, as in the authors' code.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from zoo.models.layers import (
+    BatchNorm,
+    Conv,
+    StochasticDepth,
+    global_avg_pool,
+    he_normal_fan_out,
+    rematerialised,
+    require_images,
+    uniform_head,
+)
+
+
+class Block(nn.Module):
+    """B(3,3) of section 2: norm, ReLU, 3x3, norm, ReLU, dropout, 3x3, and the shortcut (figure 1c and 1d).
+
+    Children: norm1, conv1, norm2, conv2, shortcut.
+    """
+
+    width: int
+    stride: int
+    norm: Callable[..., nn.Module]
+    dropout: float
+    drop: float
+    zero_init: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        conv = partial(Conv, self.width, use_bias=False, dtype=self.dtype)
+        last_init = nn.initializers.zeros if self.zero_init else he_normal_fan_out
+        shortcut = x
+        x = nn.relu(self.norm(name="norm1")(x, not train))
+        if shortcut.shape[-1] != self.width or self.stride > 1:
+            shortcut = conv(1, self.stride, name="shortcut")(x)
+        x = conv(3, self.stride, name="conv1")(x)
+        x = nn.relu(self.norm(name="norm2")(x, not train))
+        x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+        x = conv(3, kernel_init=last_init, name="conv2")(x)
+        return shortcut + StochasticDepth(self.drop, name="drop")(x, train)
+
+
+class WideResNet(nn.Module):
+    """WRN-depth-widen (Zagoruyko and Komodakis 2016, arXiv:1605.07146, table 1); WRN-28-10: 36,479,194 parameters.
+
+    `depth`: 6n + 4, n blocks in each of the three stages. `widen`: the paper's k; the stages have 16k, 32k and 64k
+    channels. `width`: the 16. `dropout`: rate between the two convolutions of a block (section 2.4; 0.3 in theirs).
+    `stochastic_depth`: probability of dropping the last block's branch in training, growing linearly from the first
+    (Huang et al. 2016, arXiv:1603.09382). `zero_init`: every branch starts at zero.
+
+    Stages: stem, stage1, stage2, stage3, norm (the activation after the last block), head.
+    Raises ValueError for a depth that is not 6n + 4.
+    """
+
+    depth: int = 28
+    widen: int = 10
+    width: int = 16
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    zero_init: bool = False
+    epsilon: float = 1e-5
+    num_classes: int | None = 10
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    family = "wide_resnet"
+    paper = "Zagoruyko and Komodakis 2016, Wide residual networks, arXiv:1605.07146"
+    stages = ("stem", "stage1", "stage2", "stage3", "norm", "head")
+    input_shape = (32, 32, 3)
+
+    @nn.compact
+    def __call__(self, images, *, train: bool = False):
+        if self.depth < 10 or (self.depth - 4) % 6:
+            raise ValueError(f"a WideResNet's depth is 6n + 4 (10, 16, 22, 28, 40, …); got {self.depth}")
+        require_images(images, 4, "this WideResNet")
+        norm = partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name)
+        block = rematerialised(Block, self.remat)
+        count = (self.depth - 4) // 6
+
+        x = images.astype(self.dtype)  # [B, 32, 32, 3]
+        ends = {}
+        ends["stem"] = x = Conv(self.width, 3, use_bias=False, dtype=self.dtype, name="stem")(x)  # [B, 32, 32, 16]
+        for i in range(3):  # [B, 32, 32, 16k], [B, 16, 16, 32k], [B, 8, 8, 64k]
+            for j in range(count):
+                x = block(
+                    width=self.width * self.widen * 2**i, stride=2 if i > 0 and j == 0 else 1, norm=norm,
+                    dropout=self.dropout, drop=self.stochastic_depth * (count * i + j + 1) / (3 * count),
+                    zero_init=self.zero_init, dtype=self.dtype, name=f"stage{i + 1}_block{j + 1}",
+                )(x, train)  # fmt: skip
+            ends[f"stage{i + 1}"] = x
+        ends["norm"] = x = nn.relu(norm(name="norm")(x, not train))
+        ends["features"] = x = global_avg_pool(x)
+        if self.num_classes is not None:
+            x = nn.Dense(self.num_classes, kernel_init=uniform_head, dtype=self.dtype, name="head")(x)
+            ends["logits"] = x = x.astype(jnp.float32)
+        return x, ends
