@@ -163,7 +163,7 @@ def draw_noise(key: Array, height: int, width: int) -> Array:
     """
     words = jax.random.bits(key, (math.ceil(2 * height * width / 4),), jnp.uint32)
     levels = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[: 2 * height * width]
-    return levels.reshape(2, height, width).astype(jnp.float32) / 127.5 - 1
+    return levels.reshape(2, height, width).astype(jnp.float32) * np.float32(2 / 255) - 1
 
 
 def blur_matrix(size: int, sigma: float) -> np.ndarray:

@@ -1,0 +1,425 @@
+"""Each operation against a plain NumPy reading of it, given the same random numbers, and what must hold for all."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoo.data import augment as aug
+from zoo.data.augment import AUGMENTATIONS, PAIRING, augment, parse
+
+# One text for every operation, strong enough to change nearly every image, and one that must change nothing.
+STRONG = {
+    "pad_crop": "pad_crop(pad=3)",
+    "shift": "shift(pixels=2)",
+    "flip": "flip(p=0.5)",
+    "affine": "affine(rotate=20, scale=0.2, shear=0.2, shift=2)",
+    "elastic": "elastic(alpha=20, sigma=2)",
+    "affine_elastic": "affine_elastic(rotate=20, scale=0.2, shear=0.2, shift=2, alpha=20, sigma=2)",
+    "cutout": "cutout(size=4)",
+    "mixup": "mixup(alpha=1)",
+    "cutmix": "cutmix(alpha=1)",
+}
+IDENTITY = {
+    "pad_crop": "pad_crop(0)",
+    "shift": "shift(0)",
+    "flip": "flip(0)",
+    "affine": "affine",
+    "elastic": "elastic(alpha=0)",
+    "affine_elastic": "affine_elastic(alpha=0)",
+    "cutout": "cutout(0)",
+    "mixup": "mixup(0)",
+    "cutmix": "cutmix(0)",
+}
+every_name = pytest.mark.parametrize("name", AUGMENTATIONS)
+
+
+def make_batch(batch=7, height=9, width=12, channels=3, seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (batch, height, width, channels)).astype(np.float32)
+    targets = np.eye(5, dtype=np.float32)[rng.integers(0, 5, batch)]
+    return np.arange(batch, dtype=np.int32), images, targets
+
+
+@partial(jax.jit, static_argnames="ops")
+def compiled(ops, key, index, images, targets):
+    return augment(ops, key, index, images, targets, fill=(7.0,) * images.shape[-1])
+
+
+def run(ops, key, *batch):
+    return jax.tree.map(np.asarray, compiled(ops, key, *batch))
+
+
+def keys_of_op(key, batch, n=0):
+    """The keys of operation n for the examples of a batch, as the module's docstring has them."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, n), jnp.arange(batch))
+
+
+def keys_of(batch):
+    return jax.random.split(jax.random.key(0), batch)
+
+
+def draws(function, keys):
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(function))(keys))
+
+
+# ------------------------------------------------------------ what must hold for every operation
+
+
+def test_the_tables_here_are_complete():
+    assert set(STRONG) == set(IDENTITY) == set(AUGMENTATIONS)
+    assert set(PAIRING) < set(AUGMENTATIONS)
+
+
+@every_name
+def test_contract(name):
+    index, images, targets = make_batch()
+    ops = (STRONG[name],)
+    new, soft = run(ops, jax.random.key(1), index, images, targets)
+    assert (new.shape, new.dtype) == (images.shape, jnp.float32)
+    assert (soft.shape, soft.dtype) == (targets.shape, jnp.float32)
+    assert np.isfinite(new).all() and new.min() >= 0 and new.max() <= 255.001
+    np.testing.assert_allclose(soft.sum(-1), 1, rtol=1e-6)
+    assert name in PAIRING or (soft == targets).all()
+    assert (new != images).any()
+
+    again, _ = run(ops, jax.random.key(1), index, images, targets)
+    other, _ = run(ops, jax.random.key(2), index, images, targets)
+    assert (again == new).all()
+    assert (other != new).any()
+
+    # The same images at other positions draw other numbers.
+    later, _ = run(ops, jax.random.key(1), index + 8, images, targets)
+    assert (later != new).any()
+
+
+@every_name
+def test_identity_at_zero_strength(name):
+    index, images, targets = make_batch(1, channels=1)
+    new, soft = run((IDENTITY[name],), jax.random.key(0), index, images, targets)
+    assert (new == images).all() and (soft == targets).all()
+
+
+@every_name
+def test_does_not_depend_on_the_division_of_the_batch(name):
+    index, images, targets = make_batch()
+    whole = run((STRONG[name],), jax.random.key(3), index, images, targets)
+    shards = [slice(0, 4), slice(4, 7)]
+    parts = [run((STRONG[name],), jax.random.key(3), index[s], images[s], targets[s]) for s in shards]
+    for one, many in zip(whole, zip(*parts, strict=True), strict=True):
+        assert np.array_equal(one, np.concatenate(many))
+
+
+@pytest.mark.parametrize("name", PAIRING)
+def test_without_the_partner_beside_it_an_example_is_left_as_it_is(name):
+    index, images, targets = make_batch()
+    new, soft = run((STRONG[name],), jax.random.key(0), index[1:5], images[1:5], targets[1:5])
+    assert (new == images[1:5]).all() and (soft == targets[1:5]).all()
+
+
+def test_operations_follow_each_other_with_their_own_numbers():
+    index, images, targets = make_batch(32, channels=1)
+    key = jax.random.key(5)
+    new, _ = run(("shift(2)", "cutout(4)", "shift(2)"), key, index, images, targets)
+    first, second = (draws(lambda key: aug.draw_translation(key, 2), keys_of_op(key, 32, n)) for n in (0, 2))
+    centres = draws(lambda key: aug.draw_centre(key, 9, 12), keys_of_op(key, 32, 1))
+    assert (first != second).any()
+    for b in range(32):
+        once = translate_by_loops(images[b], first[b], 7)
+        covered = np.where(box_by_loops(centres[b], (4, 4), 9, 12)[:, :, None], 7, once)
+        assert np.array_equal(new[b], translate_by_loops(covered, second[b], 7))
+
+
+def test_no_operations_change_nothing():
+    index, images, targets = make_batch()
+    new, soft = augment((), jax.random.key(0), index, images, targets, fill=(0, 0, 0))
+    assert new is images and soft is targets
+
+
+# ------------------------------------------------------------ moving pixels
+
+
+def sample_by_loops(image, coordinates, fill):
+    """Bilinear interpolation, pixel by pixel, of an image that goes on for ever as fill."""
+    height, width, _ = image.shape
+
+    def pixel(y, x):
+        return image[y, x].astype(float) if 0 <= y < height and 0 <= x < width else np.asarray(fill, float)
+
+    out = np.zeros(image.shape)
+    for i in range(height):
+        for j in range(width):
+            y, x = (float(c) for c in coordinates[:, i, j])
+            top, left = math.floor(y), math.floor(x)
+            for v, wv in ((top, top + 1 - y), (top + 1, y - top)):
+                for u, wu in ((left, left + 1 - x), (left + 1, x - left)):
+                    out[i, j] += wv * wu * pixel(v, u)
+    return out
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sample_is_bilinear_with_fill_outside(channels):
+    _, images, _ = make_batch(3, 5, 8, channels)
+    fill = np.arange(channels) * 50.0 + 9
+    rng = np.random.default_rng(1)
+    coordinates = rng.uniform(-3, 11, (3, 2, 5, 8)).astype(np.float32)
+    coordinates[0] = np.round(coordinates[0])  # exactly on pixels, inside and outside
+    coordinates[1, :, 0] = [[4, 4, -1, 5, 0, 1e9, -1e9, 4], [7, 8, 0, 0, -1, 0, 0, -0.5]]  # edges, and far away
+    got = jax.jit(aug.sample)(images, coordinates, fill.astype(np.float32))
+    expected = [sample_by_loops(i, c, fill) for i, c in zip(images, coordinates, strict=True)]
+    np.testing.assert_allclose(got, expected, atol=1e-3)
+
+
+def translate_by_loops(image, offset, fill):
+    (height, width, _), (down, right) = image.shape, offset
+    out = np.empty_like(image)
+    for i in range(height):
+        for j in range(width):
+            inside = 0 <= i - down < height and 0 <= j - right < width
+            out[i, j] = image[i - down, j - right] if inside else fill
+    return out
+
+
+def test_translate_moves_whole_pixels():
+    _, images, _ = make_batch(4, 5, 7, 2)
+    offsets = np.array([(0, 0), (2, -3), (-3, 3), (3, 0)])
+    got = jax.jit(aug.translate, static_argnums=3)(images, offsets, jnp.array([1.0, 2.0]), 3)
+    for image, offset, moved in zip(images, offsets, np.asarray(got), strict=True):
+        assert np.array_equal(moved, translate_by_loops(image, offset, (1, 2)))
+
+
+def test_translations_are_uniform():
+    offsets = draws(lambda key: aug.draw_translation(key, 2), keys_of(5000))
+    counts = np.array([[((offsets[:, a]) == v).mean() for v in range(-2, 3)] for a in (0, 1)])
+    assert offsets.min() == -2 and offsets.max() == 2
+    np.testing.assert_allclose(counts, 0.2, atol=0.025)
+    assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.05
+
+
+def test_flip_is_left_to_right_for_about_half():
+    index, images, targets = make_batch(400, 2, 3, 1)
+    new, _ = run(("flip(p=0.5)",), jax.random.key(0), index, images, targets)
+    flipped = draws(lambda key: aug.draw_flip(key, 0.5), keys_of_op(jax.random.key(0), 400))
+    assert 160 < flipped.sum() < 240
+    for was, now, turned in zip(images, new, flipped, strict=True):
+        assert (now == (was[:, ::-1] if turned else was)).all()
+    always, _ = run(("flip(p=1)",), jax.random.key(0), index, images, targets)
+    assert (always == images[:, :, ::-1]).all()
+
+
+def affine_by_matrix(drawn, height, width):
+    """Coordinates [2, H, W] by inverting the forward map p -> centre + shift + R S K (p - centre), in (x, y)."""
+    angle, scale_y, scale_x, shear, down, right = (float(v) for v in drawn)
+    c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    forward = np.array([[c, s], [-s, c]]) @ np.diag([scale_x, scale_y]) @ np.array([[1, shear], [0, 1]])
+    back = np.linalg.inv(forward)
+    centre, shift = np.array([(width - 1) / 2, (height - 1) / 2]), np.array([right, down])
+    out = np.zeros((2, height, width))
+    for i in range(height):
+        for j in range(width):
+            x, y = back @ (np.array([j, i]) - shift - centre) + centre
+            out[:, i, j] = y, x
+    return out
+
+
+def test_affine_is_the_inverse_of_its_matrix():
+    index, images, targets = make_batch(6, 7, 10, 1)
+    numbers = {"rotate": 30, "scale": 0.3, "shear": 0.4, "shift": 3}
+    new, _ = run((f"affine{tuple(numbers.values())}",), jax.random.key(4), index, images, targets)
+    drawn = draws(lambda key: aug.draw_affine(key, **numbers), keys_of_op(jax.random.key(4), 6))
+    for image, number, moved in zip(images, drawn, new, strict=True):
+        expected = sample_by_loops(image, affine_by_matrix(number, 7, 10), [7])
+        np.testing.assert_allclose(moved, expected, atol=0.02)
+
+
+def test_affine_in_units_one_can_see():
+    rows, columns = jnp.arange(5.0)[:, None], jnp.arange(7.0)
+    image = np.zeros((1, 5, 7, 1), np.float32)
+    image[0, 2, 4] = 100  # one pixel to the right of the centre (2, 3)
+
+    @jax.jit
+    def move(drawn):
+        return aug.sample(image, aug.affine_coordinates(drawn, rows, columns, (5, 7)), np.zeros(1, np.float32))
+
+    def bright(**numbers):
+        names = ("angle", "scale_y", "scale_x", "shear", "down", "right")
+        plain = dict(zip(names, (0, 1, 1, 0, 0, 0), strict=True))
+        moved = np.asarray(move(np.array([list((plain | numbers).values())], np.float32)))
+        return [tuple(p) for p in np.argwhere(moved[0, :, :, 0] > 99).tolist()]
+
+    assert bright() == [(2, 4)]
+    assert bright(down=2, right=-1) == [(4, 3)]
+    assert bright(scale_x=2) == [(2, 5)]
+    assert bright(scale_y=2) == [(2, 4)]
+    assert bright(angle=90) == [(1, 3)]  # against the clock, on the screen
+    assert bright(down=1, shear=1) == [(3, 4)]  # sheared about the centre, whose row stays
+
+
+def test_affine_numbers_are_uniform_within_their_strength():
+    drawn = draws(lambda key: aug.draw_affine(key, 10.0, 0.2, 0.5, 3.0), keys_of(4000))
+    unit = (drawn - [0, 1, 1, 0, 0, 0]) / [10, 0.2, 0.2, 0.5, 3, 3]
+    assert np.abs(unit).max() <= 1.00001
+    np.testing.assert_allclose(unit.mean(0), 0, atol=0.05)
+    np.testing.assert_allclose(unit.std(0), 1 / math.sqrt(3), atol=0.02)
+    assert np.abs(np.corrcoef(unit.T) - np.eye(6)).max() < 0.07
+
+
+def test_displacement_is_a_gaussian_blur_times_alpha():
+    scipy = pytest.importorskip("scipy.ndimage")
+    noise = np.random.default_rng(0).uniform(-1, 1, (2, 2, 12, 17)).astype(np.float32)
+    got = aug.displacement(jnp.asarray(noise), 34.0, 2.5)
+    for one, field in zip(noise.reshape(4, 12, 17), np.asarray(got).reshape(4, 12, 17), strict=True):
+        blurred = scipy.gaussian_filter(one.astype(float), 2.5, mode="constant", truncate=10)
+        np.testing.assert_allclose(field, 34 * blurred, atol=1e-4)
+    assert (aug.displacement(jnp.asarray(noise), 3.0, 0.0) == 3 * noise).all()
+
+
+def test_displacements_have_the_size_that_the_docstring_says():
+    noise = draws(lambda key: aug.draw_noise(key, 29, 29), keys_of(200))
+    assert np.abs(noise).max() == pytest.approx(1)
+    assert abs(float(noise.mean())) < 0.005
+    assert abs(float(noise.std()) - 1 / math.sqrt(3)) < 0.005
+    moved = np.asarray(aug.displacement(noise, 34.0, 4.0))[:, :, 10:19, 10:19]
+    assert abs(moved.mean()) < 0.1
+    assert 1.3 < np.sqrt((moved**2).mean()) < 1.5
+    assert abs(np.corrcoef(moved[:, 0].ravel(), moved[:, 1].ravel())[0, 1]) < 0.1  # down and right are independent
+    assert np.abs(np.diff(moved, axis=-1)).max() < 1.5  # smooth: neighbours move together
+
+
+def test_affine_elastic_is_one_interpolation_of_both_maps():
+    index, images, targets = make_batch(3, 8, 11, 1)
+    new, _ = run(("affine_elastic(25, 0.2, 0.3, 2, 20, 2)",), jax.random.key(8), index, images, targets)
+
+    def draw(key):
+        for_affine, for_noise = jax.random.split(key)
+        return aug.draw_affine(for_affine, 25, 0.2, 0.3, 2), aug.draw_noise(for_noise, 8, 11)
+
+    drawn, noise = draws(draw, keys_of_op(jax.random.key(8), 3))
+    displaced = np.asarray(jax.jit(aug.displacement, static_argnums=(1, 2))(noise, 20.0, 2.0))
+    for b in range(3):
+        # The affine map of a displaced pixel, by interpolating its own coordinates, which are linear in the pixel's.
+        at = np.stack(np.meshgrid(np.arange(8), np.arange(11), indexing="ij")) + displaced[b]
+        base = affine_by_matrix(drawn[b], 8, 11)
+        by_row, by_column = base[:, 1, 0] - base[:, 0, 0], base[:, 0, 1] - base[:, 0, 0]
+        at = base[:, :1, :1] + by_row[:, None, None] * at[0] + by_column[:, None, None] * at[1]
+        np.testing.assert_allclose(new[b], sample_by_loops(images[b], at, [7]), atol=0.05)
+
+
+# ------------------------------------------------------------ covering and mixing
+
+
+def box_by_loops(centre, extent, height, width):
+    top, left = (int(c) - int(e) // 2 for c, e in zip(centre, extent, strict=True))
+    return np.array(
+        [
+            [top <= i < top + int(extent[0]) and left <= j < left + int(extent[1]) for j in range(width)]
+            for i in range(height)
+        ]
+    )
+
+
+@pytest.mark.parametrize("size", [4, 5, 40])
+def test_cutout_covers_a_square_with_fill(size):
+    index, images, targets = make_batch()
+    new, _ = run((f"cutout(size={size})",), jax.random.key(2), index, images, targets)
+    centres = draws(lambda key: aug.draw_centre(key, 9, 12), keys_of_op(jax.random.key(2), 7))
+    for image, centre, covered in zip(images, centres, new, strict=True):
+        box = box_by_loops(centre, (size, size), 9, 12)
+        assert (np.asarray(covered) == np.where(box[:, :, None], 7, image)).all()
+
+
+def test_centres_are_uniform_over_the_image():
+    centres = draws(lambda key: aug.draw_centre(key, 3, 4), keys_of(6000))
+    counts = np.bincount(centres[:, 0] * 4 + centres[:, 1], minlength=12)
+    assert len(counts) == 12
+    np.testing.assert_allclose(counts / 6000, 1 / 12, atol=0.015)
+
+
+def test_swap_neighbours():
+    assert aug.swap_neighbours(jnp.arange(5)).tolist() == [1, 0, 3, 2, 4]
+    assert aug.swap_neighbours(jnp.arange(1)).tolist() == [0]
+
+
+def test_mixup_blends_pairs():
+    index, images, targets = make_batch()
+    new, soft = run((STRONG["mixup"],), jax.random.key(0), index, images, targets)
+    shares = draws(lambda key: jax.random.beta(key, 1.0, 1.0), keys_of_op(jax.random.key(0), 7))
+    for b in range(6):
+        share = float(shares[b // 2 * 2])
+        np.testing.assert_allclose(new[b], share * images[b] + (1 - share) * images[b ^ 1], atol=1e-3)
+        np.testing.assert_allclose(soft[b], share * targets[b] + (1 - share) * targets[b ^ 1], atol=1e-6)
+    np.testing.assert_allclose(soft.sum(0), targets.sum(0), rtol=1e-5)  # every example counts once
+    assert (new[6] == images[6]).all() and (soft[6] == targets[6]).all()  # the last of an odd batch
+
+
+def test_cutmix_pastes_boxes_and_shares_by_their_pixels():
+    index, images, targets = make_batch()
+    new, soft = run((STRONG["cutmix"],), jax.random.key(0), index, images, targets)
+    centres, extents = draws(lambda key: aug.draw_cutmix(key, 1.0, 9, 12), keys_of_op(jax.random.key(0), 7))
+    pasted = 0
+    for b in range(6):
+        box = box_by_loops(centres[b // 2 * 2], extents[b // 2 * 2], 9, 12)
+        assert (np.asarray(new[b]) == np.where(box[:, :, None], images[b ^ 1], images[b])).all()
+        share = np.float32(box.sum()) / np.float32(9 * 12)
+        assert (np.asarray(soft[b]) == (1 - share) * targets[b] + share * targets[b ^ 1]).all()
+        pasted += box.sum()
+    assert pasted > 0
+    assert (new[6] == images[6]).all() and (soft[6] == targets[6]).all()  # the last of an odd batch
+
+
+def test_cutmix_boxes_have_the_area_of_their_share():
+    centre, extent = draws(lambda key: aug.draw_cutmix(key, 1.0, 100, 200), keys_of(3000))
+    area = extent.prod(1) / 20_000
+    assert abs(area.mean() - 0.5) < 0.02 and abs((area < 0.25).mean() - 0.25) < 0.03  # Beta(1, 1) is uniform
+    np.testing.assert_allclose(extent[:, 1] / 2, extent[:, 0], atol=1)  # of the image's own proportions
+    assert (centre >= 0).all() and (centre < [100, 200]).all()
+    assert abs(np.corrcoef(centre[:, 0], area)[0, 1]) < 0.06
+
+
+# ------------------------------------------------------------ naming them
+
+
+def test_parse_reads_names_and_numbers():
+    assert parse("affine(rotate=10, shift=2)") == ("affine", {"rotate": 10, "shift": 2})
+    assert parse(" affine(10, 0.1, shift=+2.5) ") == ("affine", {"rotate": 10, "scale": 0.1, "shift": 2.5})
+    assert parse("flip") == parse("flip()") == ("flip", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("afine(rotate=10)", "there is no 'afine'; did you mean 'affine'"),
+        ("xyz", "there is no 'xyz'; Known: pad_crop"),
+        ("affine(rotat=10)", "does not take 'rotat'; did you mean 'rotate'"),
+        ("affine(keys=1)", "does not take 'keys'"),
+        ("affine(rotate=10", "cannot be read"),
+        ("", "cannot be read"),
+        ("flip; flip", "cannot be read"),
+        ("aug.flip(0.5)", "cannot be read"),
+        ("flip(**{'p': 1})", "cannot be read"),
+        ("flip(*[1])", "p must be a number"),
+        ("flip(0.5, 0.5)", "flip takes p, but 2 values are given"),
+        ("flip(0.5, p=0.5)", "p is given twice"),
+        ("flip(p=print(1))", "p must be a number, not print(1)"),
+        ("flip(p='1')", "p must be a number, not '1'"),
+        ("flip(p=True)", "p must be a number, not True"),
+        ("flip(p=1.5)", "p must be between 0 and 1, not 1.5"),
+        ("flip(p=-1)", "p must be between 0 and 1, not -1"),
+        ("affine(scale=1)", "scale must be between 0 and 0.9"),
+        ("shift(1.5)", "pixels must be a whole number, not 1.5"),
+        ("elastic(alpha=1e999)", "alpha must be at least 0, not inf"),
+    ],
+)
+def test_parse_refuses_in_one_line(text, says):
+    with pytest.raises(ValueError) as error:
+        parse(text)
+    assert says in str(error.value) and repr(text) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_augment_refuses_what_parse_refuses():
+    index, images, targets = make_batch()
+    with pytest.raises(ValueError, match="did you mean 'flip'"):
+        augment(("flipp",), jax.random.key(0), index, images, targets, fill=(0, 0, 0))

@@ -1,0 +1,246 @@
+"""The sums against plain counting and scikit-learn, over every way to divide a split."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn
+
+from zoo.training import metrics
+from zoo.training.metrics import add, batch_sums, calibration_error, format_report, roc_auc, summarise
+
+sums_of = jax.jit(batch_sums)
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def table(name, n=60, k=7, seed=0):
+    """Logits and labels, some of them degenerate."""
+    rng = np.random.default_rng(seed)
+    if name == "two classes":
+        k = 2
+    elif name == "three classes":
+        k = 3
+    elif name == "one example":
+        n = 1
+    logits = rng.normal(size=(n, k)).astype(np.float32)
+    labels = rng.integers(0, k, n).astype(np.int32)
+    logits[np.arange(n), labels] += 1
+    if name == "ties":
+        logits = np.round(logits)
+    elif name == "all equal":
+        logits[:] = 2
+    elif name == "one class":
+        labels[:] = 3
+    elif name == "missing classes":
+        labels = np.where(labels > 3, 1, labels)
+        logits[:, 6] -= 100
+    return logits, labels
+
+
+TABLES = (
+    "random",
+    "ties",
+    "all equal",
+    "one class",
+    "missing classes",
+    "two classes",
+    "three classes",
+    "one example",
+)
+every_table = pytest.mark.parametrize("name", TABLES)
+
+
+def total_of(logits, labels, losses=None, batch=16, padding=4):
+    """The sums over batches of one size, each with rubbish in its padding."""
+    total, k = None, logits.shape[1]
+    losses = np.ones(len(labels), np.float32) if losses is None else losses
+    for start in range(0, len(labels), batch):
+        rows = slice(start, start + batch)
+        count = len(labels[rows])
+        fill = batch + padding - count
+        total = add(
+            total,
+            sums_of(
+                np.concatenate([logits[rows], np.full((fill, k), np.nan, np.float32)]),
+                np.concatenate([labels[rows], np.zeros(fill, np.int32)]),
+                np.concatenate([np.ones(count, np.float32), np.zeros(fill, np.float32)]),
+                np.concatenate([losses[rows], np.full(fill, np.inf, np.float32)]),
+            ),
+        )
+    return total
+
+
+@every_table
+def test_agrees_with_scikit_learn(name):
+    logits, labels = table(name)
+    (n, k), predicted, scores = logits.shape, logits.argmax(1), softmax(logits)
+    result = summarise(total_of(logits, labels), [f"class {i}" for i in range(k)], scores, labels)
+    assert result["examples"] == n
+    assert result["accuracy"] == sklearn.accuracy_score(labels, predicted)
+    assert result["confusion"] == sklearn.confusion_matrix(labels, predicted, labels=range(k)).tolist()
+    averages = sklearn.precision_recall_fscore_support(labels, predicted, average="macro", zero_division=0)[:3]
+    assert [result[f"macro_{m}"] for m in ("precision", "recall", "f1")] == pytest.approx(averages, abs=1e-12)
+    each = sklearn.precision_recall_fscore_support(labels, predicted, labels=range(k), zero_division=0)
+    for i, row in enumerate(result["per_class"]):
+        assert row["class"] == f"class {i}"
+        assert [row[m] for m in ("precision", "recall", "f1", "support")] == pytest.approx([m[i] for m in each])
+    if k > 5 and name not in ("ties", "all equal"):  # scikit-learn breaks ties the other way
+        assert result["top5"] == sklearn.top_k_accuracy_score(labels, logits, k=5, labels=range(k))
+
+
+@every_table
+def test_roc_auc_agrees_with_scikit_learn(name):
+    logits, labels = table(name)
+    scores = softmax(logits)
+    k = scores.shape[1]
+    if k == 2:
+        expected = sklearn.roc_auc_score(labels, scores[:, 1])
+    else:
+        usable = [i for i in range(k) if 0 < (labels == i).sum() < len(labels)]
+        areas = [sklearn.roc_auc_score(labels == i, scores[:, i]) for i in usable]
+        expected = np.mean(areas) if areas else None
+        if len(usable) == k:
+            assert sklearn.roc_auc_score(labels, scores, multi_class="ovr") == pytest.approx(expected)
+    assert roc_auc(scores, labels) == (None if expected is None else pytest.approx(expected, abs=1e-12))
+
+
+@pytest.mark.parametrize("name", ["random", "ties", "all equal", "three classes"])
+def test_top1_and_top5_by_sorting(name):
+    logits, labels = table(name)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    sums = total_of(logits, labels)
+    assert sums["top1"] == (order[:, 0] == labels).sum() == (logits.argmax(1) == labels).sum()
+    assert sums["top5"] == (order[:, :5] == labels[:, None]).any(1).sum()
+
+
+@pytest.mark.parametrize("name", ["random", "ties", "two classes"])
+def test_no_division_into_batches_changes_the_sums(name):
+    logits, labels = table(name, n=50)
+    losses = np.random.default_rng(1).exponential(size=50).astype(np.float32)
+    whole = total_of(logits, labels, losses, batch=50, padding=0)
+    assert whole["loss"] == pytest.approx(losses.sum(dtype=np.float64), rel=1e-6)
+    assert whole["weight"] == 50
+    for batch, padding in ((1, 19), (7, 13), (16, 4), (49, 1)):
+        total = total_of(logits, labels, losses, batch, padding)
+        assert total["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+        for key in set(whole) - {"loss"}:
+            assert np.array_equal(total[key], whole[key]), key
+
+
+def test_sums_add_up_over_devices():
+    logits, labels = table("ties", n=16)
+    one = np.ones(16, np.float32)
+    parts = jax.jit(jax.vmap(batch_sums))(
+        logits.reshape(4, 4, 7), labels.reshape(4, 4), one.reshape(4, 4), one.reshape(4, 4)
+    )
+    whole = sums_of(logits, labels, one, one)
+    for key, value in whole.items():
+        assert np.array_equal(parts[key].sum(0), value) and parts[key].dtype == value.dtype
+
+
+def test_weights_scale_the_loss_and_nothing_else():
+    logits, labels = table("random", n=4)
+    sums = sums_of(logits, labels, jnp.array([2.0, 1.0, 0.5, 0.0]), jnp.array([1.0, 10.0, 100.0, 1000.0]))
+    assert (float(sums["loss"]), float(sums["weight"])) == (62.0, 3.5)
+    assert sums["confusion"].sum() == 3
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_is_wrong_in_all(bad):
+    logits = np.zeros((4, 3), np.float32)
+    logits[np.arange(4), [0, 1, 2, 2]] = 1
+    labels = np.array([0, 1, 2, 2], np.int32)
+    logits[3, 2] = bad
+    sums = total_of(logits, labels)
+    assert sums["top1"] == sums["top5"] == 3
+    assert np.array_equal(sums["confusion"], np.eye(3))
+    assert sums["invalid"].tolist() == [0, 0, 1]
+    scores = softmax(logits) if np.isnan(bad) else np.full((4, 3), np.nan)
+    result = summarise(sums, "abc", scores, labels)
+    assert result["accuracy"] == 0.75
+    assert [row["support"] for row in result["per_class"]] == [1, 1, 2]
+    assert result["per_class"][2]["recall"] == 0.5
+    assert result["roc_auc"] is result["ece"] is None
+    assert "1 of 4 examples have logits that are not finite" in format_report(result)
+
+
+def test_totals_do_not_overflow_or_lose_ones():
+    sums = {"weight": np.float32(2**24), "top1": np.int32(2**31 - 1)}
+    total = add(add(None, sums), {"weight": np.float32(1), "top1": np.int32(2)})
+    assert (total["weight"], total["top1"]) == (2**24 + 1, 2**31 + 1)
+    assert sums["weight"] == 2**24
+
+
+def test_calibration_error_by_bins():
+    rng = np.random.default_rng(0)
+    scores = softmax(3 * rng.normal(size=(500, 4)))
+    scores[0], scores[1] = [1, 0, 0, 0], [0.25, 0.25, 0.25, 0.25]
+    labels = rng.integers(0, 4, 500)
+    confidence, right = scores.max(1), scores.argmax(1) == labels
+    expected = 0.0
+    for i in range(15):
+        inside = (confidence > i / 15) & (confidence <= (i + 1) / 15)
+        if inside.any():
+            expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    assert calibration_error(scores, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_calibration_error_of_the_perfect_and_of_the_sure_and_wrong():
+    sure = np.eye(3)[[0, 1, 2, 1]]
+    assert calibration_error(sure, np.array([0, 1, 2, 1])) == 0
+    assert calibration_error(sure, np.array([1, 2, 0, 0])) == 1
+
+
+def test_result_is_plain_and_the_same_every_time():
+    logits, labels = table("random")
+    results = [summarise(total_of(logits, labels), list("abcdefg"), softmax(logits), labels) for _ in range(2)]
+    assert results[0] == results[1] == json.loads(json.dumps(results[0], allow_nan=False))
+    assert {type(v) for v in results[0].values()} == {int, float, list}
+
+
+def test_scores_over_the_limit_are_left_out_with_a_reason(monkeypatch):
+    logits, labels = table("random")
+    monkeypatch.setattr(metrics, "SCORE_LIMIT", 419)
+    result = summarise(total_of(logits, labels), list("abcdefg"))
+    assert result["roc_auc"] is result["ece"] is None
+    assert result["notes"] == [
+        "ROC-AUC and calibration error are left out: the table of 60 x 7 scores is over the limit of 419 entries"
+    ]
+
+
+def test_what_does_not_fit_is_refused():
+    logits, labels = table("random")
+    sums = total_of(logits, labels)
+    with pytest.raises(ValueError, match="6 class names are given for 7 classes"):
+        summarise(sums, list("abcdef"))
+    with pytest.raises(ValueError, match=r"scores \(59, 7\) and labels \(60,\) do not fit 60 examples of 7 classes"):
+        summarise(sums, list("abcdefg"), softmax(logits)[1:], labels)
+    with pytest.raises(ValueError, match="no examples"):
+        summarise(add(None, {key: 0 * value for key, value in sums.items()}), list("abcdefg"))
+
+
+def test_report_of_few_classes_shows_all():
+    logits, labels = table("three classes")
+    result = summarise(total_of(logits, labels), ["cat", "a" * 50, "dog"], softmax(logits), labels)
+    lines = format_report(result).splitlines()
+    assert f"accuracy (top-1)   {100 * result['accuracy']:>8.2f} %" in lines
+    assert any(line.startswith("top-5 of 3") for line in lines)
+    assert sum(line.startswith(("cat ", "aaaa", "dog ")) for line in lines) == 3
+    assert max(map(len, lines)) <= 80
+
+
+def test_report_of_many_classes_shows_the_worst():
+    confusion = np.diag(np.full(40, 10))
+    confusion[7] = 0
+    confusion[7, 8] = 10
+    confusion[9, 9] = 0  # does not occur, so it is not among the worst
+    sums = {"loss": 1.0, "weight": 390.0, "top1": 380, "top5": 390, "confusion": confusion, "invalid": np.zeros(40)}
+    result = summarise(sums, [f"n{i:02}" for i in range(40)])
+    shown = [line[:3] for line in format_report(result).splitlines() if line[:1] == "n" and line[1:3].isdigit()]
+    assert len(shown) == 10 and shown[:2] == ["n07", "n08"] and "n09" not in shown
