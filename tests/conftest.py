@@ -1,9 +1,18 @@
-"""Eight simulated CPU devices, and a home folder that no test writes into."""
+"""Eight simulated CPU devices, a compilation cache that lives as long as the tests, and a home that no test writes into."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+if "ZOO_TEST_CACHE" not in os.environ:  # the first process makes it; workers and child processes share it
+    os.environ["ZOO_TEST_CACHE"] = tempfile.mkdtemp(prefix="zoo-tests-")
+    atexit.register(shutil.rmtree, os.environ["ZOO_TEST_CACHE"], ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["ZOO_TEST_CACHE"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import pytest
 

@@ -121,7 +121,7 @@ def test_predict_goes_on_past_what_is_no_image(capsys, trained, drawings, tmp_pa
 
 def test_list_and_info(capsys, trained):
     code, out, _ = run(capsys, "info", "lenet5")
-    assert code == 0 and "61,706 parameters, 416 k multiply-adds" in out and "conv1" in out
+    assert code == 0 and "61,706 parameters, 417 k multiply-adds" in out and "conv1" in out
     code, out, _ = run(capsys, "info", trained / "best")
     assert code == 0 and "mlp, 10 classes (0, 1, 2" in out and "test" in out
     code, out, _ = run(capsys, "info", trained / "best", "--json")

@@ -367,19 +367,14 @@ def list_models(options: argparse.Namespace) -> int:
                 length = f"{recipe.epochs:g} epochs of batch {recipe.batch_size}"
                 print(f"{name:<22} {recipe.optimizer:<9} {length:<26} {recipe.source}")
         return 0
-    from zoo.models import MODELS, create
-    from zoo.models.summary import layers
+    from zoo.models import create
+    from zoo.models.summary import figures
 
     rows = []
-    for name in MODELS:
+    for name, total in figures().items():
         model = create(name)
-        made_of = layers(model)
-        row = {
-            "family": model.family, "model": name, "parameters": sum(layer.parameters for layer in made_of),
-            "multiply_adds": sum(layer.multiply_adds for layer in made_of), "input": list(model.input_shape),
-            "paper": model.paper,
-        }  # fmt: skip
-        rows.append(row)
+        about = {"input": list(model.input_shape), "paper": model.paper}
+        rows.append({"family": model.family, "model": name, **total, **about})
     if options.json:
         print(json.dumps(rows, indent=1))
         return 0
@@ -414,7 +409,7 @@ def info(options: argparse.Namespace) -> int:
 
     from zoo import checkpoint
     from zoo.models import MODELS, create
-    from zoo.models.summary import layers
+    from zoo.models.summary import layers, totals
 
     card = None
     if options.name not in MODELS and Path(options.name).exists():
@@ -434,8 +429,9 @@ def info(options: argparse.Namespace) -> int:
     for row in rows:
         output = "x".join(map(str, row.output))
         print(f"{row.path:<{width}}  {row.kind:<14}{output:<16}{row.parameters:>12,}{row.multiply_adds:>16,}")
-    work, count = sum(row.multiply_adds for row in rows), sum(row.parameters for row in rows)
-    print(f"\n{count:,} parameters, {_amount(work)} multiply-adds for an image of {'x'.join(map(str, shape))}")
+    total, size = totals(rows), "x".join(map(str, shape))
+    work = _amount(total["multiply_adds"])
+    print(f"\n{total['parameters']:,} parameters, {work} multiply-adds for an image of {size}")
     print(model.paper)
     return 0
 

@@ -1,13 +1,20 @@
-"""What a model is made of: a row per layer with shapes, parameters and multiply-adds."""
+"""What a model is made of: a row per layer with shapes, parameters and multiply-adds.
 
-from functools import partial
+`python -m zoo.models.summary` writes the totals of every model to figures.json, because tracing fifty deep networks to
+list them would take minutes; the tests compute them anew.
+"""
+
+import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.models import abstract_variables
+from zoo.models import MODELS, abstract_variables, create
+
+FIGURES = Path(__file__).with_name("figures.json")
 
 
 class Layer(NamedTuple):
@@ -49,7 +56,7 @@ def layers(model: nn.Module, image_shape: tuple[int, int, int] | None = None) ->
         with nn.intercept_methods(record):
             return model.apply(variables, images)
 
-    jax.eval_shape(partial(call), variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    jax.eval_shape(call, variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     return list(rows.values())
 
 
@@ -60,3 +67,23 @@ def _own(params: Any, path: tuple[str, ...]) -> dict[str, Any]:
             return {}
         params = params[name]
     return {name: leaf for name, leaf in params.items() if not isinstance(leaf, dict)}
+
+
+def totals(made_of: list[Layer]) -> dict[str, int]:
+    """Parameters and multiply-adds of the whole."""
+    return {
+        "parameters": sum(layer.parameters for layer in made_of),
+        "multiply_adds": sum(layer.multiply_adds for layer in made_of),
+    }
+
+
+def figures() -> dict[str, dict[str, int]]:
+    """The totals of every model at its native input: from figures.json, and computed for what is not there."""
+    known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    return {name: known.get(name) or totals(layers(create(name))) for name in MODELS}
+
+
+if __name__ == "__main__":
+    computed = {name: totals(layers(create(name))) for name in MODELS}
+    rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in computed.items())
+    FIGURES.write_text("{\n" + rows + "\n}\n")
