@@ -34,17 +34,19 @@ IDENTITY = {
     "mixup": "mixup(0)",
     "cutmix": "cutmix(0)",
 }
+# Most of the time here goes to compiling; without optimisation that takes half as long.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 every_name = pytest.mark.parametrize("name", AUGMENTATIONS)
 
 
-def make_batch(batch=7, height=9, width=12, channels=3, seed=0):
+def make_batch(batch=8, height=9, width=12, channels=3, seed=0):
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (batch, height, width, channels)).astype(np.float32)
     targets = np.eye(5, dtype=np.float32)[rng.integers(0, 5, batch)]
     return np.arange(batch, dtype=np.int32), images, targets
 
 
-@partial(jax.jit, static_argnames="ops")
+@partial(jit, static_argnames="ops")
 def compiled(ops, key, index, images, targets):
     return augment(ops, key, index, images, targets, fill=(7.0,) * images.shape[-1])
 
@@ -55,15 +57,18 @@ def run(ops, key, *batch):
 
 def keys_of_op(key, batch, n=0):
     """The keys of operation n for the examples of a batch, as the module's docstring has them."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, n), jnp.arange(batch))
+    return fold_in_each(jax.random.fold_in(key, n), np.arange(batch))
+
+
+fold_in_each = jit(jax.vmap(jax.random.fold_in, (None, 0)))
 
 
 def keys_of(batch):
-    return jax.random.split(jax.random.key(0), batch)
+    return keys_of_op(jax.random.key(0), batch)
 
 
 def draws(function, keys):
-    return jax.tree.map(np.asarray, jax.jit(jax.vmap(function))(keys))
+    return jax.tree.map(np.asarray, jit(jax.vmap(function))(keys))
 
 
 # ------------------------------------------------------------ what must hold for every operation
@@ -107,10 +112,13 @@ def test_identity_at_zero_strength(name):
 def test_does_not_depend_on_the_division_of_the_batch(name):
     index, images, targets = make_batch()
     whole = run((STRONG[name],), jax.random.key(3), index, images, targets)
-    shards = [slice(0, 4), slice(4, 7)]
+    shards = [slice(0, 4), slice(4, 8)]
     parts = [run((STRONG[name],), jax.random.key(3), index[s], images[s], targets[s]) for s in shards]
     for one, many in zip(whole, zip(*parts, strict=True), strict=True):
-        assert np.array_equal(one, np.concatenate(many))
+        if "affine" in name or "elastic" in name:  # a compiler may round an interpolation differently for another shape
+            np.testing.assert_allclose(one, np.concatenate(many), atol=1e-3)
+        else:
+            assert np.array_equal(one, np.concatenate(many))
 
 
 @pytest.mark.parametrize("name", PAIRING)
@@ -123,14 +131,13 @@ def test_without_the_partner_beside_it_an_example_is_left_as_it_is(name):
 def test_operations_follow_each_other_with_their_own_numbers():
     index, images, targets = make_batch(32, channels=1)
     key = jax.random.key(5)
-    new, _ = run(("shift(2)", "cutout(4)", "shift(2)"), key, index, images, targets)
-    first, second = (draws(lambda key: aug.draw_translation(key, 2), keys_of_op(key, 32, n)) for n in (0, 2))
-    centres = draws(lambda key: aug.draw_centre(key, 9, 12), keys_of_op(key, 32, 1))
+    new, _ = run(("shift(2)", "flip(1)", "shift(2)"), key, index, images, targets)
+    keys = jnp.stack([keys_of_op(key, 32, n) for n in (0, 2)])
+    first, second = draws(jax.vmap(lambda key: aug.draw_translation(key, 2)), keys)
     assert (first != second).any()
     for b in range(32):
         once = translate_by_loops(images[b], first[b], 7)
-        covered = np.where(box_by_loops(centres[b], (4, 4), 9, 12)[:, :, None], 7, once)
-        assert np.array_equal(new[b], translate_by_loops(covered, second[b], 7))
+        assert np.array_equal(new[b], translate_by_loops(once[:, ::-1], second[b], 7))
 
 
 def test_no_operations_change_nothing():
@@ -168,7 +175,7 @@ def test_sample_is_bilinear_with_fill_outside(channels):
     coordinates = rng.uniform(-3, 11, (3, 2, 5, 8)).astype(np.float32)
     coordinates[0] = np.round(coordinates[0])  # exactly on pixels, inside and outside
     coordinates[1, :, 0] = [[4, 4, -1, 5, 0, 1e9, -1e9, 4], [7, 8, 0, 0, -1, 0, 0, -0.5]]  # edges, and far away
-    got = jax.jit(aug.sample)(images, coordinates, fill.astype(np.float32))
+    got = jit(aug.sample)(images, coordinates, fill.astype(np.float32))
     expected = [sample_by_loops(i, c, fill) for i, c in zip(images, coordinates, strict=True)]
     np.testing.assert_allclose(got, expected, atol=1e-3)
 
@@ -186,7 +193,7 @@ def translate_by_loops(image, offset, fill):
 def test_translate_moves_whole_pixels():
     _, images, _ = make_batch(4, 5, 7, 2)
     offsets = np.array([(0, 0), (2, -3), (-3, 3), (3, 0)])
-    got = jax.jit(aug.translate, static_argnums=3)(images, offsets, jnp.array([1.0, 2.0]), 3)
+    got = jit(aug.translate, static_argnums=3)(images, offsets, jnp.array([1.0, 2.0]), 3)
     for image, offset, moved in zip(images, offsets, np.asarray(got), strict=True):
         assert np.array_equal(moved, translate_by_loops(image, offset, (1, 2)))
 
@@ -201,13 +208,11 @@ def test_translations_are_uniform():
 
 def test_flip_is_left_to_right_for_about_half():
     index, images, targets = make_batch(400, 2, 3, 1)
-    new, _ = run(("flip(p=0.5)",), jax.random.key(0), index, images, targets)
+    new, _ = run((STRONG["flip"],), jax.random.key(0), index, images, targets)
     flipped = draws(lambda key: aug.draw_flip(key, 0.5), keys_of_op(jax.random.key(0), 400))
     assert 160 < flipped.sum() < 240
     for was, now, turned in zip(images, new, flipped, strict=True):
         assert (now == (was[:, ::-1] if turned else was)).all()
-    always, _ = run(("flip(p=1)",), jax.random.key(0), index, images, targets)
-    assert (always == images[:, :, ::-1]).all()
 
 
 def affine_by_matrix(drawn, height, width):
@@ -240,7 +245,7 @@ def test_affine_in_units_one_can_see():
     image = np.zeros((1, 5, 7, 1), np.float32)
     image[0, 2, 4] = 100  # one pixel to the right of the centre (2, 3)
 
-    @jax.jit
+    @jit
     def move(drawn):
         return aug.sample(image, aug.affine_coordinates(drawn, rows, columns, (5, 7)), np.zeros(1, np.float32))
 
@@ -298,7 +303,7 @@ def test_affine_elastic_is_one_interpolation_of_both_maps():
         return aug.draw_affine(for_affine, 25, 0.2, 0.3, 2), aug.draw_noise(for_noise, 8, 11)
 
     drawn, noise = draws(draw, keys_of_op(jax.random.key(8), 3))
-    displaced = np.asarray(jax.jit(aug.displacement, static_argnums=(1, 2))(noise, 20.0, 2.0))
+    displaced = np.asarray(jit(aug.displacement, static_argnums=(1, 2))(noise, 20.0, 2.0))
     for b in range(3):
         # The affine map of a displaced pixel, by interpolating its own coordinates, which are linear in the pixel's.
         at = np.stack(np.meshgrid(np.arange(8), np.arange(11), indexing="ij")) + displaced[b]
@@ -321,14 +326,22 @@ def box_by_loops(centre, extent, height, width):
     )
 
 
-@pytest.mark.parametrize("size", [4, 5, 40])
-def test_cutout_covers_a_square_with_fill(size):
+def test_boxes_are_cut_off_at_the_edge():
+    centres = np.array([(4, 5), (0, 0), (8, 11), (3, 7), (2, 2), (4, 4), (0, 11)])
+    extents = np.array([(4, 4), (5, 5), (4, 4), (1, 2), (0, 3), (40, 40), (3, 6)])
+    masks = jit(aug.box_mask, static_argnums=(2, 3))(centres, extents, 9, 12)
+    expected = [box_by_loops(centre, extent, 9, 12) for centre, extent in zip(centres, extents, strict=True)]
+    assert np.array_equal(masks, expected)
+    assert masks.sum((1, 2)).tolist() == [16, 9, 9, 2, 0, 108, 8]
+
+
+def test_cutout_covers_a_square_with_fill():
     index, images, targets = make_batch()
-    new, _ = run((f"cutout(size={size})",), jax.random.key(2), index, images, targets)
-    centres = draws(lambda key: aug.draw_centre(key, 9, 12), keys_of_op(jax.random.key(2), 7))
+    new, _ = run((STRONG["cutout"],), jax.random.key(2), index, images, targets)
+    centres = draws(lambda key: aug.draw_centre(key, 9, 12), keys_of_op(jax.random.key(2), 8))
     for image, centre, covered in zip(images, centres, new, strict=True):
-        box = box_by_loops(centre, (size, size), 9, 12)
-        assert (np.asarray(covered) == np.where(box[:, :, None], 7, image)).all()
+        box = box_by_loops(centre, (4, 4), 9, 12)
+        assert np.array_equal(covered, np.where(box[:, :, None], 7, image))
 
 
 def test_centres_are_uniform_over_the_image():
@@ -344,19 +357,19 @@ def test_swap_neighbours():
 
 
 def test_mixup_blends_pairs():
-    index, images, targets = make_batch()
+    index, images, targets = make_batch(7)
     new, soft = run((STRONG["mixup"],), jax.random.key(0), index, images, targets)
-    shares = draws(lambda key: jax.random.beta(key, 1.0, 1.0), keys_of_op(jax.random.key(0), 7))
+    shares = draws(lambda key: aug.draw_share(key, 1.0), keys_of_op(jax.random.key(0), 7))
     for b in range(6):
         share = float(shares[b // 2 * 2])
-        np.testing.assert_allclose(new[b], share * images[b] + (1 - share) * images[b ^ 1], atol=1e-3)
+        assert np.array_equal(new[b], share * images[b] + (1 - share) * images[b ^ 1])
         np.testing.assert_allclose(soft[b], share * targets[b] + (1 - share) * targets[b ^ 1], atol=1e-6)
     np.testing.assert_allclose(soft.sum(0), targets.sum(0), rtol=1e-5)  # every example counts once
     assert (new[6] == images[6]).all() and (soft[6] == targets[6]).all()  # the last of an odd batch
 
 
 def test_cutmix_pastes_boxes_and_shares_by_their_pixels():
-    index, images, targets = make_batch()
+    index, images, targets = make_batch(7)
     new, soft = run((STRONG["cutmix"],), jax.random.key(0), index, images, targets)
     centres, extents = draws(lambda key: aug.draw_cutmix(key, 1.0, 9, 12), keys_of_op(jax.random.key(0), 7))
     pasted = 0

@@ -279,6 +279,11 @@ def mix(images: Array, targets: Array, share: Array) -> tuple[Array, Array]:
     return blended, own[:, :, 0, 0] * targets + other[:, :, 0, 0] * swap_neighbours(targets)
 
 
+def draw_share(key: Array, alpha: float) -> Array:
+    """A share ~ Beta(alpha, alpha), in steps of 2**-16, so that blends of whole-number pixels are exact."""
+    return jnp.round(jax.random.beta(key, alpha, alpha) * 2**16) / 2**16
+
+
 def mixup(
     keys: Array, index: Array, images: Array, targets: Array, fill: Array, *, alpha: float = 0.2
 ) -> tuple[Array, Array]:
@@ -289,7 +294,7 @@ def mixup(
     """
     if alpha == 0:
         return images, targets
-    share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(_pair_keys(keys))
+    share = jax.vmap(lambda key: draw_share(key, alpha))(_pair_keys(keys))
     return mix(images, targets, jnp.where(_paired(index), share, 1))
 
 
