@@ -26,8 +26,8 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | Path, *, best_
     """Loss and accuracy over the course of training, on the training and the validation split.
 
     Args:
-        history: rows with "step", and as far as known "epoch", "train_loss", "train_top1", "validation_loss" and
-            "validation_top1" (accuracies in 0..1). A row may lack any of them but "step".
+        history: rows with "step", and as far as known "epoch", "train_loss", "train_accuracy", "validation_loss" and
+            "validation_accuracy" (accuracies in 0..1). A row may lack any of them but "step".
         path: the PNG to write.
         best_step: the step of the checkpoint that was kept, marked in both panels.
     """
@@ -36,7 +36,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | Path, *, best_
     figure = _figure(9, 3.4, gap=0.06)
     by_epoch = all(row.get("epoch") is not None for row in history)
     where = {row["step"]: row["epoch"] if by_epoch else row["step"] for row in history}
-    panels = [("loss", "loss", 1.0), ("top1", "accuracy (%)", 100.0)]
+    panels = [("loss", "loss", 1.0), ("accuracy", "accuracy (%)", 100.0)]
     for axes, (name, label, unit) in zip(figure.subplots(1, 2), panels, strict=True):
         highest = []
         for split, colour in (("train", TRAIN), ("validation", VALIDATION)):
@@ -50,7 +50,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | Path, *, best_
             axes.plot(x, y, color=colour, label=split, lw=1.8, marker="o" if few else None, ms=3.5, clip_on=not few)
             best = [value for place, value in points if split == "validation" and place == where.get(best_step)]
             if best:
-                said = f"best step: {best[0]:.2f} %" if name == "top1" else f"best step: {best[0]:.4g}"
+                said = f"best step: {best[0]:.2f} %" if name == "accuracy" else f"best step: {best[0]:.4g}"
                 axes.plot(where[best_step], best[0], "o", ms=8, mfc="white", mec=colour, mew=2, label=said, zorder=5)
         if best_step in where:
             axes.axvline(where[best_step], color=GREY, lw=1, ls=(0, (4, 3)), zorder=0)
@@ -59,7 +59,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | Path, *, best_
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
         if all(float(x).is_integer() for x in where.values()):
-            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
         _tidy(axes, "epoch" if by_epoch else "step", label)
         if highest:
             axes.legend(frameon=False, fontsize=9)
