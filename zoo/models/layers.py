@@ -4,7 +4,9 @@ Images are [B, H, W, C]. Padding is explicit and symmetric, as in the papers and
 strided convolution pads asymmetrically and gives another function.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from zoo.models import cpu
 
 Shape = Sequence[int]
 Initializer = Callable[..., jax.Array]
@@ -34,6 +38,29 @@ def explicit_padding(padding: Padding, size: tuple[int, int], stride: tuple[int,
     return tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
 
 
+# --- which formulation of the mathematics ------------------------------------------------------------------------
+
+_formulation: ContextVar[str] = ContextVar("formulation", default="plain")
+
+
+@contextmanager
+def formulation(name: str) -> Iterator[None]:
+    """What is traced inside is written down as `name` says: "plain" lax, or "cpu", faster there.
+
+    Plain is the default and what export and forward-mode differentiation need; `zoo.training.parallel.compiled` sets
+    the one that suits the platform. To rounding both are the same function.
+    """
+    token = _formulation.set(name)
+    try:
+        yield
+    finally:
+        _formulation.reset(token)
+
+
+def _on_cpu() -> bool:
+    return _formulation.get() == "cpu"
+
+
 # --- the mathematics, as functions -----------------------------------------------------------------------------
 
 
@@ -50,6 +77,8 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0, ceil: boo
     `ceil` rounds the output size up where the last window hangs over the edge (Caffe's rule, used by GoogLeNet).
     """
     pads = _pool_padding(x.shape, window, stride, padding, ceil)
+    if _on_cpu() and window <= 5:  # written out pixel by pixel
+        return cpu.max_pool(x, window, stride, pads)
     return nn.max_pool(x, (window, window), (stride, stride), pads)
 
 
@@ -64,6 +93,18 @@ def avg_pool(x: jax.Array, window: int, stride: int, padding: int = 0, count_inc
     if count_include_pad or padding == 0:
         return window_sum(x) / (window * window)
     return window_sum(x) / window_sum(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
+
+
+def conv_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, act: Callable, pool: str) -> jax.Array:
+    """Pooling over 2x2 of act(x * kernel + bias), stride 1, no padding: [B, H, W, C] -> [B, H', W', F].
+
+    `act` is elementwise, `pool` is "max" or "avg".
+    """
+    block = cpu.block_for_conv_pool(x.shape[-1], kernel.shape[-1]) if _on_cpu() else 0
+    if block:
+        return cpu.conv_pool(x, kernel, bias, act, pool, block)
+    x = act(conv2d(x, kernel, (1, 1), ((0, 0), (0, 0))) + bias)
+    return max_pool(x, 2, 2) if pool == "max" else avg_pool(x, 2, 2)
 
 
 def _pool_padding(shape: Shape, window: int, stride: int, padding: int, ceil: bool):
@@ -144,6 +185,27 @@ class Conv(nn.Module):
         if self.use_bias:
             x = x + self.param("bias", self.bias_init, (self.features,), jnp.float32).astype(self.dtype)
         return x
+
+
+class ConvPool(nn.Module):
+    """Convolution without padding, activation, pooling over 2x2: the pair of layers of the first networks.
+
+    `act` is elementwise, `pool` is "max" or "avg". Parameters: kernel [kernel, kernel, C, F], bias [F].
+    """
+
+    features: int
+    kernel: int
+    act: Callable[[jax.Array], jax.Array]
+    pool: str
+    kernel_init: Initializer = he_normal_fan_out
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+        return conv_pool(x.astype(self.dtype), kernel, bias, self.act, self.pool)
 
 
 class BatchNorm(nn.Module):

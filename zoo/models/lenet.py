@@ -10,10 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.models.layers import Conv, avg_pool, conv2d, max_pool, require_images
+from zoo.models.layers import Conv, ConvPool, avg_pool, conv2d, require_images
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh, "sigmoid": nn.sigmoid}
-POOLS = {"max": max_pool, "avg": avg_pool}
+POOLS = ("max", "avg")
 
 
 class LeNet5(nn.Module):
@@ -45,13 +45,13 @@ class LeNet5(nn.Module):
             raise ValueError(f"activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
         if self.pool not in POOLS:
             raise ValueError(f"pool {self.pool!r} is not one of {', '.join(POOLS)}")
-        act, pool = ACTIVATIONS[self.activation], POOLS[self.pool]
+        act = ACTIVATIONS[self.activation]
         init = nn.initializers.he_normal() if self.activation == "relu" else nn.initializers.glorot_uniform()
         ends = {}
         x = images.astype(self.dtype)  # [B, 32, 32, 1]
         for i, features in enumerate((6, 16), 1):
-            x = Conv(features, 5, padding=0, kernel_init=init, dtype=self.dtype, name=f"conv{i}")(x)
-            ends[f"conv{i}"] = x = pool(act(x), 2, 2)  # [B, 14, 14, 6], then [B, 5, 5, 16]
+            x = ConvPool(features, 5, act, self.pool, kernel_init=init, dtype=self.dtype, name=f"conv{i}")(x)
+            ends[f"conv{i}"] = x  # [B, 14, 14, 6], then [B, 5, 5, 16]
         x = x.reshape(len(x), -1)
         for i, width in enumerate((120, 84), 1):
             x = act(nn.Dense(width, kernel_init=init, dtype=self.dtype, name=f"dense{i}")(x))

@@ -1,33 +1,56 @@
 """Where pure functions are compiled: for the platform at hand, in one place."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-# XLA:CPU wraps convolutions into fusions of a second library that is slower than its own path; this leaves dot products
-# and reductions there and takes convolutions out. LeNet-5 trains 1.8 times, AlexNet 1.15 times as fast.
-_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+from zoo.models.layers import formulation
+
+# What XLA:CPU is told, each on its own tried before it is used, as these are names of its internals:
+_CPU_OPTIONS: tuple[dict[str, Any], ...] = (
+    # Convolutions are wrapped into fusions of a second library that is slower than XLA's own path; this leaves dot
+    # products and reductions there and takes convolutions out. LeNet-5 trains 1.8 times, AlexNet 1.15 times as fast.
+    {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"},
+    # Barriers are dropped before fusion, which then moves whole chains of elementwise work into the strided order of
+    # whatever reads them; this keeps those that zoo/models/cpu.py sets.
+    {"xla_disable_hlo_passes": "cse_barrier_expander"},
+)
 
 
 @lru_cache
 def compiler_options(platform: str | None = None) -> dict[str, Any] | None:
     """Options for jax.jit on this platform (default: the one jax uses); None where there are none.
 
-    The options lean on internals of XLA that may go, so they are tried once on a scrap of code and left out where the
-    compiler refuses them.
+    What the compiler refuses is left out.
     """
     if (platform or jax.default_backend()) != "cpu":
         return None
+    return {name: value for option in _CPU_OPTIONS if _works(option) for name, value in option.items()} or None
+
+
+def _works(option: dict[str, Any]) -> bool:
+    """Whether a scrap of code compiles with it and counts right."""
+
+    def scrap(x):
+        return lax.optimization_barrier(x + 1) * 2
+
     try:
-        jax.jit(lambda x: x + 1, compiler_options=_CPU_OPTIONS)(jnp.zeros(()))
+        return float(jax.jit(scrap, compiler_options=option)(jnp.ones(()))) == 4
     except Exception:  # whatever an unknown option raises in some version of XLA
-        return None
-    return _CPU_OPTIONS
+        return False
 
 
 def compiled(function: Callable, *, donate: tuple[int, ...] = ()) -> Any:
     """`function` under jax.jit with what suits the platform; arguments `donate` give their memory to the result."""
-    return jax.jit(function, donate_argnums=donate, compiler_options=compiler_options())
+    name = "cpu" if jax.default_backend() == "cpu" else "plain"
+
+    @wraps(function)
+    def formulated(*args, **kwargs):
+        with formulation(name):
+            return function(*args, **kwargs)
+
+    return jax.jit(formulated, donate_argnums=donate, compiler_options=compiler_options())

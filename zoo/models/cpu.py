@@ -1,0 +1,228 @@
+"""The mathematics of layers.py, told to XLA:CPU better: same values and gradients to rounding, same parameters.
+
+What is slow on a CPU as `lax` has it, and what is done instead:
+
+- A convolution with one to sixteen channels leaves most of a vector register empty, and everything elementwise on its
+  output too. `conv_pool` works on blocks of pixels laid into the channels, from the convolution through the pooling.
+- The gradient of a maximum over windows is a scatter. `max_pool` remembers which pixel of each window won.
+
+Reverse mode only (`custom_vjp`), so layers.py takes these only where a training or evaluation step is compiled.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+# --- convolution with few channels, and pooling over 2x2 ---------------------------------------------------------
+
+
+def block_for_conv_pool(channels: int, features: int) -> int:
+    """Side, after pooling, of the block of pixels that `conv_pool` lays into the channels; 0: plain is better.
+
+    The wider the block, the fuller the registers and the more products with zeros: 5x5 takes 1.44 times the
+    multiplications at side 1 and 2.56 times at side 2. LeNet-5's 1 -> 6 wants 2, its 6 -> 16 wants 1.
+    """
+    if channels > 16 or features > 32:
+        return 0
+    return 2 if features <= 8 else 1
+
+
+def conv_pool(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, act: Callable[[jax.Array], jax.Array], pool: str, block: int
+) -> jax.Array:
+    """Pooling over 2x2 of act(convolution + bias), stride 1, no padding: [B, H, W, C] -> [B, H', W', F].
+
+    `act` is elementwise, `pool` is "max" or "avg", `block` of block_for_conv_pool. 2 * block pixels of each side are
+    laid into the channels; the kernel is laid out to match, with zeros where a tap falls outside. The result comes
+    out in blocks of `block`; where the next layer starts from such blocks, XLA cancels the two rearrangements.
+    """
+    height, width = ((size - k + 1) // 2 for size, k in zip(x.shape[1:3], kernel.shape[:2], strict=True))
+    side = 2 * block
+    laid_out, taps = _kernel_on_blocks(kernel, block)
+    rows, columns = -(-height // block), -(-width // block)
+    blocks = _space_to_depth(_cut_or_fill(x, (rows + taps[0] - 1) * side, (columns + taps[1] - 1) * side), side)
+    y = _conv_by_patches(blocks, laid_out)  # [B, rows, columns, 2 * 2 * block * block * F]
+    y = act(y + jnp.tile(bias, side * side)).reshape(*y.shape[:3], 4, -1)  # axis 3: the pixel within the window
+    y = _max_of_four(y) if pool == "max" else y.mean(3)
+    return _depth_to_space(y, block)[:, :height, :width]
+
+
+def _kernel_on_blocks(kernel: jax.Array, block: int) -> tuple[jax.Array, tuple[int, int]]:
+    """Kernel [kh, kw, C, F] for blocks of 2 * block pixels: [th, tw, side * side * C, 4 * block * block * F], (th, tw).
+
+    Output channels in the order: pixel within the pooling window, place of the window in its block, feature.
+    """
+    side = 2 * block
+    kh, kw, channels, features = kernel.shape
+    th, tw = ((side - 1 + k + side - 1) // side for k in (kh, kw))
+
+    def shifted(x, axis, length):
+        """x at each of the `side` offsets within `length`, along a new axis before the last."""
+        pads = [[(0, 0)] * x.ndim for _ in range(side)]
+        for offset, pad in enumerate(pads):
+            pad[axis] = (offset, length - x.shape[axis] - offset)
+        return jnp.stack([jnp.pad(x, pad) for pad in pads], -2)
+
+    x = shifted(shifted(kernel, 0, th * side), 1, tw * side)  # [th * side, tw * side, C, side, side, F]
+    x = x.reshape(th, side, tw, side, channels, block, 2, block, 2, features)
+    return x.transpose(0, 2, 1, 3, 4, 6, 8, 5, 7, 9).reshape(th, tw, side * side * channels, -1), (th, tw)
+
+
+def _cut_or_fill(x: jax.Array, height: int, width: int) -> jax.Array:
+    """[B, H, W, C] -> [B, height, width, C], cut or filled with zeros at the bottom and the right."""
+    x = x[:, :height, :width]
+    return jnp.pad(x, ((0, 0), (0, height - x.shape[1]), (0, width - x.shape[2]), (0, 0)))
+
+
+def _space_to_depth(x: jax.Array, side: int) -> jax.Array:
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // side, side, width // side, side, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height // side, width // side, side * side * channels)
+
+
+def _depth_to_space(x: jax.Array, side: int) -> jax.Array:
+    batch, height, width, _ = x.shape
+    x = x.reshape(batch, height, width, side, side, -1).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height * side, width * side, -1)
+
+
+@jax.custom_vjp
+def _conv_by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolution, stride 1, no padding, as one matrix product; with few pixels and short rows faster than Eigen's."""
+    return _patches(x, kernel.shape) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _conv_by_patches_forward(x, kernel):
+    patches = _patches(x, kernel.shape)
+    return patches @ kernel.reshape(-1, kernel.shape[-1]), (patches, kernel)
+
+
+def _conv_by_patches_backward(residuals, g):
+    patches, kernel = residuals
+    th, tw, channels, features = kernel.shape
+    # Without the barrier XLA computes g again, in strided order, in front of each of the two products.
+    patches, g = lax.optimization_barrier((patches, g))
+    kernel_grad = lax.dot_general(patches, g, (((0, 1, 2), (0, 1, 2)), ((), ()))).reshape(kernel.shape)
+    patches_grad = g @ kernel.reshape(-1, features).T
+    parts = []
+    for i in range(th):
+        for j in range(tw):
+            part = lax.slice_in_dim(patches_grad, (i * tw + j) * channels, (i * tw + j + 1) * channels, axis=3)
+            parts.append(jnp.pad(part, ((0, 0), (i, th - 1 - i), (j, tw - 1 - j), (0, 0))))
+    return sum(parts), kernel_grad
+
+
+_conv_by_patches.defvjp(_conv_by_patches_forward, _conv_by_patches_backward)
+
+
+def _patches(x: jax.Array, kernel_shape: Sequence[int]) -> jax.Array:
+    """[B, H, W, C] -> [B, H - th + 1, W - tw + 1, th * tw * C]."""
+    th, tw = kernel_shape[:2]
+    height, width = x.shape[1] - th + 1, x.shape[2] - tw + 1
+    return jnp.concatenate([x[:, i : i + height, j : j + width] for i in range(th) for j in range(tw)], -1)
+
+
+@jax.custom_vjp
+def _max_of_four(x: jax.Array) -> jax.Array:
+    """[..., 4, C] -> [..., C]; the first maximum takes the gradient."""
+    return _first_maximum([x[..., i, :] for i in range(4)])[0]
+
+
+def _max_of_four_forward(x):
+    return _first_maximum([x[..., i, :] for i in range(4)])
+
+
+def _max_of_four_backward(winner, g):
+    winner, g = lax.optimization_barrier((winner, g))
+    place = lax.broadcasted_iota(winner.dtype, (*winner.shape[:-1], 4, winner.shape[-1]), winner.ndim - 1)
+    return (jnp.where(place == winner[..., None, :], g[..., None, :], 0),)
+
+
+_max_of_four.defvjp(_max_of_four_forward, _max_of_four_backward)
+
+
+# --- maximum over windows ----------------------------------------------------------------------------------------
+
+
+def _first_maximum(views: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The elementwise maximum of at most 254 equal shapes, and which of them has it: the first of equals, uint8."""
+    best, winner = views[0], jnp.zeros(views[0].shape, jnp.uint8)
+    for number, view in enumerate(views[1:], 1):
+        winner = jnp.where(view > best, jnp.uint8(number), winner)
+        best = jnp.maximum(best, view)
+    return best, winner
+
+
+def max_pool(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.Array:
+    """Maximum over window x window, every `stride` pixels: [B, H, W, C] -> [B, H', W', C]. NaN wins, as in lax.
+
+    The first maximum of a window, row by row, takes its gradient.
+    """
+    return _max_pool(x, window, stride, pads, x.shape[1:3])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _max_pool(x, window, stride, pads, size):
+    return _first_maximum(_views(x, window, stride, pads))[0]
+
+
+def _max_pool_forward(x, window, stride, pads, size):
+    return _first_maximum(_views(x, window, stride, pads))
+
+
+def _views(x: jax.Array, window: int, stride: int, pads: Pads) -> list[jax.Array]:
+    """For each pixel of the window, row by row: what it sees, [B, H', W', C]."""
+    if pads != ((0, 0), (0, 0)):
+        lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.inexact) else np.iinfo(x.dtype).min
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=lowest)
+    batch, height, width, channels = x.shape
+    rows, columns = (height - window) // stride + 1, (width - window) // stride + 1
+    return [
+        lax.slice(
+            x, (0, i, j, 0), (batch, i + (rows - 1) * stride + 1, j + (columns - 1) * stride + 1, channels),
+            (1, stride, stride, 1),
+        )
+        for i in range(window) for j in range(window)
+    ]  # fmt: skip
+
+
+def _max_pool_backward(window, stride, pads, size, winner, g):
+    """Each pixel collects from the windows that it won, without a scatter.
+
+    Pixels are taken by their place modulo the stride: those of one place are reached by the same pixels of the same
+    neighbouring windows.
+    """
+    winner, g = lax.optimization_barrier((winner, g))
+    (top, _), (left, _) = pads
+    rows, columns = -(-(size[0] + top) // stride), -(-(size[1] + left) // stride)
+    reach = -(-window // stride) - 1  # how many windows back a pixel is seen from
+
+    def framed(values, fill):
+        after = max(rows - values.shape[1], 0), max(columns - values.shape[2], 0)
+        return jnp.pad(values, ((0, 0), (reach, after[0]), (reach, after[1]), (0, 0)), constant_values=fill)
+
+    nobody = window * window
+    g, winner = framed(g, 0), framed(winner, nobody)
+    places = []
+    for i in range(stride):
+        for j in range(stride):
+            total = jnp.zeros((g.shape[0], rows, columns, g.shape[3]), g.dtype)
+            for pixel_i in range(i, window, stride):
+                for pixel_j in range(j, window, stride):
+                    a, b = reach - pixel_i // stride, reach - pixel_j // stride
+                    seen = (slice(None), slice(a, a + rows), slice(b, b + columns))
+                    total = total + jnp.where(winner[seen] == pixel_i * window + pixel_j, g[seen], 0)
+            places.append(total)
+    x_grad = jnp.stack(places, 3).reshape(g.shape[0], rows, columns, stride, stride, g.shape[3])
+    x_grad = x_grad.transpose(0, 1, 3, 2, 4, 5).reshape(g.shape[0], rows * stride, columns * stride, g.shape[3])
+    return (x_grad[:, top : top + size[0], left : left + size[1]],)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
