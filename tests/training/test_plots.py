@@ -14,9 +14,9 @@ HISTORY = [
         "step": 10 * n,
         "epoch": 0.5 * n,
         "train_loss": 2.0 / n,
-        "train_top1": 1 - 0.5 / n,
+        "train_accuracy": 1 - 0.5 / n,
         "validation_loss": 2.2 / n,
-        "validation_top1": 1 - 0.6 / n,
+        "validation_accuracy": 1 - 0.6 / n,
         "learning_rate": 0.1,
     }
     for n in range(1, 9)
@@ -46,8 +46,8 @@ def without(*names):
         HISTORY,
         HISTORY[:1],
         without("epoch"),
-        without("train_loss", "train_top1"),
-        without("validation_loss", "validation_top1"),
+        without("train_loss", "train_accuracy"),
+        without("validation_loss", "validation_accuracy"),
         [*HISTORY[:3], {"step": 40, "epoch": 2.0}, {"step": 50, "epoch": 2.5, "train_loss": float("nan")}],
         [HISTORY[0], {**HISTORY[1], "train_loss": 1e-6, "validation_loss": None}],
     ],
