@@ -176,15 +176,17 @@ TORCH_IGNORED = (r"(.*\.)?num_batches_tracked",)
 def torch_key_map(variables: Mapping, rules: Sequence[Rule], layouts: Mapping[str, Layout] | None = None) -> KeyMap:
     """The key map of a PyTorch network, from rules that rename our modules' paths ("stem/conv") into its ("conv1").
 
-    Kernels of four axes are convolutions, of two axes linear layers; `layouts` gives other layouts, by our leaf's
-    path without the collection ("dense1/kernel").
+    Kernels of four axes are convolutions, of two axes linear layers; `layouts` gives other layouts, by a pattern of
+    our leaf's path without the collection ("dense1/kernel").
     """
     key_map = {}
     for path, leaf in leaves_by_path(variables).items():
         _, _, inner = path.partition("/")
         module, _, name = inner.rpartition("/")
         layout = {4: CONV, 2: DENSE}[leaf.ndim] if name == "kernel" else SAME
-        layout = (layouts or {}).get(inner, layout)
+        for pattern, other in (layouts or {}).items():
+            if re.fullmatch(pattern, inner):
+                layout = other
         key_map[path] = (f"{renamed(module, rules)}.{TORCH_NAMES[name]}", layout)
     return key_map
 

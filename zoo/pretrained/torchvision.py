@@ -14,7 +14,7 @@ from zoo.pretrained.convert import TORCH_IGNORED, KeyMap, Rule, map_for, require
 IGNORED = TORCH_IGNORED
 
 
-def _block(m) -> str:
+def resnet_block(m) -> str:
     """Blocks are counted from 0 in each layer."""
     return f"layer{m['stage']}.{int(m['block']) - 1}"
 
@@ -24,10 +24,10 @@ _BLOCK = r"stage(?P<stage>\d+)_block(?P<block>\d+)"
 RESNET: tuple[Rule, ...] = (
     (r"stem/conv", "conv1"),
     (r"stem/norm", "bn1"),
-    (_BLOCK + r"/conv(\d)/conv", lambda m: f"{_block(m)}.conv{m[3]}"),
-    (_BLOCK + r"/conv(\d)/norm", lambda m: f"{_block(m)}.bn{m[3]}"),
-    (_BLOCK + r"/shortcut/conv", lambda m: f"{_block(m)}.downsample.0"),
-    (_BLOCK + r"/shortcut/norm", lambda m: f"{_block(m)}.downsample.1"),
+    (_BLOCK + r"/conv(\d)/conv", lambda m: f"{resnet_block(m)}.conv{m[3]}"),
+    (_BLOCK + r"/conv(\d)/norm", lambda m: f"{resnet_block(m)}.bn{m[3]}"),
+    (_BLOCK + r"/shortcut/conv", lambda m: f"{resnet_block(m)}.downsample.0"),
+    (_BLOCK + r"/shortcut/norm", lambda m: f"{resnet_block(m)}.downsample.1"),
     (r"head", "fc"),
 )
 

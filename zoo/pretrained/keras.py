@@ -1,0 +1,97 @@
+"""Keras's networks (keras.applications): the paths of their weights, as rules that rename our modules' paths.
+
+Keras 3.15. A source key is layer and weight, "conv1_conv/kernel", as `weight.path` gives it. Adapted, each declared in
+the map: ResNet's convolutions have biases that its norms swallow (FOLDED_BIAS). The classifiers end in softmax, ours in
+logits: the layer before it is the same.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import flax.linen as nn
+
+from zoo.models.resnet import ResNet
+from zoo.models.resnet_v2 import ResNetV2
+from zoo.pretrained.convert import FOLDED_BIAS, SAME, KeyMap, Rule, leaves_by_path, map_for, renamed, require_fields
+
+#: Source keys that stand for nothing in the function: the state of dropout layers.
+IGNORED = (r".*/seed_generator_state",)
+
+NAMES = {"kernel": "kernel", "scale": "gamma", "bias": "bias", "mean": "moving_mean", "var": "moving_variance"}
+
+
+def keras_key_map(variables: Mapping, rules: Sequence[Rule]) -> dict:
+    """The key map of a Keras network, from rules that rename our modules' paths; kernels lie as ours do."""
+    leaves = leaves_by_path(variables)
+    norms = {path.split("/", 1)[1].removesuffix("/mean") for path in leaves if path.startswith("batch_stats/")}
+    key_map = {}
+    for path in leaves:
+        module, _, name = path.split("/", 1)[1].rpartition("/")
+        theirs = "beta" if name == "bias" and module in norms else NAMES[name]
+        key_map[path] = (f"{renamed(module, rules)}/{theirs}", SAME)
+    return key_map
+
+
+def _block(m) -> str:
+    """The stem is conv1 here, so the first stage is conv2."""
+    return f"conv{int(m['stage']) + 1}_block{m['block']}"
+
+
+_BLOCK = r"stage(?P<stage>\d+)_block(?P<block>\d+)"
+
+RESNET: tuple[Rule, ...] = (
+    (r"stem/conv", "conv1_conv"),
+    (r"stem/norm", "conv1_bn"),
+    (_BLOCK + r"/conv(\d)/conv", lambda m: f"{_block(m)}_{m[3]}_conv"),
+    (_BLOCK + r"/conv(\d)/norm", lambda m: f"{_block(m)}_{m[3]}_bn"),
+    (_BLOCK + r"/shortcut/conv", lambda m: f"{_block(m)}_0_conv"),
+    (_BLOCK + r"/shortcut/norm", lambda m: f"{_block(m)}_0_bn"),
+    (r"head", "predictions"),
+)
+
+
+def _resnet(model: ResNet, variables: Mapping) -> KeyMap:
+    same = {
+        "bottleneck": True, "widen": 1, "groups": 1, "squeeze": None, "stem": "imagenet", "shortcut": "conv",
+        "stride_in": "1x1", "epsilon": 1.001e-5,
+    }  # fmt: skip
+    require_fields("keras", model, same)
+    key_map = keras_key_map(variables, RESNET)
+    for path, (mean, _) in key_map.items():
+        if path.endswith("/norm/mean"):  # every norm follows a convolution with a bias, which ours lacks
+            conv = renamed(path.removeprefix("batch_stats/").replace("/norm/mean", "/conv"), RESNET)
+            key_map[path] = ((mean, f"{conv}/bias"), FOLDED_BIAS)
+    return key_map
+
+
+RESNET_V2: tuple[Rule, ...] = (
+    (r"stem", "conv1_conv"),
+    (_BLOCK + r"/norm1", lambda m: f"{_block(m)}_preact_bn"),
+    (_BLOCK + r"/norm2", lambda m: f"{_block(m)}_1_bn"),
+    (_BLOCK + r"/norm3", lambda m: f"{_block(m)}_2_bn"),
+    (_BLOCK + r"/conv(\d)", lambda m: f"{_block(m)}_{m[3]}_conv"),
+    (_BLOCK + r"/shortcut", lambda m: f"{_block(m)}_0_conv"),
+    (r"norm", "post_bn"),
+    (r"head", "predictions"),
+)
+
+
+def _resnet_v2(model: ResNetV2, variables: Mapping) -> KeyMap:
+    same = {
+        "stem": "imagenet", "stride_at": "last", "conv_bias": True, "pool_padding": "zeros", "epsilon": 1.001e-5,
+    }  # fmt: skip
+    require_fields("keras", model, same)
+    return keras_key_map(variables, RESNET_V2)
+
+
+MAPS: dict[type[nn.Module], Callable[..., KeyMap]] = {
+    ResNet: _resnet,
+    ResNetV2: _resnet_v2,
+}
+
+
+def key_map(model: nn.Module, variables: Mapping) -> KeyMap:
+    """The key map of a model of ours that Keras has; `variables` may be abstract.
+
+    Raises ValueError for a model that Keras does not have in this form.
+    """
+    return map_for("keras", MAPS, model)(model, variables)
