@@ -200,6 +200,7 @@ def train(job: Plan, folder: Path, display: Display, save_seconds: float, save_s
     state, best, progress = resume(job, folder, state, display.say)
     logs = Logs(folder, progress.history)
     trainer = Trainer(job, folder, display, logs, state, best, progress)
+    first, began = progress.step, time.monotonic()
     try:
         with catch_signals() as caught:
             if not progress.stopped:
@@ -207,6 +208,7 @@ def train(job: Plan, folder: Path, display: Display, save_seconds: float, save_s
         finish(job, folder, trainer, display)
     finally:
         logs.close()
+        runs.note_timing(folder, first, progress.step, job.batch_size, time.monotonic() - began)
 
 
 def resume(job: Plan, folder: Path, state: TrainState, say: Callable) -> tuple[TrainState, dict, Progress]:
@@ -307,7 +309,7 @@ class Trainer:
         progress.history.append(row)
         self.logs.add(row)
         self.display.say(
-            f"epoch {epoch:g}/{job.recipe.epochs:g}  train loss {row['train_loss']:.4f} accuracy "
+            f"epoch {epoch:.1f}/{job.recipe.epochs:g}  train loss {row['train_loss']:.4f} accuracy "
             f"{100 * row['train_accuracy']:.2f} %  validation loss {result['loss']:.4f} accuracy "
             f"{100 * result['accuracy']:.2f} %{'  best' if better else ''}"
             f"  {self.display.rate(progress.step):,.0f} images/s"

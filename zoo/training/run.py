@@ -12,6 +12,7 @@ curves.png, confusion.png, timing.json
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from typing import Any
 
 from zoo.training.recipes import Recipe, recipe_from_json
 
-CONFIG, METRICS, RESULTS, TIMING = "config.json", "metrics.jsonl", "results.json", "timing.json"
+CONFIG, METRICS, RESULTS, TIMING = "config.json", "metrics.jsonl", "results.json", "timing.jsonl"
 CHECKPOINTS, BEST = "checkpoints", "best"
 
 
@@ -116,6 +117,21 @@ def write_atomically(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(file)
+
+
+def note_timing(folder: Path, first: int, last: int, batch_size: int, seconds: float) -> None:
+    """Append a line on the steps first..last, compilation and evaluation included, and the machine they ran on."""
+    import jax
+
+    device = jax.devices()[0].device_kind
+    row = {
+        "steps": [first, last],
+        "seconds": round(seconds, 1),
+        "images_per_second": round((last - first) * batch_size / max(seconds, 1e-9), 1),
+        "devices": f"{jax.device_count()} x {device}" + (f", {os.cpu_count()} cores" if device == "cpu" else ""),
+    }
+    with open(folder / TIMING, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def versions() -> dict[str, str]:
