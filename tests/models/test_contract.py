@@ -1,6 +1,6 @@
 """What holds for every model of MODELS: at full size through shapes alone, in numbers on reduced instances."""
 
-from functools import partial
+from functools import cache, partial
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,60 @@ PARAMETERS = {
     # layer shapes; LeCun et al. 1998, section II.B
     "lenet5": 61_706,
     "lenet5_1998": 60_000,
+    # layer shapes; torchvision 0.28
+    "alexnet": 60_965_224,
+    "alexnet_small": 7_156_938,
+    "alexnet_owt": 61_100_840,
+    "alexnet_owt_small": 7_192_490,
+    # with both auxiliary heads: Caffe's layer shapes; torchvision 0.28
+    "googlenet": 13_378_280,
+    "googlenet_small": 2_600_574,
+    "googlenet_bn": 13_004_888,
+    "googlenet_bn_small": 2_505_022,
+    # torchvision 0.28; the original form has the same layers
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "resnet50_v1": 25_557_032,
+    "resnet101_v1": 44_549_160,
+    "resnet152_v1": 60_192_808,
+    "resnext50_32x4d": 25_028_904,
+    "resnext101_32x8d": 88_791_336,
+    "resnext101_64x4d": 83_455_272,
+    "wide_resnet50_2": 68_883_240,
+    "wide_resnet101_2": 126_886_696,
+    # timm 1.0.31
+    "resnet50_v2": 25_549_352,
+    "resnet101_v2": 44_541_480,
+    "resnet152_v2": 60_185_128,
+    "resnet50d": 25_576_264,
+    "se_resnet50": 28_088_024,
+    # layer shapes, ten classes
+    "resnet18_small": 11_173_962,
+    "resnet34_small": 21_282_122,
+    "resnet50_small": 23_520_842,
+    "resnet50_v1_small": 23_520_842,
+    "resnet50_v2_small": 23_513_162,
+    "resnet50d_small": 23_520_842,
+    "resnext50_32x4d_small": 22_992_714,
+    "wide_resnet50_2_small": 66_847_050,
+    "se_resnet50_small": 26_051_834,
+    # layer shapes; He et al. 2015, table 6, rounds them
+    "resnet20": 269_722,
+    "resnet32": 464_154,
+    "resnet44": 658_586,
+    "resnet56": 853_018,
+    "resnet110": 1_727_962,
+    "resnet1202": 19_421_274,
+    # layer shapes; Zagoruyko and Komodakis 2016, table 4, rounds them
+    "wide_resnet16_8": 10_961_370,
+    "wide_resnet28_10": 36_479_194,
+    "wide_resnet40_4": 8_949_210,
+    # layer shapes; Srivastava et al. 2015, table 1 of arXiv:1507.06228, rounds the second
+    "highway": 85_660,
+    "highway_conv": 38_730,
 }
 
 # One small instance of each kind of block, with the image shape it is tried at: (model, fields, image shape).
@@ -35,8 +89,30 @@ REDUCED = {
         (28, 28, 3),
     ),
     "lenet5_1998": ("lenet5_1998", {}, (32, 32, 1)),
+    "alexnet": ("alexnet_small", {"width": 0.1, "image_size": 28}, (28, 28, 1)),
+    "alexnet_owt": ("alexnet_owt_small", {"width": 0.1}, (28, 28, 1)),
+    "googlenet": ("googlenet_small", {"width": 0.1}, (28, 28, 1)),
+    "googlenet_bn": ("googlenet_bn_small", {"width": 0.1}, (28, 28, 1)),
+    "resnet-cifar": ("resnet20", {"blocks": (1, 1), "width": 16}, (8, 8, 1)),
+    "resnet-bottleneck": (
+        "resnext50_32x4d",
+        {"blocks": (1, 1), "width": 8, "groups": 4, "stride_in": "1x1", "stochastic_depth": 0.2, "num_classes": 10},
+        (32, 32, 1),
+    ),
+    "resnet-d-se": (
+        "se_resnet50_small",
+        {"blocks": (1, 1), "width": 16, "stem": "deep", "shortcut": "pool"},
+        (28, 28, 1),
+    ),
+    "resnet_v2": ("resnet50_v2_small", {"blocks": (1, 1), "width": 8, "stochastic_depth": 0.2}, (8, 8, 3)),
+    "wide_resnet": ("wide_resnet16_8", {"depth": 10, "widen": 2, "width": 4, "dropout": 0.1}, (8, 8, 3)),
+    "highway": ("highway", {"layers": 3, "width": 20, "image_size": 8}, (8, 8, 1)),
+    "highway_conv": ("highway_conv", {"layers": 3, "image_size": 8}, (8, 8, 1)),
 }
-NO_BATCH_NORM = {"softmax", "mlp", "lenet5", "lenet5_1998"}
+NO_BATCH_NORM = {
+    "softmax", "mlp", "lenet5", "lenet5_1998", "alexnet_small", "alexnet_owt_small", "googlenet_small",
+    "highway", "highway_conv",
+}  # fmt: skip
 TEN_CLASSES_ONLY = {"lenet5_1998"}
 ONE_CHANNEL_ONLY = {"lenet5_1998"}
 
@@ -53,17 +129,16 @@ def shapes(model, variables, image_shape, batch=2, **call):
         return jax.eval_shape(partial(model.apply, **call), variables, images)
 
 
+def shallow(name, **fields):
+    """The model with one block a stage if it has many alike: tracing them all takes seconds, and shows no more."""
+    blocks = models.defining_fields(create(name)).get("blocks")
+    return create(name, **({} if blocks is None else {"blocks": (1,) * len(blocks)}), **fields)
+
+
 @pytest.fixture(scope="module")
 def abstract():
-    """model name -> its variables' shapes, traced once for the whole module."""
-    cache = {}
-
-    def get(name):
-        if name not in cache:
-            cache[name] = models.abstract_variables(create(name))
-        return cache[name]
-
-    return get
+    """model -> its variables' shapes, traced once for the whole module."""
+    return cache(models.abstract_variables)
 
 
 def test_every_model_has_a_count_and_a_reduced_instance():
@@ -73,13 +148,13 @@ def test_every_model_has_a_count_and_a_reduced_instance():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parameter_count(name, abstract):
-    assert models.count_parameters(abstract(name)) == PARAMETERS[name]
+    assert models.count_parameters(abstract(create(name))) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_endpoints_and_logits(name, abstract):
-    model = create(name)
-    logits, ends = shapes(model, abstract(name), model.input_shape)
+    model = shallow(name)
+    logits, ends = shapes(model, abstract(model), model.input_shape)
     assert logits.shape == ends["logits"].shape == (2, model.num_classes)
     assert logits.dtype == jnp.float32
     assert model.stages[-1] == "head" and set(model.stages[:-1]) | {"features"} <= set(ends)
@@ -91,18 +166,19 @@ def test_endpoints_and_logits(name, abstract):
 def test_parameters_belong_to_stages(name, abstract):
     """Freezing by stage needs every parameter to lie under the name of a stage or of an auxiliary head."""
     stages = (*create(name).stages, "aux")
-    strangers = [path for path in paths(abstract(name)["params"]) if not path.startswith(stages)]
+    strangers = [path for path in paths(abstract(create(name))["params"]) if not path.startswith(stages)]
     assert not strangers
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_without_classes_there_is_no_head(name, abstract):
-    model = create(name, num_classes=None)
-    variables = models.abstract_variables(model)
+    model = shallow(name, num_classes=None)
+    variables = abstract(model)
     features, ends = shapes(model, variables, model.input_shape)
     assert "logits" not in ends and not [end for end in ends if end.startswith("aux")]
     assert features.shape == ends["features"].shape
-    assert paths(variables) == {p for p in paths(abstract(name)) if not p.split("/")[1].startswith(("head", "aux"))}
+    whole = paths(abstract(shallow(name)))
+    assert paths(variables) == {path for path in whole if not path.split("/")[1].startswith(("head", "aux"))}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -116,9 +192,12 @@ def test_fields_are_few_and_hashable(name):
 
 # --- in numbers, on reduced instances ---------------------------------------------------------------------------
 
+# A few steps of tiny networks: nearly all the time goes into compiling, which takes half of it without optimisation.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 
 def randomise(variables, seed=0):
-    """Every leaf drawn anew, so that no zero-initialised scale hides a branch; variances stay positive."""
+    """Every leaf of this shape drawn anew: no zero-initialised scale hides a branch; variances stay positive."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -128,7 +207,7 @@ def randomise(variables, seed=0):
         if name in ("scale", "coefficient"):
             return jnp.asarray(rng.uniform(0.5, 1.0, leaf.shape), leaf.dtype)
         if leaf.ndim > 1:
-            return leaf + 0.02 * jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
+            return jnp.asarray(rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape), leaf.dtype)
         return jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, variables)
@@ -139,7 +218,7 @@ def build(case, **runtime):
     model = models.with_runtime(create(name, **fields), **runtime)
     rng = np.random.default_rng(1)
     images = jnp.asarray(rng.normal(size=(4, *shape)), jnp.float32)
-    return model, randomise(models.init(model, 0, shape)), images, jnp.arange(4) % model.num_classes
+    return model, randomise(models.abstract_variables(model, shape)), images, jnp.arange(4) % model.num_classes
 
 
 @pytest.mark.parametrize("case", REDUCED)
@@ -147,7 +226,7 @@ def test_training_changes_statistics_and_reaches_every_parameter(case):
     """One compilation each: eval leaves batch_stats alone, training changes them; gradients are finite and nonzero."""
     model, variables, images, labels = build(case)
 
-    @jax.jit
+    @jit
     def both(params):
         def loss(params):
             (logits, ends), updates = model.apply(
@@ -184,7 +263,7 @@ def test_one_batch_can_be_overfitted(case):
     variables = models.init(model, 1, shape)
     optimiser = optax.adam(3e-3)
 
-    @jax.jit
+    @jit
     def step(variables, state, key):
         def loss(params):
             (logits, _), updates = model.apply(
@@ -210,7 +289,7 @@ def test_bfloat16_computes_what_float32_does_roughly(case):
     model, variables, images, _ = build(case)
     low = models.with_runtime(model, dtype=jnp.bfloat16)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(models.abstract_variables(low, images.shape[1:])))
-    exact, rough = (jax.jit(m.apply)(variables, images)[0] for m in (model, low))
+    exact, rough = (jit(m.apply)(variables, images)[0] for m in (model, low))
     assert rough.dtype == jnp.float32
     np.testing.assert_allclose(rough, exact, atol=0.1 * float(jnp.abs(exact).max()))
 
@@ -220,20 +299,30 @@ def test_bfloat16_computes_what_float32_does_roughly(case):
 
 @pytest.mark.parametrize("name", sorted(set(MODELS) - ONE_CHANNEL_ONLY))
 @pytest.mark.parametrize("channels", [1, 4])
-def test_any_number_of_channels_and_classes(name, channels):
-    model = create(name, **({} if name in TEN_CLASSES_ONLY else {"num_classes": 7}))
+def test_any_number_of_channels_and_classes(name, channels, abstract):
+    model = shallow(name, **({} if name in TEN_CLASSES_ONLY else {"num_classes": 7}))
     shape = (*model.input_shape[:2], channels)
-    logits, _ = shapes(model, models.abstract_variables(model, shape), shape)
+    logits, _ = shapes(model, abstract(model, shape), shape)
     assert logits.shape == (2, model.num_classes)
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if name.endswith("_small")])
+@pytest.mark.parametrize("side", [28, 64])
+def test_small_forms_take_small_images(name, side, abstract):
+    bound = "image_size" in models.defining_fields(create(name))
+    model = shallow(name, **({"image_size": side} if bound else {}))
+    assert model.input_shape[:2] == ((side, side) if bound else (32, 32))
+    _, ends = shapes(model, abstract(model, (side, side, 1)), (side, side, 1))
+    assert all(min(end.shape) > 0 for end in ends.values())
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_too_small_images_are_refused_in_words(name):
-    model = create(name)
+def test_too_small_images_are_refused_in_words(name, abstract):
+    model = shallow(name)
     with pytest.raises(ValueError, match=r"pixels.*got 3x3"):
         models.abstract_variables(model, (3, 3, 1))
     with pytest.raises(ValueError, match=r"\[B, H, W, C\]"):
-        jax.eval_shape(partial(model.apply, train=False), models.abstract_variables(model), jnp.zeros((28, 28)))
+        jax.eval_shape(partial(model.apply, train=False), abstract(model), jnp.zeros((28, 28)))
 
 
 def test_unknown_names_and_fields_are_answered_with_the_nearest():

@@ -1,0 +1,248 @@
+"""GoogLeNet. Szegedy et al. 2014, "Going deeper with convolutions", arXiv:1409.4842.
+
+`GoogLeNet` is the paper's network; `GoogLeNetBN` is torchvision's, which shares its name but not its function.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from zoo.models.layers import (
+    BatchNorm,
+    Conv,
+    ConvNorm,
+    Initializer,
+    adaptive_avg_pool,
+    avg_pool,
+    global_avg_pool,
+    local_response_norm,
+    max_pool,
+    rematerialised,
+    require_images,
+    require_stem,
+    scaled,
+)
+
+# Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
+INCEPTIONS = {
+    "inception3a": (64, 96, 128, 16, 32, 32),
+    "inception3b": (128, 128, 192, 32, 96, 64),
+    "inception4a": (192, 96, 208, 16, 48, 64),
+    "inception4b": (160, 112, 224, 24, 64, 64),
+    "inception4c": (128, 128, 256, 24, 64, 64),
+    "inception4d": (112, 144, 288, 32, 64, 64),
+    "inception4e": (256, 160, 320, 32, 128, 128),
+    "inception5a": (256, 160, 320, 32, 128, 128),
+    "inception5b": (384, 192, 384, 48, 128, 128),
+}
+# Section 5: the auxiliary classifiers read the outputs of (4a) and (4d); their losses count 0.3 each in training.
+AUX_AFTER = {"inception4a": "aux1", "inception4d": "aux2"}
+
+
+class ConvRelu(nn.Module):
+    """Convolution with bias, then ReLU; called as ConvNorm is. Child: conv."""
+
+    features: int
+    kernel: int
+    stride: int = 1
+    kernel_init: Initializer = nn.initializers.he_normal()
+    bias_init: Initializer = nn.initializers.zeros
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = Conv(self.features, self.kernel, self.stride, kernel_init=self.kernel_init, bias_init=self.bias_init,
+                 dtype=self.dtype, name="conv")(x)  # fmt: skip
+        return nn.relu(x)
+
+
+class Inception(nn.Module):
+    """Figure 2b: 1x1, 3x3, 5x5 and pooling side by side. [B, H, W, C] -> [B, H, W, 1x1 + 3x3 + 5x5 + pool proj].
+
+    `filters` is a row of table 1, `conv(features, kernel, name=)` the unit, `kernel5` the kernel of the 5x5 branch.
+    """
+
+    filters: tuple[int, ...]
+    conv: Callable[..., nn.Module]
+    kernel5: int = 5
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        f1, f3_reduce, f3, f5_reduce, f5, f_pool = self.filters
+        branch1 = self.conv(f1, 1, name="branch1x1")(x, train)
+        branch3 = self.conv(f3_reduce, 1, name="branch3x3_reduce")(x, train)
+        branch3 = self.conv(f3, 3, name="branch3x3")(branch3, train)
+        branch5 = self.conv(f5_reduce, 1, name="branch5x5_reduce")(x, train)
+        branch5 = self.conv(f5, self.kernel5, name="branch5x5")(branch5, train)
+        pooled = self.conv(f_pool, 1, name="branch_pool")(max_pool(x, 3, 1, padding=1), train)
+        return jnp.concatenate([branch1, branch3, branch5, pooled], axis=-1)
+
+
+class AuxiliaryHead(nn.Module):
+    """The classifier on the side of section 5: mean to 4x4 cells, 1x1 convolution, hidden layer, dropout, logits."""
+
+    num_classes: int
+    conv: Callable[..., nn.Module]
+    dense: Callable[..., nn.Module]
+    pool: Callable
+    hidden: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = self.pool(x)  # [B, 4, 4, C]
+        x = self.conv(128, 1, name="conv")(x, train)  # [B, 4, 4, 128]
+        x = nn.relu(self.dense(self.hidden, name="dense")(x.reshape(len(x), -1)))  # [B, 1024]
+        x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+        return self.dense(self.num_classes, bias_init=nn.initializers.zeros, name="head")(x).astype(jnp.float32)
+
+
+def _four_by_four(x):
+    """The paper's mean over 5x5 with stride 3 where it gives 4x4 cells (224 pixels), else nearly equal cells."""
+    if all((side - 5) // 3 + 1 == 4 for side in x.shape[1:3]):
+        return avg_pool(x, 5, 3)
+    return adaptive_avg_pool(x, (4, 4))
+
+
+def _inceptions(x, train: bool, inception: Callable, last_pool: int, aux: Callable | None):
+    """Modules 3a to 5b with the pools between them -> (x, endpoints). [B, 28, 28, 192] -> [B, 7, 7, 1024]."""
+    ends = {}
+    for name, filters in INCEPTIONS.items():
+        if name == "inception4a":
+            x = max_pool(x, 3, 2, ceil=True)  # [B, 14, 14, 480]
+        if name == "inception5a":
+            x = max_pool(x, last_pool, 2, ceil=True)  # [B, 7, 7, 832]
+        ends[name] = x = inception(filters, name=name)(x, train)
+        if aux is not None and name in AUX_AFTER:
+            ends[AUX_AFTER[name]] = aux(name=AUX_AFTER[name])(x, train)
+    return x, ends
+
+
+class GoogLeNet(nn.Module):
+    """The paper's network: 6,998,552 parameters with 1,000 classes, 13,378,280 with both auxiliary heads.
+
+    5x5 convolutions, local response normalisation in the stem, biases, no batch norm. What the paper leaves open is
+    taken from its reproduction in Caffe: normalisation over 5 maps with k = 1, alpha = 2e-5 (there 1e-4, divided by 5),
+    beta = 0.75; pools that round up; uniform initialisation with variance 1 / fan-in, biases 0.2.
+    Any image size from 31 pixels up (8 with the small stem); at other sizes than 224 the auxiliary heads pool to 4x4
+    nearly equal cells. `stem`: "small" starts with a 3x3 convolution with stride 1, leaves the second pool out, and is
+    initialised after He et al. 2015: from Caffe's initialisation it takes epochs to leave the first plateau.
+    `width` multiplies all channels. Endpoints aux1 and aux2 are the auxiliary logits.
+    """
+
+    num_classes: int | None = 1000
+    stem: str = "imagenet"
+    width: float = 1.0
+    aux_heads: bool = True
+    dropout: float = 0.4
+    aux_dropout: float = 0.7
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    family = "googlenet"
+    paper = "Szegedy et al. 2014, Going deeper with convolutions (arXiv:1409.4842)"
+    stages = ("conv1", "conv2_reduce", "conv2", *INCEPTIONS, "head")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (32, 32, 3) if self.stem == "small" else (224, 224, 3)
+
+    @nn.compact
+    def __call__(self, images, *, train: bool = False):
+        require_stem(self.stem, "googlenet")
+        small = self.stem == "small"
+        require_images(images, 8 if small else 31, "googlenet")
+        init = nn.initializers.he_normal() if small else nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+        bias = nn.initializers.constant(0 if small else 0.2)
+        dense = partial(nn.Dense, kernel_init=init, bias_init=bias, dtype=self.dtype)
+        normalise = partial(local_response_norm, size=5, alpha=2e-5, beta=0.75, k=1.0)
+
+        def conv(features, kernel, stride=1, *, name):
+            return ConvRelu(scaled(features, self.width), kernel, stride, init, bias, self.dtype, name=name)
+
+        aux = None
+        if self.aux_heads and self.num_classes is not None:
+            aux = partial(AuxiliaryHead, self.num_classes, conv, dense, _four_by_four, scaled(1024, self.width),
+                          self.aux_dropout)  # fmt: skip
+        ends = {}
+        x = images.astype(self.dtype)  # [B, 224, 224, 3]
+        ends["conv1"] = x = (conv(64, 3, name="conv1") if small else conv(64, 7, 2, name="conv1"))(x, train)
+        x = normalise(max_pool(x, 3, 2, ceil=True))  # [B, 56, 56, 64]
+        ends["conv2_reduce"] = x = conv(64, 1, name="conv2_reduce")(x, train)
+        ends["conv2"] = x = conv(192, 3, name="conv2")(x, train)
+        x = normalise(x)
+        x = x if small else max_pool(x, 3, 2, ceil=True)  # [B, 28, 28, 192]
+        inception = partial(rematerialised(Inception, self.remat), conv=conv)
+        x, module_ends = _inceptions(x, train, inception, 3, aux)
+        ends |= module_ends
+        ends["features"] = x = global_avg_pool(x)  # [B, 1024]
+        if self.num_classes is not None:
+            x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+            x = dense(self.num_classes, bias_init=nn.initializers.zeros, name="head")(x)
+            ends["logits"] = x = x.astype(jnp.float32)
+        return x, ends
+
+
+class GoogLeNetBN(nn.Module):
+    """torchvision's `googlenet`: 6,624,904 parameters with 1,000 classes, 13,004,888 with both auxiliary heads.
+
+    Differs from the paper: batch norm after every convolution and no biases, no local response normalisation, a 3x3
+    kernel in the branch that is called 5x5, a 2x2 pool before module 5a, auxiliary heads that pool to 4x4 nearly equal
+    cells at every size, dropout 0.2. Initialisation N(0, 0.01) as there; dense biases 0.
+    Any image size from 15 pixels up (4 with the small stem); `stem`, `width` and endpoints as in GoogLeNet.
+    """
+
+    num_classes: int | None = 1000
+    stem: str = "imagenet"
+    width: float = 1.0
+    aux_heads: bool = True
+    dropout: float = 0.2
+    aux_dropout: float = 0.7
+    epsilon: float = 1e-3
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    family = "googlenet"
+    paper = "Szegedy et al. 2014, Going deeper with convolutions (arXiv:1409.4842)"
+    stages = GoogLeNet.stages
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (32, 32, 3) if self.stem == "small" else (224, 224, 3)
+
+    @nn.compact
+    def __call__(self, images, *, train: bool = False):
+        require_stem(self.stem, "googlenet_bn")
+        small = self.stem == "small"
+        require_images(images, 4 if small else 15, "googlenet_bn")
+        gaussian = nn.initializers.normal(0.01)
+        norm = partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name)
+        dense = partial(nn.Dense, kernel_init=gaussian, dtype=self.dtype)
+
+        def conv(features, kernel, stride=1, *, name):
+            return ConvNorm(scaled(features, self.width), kernel, norm, stride, kernel_init=gaussian, dtype=self.dtype,
+                            name=name)  # fmt: skip
+
+        aux = None
+        if self.aux_heads and self.num_classes is not None:
+            aux = partial(AuxiliaryHead, self.num_classes, conv, dense, partial(adaptive_avg_pool, size=(4, 4)),
+                          scaled(1024, self.width), self.aux_dropout)  # fmt: skip
+        ends = {}
+        x = images.astype(self.dtype)  # [B, 224, 224, 3]
+        ends["conv1"] = x = (conv(64, 3, name="conv1") if small else conv(64, 7, 2, name="conv1"))(x, train)
+        x = max_pool(x, 3, 2, ceil=True)  # [B, 56, 56, 64]
+        ends["conv2_reduce"] = x = conv(64, 1, name="conv2_reduce")(x, train)
+        ends["conv2"] = x = conv(192, 3, name="conv2")(x, train)
+        x = x if small else max_pool(x, 3, 2, ceil=True)  # [B, 28, 28, 192]
+        inception = partial(rematerialised(Inception, self.remat), conv=conv, kernel5=3)
+        x, module_ends = _inceptions(x, train, inception, 2, aux)
+        ends |= module_ends
+        ends["features"] = x = global_avg_pool(x)  # [B, 1024]
+        if self.num_classes is not None:
+            x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+            ends["logits"] = x = dense(self.num_classes, name="head")(x).astype(jnp.float32)
+        return x, ends
