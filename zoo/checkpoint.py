@@ -333,23 +333,18 @@ def _read_json(file: Path) -> Any:
         raise DamagedCheckpoint(f"{file}: is not JSON ({error})") from None
 
 
-def _orbax():
-    try:
-        from orbax.checkpoint import v1
-    except ImportError:  # before 0.12
-        from orbax.checkpoint.experimental import v1
-    return v1
-
-
 def _write_arrays(path: Path, tree: dict) -> None:
-    _orbax().save(path.absolute(), tree)
+    from orbax.checkpoint import v1
+
+    v1.save(path.absolute(), tree)
 
 
 def _read_arrays(path: Path) -> dict:
     import jax
+    from orbax.checkpoint import v1
 
     try:
-        tree = _orbax().load(path.absolute())
+        tree = v1.load(path.absolute())
     except Exception as error:  # Orbax and TensorStore raise many kinds for a folder that is not theirs
         raise DamagedCheckpoint(f"{path}: Orbax cannot read it ({type(error).__name__})") from None
     return jax.tree.map(np.asarray, tree)

@@ -465,3 +465,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
     "list": ("the models, by family", list_arguments, list_models),
     "info": ("a model's layers, or a checkpoint's card", info_arguments, info),
 }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

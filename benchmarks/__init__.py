@@ -1,0 +1,1 @@
+"""What the README claims, measured: run by hand, never by the tests."""

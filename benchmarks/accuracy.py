@@ -1,0 +1,122 @@
+"""Accuracy over several seeds, by the command line that a user would type; and the README's table of it.
+
+    python -m benchmarks.accuracy digits mnist        # trains what is missing, writes benchmarks/results/accuracy.json
+    python -m benchmarks.accuracy --readme            # renders that file into the README
+
+Every seed that was run is reported. Test split, single crop, the checkpoint that the validation split chose.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from zoo.training import run
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "accuracy.json"
+README = ROOT / "README.md"
+
+#: name -> (what `zoo train` is given, seeds). DIR stands for a folder of one's own.
+EXPERIMENTS: dict[str, tuple[str, int]] = {
+    "digits": ("--model lenet5 --data digits", 5),
+    "mnist": ("--model lenet5 --data tfds:mnist", 3),
+    "mnist-plain": ("--model lenet5 --data tfds:mnist --recipe mnist-plain", 3),
+    "mnist-1998": ("--model lenet5_1998 --data tfds:mnist", 3),
+}
+
+#: One short run of each family under the same budget: 4,000 images of Fashion-MNIST, 5 epochs.
+FAMILIES: dict[str, str] = {}
+BUDGET = "--data FASHION --limit 4000 --epochs 5"
+EXPERIMENTS |= {f"family-{name}": (f"--model {name} {BUDGET} {more}".strip(), 3) for name, more in FAMILIES.items()}
+
+
+def measure(name: str, places: dict[str, str]) -> dict:
+    """Train every seed of an experiment that is not finished yet, and sum up."""
+    words, seeds = EXPERIMENTS[name]
+    rows = []
+    for seed in range(seeds):
+        folder = ROOT / "runs" / "accuracy" / f"{name}-{seed}"
+        given = [places.get(word, word) for word in shlex.split(words)]
+        extra = ["--data-dir", places["TFDS"]] if "TFDS" in places and "tfds:" in words else []
+        command = ["train", *given, *extra, "--seed", str(seed), "--workdir", str(folder), "--save-every", "600"]
+        subprocess.run([sys.executable, "-m", "zoo.cli", *command], check=True)
+        result = json.loads((folder / run.RESULTS).read_text())
+        lives = [json.loads(line) for line in (folder / run.TIMING).read_text().splitlines()]
+        seconds = sum(life["seconds"] for life in lives)
+        accuracies = {split: result[split]["accuracy"] for split in ("validation", "test")}
+        rows.append({"seed": seed, **accuracies, "best_step": result["best_step"], "seconds": seconds})
+    test = [row["test"] for row in rows]
+    return {
+        "command": f"zoo train {words} --seed 0 … {seeds - 1}",
+        "mean": statistics.mean(test),
+        "std": statistics.stdev(test),
+        "seeds": rows,
+        "hardware": f"{_processor()}, {os.cpu_count()} cores",
+        "versions": run.versions(),
+        "git": run.git_revision(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def render(results: dict) -> str:
+    """The README's tables, as Markdown."""
+    lines = ["| command | test accuracy | seeds | a run takes |", "|---|---|---|---|"]
+    for name, row in results.items():
+        seconds = statistics.mean(seed["seconds"] for seed in row["seeds"])
+        figure = f"{100 * row['mean']:.2f} ± {100 * row['std']:.2f} %"
+        if name in EXPERIMENTS:
+            lines.append(f"| `{row['command']}` | {figure} | {len(row['seeds'])} | {seconds:,.0f} s |")
+    hardware = sorted({row["hardware"] for row in results.values()})
+    lines.append("")
+    lines.append(
+        f"Mean ± standard deviation over all seeds that were run; test split, single crop, the checkpoint chosen on the "
+        f"validation split. Hardware: {'; '.join(hardware)}. Made by `python -m benchmarks.accuracy`."
+    )
+    return "\n".join(lines)
+
+
+def write_readme(results: dict) -> None:
+    text = README.read_text()
+    before, _, rest = text.partition("<!-- results -->\n")
+    _, _, after = rest.partition("<!-- end -->")
+    README.write_text(f"{before}<!-- results -->\n{render(results)}\n<!-- end -->{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("experiments", nargs="*", help=f"of {', '.join(EXPERIMENTS)}")
+    parser.add_argument("--tfds", metavar="DIR", help="where TensorFlow Datasets keeps its data")
+    parser.add_argument("--fashion", metavar="DIR", help="the folder of Fashion-MNIST's IDX files")
+    parser.add_argument("--readme", action="store_true", help="render the results into the README")
+    options = parser.parse_args()
+    unknown = sorted(set(options.experiments) - set(EXPERIMENTS))
+    if unknown:
+        parser.error(f"no experiment is called {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
+    places = {key: value for key, value in {"TFDS": options.tfds, "FASHION": options.fashion}.items() if value}
+    for name in options.experiments:
+        measured = measure(name, places)
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        results[name] = measured
+        ordered = {key: results[key] for key in EXPERIMENTS if key in results}
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(ordered, indent=1) + "\n")
+        print(f"{name}: {100 * measured['mean']:.2f} ± {100 * measured['std']:.2f} %", flush=True)
+    if options.readme:
+        write_readme(json.loads(RESULTS.read_text()))
+
+
+if __name__ == "__main__":
+    main()
