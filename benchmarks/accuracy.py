@@ -82,8 +82,8 @@ def render(results: dict) -> str:
     hardware = sorted({row["hardware"] for row in results.values()})
     lines.append("")
     lines.append(
-        f"Mean ± standard deviation over all seeds that were run; test split, single crop, the checkpoint chosen on the "
-        f"validation split. Hardware: {'; '.join(hardware)}. Made by `python -m benchmarks.accuracy`."
+        "Mean ± standard deviation over all seeds that were run; test split, single crop, the checkpoint chosen on "
+        f"the validation split. Hardware: {'; '.join(hardware)}. Made by `python -m benchmarks.accuracy`."
     )
     return "\n".join(lines)
 
