@@ -306,6 +306,13 @@ def test_full_batch_mini_batch_and_single_sample(tmp_path, batch_size):
     assert len(evaluations) == min(round(recipe.epochs), job.total_steps)
 
 
+def test_images_are_adapted_to_what_a_model_takes():
+    rng = np.random.default_rng(0)
+    colour = from_arrays((rng.integers(0, 255, (200, 20, 24, 3)).astype(np.uint8), np.arange(200) % 10), name="colour")
+    assert loop.plan("lenet5_1998", colour, RECIPE).image_shape == (32, 32, 1)
+    assert loop.plan("lenet5", colour, RECIPE).image_shape == (32, 32, 3)
+
+
 def test_class_weights_balance():
     import dataclasses
 

@@ -544,7 +544,7 @@ def _moments(images: Uint8) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(means), tuple(stds)
 
 
-def preprocess_for(dataset: Dataset, image_size: tuple[int, int]) -> Preprocess:
+def preprocess_for(dataset: Dataset, image_size: tuple[int, int], channels: str | None = None) -> Preprocess:
     """The preprocessing for training from scratch, measured on the train split (up to 10,000 records, evenly spaced).
 
     Images slightly smaller than `image_size` keep their pixels and are padded, as LeCun et al. 1998 put 28x28 digits
@@ -553,6 +553,7 @@ def preprocess_for(dataset: Dataset, image_size: tuple[int, int]) -> Preprocess:
     Args:
         dataset: with a train split.
         image_size: (height, width) that the model sees.
+        channels: "L" or "RGB" for a model that takes nothing else; by default what the data has.
 
     Raises:
         ValueError: no train split.
@@ -566,12 +567,13 @@ def preprocess_for(dataset: Dataset, image_size: tuple[int, int]) -> Preprocess:
         own = next(iter(sizes))
         if all(0.75 * want <= have <= want for have, want in zip(own, image_size, strict=True)):
             box = own
-    blank = (0.0,) if grey else (0.0,) * 3
+    channels = channels or ("L" if grey else "RGB")
+    blank = (0.0,) * len(channels)
     plan = Preprocess(
         size=image_size if polarity else box,  # without polarity the mean is the filling, and must not count it
         resize=box,
         fit="pad" if polarity else "crop",
-        channels="L" if grey else "RGB",
+        channels=channels,
         polarity=polarity,
         mean=blank,
         std=tuple(1.0 for _ in blank),

@@ -150,6 +150,7 @@ class LeNet51998(nn.Module):
     paper = "LeCun et al. 1998, Gradient-based learning applied to document recognition"
     stages = ("c1", "s2", "c3", "s4", "c5", "f6", "head")
     input_shape = (32, 32, 1)
+    channels = "L"  # the only ones it takes: images are adapted
 
     @nn.compact
     def __call__(self, images, *, train: bool = False):

@@ -108,7 +108,7 @@ def plan(
     if recipe.image_size and "image_size" in models.defining_fields(network):
         network = models.create(model, **{**fields, "image_size": recipe.image_size})
     size = (recipe.image_size, recipe.image_size) if recipe.image_size else network.input_shape[:2]
-    preprocess = preprocess_for(dataset, size)
+    preprocess = preprocess_for(dataset, size, getattr(network, "channels", None))
     network = models.with_runtime(network, dtype=_DTYPES[recipe.precision])
 
     count = len(dataset.splits["train"])

@@ -149,8 +149,8 @@ def make_train_step(
 def example_losses(logits: jax.Array, targets: jax.Array, kind: str) -> jax.Array:
     """Loss of each example [B] for logits [B, K] and soft targets [B, K], in float32.
 
-    "sigmoid": the mean over classes would make the gradient K times smaller than softmax's; the sum is taken, as in
-    Beyer et al. 2020 and with the learning rates of Wightman et al. 2021 divided accordingly by the recipe.
+    "sigmoid": K binary losses, summed, so that the gradient is of the size of softmax's (Beyer et al. 2020,
+    arXiv:2006.07159). Wightman et al. 2021 take their mean; LAMB, which they train with, does not see the difference.
     """
     logits = logits.astype(jnp.float32)
     if kind == "sigmoid":
