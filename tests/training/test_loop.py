@@ -313,6 +313,15 @@ def test_images_are_adapted_to_what_a_model_takes():
     assert loop.plan("lenet5", colour, RECIPE).image_shape == (32, 32, 3)
 
 
+def test_a_limit_takes_records_at_even_distances():
+    whole = dataset()
+    few = loop.limited(whole, 10)
+    assert {name: len(split) for name, split in few.splits.items()} == {"train": 10, "validation": 10, "test": 10}
+    images = whole.splits["train"].read(np.arange(len(whole.splits["train"])))
+    assert np.array_equal(few.splits["train"].read(np.array([0, 9])), images[[0, -1]])
+    assert loop.limited(whole, 10**6).splits["test"] is whole.splits["test"]
+
+
 def test_class_weights_balance():
     import dataclasses
 

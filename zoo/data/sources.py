@@ -165,7 +165,8 @@ def _keys(split: Split) -> Sequence[bytes]:
     return record_keys(split.read(np.arange(len(split))))
 
 
-def _subset(split: Split, mask: NDArray[np.bool_]) -> Split:
+def subset(split: Split, mask: NDArray[np.bool_]) -> Split:
+    """The records of `split` where `mask` [N] is true, in their order."""
     if isinstance(split, RecordSplit):
         chosen = np.flatnonzero(mask)
         return replace(
@@ -200,7 +201,7 @@ def _hold_out(splits: dict[str, Split], name: str, count: int) -> None:
         raise ValueError(
             f"too little data: no {name} records can be held out of {len(train)}; give more images, or a {name} split"
         )
-    splits["train"], splits[name] = _subset(train, ~mask), _subset(train, mask)
+    splits["train"], splits[name] = subset(train, ~mask), subset(train, mask)
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import optax
 from zoo import checkpoint, models
 from zoo.data.loader import train_batches
 from zoo.data.preprocess import Preprocess, preprocess_for
-from zoo.data.sources import ArraySplit, Dataset, open_dataset
+from zoo.data.sources import Dataset, open_dataset, subset
 from zoo.training import run as runs
 from zoo.training.display import Display, duration
 from zoo.training.evaluation import evaluate
@@ -125,8 +125,9 @@ def limited(dataset: Dataset, limit: int) -> Dataset:
     def cut(split):
         if len(split) <= limit:
             return split
-        chosen = np.linspace(0, len(split) - 1, limit).round().astype(int)
-        return ArraySplit(np.asarray(split.read(chosen)), np.asarray(split.labels)[chosen])
+        mask = np.zeros(len(split), bool)
+        mask[np.linspace(0, len(split) - 1, limit).round().astype(int)] = True
+        return subset(split, mask)
 
     splits = {name: cut(split) for name, split in dataset.splits.items()}
     return dataclasses.replace(dataset, splits=splits)
