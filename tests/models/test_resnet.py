@@ -1,0 +1,166 @@
+"""What is special about the residual networks: shortcuts, strides, stochastic depth, initialisation, remat."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.errors import InvalidRngError
+
+import zoo.models as models
+from zoo.models import create, resnet, resnet_v2, wide_resnet
+from zoo.models.layers import BatchNorm, StochasticDepth
+from zoo.pretrained.convert import leaves_by_path
+
+TINY = {"blocks": (1, 1), "width": 8}
+
+# Nearly all the time goes into compiling, which takes half of it without optimisation.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def normal(*shape):
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+
+def test_option_a_has_no_parameters_and_option_b_projects():
+    """He et al. 2015, section 4.2: option A has exactly as many parameters as the plain network."""
+    option_b = models.abstract_variables(create("resnet20", shortcut="conv"))
+    assert models.count_parameters(option_b) == 269_722 + (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)
+    assert {path.split("/")[1] for path in leaves_by_path(option_b) if "shortcut" in path} == {
+        "stage2_block1", "stage3_block1",
+    }  # fmt: skip
+
+
+def test_option_a_subsamples_and_pads_with_zeros():
+    x = normal(1, 5, 4, 2)
+    padded = resnet._subsampled_and_padded(x, 6, 2)
+    assert padded.shape == (1, 3, 2, 6)
+    assert np.array_equal(padded[..., 2:4], x[:, ::2, ::2])
+    assert not np.any(padded[..., :2]) and not np.any(padded[..., 4:])
+
+
+def test_the_mean_of_four_at_the_edge_is_the_mean_of_what_is_there():
+    x = normal(1, 3, 5, 2)
+    means = resnet._mean_of_four(x)
+    assert means.shape == (1, 2, 3, 2)
+    np.testing.assert_allclose(means[0, 0, 1], x[0, :2, 2:4].mean((0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(means[0, 1, 1], x[0, 2, 2:4].mean(0), rtol=1e-6)
+    np.testing.assert_allclose(means[0, 1, 2], x[0, 2, 4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet50_v2_small", "wide_resnet16_8"])
+def test_stochastic_depth_grows_linearly(name):
+    """Huang et al. 2016, section 3: block l of L is dropped with probability l / L times the last one's."""
+    blocks = {"depth": 16} if name.startswith("wide") else {"blocks": (2, 2, 2), "width": 8}
+    model, rates = create(name, stochastic_depth=0.6, **blocks), []
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, StochasticDepth):
+            rates.append(context.module.rate)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    np.testing.assert_allclose(rates, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+
+
+BLOCKS = {
+    "v1": resnet.Block(((4, 1, 1, 1), (4, 3, 1, 2), (8, 1, 1, 1)), BatchNorm, "conv", 4, 0.0, True, jnp.float32),
+    "v2": resnet_v2.Block(2, 1, False, BatchNorm, False, 0.0, True, jnp.float32),
+    "wide": wide_resnet.Block(8, 1, BatchNorm, 0.0, 0.0, True, jnp.float32),
+}
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_zero_init_starts_as_the_shortcut(kind):
+    x = nn.relu(normal(2, 4, 4, 8))
+    output, _ = jit(partial(BLOCKS[kind].init_with_output, train=True))(jax.random.key(0), x)
+    assert np.array_equal(output, x)
+
+
+REMAT = {"resnet50_small": TINY, "resnet50_v2_small": TINY, "wide_resnet16_8": {"depth": 10, "widen": 1, "width": 4}}
+
+
+@pytest.mark.parametrize("name", REMAT)
+def test_remat_changes_only_how_it_is_run(name):
+    """The parameters are the same, every block is computed again."""
+    model = create(name, **REMAT[name])
+    saving = models.with_runtime(model, remat=True)
+    variables, again = (models.abstract_variables(m, (8, 8, 3)) for m in (model, saving))
+    assert leaves_by_path(variables) == leaves_by_path(again)
+    images = jnp.zeros((2, 8, 8, 3))
+    blocks = {path.split("/")[1] for path in leaves_by_path(variables) if "_block" in path}
+    for m, count in ((model, 0), (saving, len(blocks))):
+        names = [equation.primitive.name for equation in jax.make_jaxpr(m.apply)(variables, images).jaxpr.eqns]
+        assert sum(name in ("remat2", "remat", "checkpoint") for name in names) == count
+
+
+def test_remat_leaves_the_gradients():
+    """Stochastic depth included: a block that is computed again must draw the same mask."""
+    model = create("resnet50_v2_small", blocks=(1,), width=4, stochastic_depth=0.5)
+    variables, images = models.init(model, 0, (4, 4, 3)), normal(4, 4, 4, 3)
+
+    def gradients(model):
+        def loss(params):
+            everything, rngs = {**variables, "params": params}, {"dropout": jax.random.key(3)}
+            (logits, _), _ = model.apply(everything, images, train=True, mutable=["batch_stats"], rngs=rngs)
+            return jnp.square(logits).sum()
+
+        return jit(jax.grad(loss))(variables["params"])
+
+    plain, saved = (gradients(m) for m in (model, models.with_runtime(model, remat=True)))
+    for a, b in zip(*map(jax.tree.leaves, (plain, saved)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(a).max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "smallest"),
+    [("resnet18", 32), ("resnet50_v2", 32), ("resnet18_small", 8), ("resnet50_v2_small", 8), ("resnet20", 4),
+     ("wide_resnet16_8", 4)],
+)  # fmt: skip
+def test_the_smallest_image_leaves_one_pixel(name, smallest):
+    model, images = create(name), jnp.zeros((1, smallest, smallest, 3))
+    variables = models.abstract_variables(model, images.shape[1:])
+    _, ends = jax.eval_shape(model.apply, variables, images)
+    assert ends[model.stages[-2]].shape[1:3] == (1, 1)
+    with pytest.raises(ValueError, match=f"at least {smallest}x{smallest} pixels"):
+        jax.eval_shape(model.apply, variables, images[:, 1:])
+
+
+def test_the_stride_of_keras_sits_one_block_later():
+    sides = {}
+    for where in ("first", "last"):
+        model = create("resnet50_v2", blocks=(2, 2), width=8, stride_at=where)
+        variables = models.abstract_variables(model)
+        _, ends = jax.eval_shape(model.apply, variables, jnp.zeros((1, 224, 224, 3)))
+        sides[where] = [ends[stage].shape[1] for stage in ("stem", "stage1", "stage2")]
+    assert sides == {"first": [56, 56, 28], "last": [56, 28, 28]}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("resnet50", {"stem": "tiny"}, "imagenet, deep, small"),
+        ("resnet50", {"shortcut": "zeros"}, "conv, pool, pad"),
+        ("resnet50", {"stride_in": "5x5"}, "3x3, 1x1"),
+        ("resnet18", {"widen": 2}, "set bottleneck=True"),
+        ("resnet50", {"groups": 3}, "3 groups do not divide its 64 channels"),
+        ("resnet50_v2", {"stem": "deep"}, "imagenet and small"),
+        ("resnet50_v2", {"stride_at": "middle"}, "first, last"),
+        ("resnet50_v2", {"pool_padding": "ones"}, "nothing, zeros"),
+        ("wide_resnet16_8", {"depth": 18}, "6n \\+ 4"),
+    ],
+)
+def test_impossible_fields_are_refused_in_words(name, fields, message):
+    with pytest.raises(ValueError, match=message):
+        models.abstract_variables(create(name, **fields))
+
+
+def test_dropout_of_a_wide_block_acts_in_training_only():
+    model, images = create("wide_resnet16_8", depth=10, widen=1, dropout=0.5), jnp.zeros((2, 8, 8, 3))
+    variables = models.abstract_variables(model)
+    jax.eval_shape(model.apply, variables, images)
+    with pytest.raises(InvalidRngError):  # it asks for a key
+        jax.eval_shape(partial(model.apply, train=True, mutable=["batch_stats"]), variables, images)
