@@ -333,10 +333,10 @@ def _read_json(file: Path) -> Any:
         raise DamagedCheckpoint(f"{file}: is not JSON ({error})") from None
 
 
-def _write_arrays(path: Path, tree: dict) -> None:
+def _write_arrays(path: Path, tree: Mapping) -> None:
     from orbax.checkpoint import v1
 
-    v1.save(path.absolute(), tree)
+    v1.save(path.absolute(), dict(tree))
 
 
 def _read_arrays(path: Path) -> dict:

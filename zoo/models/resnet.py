@@ -41,11 +41,11 @@ from zoo.models.layers import (
 )
 
 # Table 1: blocks in the four stages, by depth.
-RESNET18 = {"blocks": (2, 2, 2, 2), "bottleneck": False}
-RESNET34 = {"blocks": (3, 4, 6, 3), "bottleneck": False}
-RESNET50 = {"blocks": (3, 4, 6, 3), "bottleneck": True}
-RESNET101 = {"blocks": (3, 4, 23, 3), "bottleneck": True}
-RESNET152 = {"blocks": (3, 8, 36, 3), "bottleneck": True}
+RESNET18: dict[str, Any] = {"blocks": (2, 2, 2, 2), "bottleneck": False}
+RESNET34: dict[str, Any] = {"blocks": (3, 4, 6, 3), "bottleneck": False}
+RESNET50: dict[str, Any] = {"blocks": (3, 4, 6, 3), "bottleneck": True}
+RESNET101: dict[str, Any] = {"blocks": (3, 4, 23, 3), "bottleneck": True}
+RESNET152: dict[str, Any] = {"blocks": (3, 8, 36, 3), "bottleneck": True}
 
 STEMS = ("imagenet", "deep", "small")
 SHORTCUTS = ("conv", "pool", "pad")

@@ -31,9 +31,9 @@ from zoo.models.layers import (
 )
 
 # Blocks in the four stages, by depth (table 1 of arXiv:1512.03385).
-RESNET50_V2 = {"blocks": (3, 4, 6, 3)}
-RESNET101_V2 = {"blocks": (3, 4, 23, 3)}
-RESNET152_V2 = {"blocks": (3, 8, 36, 3)}
+RESNET50_V2: dict[str, Any] = {"blocks": (3, 4, 6, 3)}
+RESNET101_V2: dict[str, Any] = {"blocks": (3, 4, 23, 3)}
+RESNET152_V2: dict[str, Any] = {"blocks": (3, 8, 36, 3)}
 
 
 class Block(nn.Module):

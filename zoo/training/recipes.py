@@ -152,7 +152,8 @@ def recipe_from_json(data: dict[str, Any]) -> Recipe:
     unknown = sorted(set(data) - set(_TYPES))
     if unknown:
         raise ValueError(f"recipe has fields this version of the zoo does not know: {', '.join(unknown)}")
-    return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    return Recipe(**fields)
 
 
 def parse_field(name: str, text: str) -> Any:
