@@ -15,7 +15,8 @@ def seeded_tensor(key: str, shape: tuple[int, ...]) -> np.ndarray:
     if key.endswith(("running_var", "moving_variance")):
         values = rng.uniform(0.5, 1.5, shape)
     elif len(shape) >= 2:
-        fan_in = np.prod(shape[1:] if key.endswith("weight") else shape[:-1])
+        depthwise = key.endswith("depthwise_kernel")  # of Keras, [kh, kw, C, 1]
+        fan_in = np.prod(shape[1:] if key.endswith("weight") else shape[:2] if depthwise else shape[:-1])
         values = rng.normal(0, np.sqrt(2 / fan_in), shape)
     elif key.endswith(("weight", "gamma")):
         values = rng.uniform(0.5, 1, shape)

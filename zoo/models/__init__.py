@@ -16,11 +16,15 @@ import jax.numpy as jnp
 from zoo.models.alexnet import AlexNet, AlexNetOWT
 from zoo.models.googlenet import GoogLeNet, GoogLeNetBN
 from zoo.models.highway import ConvHighway, Highway
+from zoo.models.inception_v2 import InceptionV2
+from zoo.models.inception_v3 import InceptionV3
+from zoo.models.inception_v4 import InceptionResNetV2, InceptionV4
 from zoo.models.lenet import LeNet5, LeNet51998
 from zoo.models.mlp import MLP
 from zoo.models.resnet import RESNET18, RESNET34, RESNET50, RESNET101, RESNET152, ResNet, cifar
 from zoo.models.resnet_v2 import RESNET50_V2, RESNET101_V2, RESNET152_V2, ResNetV2
 from zoo.models.wide_resnet import WideResNet
+from zoo.models.xception import Xception
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "softmax": partial(MLP, widths=()),
@@ -35,6 +39,16 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "googlenet_small": partial(GoogLeNet, stem="small", width=0.5, num_classes=10),
     "googlenet_bn": GoogLeNetBN,
     "googlenet_bn_small": partial(GoogLeNetBN, stem="small", width=0.5, num_classes=10),
+    "inception_v2": InceptionV2,
+    "inception_v2_small": partial(InceptionV2, stem="small", width=0.375, num_classes=10),
+    "inception_v3": InceptionV3,
+    "inception_v3_small": partial(InceptionV3, stem="small", width=0.375, num_classes=10),
+    "inception_v4": InceptionV4,
+    "inception_v4_small": partial(InceptionV4, stem="small", width=0.2, num_classes=10),
+    "inception_resnet_v2": InceptionResNetV2,
+    "inception_resnet_v2_small": partial(InceptionResNetV2, stem="small", width=0.2, num_classes=10),
+    "xception": Xception,
+    "xception_small": partial(Xception, stem="small", width=0.5, num_classes=10),
     "resnet18": partial(ResNet, **RESNET18),
     "resnet34": partial(ResNet, **RESNET34),
     "resnet50": partial(ResNet, **RESNET50),

@@ -1,17 +1,32 @@
 """Keras's networks (keras.applications): the paths of their weights, as rules that rename our modules' paths.
 
 Keras 3.15. A source key is layer and weight, "conv1_conv/kernel", as `weight.path` gives it. Adapted, each declared in
-the map: ResNet's convolutions have biases that its norms swallow (FOLDED_BIAS). The classifiers end in softmax, ours in
-logits: the layer before it is the same.
+the map: ResNet's convolutions have biases that its norms swallow (FOLDED_BIAS), InceptionResNetV2's norms have no scale
+(ONES). Layers without a name are numbered as in a fresh session (`keras.backend.clear_session()`). The classifiers end
+in softmax, ours in logits: the layer before it is the same.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 
+from zoo.models.inception_v4 import InceptionResNetV2
 from zoo.models.resnet import ResNet
 from zoo.models.resnet_v2 import ResNetV2
-from zoo.pretrained.convert import FOLDED_BIAS, SAME, KeyMap, Rule, leaves_by_path, map_for, renamed, require_fields
+from zoo.models.xception import Xception
+from zoo.pretrained.convert import (
+    FOLDED_BIAS,
+    KERAS_DEPTHWISE,
+    ONES,
+    SAME,
+    KeyMap,
+    Rule,
+    leaves_by_path,
+    map_for,
+    renamed,
+    require_fields,
+)
+from zoo.pretrained.timm import INCEPTION_RESNET_V2
 
 #: Source keys that stand for nothing in the function: the state of dropout layers.
 IGNORED = (r".*/seed_generator_state",)
@@ -83,9 +98,69 @@ def _resnet_v2(model: ResNetV2, variables: Mapping) -> KeyMap:
     return keras_key_map(variables, RESNET_V2)
 
 
+def _numbered(layer: str, number: int) -> str:
+    """The name that Keras gives to the layer of this kind that it makes as number 0, 1, … after `clear_session`."""
+    return layer if number == 0 else f"{layer}_{number}"
+
+
+def _inception_resnet_v2(model: InceptionResNetV2, variables: Mapping) -> KeyMap:
+    require_fields("keras", model, {"stem": "imagenet", "epsilon": 1e-3})
+    blocks = {"inceptionresnetA": "block35", "inceptionresnetB": "block17", "inceptionresnetC": "block8"}
+    counts = dict(zip(blocks, model.blocks, strict=True))
+    units = [
+        f"{name}{number}/{layer}"
+        for name, layers in INCEPTION_RESNET_V2.items()
+        for number in (range(1, counts[name] + 1) if name in counts else [""])
+        for layer in layers
+    ]
+    rules: list[Rule] = [
+        (r"conv7b/conv", "conv_7b"),
+        (r"conv7b/norm", "conv_7b_bn"),
+        (r"(inceptionresnet[ABC])(\d+)/expand", lambda m: f"{blocks[m[1]]}_{m[2]}_conv"),
+        (r"head", "predictions"),
+    ]
+    numbers = {unit: number for number, unit in enumerate(units)}
+    layers = {"conv": "conv2d", "norm": "batch_normalization"}
+    rules.append((r"(.*)/(conv|norm)", lambda m: _numbered(layers[m[2]], numbers[m[1]])))
+    key_map = keras_key_map(variables, rules)
+    # The norms have no scale.
+    return key_map | {path: ((), ONES) for path in key_map if path.endswith("/norm/scale")}
+
+
+def _xception(model: Xception, variables: Mapping) -> KeyMap:
+    require_fields("keras", model, {"stem": "imagenet", "pool_padding": "same", "epsilon": 1e-3})
+    before = {"entry": 1, "middle": 4, "exit": 5 + model.blocks[0]}
+
+    def block(m):
+        return f"block{before[m[1]] + int(m[2] or 0)}"
+
+    def shortcut(m):  # the only layers without a name of their own: entry 1, 2, 3 and exit
+        layer = {"conv": "conv2d", "norm": "batch_normalization"}[m[3]]
+        return _numbered(layer, 3 if m[1] == "exit" else int(m[2]) - 1)
+
+    rules: tuple[Rule, ...] = (
+        (r"stem_conv(\d)/conv", r"block1_conv\1"),
+        (r"stem_conv(\d)/norm", r"block1_conv\1_bn"),
+        (r"(entry|middle|exit)_block(\d*)/(sepconv\d)/(?:depthwise|pointwise)", lambda m: f"{block(m)}_{m[3]}"),
+        (r"(entry|middle|exit)_block(\d*)/(sepconv\d)/norm", lambda m: f"{block(m)}_{m[3]}_bn"),
+        (r"(entry|middle|exit)_block(\d*)/shortcut/(conv|norm)", shortcut),
+        (r"exit_(sepconv\d)/(?:depthwise|pointwise)", lambda m: f"block{before['exit'] + 1}_{m[1]}"),
+        (r"exit_(sepconv\d)/norm", lambda m: f"block{before['exit'] + 1}_{m[1]}_bn"),
+        (r"head", "predictions"),
+    )
+    key_map = keras_key_map(variables, rules)
+    for path, (key, layout) in key_map.items():
+        for kind, kind_layout in (("depthwise", KERAS_DEPTHWISE), ("pointwise", layout)):
+            if path.endswith(f"/{kind}/kernel"):
+                key_map[path] = (key.replace("/kernel", f"/{kind}_kernel"), kind_layout)
+    return key_map
+
+
 MAPS: dict[type[nn.Module], Callable[..., KeyMap]] = {
     ResNet: _resnet,
     ResNetV2: _resnet_v2,
+    InceptionResNetV2: _inception_resnet_v2,
+    Xception: _xception,
 }
 
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 
+from zoo.models.inception_v4 import InceptionResNetV2, InceptionV4
 from zoo.models.resnet import ResNet
 from zoo.models.resnet_v2 import ResNetV2
+from zoo.models.xception import Xception
 from zoo.pretrained.convert import (
     CONV_AS_DENSE,
     TORCH_IGNORED,
@@ -74,9 +76,145 @@ def _resnet_v2(model: ResNetV2, variables: Mapping) -> KeyMap:
     return torch_key_map(variables, RESNET_V2, {"head/kernel": CONV_AS_DENSE})
 
 
+# In each of our blocks: our layer and where it lies in theirs.
+INCEPTION_V4: dict[str, dict[str, str]] = {
+    "stem": {
+        "conv1": "0", "conv2": "1", "conv3": "2", "mixed3a_conv": "3.conv",
+        "mixed4a_branch3x3_1": "4.branch0.0", "mixed4a_branch3x3_2": "4.branch0.1",
+        "mixed4a_branch7x7_1": "4.branch1.0", "mixed4a_branch7x7_2": "4.branch1.1",
+        "mixed4a_branch7x7_3": "4.branch1.2", "mixed4a_branch7x7_4": "4.branch1.3", "mixed5a_conv": "5.conv",
+    },
+    "inceptionA": {
+        "branch1x1": "branch0", "branch3x3_1": "branch1.0", "branch3x3_2": "branch1.1",
+        "branch3x3dbl_1": "branch2.0", "branch3x3dbl_2": "branch2.1", "branch3x3dbl_3": "branch2.2",
+        "branch_pool": "branch3.1",
+    },
+    "reductionA": {
+        "branch3x3": "branch0",
+        "branch3x3dbl_1": "branch1.0", "branch3x3dbl_2": "branch1.1", "branch3x3dbl_3": "branch1.2",
+    },
+    "inceptionB": {
+        "branch1x1": "branch0", "branch7x7_1": "branch1.0", "branch7x7_2": "branch1.1", "branch7x7_3": "branch1.2",
+        "branch7x7dbl_1": "branch2.0", "branch7x7dbl_2": "branch2.1", "branch7x7dbl_3": "branch2.2",
+        "branch7x7dbl_4": "branch2.3", "branch7x7dbl_5": "branch2.4", "branch_pool": "branch3.1",
+    },
+    "reductionB": {
+        "branch3x3_1": "branch0.0", "branch3x3_2": "branch0.1", "branch7x7x3_1": "branch1.0",
+        "branch7x7x3_2": "branch1.1", "branch7x7x3_3": "branch1.2", "branch7x7x3_4": "branch1.3",
+    },
+    "inceptionC": {
+        "branch1x1": "branch0", "branch3x3_1": "branch1_0", "branch3x3_2a": "branch1_1a", "branch3x3_2b": "branch1_1b",
+        "branch3x3dbl_1": "branch2_0", "branch3x3dbl_2": "branch2_1", "branch3x3dbl_3": "branch2_2",
+        "branch3x3dbl_4a": "branch2_3a", "branch3x3dbl_4b": "branch2_3b", "branch_pool": "branch3.1",
+    },
+}  # fmt: skip
+# In the order of the network, which is that of Keras's numbers too.
+INCEPTION_RESNET_V2: dict[str, dict[str, str]] = {
+    "stem": {
+        "conv1": "conv2d_1a", "conv2": "conv2d_2a", "conv3": "conv2d_2b", "conv4": "conv2d_3b", "conv5": "conv2d_4a",
+        "mixed5b_branch1x1": "mixed_5b.branch0",
+        "mixed5b_branch5x5_1": "mixed_5b.branch1.0", "mixed5b_branch5x5_2": "mixed_5b.branch1.1",
+        "mixed5b_branch3x3dbl_1": "mixed_5b.branch2.0", "mixed5b_branch3x3dbl_2": "mixed_5b.branch2.1",
+        "mixed5b_branch3x3dbl_3": "mixed_5b.branch2.2", "mixed5b_branch_pool": "mixed_5b.branch3.1",
+    },
+    "inceptionresnetA": {
+        "branch1x1": "branch0", "branch3x3_1": "branch1.0", "branch3x3_2": "branch1.1",
+        "branch3x3dbl_1": "branch2.0", "branch3x3dbl_2": "branch2.1", "branch3x3dbl_3": "branch2.2",
+    },
+    "reductionA": INCEPTION_V4["reductionA"],
+    "inceptionresnetB": {
+        "branch1x1": "branch0", "branch7x7_1": "branch1.0", "branch7x7_2": "branch1.1", "branch7x7_3": "branch1.2",
+    },
+    "reductionB": {
+        "branch3x3a_1": "branch0.0", "branch3x3a_2": "branch0.1",
+        "branch3x3b_1": "branch1.0", "branch3x3b_2": "branch1.1",
+        "branch3x3dbl_1": "branch2.0", "branch3x3dbl_2": "branch2.1", "branch3x3dbl_3": "branch2.2",
+    },
+    "inceptionresnetC": {
+        "branch1x1": "branch0", "branch3x3_1": "branch1.0", "branch3x3_2": "branch1.1", "branch3x3_3": "branch1.2",
+    },
+}  # fmt: skip
+
+
+def _in_blocks(tables: Mapping[str, Mapping[str, str]], place: Callable[[str, int], str]) -> tuple[Rule, ...]:
+    """Rules from such tables; `place`: our block and its number, from 1 (0 without one) -> theirs, with a last dot."""
+    units = {"conv": "conv", "norm": "bn"}
+
+    def rule(block: str, layers: Mapping[str, str]) -> Rule:
+        pattern = rf"{block}(\d*)/({'|'.join(layers)})/(conv|norm)"
+        return pattern, lambda m: f"{place(block, int(m[1] or 0))}{layers[m[2]]}.{units[m[3]]}"
+
+    return tuple(rule(block, layers) for block, layers in tables.items())
+
+
+def _inception_v4(model: InceptionV4, variables: Mapping) -> KeyMap:
+    require_fields("timm", model, {"stem": "imagenet", "epsilon": 1e-3})
+    a, b, _ = model.blocks
+    # One list of layers, counted from 0; the stem has six of them.
+    before = {
+        "inceptionA": 5, "reductionA": 6 + a, "inceptionB": 6 + a, "reductionB": 7 + a + b, "inceptionC": 7 + a + b,
+    }  # fmt: skip
+
+    def place(block, number):
+        return "features." if block == "stem" else f"features.{before[block] + number}."
+
+    return torch_key_map(variables, (*_in_blocks(INCEPTION_V4, place), (r"head", "last_linear")))
+
+
+def _inception_resnet_v2(model: InceptionResNetV2, variables: Mapping) -> KeyMap:
+    require_fields("timm", model, {"stem": "imagenet", "epsilon": 1e-3})
+    runs = {"inceptionresnetA": "repeat", "inceptionresnetB": "repeat_1", "inceptionresnetC": "repeat_2"}
+    single = {"stem": "", "reductionA": "mixed_6a.", "reductionB": "mixed_7a."}
+
+    def place(block, number):
+        if block == "inceptionresnetC" and number == model.blocks[2]:
+            return "block8."
+        return single[block] if block in single else f"{runs[block]}.{number - 1}."
+
+    rules: tuple[Rule, ...] = (
+        *_in_blocks(INCEPTION_RESNET_V2, place),
+        (r"(inceptionresnet[ABC])(\d+)/expand", lambda m: f"{place(m[1], int(m[2]))}conv2d"),
+        (r"conv7b/conv", "conv2d_7b.conv"),
+        (r"conv7b/norm", "conv2d_7b.bn"),
+        (r"head", "classif"),
+    )
+    return torch_key_map(variables, rules)
+
+
+def _xception(model: Xception, variables: Mapping) -> KeyMap:
+    require_fields("timm", model, {"stem": "imagenet", "pool_padding": "symmetric", "epsilon": 1e-5})
+    before = {"entry": 0, "middle": 3, "exit": 4 + model.blocks[0]}
+
+    def block(m):
+        return f"block{before[m[1]] + int(m[2] or 0)}"
+
+    def separable(m):
+        """A list of ReLU, convolution, norm, …, which the very first block begins without its ReLU."""
+        place = 3 * int(m[3]) - 2 - (block(m) == "block1")
+        return f"{block(m)}.rep." + {
+            "depthwise": f"{place}.conv1", "pointwise": f"{place}.pointwise", "norm": f"{place + 1}",
+        }[m[4]]  # fmt: skip
+
+    rules: tuple[Rule, ...] = (
+        (r"stem_conv(\d)/conv", r"conv\1"),
+        (r"stem_conv(\d)/norm", r"bn\1"),
+        (r"(entry|middle|exit)_block(\d*)/sepconv(\d)/(depthwise|pointwise|norm)", separable),
+        (r"(entry|middle|exit)_block(\d*)/shortcut/conv", lambda m: f"{block(m)}.skip"),
+        (r"(entry|middle|exit)_block(\d*)/shortcut/norm", lambda m: f"{block(m)}.skipbn"),
+        (r"exit_sepconv(\d)/depthwise", lambda m: f"conv{int(m[1]) + 2}.conv1"),
+        (r"exit_sepconv(\d)/pointwise", lambda m: f"conv{int(m[1]) + 2}.pointwise"),
+        (r"exit_sepconv(\d)/norm", lambda m: f"bn{int(m[1]) + 2}"),
+        (r"head", "fc"),
+    )
+    return torch_key_map(variables, rules)
+
+
 MAPS: dict[type[nn.Module], Callable[..., KeyMap]] = {
     ResNet: _resnet,
     ResNetV2: _resnet_v2,
+    InceptionV4: _inception_v4,
+    InceptionResNetV2: _inception_resnet_v2,
+    Xception: _xception,
 }
 
 

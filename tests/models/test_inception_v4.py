@@ -1,0 +1,81 @@
+"""Inception-v4 and Inception-ResNet-v2: the sizes in the figures, the smallest images, the scaled residuals."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo.models as models
+from zoo.models import create
+from zoo.models.inception_v4 import InceptionResNet
+from zoo.models.layers import BatchNorm, ConvNorm
+
+FEW = {"blocks": (1, 1, 1)}  # blocks of a run are alike, and tracing all of them takes seconds
+
+
+def stages(model, side):
+    """Stage -> (height, width, channels)."""
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    _, ends = jax.eval_shape(model.apply, models.abstract_variables(model, (side, side, 3)), images)
+    return {stage: ends[stage].shape[1:] for stage in model.stages if stage != "head"}
+
+
+def test_activations_have_the_sizes_of_the_figures():
+    """Figure 9; for Inception-ResNet-v2 those of the released network."""
+    assert stages(create("inception_v4", **FEW), 299) == {
+        "stem": (35, 35, 384),
+        "inceptionA": (35, 35, 384),
+        "reductionA": (17, 17, 1024),
+        "inceptionB": (17, 17, 1024),
+        "reductionB": (8, 8, 1536),
+        "inceptionC": (8, 8, 1536),
+    }
+    assert stages(create("inception_resnet_v2", **FEW), 299) == {
+        "stem": (35, 35, 320),
+        "inceptionresnetA": (35, 35, 320),
+        "reductionA": (17, 17, 1088),
+        "inceptionresnetB": (17, 17, 1088),
+        "reductionB": (8, 8, 2080),
+        "inceptionresnetC": (8, 8, 2080),
+        "conv7b": (8, 8, 1536),
+    }
+
+
+@pytest.mark.parametrize("family", ["inception_v4", "inception_resnet_v2"])
+@pytest.mark.parametrize(("form", "least"), [("", 75), ("_small", 15)])
+def test_the_smallest_image_leaves_one_pixel(family, form, least):
+    model = create(family + form, **FEW)
+    last = list(stages(model, least).values())[-1]
+    assert last[:2] == (1, 1)
+    with pytest.raises(ValueError, match=f"{family} needs images of at least {least}x{least} pixels"):
+        models.abstract_variables(model, (least - 1, least, 3))
+
+
+@pytest.mark.parametrize("family", ["inception_v4", "inception_resnet_v2"])
+def test_small_forms_have_all_blocks_and_rematerialisation_keeps_paths(family):
+    assert create(f"{family}_small").blocks == create(family).blocks
+    model = create(f"{family}_small", **FEW)
+    plain, again = (models.abstract_variables(models.with_runtime(model, remat=remat)) for remat in (False, True))
+    assert jax.tree.map(jnp.shape, plain) == jax.tree.map(jnp.shape, again)
+
+
+def test_a_residual_block_adds_its_scaled_branches():
+    """relu(x + scale * branch); with the last block's scale 1 and no ReLU, x + branch."""
+    conv = partial(ConvNorm, norm=partial(BatchNorm, epsilon=1e-3))
+    branches = (("branch1x1", (4, 1)), ("branch3x3", (4, 1), (4, 3)))
+    x = jax.random.normal(jax.random.key(0), (1, 3, 3, 6))
+    scaled = InceptionResNet(conv, branches, 0.17, nn.relu, jnp.float32)
+    last = InceptionResNet(conv, branches, 1.0, None, jnp.float32)
+
+    @jax.jit  # once, where every operation by itself takes seconds
+    def run(x):
+        variables = scaled.init(jax.random.key(1), x, False)
+        branch = last.apply(variables, x, False) - x
+        return branch, scaled.apply(variables, x, False), nn.relu(x + 0.17 * branch)
+
+    branch, ours, expected = run(x)
+    assert jnp.abs(branch).max() > 0.1
+    np.testing.assert_allclose(ours, expected, atol=1e-5)

@@ -1,0 +1,70 @@
+"""Xception: the sizes of figure 5, its two ways to pad a pool, its separable convolution."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo.models as models
+from zoo.models import create
+from zoo.models.layers import BatchNorm
+from zoo.models.xception import POOLS, SeparableConvNorm
+
+
+def stages(model, side):
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    _, ends = jax.eval_shape(model.apply, models.abstract_variables(model, (side, side, 3)), images)
+    return [ends[stage].shape[1:] for stage in model.stages if stage != "head"]
+
+
+@pytest.mark.parametrize("pool_padding", POOLS)
+def test_activations_have_the_sizes_of_figure_5(pool_padding):
+    found = stages(create("xception", blocks=(1,), pool_padding=pool_padding), 299)
+    assert found == [(147, 147, 64), (74, 74, 128), (37, 37, 256), (19, 19, 728), (19, 19, 728), (10, 10, 2048)]
+
+
+@pytest.mark.parametrize(("name", "least"), [("xception", 7), ("xception_small", 9)])
+def test_the_smallest_image(name, least):
+    model = create(name, blocks=(1,))
+    assert stages(model, least)[-1][:2] == (1, 1)
+    with pytest.raises(ValueError, match=f"xception needs images of at least {least}x{least} pixels"):
+        models.abstract_variables(model, (least, least - 1, 3))
+
+
+def test_small_form_has_all_blocks_and_rematerialisation_keeps_paths():
+    assert create("xception_small").blocks == create("xception").blocks
+    model = create("xception_small", blocks=(1,))
+    plain, again = (models.abstract_variables(models.with_runtime(model, remat=remat)) for remat in (False, True))
+    assert jax.tree.map(jnp.shape, plain) == jax.tree.map(jnp.shape, again)
+
+
+def test_pools_agree_over_odd_sizes_only():
+    images = -1 - jax.random.uniform(jax.random.key(0), (1, 9, 8, 2))  # all below the zeros of a wrong padding
+    symmetric, same = (np.asarray(POOLS[padding](images)) for padding in ("symmetric", "same"))
+    np.testing.assert_array_equal(same, nn.max_pool(images, (3, 3), (2, 2), "SAME"))
+    assert symmetric.shape == same.shape == (1, 5, 4, 2) and not np.array_equal(symmetric, same)
+    np.testing.assert_array_equal(*(POOLS[padding](images[:, :, :7]) for padding in ("symmetric", "same")))
+
+
+def test_a_separable_convolution_is_a_convolution_of_low_rank():
+    """Its kernel, written out, is depthwise [3, 3, 1, C] times pointwise [1, 1, C, F]."""
+    x = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))
+    module = SeparableConvNorm(4, partial(BatchNorm, epsilon=0.0))
+
+    @jax.jit  # once, where every operation by itself takes seconds
+    def run(x):
+        variables = module.init(jax.random.key(1), x, False)
+        params = variables["params"]
+        kernel = params["depthwise"]["kernel"].swapaxes(2, 3) * params["pointwise"]["kernel"]
+        whole = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return module.apply(variables, x, False), whole
+
+    np.testing.assert_allclose(*run(x), atol=1e-5)
+
+
+def test_unknown_padding():
+    with pytest.raises(ValueError, match="'valid' is not one of symmetric, same"):
+        models.abstract_variables(create("xception", pool_padding="valid"))
