@@ -9,6 +9,8 @@ numbers applies them. Images are float32 [B, H, W, C] in 0..255, targets float32
 [C] that appears where an image is moved away. Coordinates are (y, x) in pixels, whole numbers being the centres of
 pixels.
 
+The operations made for photographs are in photo_augment.py; this file holds the others and the table of all.
+
 mixup and cutmix combine each example with its neighbour, `index ^ 1`. The stream is shuffled, so that is a random
 partner, and any shard that starts at an even position and has an even length holds both. An example whose partner is
 not next to it (the last of an odd batch) is left as it is.
@@ -25,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from zoo.data.photo_augment import colour_jitter, rand_augment, random_erasing, resized_crop, trivial_augment
 from zoo.data.pixels import box_mask, sample, translate
 
 # ------------------------------------------------------------ moving pixels
@@ -280,6 +283,38 @@ def cutmix(
     return paste(images, targets, box_mask(centre, extent, height, width) & _paired(index)[:, None, None])
 
 
+def draw_mixture(key: Array, mixup: float, cutmix: float, height: int, width: int) -> tuple[Array, Array]:
+    """How much of itself each pixel of a pair keeps, [H, W] in 0..1, and the mean of that.
+
+    By a coin it is one share for all, of `draw_share`, or all outside the box of `draw_cutmix` and nothing inside.
+    """
+    for_coin, for_share, for_box = jax.random.split(key, 3)
+    centre, extent = draw_cutmix(for_box, cutmix, height, width)
+    outside = ~box_mask(centre[None], extent[None], height, width)[0]
+    blending = jax.random.bernoulli(for_coin)
+    share = jnp.where(blending, draw_share(for_share, mixup), outside.sum(dtype=jnp.float32) / outside.size)
+    return jnp.where(blending, share, outside), share
+
+
+def mixup_or_cutmix(
+    keys: Array, index: Array, images: Array, targets: Array, fill: Array, *, mixup: float = 0.2, cutmix: float = 1.0
+) -> tuple[Array, Array]:
+    """`mixup` or `cutmix` with these alphas, by a fair coin, as Wightman et al. 2021 (arXiv:2110.00476) train.
+
+    Each pair tosses its own coin, where they, timm and torchvision toss one for the batch: then what happens to an
+    example depends on its pair alone. An alpha of 0 leaves the other operation, always.
+    """
+    if mixup == 0 or cutmix == 0:
+        name, alpha = ("cutmix", cutmix) if mixup == 0 else ("mixup", mixup)
+        return AUGMENTATIONS[name](keys, index, images, targets, fill, alpha=alpha)
+    height, width = images.shape[1:3]
+    own, share = jax.vmap(lambda key: draw_mixture(key, mixup, cutmix, height, width))(_pair_keys(keys))
+    own = jnp.where(_paired(index)[:, None, None], own, 1)[..., None]
+    share = jnp.where(_paired(index), share, 1)[:, None]
+    mixed = own * images + (1 - own) * swap_neighbours(images)
+    return mixed, share * targets + (1 - share) * swap_neighbours(targets)
+
+
 # ------------------------------------------------------------ naming them
 
 # Each takes (keys [B], index [B], images, targets, fill, **numbers) and returns (images, targets). Its keyword-only
@@ -294,14 +329,31 @@ AUGMENTATIONS: dict[str, Callable[..., tuple[Array, Array]]] = {
     "cutout": cutout,
     "mixup": mixup,
     "cutmix": cutmix,
+    "mixup_or_cutmix": mixup_or_cutmix,
+    "resized_crop": resized_crop,
+    "colour_jitter": colour_jitter,
+    "rand_augment": rand_augment,
+    "trivial_augment": trivial_augment,
+    "random_erasing": random_erasing,
 }
 
 # Those that combine an example with its neighbour: where each device runs the step on its own rows, their number must
 # be even.
-PAIRING = ("mixup", "cutmix")
+PAIRING = ("mixup", "cutmix", "mixup_or_cutmix")
 
-# No number may be negative; these have an upper bound too.
-UPPER = {"p": 1.0, "scale": 0.9, "rotate": 180.0}
+# No number may be negative; these have other bounds too.
+LOWER = {"ratio": 0.01}
+UPPER = {
+    "p": 1.0,
+    "scale": 0.9,
+    "rotate": 180.0,
+    "area": 1.0,
+    "smallest": 1.0,
+    "largest": 1.0,
+    "ratio": 1.0,
+    "hue": 0.5,
+    "magnitude": 10.0,
+}
 
 
 def parse(text: str) -> tuple[str, dict[str, float]]:
@@ -333,11 +385,12 @@ def parse(text: str) -> tuple[str, dict[str, float]]:
             raise ValueError(f"{where}: {name} does not take {argument!r}; {_suggest(argument, list(parameters))}")
         if argument in numbers:
             raise ValueError(f"{where}: {argument} is given twice")
-        numbers[argument] = _number(f"{where}: {argument}", node, parameters[argument], UPPER.get(argument, math.inf))
+        bounds = LOWER.get(argument, 0), UPPER.get(argument, math.inf)
+        numbers[argument] = _number(f"{where}: {argument}", node, parameters[argument], *bounds)
     return name, numbers
 
 
-def _number(where: str, node: ast.expr, default: float, upper: float) -> float:
+def _number(where: str, node: ast.expr, default: float, lower: float, upper: float) -> float:
     kind = "a whole number" if isinstance(default, int) else "a number"
     try:
         value = ast.literal_eval(node)
@@ -345,8 +398,8 @@ def _number(where: str, node: ast.expr, default: float, upper: float) -> float:
         raise ValueError(f"{where} must be {kind}, not {ast.unparse(node)}") from None
     if isinstance(value, bool) or not isinstance(value, int if isinstance(default, int) else (int, float)):
         raise ValueError(f"{where} must be {kind}, not {value!r}")
-    if not (math.isfinite(value) and 0 <= value <= upper):
-        bounds = "at least 0" if upper == math.inf else f"between 0 and {upper:g}"
+    if not (math.isfinite(value) and lower <= value <= upper):
+        bounds = f"at least {lower:g}" if upper == math.inf else f"between {lower:g} and {upper:g}"
         raise ValueError(f"{where} must be {bounds}, not {value!r}")
     return value
 
