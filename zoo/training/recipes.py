@@ -188,7 +188,7 @@ def _parse_one(name: str, expected: Any, text: str) -> Any:
 
 _DISTORTIONS = ("affine(rotate=10, scale=0.1, shear=0.1, shift=2)",)
 _CIFAR = ("pad_crop(pad=4)", "flip")
-_IMAGENET = ("flip",)
+_IMAGENET = ("resized_crop", "flip")
 
 RECIPES: dict[str, Recipe] = {
     # Small images on two CPU cores
@@ -275,27 +275,27 @@ RECIPES: dict[str, Recipe] = {
     "rsb-a1": Recipe(
         epochs=600, batch_size=2048, image_size=224, optimizer="lamb", learning_rate=5e-3, weight_decay=0.02,
         warmup_epochs=5, loss="sigmoid", label_smoothing=0.1, epsilon=1e-6,
-        augment=(*_IMAGENET, "mixup(alpha=0.2)"),
+        augment=(*_IMAGENET, "rand_augment(number=2, magnitude=7)", "mixup_or_cutmix(mixup=0.2, cutmix=1)"),
         source="Wightman et al. 2021 (arXiv:2110.00476), table 2, A1 (without repeated augmentation; stochastic depth "
         "0.05 is a field of the model)",
     ),
     "rsb-a2": Recipe(
         epochs=300, batch_size=2048, image_size=224, optimizer="lamb", learning_rate=5e-3, weight_decay=0.02,
         warmup_epochs=5, loss="sigmoid", epsilon=1e-6,
-        augment=(*_IMAGENET, "mixup(alpha=0.1)"),
+        augment=(*_IMAGENET, "rand_augment(number=2, magnitude=7)", "mixup_or_cutmix(mixup=0.1, cutmix=1)"),
         source="Wightman et al. 2021 (arXiv:2110.00476), table 2, A2 (without repeated augmentation; stochastic depth "
         "0.05 is a field of the model)",
     ),
     "rsb-a3": Recipe(
         epochs=100, batch_size=2048, image_size=160, optimizer="lamb", learning_rate=8e-3, weight_decay=0.02,
         warmup_epochs=5, loss="sigmoid", epsilon=1e-6,
-        augment=(*_IMAGENET, "mixup(alpha=0.1)"),
+        augment=(*_IMAGENET, "rand_augment(number=2, magnitude=6)", "mixup_or_cutmix(mixup=0.1, cutmix=1)"),
         source="Wightman et al. 2021 (arXiv:2110.00476), table 2, A3 (trained at 160 pixels, tested at 224)",
     ),
     "torchvision-v2": Recipe(
         epochs=600, batch_size=1024, image_size=176, optimizer="momentum", learning_rate=0.5, warmup_epochs=5, l2=2e-5,
         label_smoothing=0.1, ema=0.99998,
-        augment=(*_IMAGENET, "mixup(alpha=0.2)"),
+        augment=(*_IMAGENET, "trivial_augment", "random_erasing(p=0.1)", "mixup_or_cutmix(mixup=0.2, cutmix=1)"),
         source="torchvision's second set of weights (its blog, 2021): trained at 176 pixels, tested at 224; without "
         "its repeated augmentation",
     ),
