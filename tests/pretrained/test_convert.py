@@ -1,0 +1,168 @@
+"""Key maps are exact both ways, and say everything that does not fit at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo.models as models
+from zoo.models import create
+from zoo.models.layers import batch_norm, conv2d
+from zoo.pretrained import akamaster, keras, timm, torchvision
+from zoo.pretrained.convert import (
+    CONV,
+    CONV_AS_DENSE,
+    DENSE,
+    FOLDED_BIAS,
+    KERAS_DEPTHWISE,
+    ONES,
+    SAME,
+    convert,
+    export,
+    flattened,
+    leaves_by_path,
+    renamed,
+)
+
+RNG = np.random.default_rng(0)
+
+# layout, shape of ours, shapes of theirs
+LAYOUTS = [
+    (SAME, (5,), [(5,)]),
+    (CONV, (3, 2, 4, 5), [(5, 4, 3, 2)]),
+    (DENSE, (4, 5), [(5, 4)]),
+    (CONV_AS_DENSE, (4, 5), [(5, 4, 1, 1)]),
+    (KERAS_DEPTHWISE, (3, 3, 1, 4), [(3, 3, 4, 1)]),
+    (flattened(2, 3), (24, 5), [(5, 24)]),
+    (FOLDED_BIAS, (5,), [(5,), (5,)]),
+]
+
+
+@pytest.mark.parametrize(("layout", "ours", "theirs"), LAYOUTS, ids=lambda value: getattr(value, "name", ""))
+def test_a_layout_is_exactly_inverted(layout, ours, theirs):
+    leaf = RNG.normal(size=ours).astype(np.float32)
+    stored = layout.store(leaf)
+    assert [tensor.shape for tensor in stored] == theirs
+    assert np.array_equal(layout.load(*stored), leaf)
+
+
+def test_flattened_reads_the_same_pixels():
+    """PyTorch flattens [C, H, W], we flatten [H, W, C]: the same features give the same outputs."""
+    features, weight = RNG.normal(size=(7, 2, 3, 4)), RNG.normal(size=(5, 24))
+    theirs = features.transpose(0, 3, 1, 2).reshape(7, -1) @ weight.T
+    np.testing.assert_allclose(features.reshape(7, -1) @ flattened(2, 3).load(weight), theirs)
+
+
+def test_a_folded_bias_is_the_same_function():
+    x, kernel = (jnp.asarray(RNG.normal(size=s), jnp.float32) for s in ((2, 4, 4, 3), (1, 1, 3, 5)))
+    bias, mean, scale, shift = (jnp.asarray(RNG.normal(size=5), jnp.float32) for _ in range(4))
+    var = jnp.asarray(RNG.uniform(0.5, 1.5, 5), jnp.float32)
+    y = conv2d(x, kernel, (1, 1), ((0, 0), (0, 0)))
+    folded = batch_norm(y, scale, shift, FOLDED_BIAS.load(mean, bias), var, 1e-5)
+    np.testing.assert_allclose(folded, batch_norm(y + bias, scale, shift, mean, var, 1e-5), rtol=1e-4, atol=1e-5)
+
+
+def small():
+    """A key map with its tensors and the variables they fit."""
+    key_map = {
+        "params/stem/kernel": ("conv.weight", CONV),
+        "params/norm/scale": ((), ONES),
+        "batch_stats/norm/mean": (("norm.running_mean", "conv.bias"), FOLDED_BIAS),
+    }
+    tensors = {
+        "conv.weight": np.ones((4, 3, 2, 2), np.float32),
+        "conv.bias": np.full(4, 2, np.float32),
+        "norm.running_mean": np.full(4, 5, np.float32),
+    }
+    abstract = {
+        "params": {
+            "stem": {"kernel": jax.ShapeDtypeStruct((2, 2, 3, 4), jnp.float32)},
+            "norm": {"scale": jax.ShapeDtypeStruct((4,), jnp.float32)},
+        },
+        "batch_stats": {"norm": {"mean": jax.ShapeDtypeStruct((4,), jnp.float32)}},
+    }
+    return key_map, tensors, abstract
+
+
+def test_what_is_read_and_what_is_written():
+    key_map, tensors, abstract = small()
+    variables = convert(key_map, {**tensors, "norm.num_batches_tracked": np.array(3)}, abstract, (r".*_tracked",))
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, abstract)
+    assert np.all(variables["batch_stats"]["norm"]["mean"] == 3) and np.all(variables["params"]["norm"]["scale"] == 1)
+    written = export(key_map, variables)
+    assert np.all(written["conv.bias"] == 0) and np.all(written["norm.running_mean"] == 3)
+    assert set(written) == set(tensors)
+    jax.tree.map(np.testing.assert_array_equal, convert(key_map, written, abstract), variables)
+
+
+def test_everything_that_does_not_fit_is_listed_at_once():
+    key_map, tensors, abstract = small()
+    del tensors["conv.bias"]
+    tensors |= {"extra": np.ones(3), "conv.weight": np.ones((4, 3, 3, 3), np.float32)}
+    abstract["params"]["head"] = {"kernel": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
+    key_map["params/tail/bias"] = ("conv.weight", SAME)
+    with pytest.raises(ValueError) as error:
+        convert(key_map, tensors, abstract)
+    text = str(error.value)
+    assert "conv.bias (for batch_stats/norm/mean)" in text
+    assert "params/head/kernel (the model has it, the key map does not)" in text
+    assert "params/tail/bias (the key map has it, the model does not)" in text
+    assert "extra" in text and "2 missing" in text and "2 unexpected" in text and "1 of another shape" in text
+    assert "params/stem/kernel (2, 2, 3, 4): conv.weight (4, 3, 3, 3), read as conv" in text
+    # A wrong number of axes is a wrong shape too, not a failure of the transpose.
+    with pytest.raises(ValueError, match=r"conv.weight \(4,\), read as conv"):
+        convert(key_map, {**tensors, "conv.weight": np.ones(4)}, abstract)
+
+
+def test_what_the_source_cannot_express_is_not_written():
+    key_map, tensors, abstract = small()
+    variables = convert(key_map, tensors, abstract)
+    variables["params"]["norm"]["scale"] = np.full(4, 2, np.float32)
+    variables["params"]["head"] = {"kernel": np.ones((2, 2), np.float32)}
+    with pytest.raises(ValueError) as error:
+        export(key_map, variables)
+    assert "params/norm/scale: the source has no scale here" in str(error.value)
+    assert "params/head/kernel: the key map does not have it" in str(error.value)
+
+
+def test_a_path_without_a_rule_is_named():
+    assert renamed("stage1_block2/conv1", [(r"stage(\d)_block(\d)/.*", r"layer\1.\2")]) == "layer1.2"
+    with pytest.raises(ValueError, match="name for stem/norm"):
+        renamed("stem/norm", [("stem", "conv1")])
+
+
+MAPPED = [
+    (torchvision, "resnet18", {}), (torchvision, "resnext50_32x4d", {}), (timm, "resnet50d", {}),
+    (timm, "se_resnet50", {}), (timm, "resnet50_v2", {}), (akamaster, "resnet20", {}),
+    (keras, "resnet50_v1", {"epsilon": 1.001e-5}),
+    (keras, "resnet50_v2",
+     {"epsilon": 1.001e-5, "stride_at": "last", "conv_bias": True, "pool_padding": "zeros"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "name", "fields"), MAPPED)
+def test_a_key_map_has_every_leaf_and_no_key_twice(source, name, fields):
+    variables = models.abstract_variables(create(name, **fields))
+    key_map = source.key_map(create(name, **fields), variables)
+    assert set(key_map) == set(leaves_by_path(variables))
+    keys = [key for entry, _ in key_map.values() for key in ((entry,) if isinstance(entry, str) else entry)]
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "message"),
+    [
+        (torchvision, "mlp", "torchvision has no network like MLP"),
+        (torchvision, "resnet50_v1", "stride_in='3x3'; this model has '1x1'"),
+        (torchvision, "resnet18_small", "stem='imagenet'"),
+        (torchvision, "resnet50_v2", "no network like ResNetV2"),
+        (timm, "resnet20", "no ResNet for small images"),
+        (keras, "resnet50", "stride_in='1x1'; this model has '3x3'"),
+        (keras, "resnet50_v2", "stride_at='last'"),
+        (akamaster, "resnet18", "stem='small'"),
+    ],
+)
+def test_a_network_the_source_does_not_have_is_refused(source, name, message):
+    """Same keys and shapes are not enough: the tensors would be read, or written, as another function."""
+    with pytest.raises(ValueError, match=message):
+        source.key_map(create(name), {})
