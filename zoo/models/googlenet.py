@@ -40,6 +40,7 @@ INCEPTIONS = {
 }
 # Section 5: the auxiliary classifiers read the outputs of (4a) and (4d); their losses count 0.3 each in training.
 AUX_AFTER = {"inception4a": "aux1", "inception4d": "aux2"}
+STEM = ("conv1", "conv2_reduce", "conv2")
 
 
 class ConvRelu(nn.Module):
@@ -107,15 +108,20 @@ def _four_by_four(x):
     return adaptive_avg_pool(x, (4, 4))
 
 
-def _inceptions(x, train: bool, inception: Callable, last_pool: int, aux: Callable | None):
+def _modules(blocks: tuple[int, int, int]) -> tuple[str, ...]:
+    """The first so many modules of each size."""
+    return tuple(name for name in INCEPTIONS if "abcde".index(name[-1]) < blocks[int(name[-2]) - 3])
+
+
+def _inceptions(x, train: bool, blocks, inception: Callable, last_pool: int, aux: Callable | None):
     """Modules 3a to 5b with the pools between them -> (x, endpoints). [B, 28, 28, 192] -> [B, 7, 7, 1024]."""
     ends = {}
-    for name, filters in INCEPTIONS.items():
+    for name in _modules(blocks):
         if name == "inception4a":
             x = max_pool(x, 3, 2, ceil=True)  # [B, 14, 14, 480]
         if name == "inception5a":
             x = max_pool(x, last_pool, 2, ceil=True)  # [B, 7, 7, 832]
-        ends[name] = x = inception(filters, name=name)(x, train)
+        ends[name] = x = inception(INCEPTIONS[name], name=name)(x, train)
         if aux is not None and name in AUX_AFTER:
             ends[AUX_AFTER[name]] = aux(name=AUX_AFTER[name])(x, train)
     return x, ends
@@ -130,12 +136,14 @@ class GoogLeNet(nn.Module):
     Any image size from 31 pixels up (8 with the small stem); at other sizes than 224 the auxiliary heads pool to 4x4
     nearly equal cells. `stem`: "small" starts with a 3x3 convolution with stride 1, leaves the second pool out, and is
     initialised after He et al. 2015: from Caffe's initialisation it takes epochs to leave the first plateau.
-    `width` multiplies all channels. Endpoints aux1 and aux2 are the auxiliary logits.
+    `width` multiplies all channels; `blocks` counts the modules 3a…, 4a… and 5a…. Endpoints aux1 and aux2 are the
+    auxiliary logits.
     """
 
     num_classes: int | None = 1000
     stem: str = "imagenet"
     width: float = 1.0
+    blocks: tuple[int, int, int] = (2, 5, 2)
     aux_heads: bool = True
     dropout: float = 0.4
     aux_dropout: float = 0.7
@@ -144,7 +152,10 @@ class GoogLeNet(nn.Module):
 
     family = "googlenet"
     paper = "Szegedy et al. 2014, Going deeper with convolutions (arXiv:1409.4842)"
-    stages = ("conv1", "conv2_reduce", "conv2", *INCEPTIONS, "head")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return (*STEM, *_modules(self.blocks), "head")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -176,7 +187,7 @@ class GoogLeNet(nn.Module):
         x = normalise(x)
         x = x if small else max_pool(x, 3, 2, ceil=True)  # [B, 28, 28, 192]
         inception = partial(rematerialised(Inception, self.remat), conv=conv)
-        x, module_ends = _inceptions(x, train, inception, 3, aux)
+        x, module_ends = _inceptions(x, train, self.blocks, inception, 3, aux)
         ends |= module_ends
         ends["features"] = x = global_avg_pool(x)  # [B, 1024]
         if self.num_classes is not None:
@@ -192,12 +203,13 @@ class GoogLeNetBN(nn.Module):
     Differs from the paper: batch norm after every convolution and no biases, no local response normalisation, a 3x3
     kernel in the branch that is called 5x5, a 2x2 pool before module 5a, auxiliary heads that pool to 4x4 nearly equal
     cells at every size, dropout 0.2. Initialisation N(0, 0.01) as there; dense biases 0.
-    Any image size from 15 pixels up (4 with the small stem); `stem`, `width` and endpoints as in GoogLeNet.
+    Any image size from 15 pixels up (4 with the small stem); `stem`, `width`, `blocks` and endpoints as in GoogLeNet.
     """
 
     num_classes: int | None = 1000
     stem: str = "imagenet"
     width: float = 1.0
+    blocks: tuple[int, int, int] = (2, 5, 2)
     aux_heads: bool = True
     dropout: float = 0.2
     aux_dropout: float = 0.7
@@ -208,7 +220,10 @@ class GoogLeNetBN(nn.Module):
 
     family = "googlenet"
     paper = "Szegedy et al. 2014, Going deeper with convolutions (arXiv:1409.4842)"
-    stages = GoogLeNet.stages
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return (*STEM, *_modules(self.blocks), "head")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -239,7 +254,7 @@ class GoogLeNetBN(nn.Module):
         ends["conv2"] = x = conv(192, 3, name="conv2")(x, train)
         x = x if small else max_pool(x, 3, 2, ceil=True)  # [B, 28, 28, 192]
         inception = partial(rematerialised(Inception, self.remat), conv=conv, kernel5=3)
-        x, module_ends = _inceptions(x, train, inception, 2, aux)
+        x, module_ends = _inceptions(x, train, self.blocks, inception, 2, aux)
         ends |= module_ends
         ends["features"] = x = global_avg_pool(x)  # [B, 1024]
         if self.num_classes is not None:

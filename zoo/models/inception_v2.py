@@ -1,0 +1,148 @@
+"""Inception-v2, or BN-Inception. Ioffe and Szegedy 2015, "Batch normalization: accelerating deep network training by
+reducing internal covariate shift", arXiv:1502.03167.
+
+In figure 5 the filters of 4c and 4d add up to 608 maps, where its output sizes say 576 and 4e needs 576. With a pool
+projection of 96 instead of 128 they do, and so the authors' own TensorFlow model has it.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from zoo.models.branches import Branch, Branches, Pool, Unit
+from zoo.models.layers import (
+    BatchNorm,
+    Conv,
+    ConvNorm,
+    global_avg_pool,
+    max_pool,
+    rematerialised,
+    require_images,
+    require_stem,
+    scaled,
+)
+
+# Figure 5: #1x1, #3x3 reduce, #3x3, double #3x3 reduce, double #3x3, pool, proj. Where there is no #1x1 the module has
+# stride 2 and passes the pooled maps through.
+INCEPTIONS = {
+    "inception3a": (64, 64, 64, 64, 96, "avg", 32),
+    "inception3b": (64, 64, 96, 64, 96, "avg", 64),
+    "inception3c": (0, 128, 160, 64, 96, "max", 0),
+    "inception4a": (224, 64, 96, 96, 128, "avg", 128),
+    "inception4b": (192, 96, 128, 96, 128, "avg", 128),
+    "inception4c": (160, 128, 160, 128, 160, "avg", 96),
+    "inception4d": (96, 128, 192, 160, 192, "avg", 96),
+    "inception4e": (0, 128, 192, 192, 256, "max", 0),
+    "inception5a": (352, 192, 320, 160, 224, "avg", 128),
+    "inception5b": (352, 192, 320, 192, 224, "max", 128),
+}
+STEM = ("conv1", "conv2_reduce", "conv2")
+DEPTH_MULTIPLIER = 8  # of the separable first convolution
+
+
+def _modules(blocks: tuple[int, int, int]) -> tuple[str, ...]:
+    """The first so many modules of each size, and the strided ones between the sizes."""
+    return tuple(
+        name for name, row in INCEPTIONS.items() if row[0] == 0 or "abcde".index(name[-1]) < blocks[int(name[-2]) - 3]
+    )
+
+
+def _branches(f1, f3_reduce, f3, double_reduce, double, pool, projection) -> tuple[Branch, ...]:
+    stride = 1 if f1 else 2
+    kind = "avg_inside" if pool == "avg" else "max"
+    straight = ((Unit("branch1x1", f1, 1),),) if f1 else ()
+    pooled = (Pool(kind), Unit("branch_pool", projection, 1)) if projection else (Pool(kind, 2),)
+    return (
+        *straight,
+        (Unit("branch3x3_reduce", f3_reduce, 1), Unit("branch3x3", f3, 3, stride)),
+        (
+            Unit("branch3x3dbl_reduce", double_reduce, 1),
+            Unit("branch3x3dbl_1", double, 3),
+            Unit("branch3x3dbl_2", double, 3, stride),
+        ),
+        pooled,
+    )
+
+
+class SeparableConv(nn.Module):
+    """The first convolution: 8 kernels a channel, each on its own, then a 1x1 convolution, norm and ReLU."""
+
+    features: int
+    kernel: int
+    stride: int
+    norm: Any
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        channels = x.shape[-1]
+        x = Conv(DEPTH_MULTIPLIER * channels, self.kernel, self.stride, groups=channels, use_bias=False,
+                 dtype=self.dtype, name="depthwise")(x)  # fmt: skip
+        x = Conv(self.features, 1, use_bias=False, dtype=self.dtype, name="pointwise")(x)
+        return nn.relu(self.norm(name="norm")(x, not train))
+
+
+class InceptionV2(nn.Module):
+    """The network of figure 5: 11,188,288 parameters with 1,000 classes; no auxiliary heads, no dropout.
+
+    (Section 4.2 speaks of 13.6 million; the figure does not add up to that.)
+
+    The first convolution is separable, as the appendix says. What the paper leaves open: every strided layer pads by
+    half its kernel, the two stem pools round up as in GoogLeNet; the mean pools inside the modules do not count their
+    padding; epsilon 1e-3 (both as in the authors' TensorFlow model); initialisation after He et al. 2015.
+    Any image size from 7 pixels up (8 with the small stem). `stem`: "small" starts with a 3x3 convolution with stride
+    1 and leaves the second pool out. `width` multiplies all channels; `blocks` counts the modules 3a…, 4a… and 5a…
+    without the strided ones, 3c and 4e, which always stand.
+    """
+
+    num_classes: int | None = 1000
+    stem: str = "imagenet"
+    width: float = 1.0
+    blocks: tuple[int, int, int] = (2, 4, 2)
+    dropout: float = 0.0
+    epsilon: float = 1e-3
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    family = "inception_v2"
+    paper = "Ioffe and Szegedy 2015, Batch normalization (arXiv:1502.03167)"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return (*STEM, *_modules(self.blocks), "head")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (32, 32, 3) if self.stem == "small" else (224, 224, 3)
+
+    @nn.compact
+    def __call__(self, images, *, train: bool = False):
+        require_stem(self.stem, "inception_v2")
+        small = self.stem == "small"
+        require_images(images, 8 if small else 7, "inception_v2")
+        norm = partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name)
+
+        def conv(features, kernel, stride=1, padding=None, *, name):
+            return ConvNorm(scaled(features, self.width), kernel, norm, stride, padding, dtype=self.dtype, name=name)
+
+        kernel, stride = (3, 1) if small else (7, 2)
+        conv1 = SeparableConv(scaled(64, self.width), kernel, stride, norm, self.dtype, name="conv1")
+        inception = partial(rematerialised(Branches, self.remat), conv=conv)
+        ends = {}
+        x = images.astype(self.dtype)  # [B, 224, 224, 3]
+        ends["conv1"] = x = conv1(x, train)  # [B, 112, 112, 64]
+        x = max_pool(x, 3, 2, ceil=True)  # [B, 56, 56, 64]
+        ends["conv2_reduce"] = x = conv(64, 1, name="conv2_reduce")(x, train)
+        ends["conv2"] = x = conv(192, 3, name="conv2")(x, train)
+        x = x if small else max_pool(x, 3, 2, ceil=True)  # [B, 28, 28, 192]
+        for name in _modules(self.blocks):  # 3c: [B, 14, 14, 576], 4e: [B, 7, 7, 1024]
+            ends[name] = x = inception(_branches(*INCEPTIONS[name]), name=name)(x, train)
+        ends["features"] = x = global_avg_pool(x)  # [B, 1024]
+        if self.num_classes is not None:
+            x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+            x = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
+            ends["logits"] = x = x.astype(jnp.float32)
+        return x, ends

@@ -1,0 +1,216 @@
+"""Inception-v3. Szegedy, Vanhoucke, Ioffe, Shlens and Wojna 2015, "Rethinking the Inception architecture for computer
+vision", arXiv:1512.00567; in the form of torchvision, which is that of the authors' TensorFlow model.
+
+Table 1 of the paper sketches the network and differs from it in the stem and in the sizes between the modules.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from zoo.models.branches import Branch, Branches, Pool, Unit
+from zoo.models.layers import (
+    BatchNorm,
+    ConvNorm,
+    adaptive_avg_pool,
+    avg_pool,
+    global_avg_pool,
+    max_pool,
+    rematerialised,
+    require_images,
+    require_stem,
+    scaled,
+)
+
+
+def inception_a(mean: Pool, projection: int) -> tuple[Branch, ...]:
+    """Figure 5, but that one branch keeps its 5x5 convolution."""
+    return (
+        (Unit("branch1x1", 64, 1),),
+        (Unit("branch5x5_reduce", 48, 1), Unit("branch5x5", 64, 5)),
+        (Unit("branch3x3dbl_reduce", 64, 1), Unit("branch3x3dbl_1", 96, 3), Unit("branch3x3dbl_2", 96, 3)),
+        (mean, Unit("branch_pool", projection, 1)),
+    )
+
+
+def reduction_a() -> tuple[Branch, ...]:
+    """Figure 10: stride 2 in convolution and pooling side by side."""
+    return (
+        (Unit("branch3x3", 384, 3, 2, valid=True),),
+        (
+            Unit("branch3x3dbl_reduce", 64, 1),
+            Unit("branch3x3dbl_1", 96, 3),
+            Unit("branch3x3dbl_2", 96, 3, 2, valid=True),
+        ),
+        (Pool("max", 2, valid=True),),
+    )
+
+
+def inception_b(mean: Pool, seven: int) -> tuple[Branch, ...]:
+    """Figure 6: 7x7 convolutions as 1x7 and 7x1; `seven`, their inner features."""
+    return (
+        (Unit("branch1x1", 192, 1),),
+        (
+            Unit("branch7x7_reduce", seven, 1),
+            Unit("branch7x7_1", seven, (1, 7)),
+            Unit("branch7x7_2", 192, (7, 1)),
+        ),
+        (
+            Unit("branch7x7dbl_reduce", seven, 1),
+            Unit("branch7x7dbl_1", seven, (7, 1)),
+            Unit("branch7x7dbl_2", seven, (1, 7)),
+            Unit("branch7x7dbl_3", seven, (7, 1)),
+            Unit("branch7x7dbl_4", 192, (1, 7)),
+        ),
+        (mean, Unit("branch_pool", 192, 1)),
+    )
+
+
+def reduction_b() -> tuple[Branch, ...]:
+    """The second reduction, which the paper does not draw."""
+    return (
+        (Unit("branch3x3_reduce", 192, 1), Unit("branch3x3", 320, 3, 2, valid=True)),
+        (
+            Unit("branch7x7x3_reduce", 192, 1),
+            Unit("branch7x7x3_1", 192, (1, 7)),
+            Unit("branch7x7x3_2", 192, (7, 1)),
+            Unit("branch7x7x3_3", 192, 3, 2, valid=True),
+        ),
+        (Pool("max", 2, valid=True),),
+    )
+
+
+def inception_c(mean: Pool) -> tuple[Branch, ...]:
+    """Figure 7: the branches fan out into 1x3 and 3x1."""
+    return (
+        (Unit("branch1x1", 320, 1),),
+        (Unit("branch3x3_reduce", 384, 1), (Unit("branch3x3_a", 384, (1, 3)), Unit("branch3x3_b", 384, (3, 1)))),
+        (
+            Unit("branch3x3dbl_reduce", 448, 1),
+            Unit("branch3x3dbl_1", 384, 3),
+            (Unit("branch3x3dbl_a", 384, (1, 3)), Unit("branch3x3dbl_b", 384, (3, 1))),
+        ),
+        (mean, Unit("branch_pool", 192, 1)),
+    )
+
+
+def modules(blocks: tuple[int, int, int], mean: Pool) -> dict[str, tuple[Branch, ...]]:
+    """The modules by the names of the authors' model: the first so many of each kind, and the reductions."""
+    a, b, c = blocks
+    every = {
+        "mixed5b": inception_a(mean, 32),
+        "mixed5c": inception_a(mean, 64),
+        "mixed5d": inception_a(mean, 64),
+        "mixed6a": reduction_a(),
+        "mixed6b": inception_b(mean, 128),
+        "mixed6c": inception_b(mean, 160),
+        "mixed6d": inception_b(mean, 160),
+        "mixed6e": inception_b(mean, 192),
+        "mixed7a": reduction_b(),
+        "mixed7b": inception_c(mean),
+        "mixed7c": inception_c(mean),
+    }
+    left_out = {*KINDS[0][a:], *KINDS[1][b:], *KINDS[2][c:]}
+    return {name: branches for name, branches in every.items() if name not in left_out}
+
+
+MEANS = {"zeros": Pool("avg"), "nothing": Pool("avg_inside")}
+KINDS = (
+    ("mixed5b", "mixed5c", "mixed5d"),
+    ("mixed6b", "mixed6c", "mixed6d", "mixed6e"),
+    ("mixed7b", "mixed7c"),
+)
+STEM = ("conv1a", "conv2a", "conv2b", "conv3b", "conv4a")
+
+
+class AuxiliaryHead(nn.Module):
+    """The classifier on the side (section 4, figure 8): mean to 5x5 cells, 1x1 and 5x5 convolution, mean, logits.
+
+    The mean is over 5x5 with stride 3 where that leaves 5x5 cells or more, as from 299 pixels on, else over nearly
+    equal cells.
+    """
+
+    num_classes: int
+    conv: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        enough = all((side - 5) // 3 + 1 >= 5 for side in x.shape[1:3])
+        x = avg_pool(x, 5, 3) if enough else adaptive_avg_pool(x, (5, 5))  # [B, 5, 5, 768]
+        x = self.conv(128, 1, 1, 0, name="conv0")(x, train)
+        x = self.conv(768, 5, 1, 0, std=0.01, name="conv1")(x, train)  # [B, 1, 1, 768]
+        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.001), dtype=self.dtype, name="head")
+        return head(global_avg_pool(x)).astype(jnp.float32)
+
+
+class InceptionV3(nn.Module):
+    """torchvision's `inception_v3`: 23,834,568 parameters with 1,000 classes, 27,161,264 with the auxiliary head.
+
+    Initialisation N(0, 0.1) for every convolution and the head, N(0, 0.01) and N(0, 0.001) for the last two layers of
+    the auxiliary head; Keras's weights need pool_padding="nothing" (its mean pools do not count their padding).
+    Any image size from 75 pixels up (13 with the small stem). `stem`: "small" has strides 1, pads, and leaves out the
+    second pool. `width` multiplies all channels; `blocks` counts the modules of figures 5, 6 and 7. Endpoint aux1 holds
+    the auxiliary logits, read before mixed7a.
+    """
+
+    num_classes: int | None = 1000
+    stem: str = "imagenet"
+    width: float = 1.0
+    blocks: tuple[int, int, int] = (3, 4, 2)
+    aux_heads: bool = True
+    dropout: float = 0.5
+    pool_padding: str = "zeros"
+    epsilon: float = 1e-3
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    family = "inception_v3"
+    paper = "Szegedy et al. 2015, Rethinking the Inception architecture for computer vision (arXiv:1512.00567)"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return (*STEM, *modules(self.blocks, MEANS["zeros"]), "head")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (32, 32, 3) if self.stem == "small" else (299, 299, 3)
+
+    @nn.compact
+    def __call__(self, images, *, train: bool = False):
+        require_stem(self.stem, "inception_v3")
+        if self.pool_padding not in MEANS:
+            raise ValueError(f"pool_padding {self.pool_padding!r} is not one of {', '.join(MEANS)}")
+        small = self.stem == "small"
+        require_images(images, 13 if small else 75, "inception_v3")
+        norm = partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name)
+
+        def conv(features, kernel, stride=1, padding=None, *, std=0.1, name):
+            return ConvNorm(scaled(features, self.width), kernel, norm, stride, padding,
+                            kernel_init=nn.initializers.normal(std), dtype=self.dtype, name=name)  # fmt: skip
+
+        stride, valid = (1, None) if small else (2, 0)
+        ends = {}
+        x = images.astype(self.dtype)  # [B, 299, 299, 3]
+        ends["conv1a"] = x = conv(32, 3, stride, valid, name="conv1a")(x, train)  # [B, 149, 149, 32]
+        ends["conv2a"] = x = conv(32, 3, 1, valid, name="conv2a")(x, train)  # [B, 147, 147, 32]
+        ends["conv2b"] = x = conv(64, 3, name="conv2b")(x, train)  # [B, 147, 147, 64]
+        x = max_pool(x, 3, 2, padding=1 if small else 0)  # [B, 73, 73, 64]
+        ends["conv3b"] = x = conv(80, 1, name="conv3b")(x, train)
+        ends["conv4a"] = x = conv(192, 3, 1, valid, name="conv4a")(x, train)  # [B, 71, 71, 192]
+        x = x if small else max_pool(x, 3, 2)  # [B, 35, 35, 192]
+        inception = partial(rematerialised(Branches, self.remat), conv=conv)
+        # 6a: [B, 17, 17, 768], 7a: [B, 8, 8, 1280], 7b: [B, 8, 8, 2048]
+        for name, branches in modules(self.blocks, MEANS[self.pool_padding]).items():
+            if name == "mixed7a" and self.aux_heads and self.num_classes is not None:
+                ends["aux1"] = AuxiliaryHead(self.num_classes, conv, self.dtype, name="aux1")(x, train)
+            ends[name] = x = inception(branches, name=name)(x, train)
+        ends["features"] = x = global_avg_pool(x)  # [B, 2048]
+        if self.num_classes is not None:
+            x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+            x = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.1), dtype=self.dtype, name="head")(x)
+            ends["logits"] = x = x.astype(jnp.float32)
+        return x, ends
