@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 
 
@@ -28,6 +29,17 @@ def seeded_tensor(key: str, shape: tuple[int, ...]) -> np.ndarray:
 def seeded_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """A state dict of such tensors."""
     return {key: seeded_tensor(key, tuple(shape)) for key, shape in shapes.items()}
+
+
+def seeded_variables(shapes: Mapping) -> dict:
+    """Variables of ours with these shapes, in the same manner: no scale hides a branch, no variance is negative."""
+    names = {"kernel": "kernel", "scale": "gamma", "var": "moving_variance"}
+
+    def draw(path, leaf):
+        *modules, name = (part.key for part in path)
+        return seeded_tensor("/".join([*modules, names.get(name, name)]), leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def seeded_images(shape: tuple[int, ...]) -> np.ndarray:
