@@ -25,6 +25,7 @@ class Display:
             self.bar = Progress(
                 TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
                 TextColumn("{task.fields[rate]} images/s"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
+                transient=True,
             )  # fmt: skip
             self.bar.start()
             self.task = self.bar.add_task("", total=self.total, epoch="0", rate="-", text="")
