@@ -5,6 +5,7 @@ list them would take minutes; the tests compute them anew.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,9 +44,9 @@ def layers(model: nn.Module, image_shape: tuple[int, int, int] | None = None) ->
         if context.method_name != "__call__" or not own:
             return result
         output = tuple(result.shape[1:])
-        positions = 1
-        for size in output[:-1]:
-            positions *= size
+        positions = math.prod(output[:-1])
+        if hasattr(context.module, "positions"):
+            positions = context.module.positions(args[0].shape)
         work = own["kernel"].size * positions if "kernel" in own else 0
         path = "/".join(context.module.path)
         parameters = sum(leaf.size for leaf in own.values())
