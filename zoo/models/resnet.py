@@ -5,7 +5,6 @@ the line keeps its figure and its table 1, and is here as fields of the same cla
 
 - Section 4.2 of the same paper (ResNet-20 to 1202 for CIFAR-10): three stages that begin at 16 channels behind a 3x3
   (`width`, `stem="small"`), shortcuts of option A, zero-padded (`shortcut="pad"`; "conv" is option B);
-
 - Xie et al. 2016, "Aggregated residual transformations", arXiv:1611.05431 (ResNeXt): `groups`, `widen`;
 - Zagoruyko and Komodakis 2016, "Wide residual networks", arXiv:1605.07146, section 3.4 (WRN-50-2): `widen`. Their
   networks for small images are in wide_resnet.py;
@@ -17,7 +16,7 @@ Differs from the papers: by default the stride of a bottleneck sits in its 3x3 c
 torchvision); `stride_in="1x1"` is the paper's. Where option A puts the zeros the paper does not say. Convolutions
 start from a normal distribution over the fan-out (the 2015 paper cites arXiv:1502.01852 without saying which fan), the
 head from PyTorch's uniform one. The small-image forms are not in the papers: `stem="small"` is a 3x3 convolution
-without pooling, as the CIFAR networks of section 4.2 begin.
+without pooling, as the CIFAR networks of section 4.2 begin; of ResNet-D it leaves the pooled shortcuts.
 """
 
 from collections.abc import Callable
