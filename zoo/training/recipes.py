@@ -273,7 +273,7 @@ RECIPES: dict[str, Recipe] = {
         "rate; the paper searched its numbers at random and does not print them",
     ),
     "rsb-a1": Recipe(
-        epochs=600, batch_size=2048, image_size=224, optimizer="lamb", learning_rate=5e-3, weight_decay=0.02,
+        epochs=600, batch_size=2048, image_size=224, optimizer="lamb", learning_rate=5e-3, weight_decay=0.01,
         warmup_epochs=5, loss="sigmoid", label_smoothing=0.1, epsilon=1e-6,
         augment=(*_IMAGENET, "rand_augment(number=2, magnitude=7)", "mixup_or_cutmix(mixup=0.2, cutmix=1)"),
         source="Wightman et al. 2021 (arXiv:2110.00476), table 2, A1 (without repeated augmentation; stochastic depth "
