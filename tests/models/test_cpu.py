@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from zoo import models
 from zoo.models import layers
@@ -36,15 +37,14 @@ def assert_same(function, *args, tolerance=1e-10):
 
 @pytest.mark.parametrize(
     ("size", "channels", "features", "kernel", "pool"),
-    [(32, 1, 6, 5, "max"), (28, 3, 5, 5, "avg"), ((14, 17), 6, 16, 5, "max"), ((13, 9), 2, 8, 3, "max"),
-     (9, 4, 9, 2, "avg")],
+    [((13, 16), 2, 3, 5, "max"), ((14, 9), 3, 9, 3, "avg"), ((9, 7), 1, 5, 2, "max")],
 )  # fmt: skip
 def test_convolution_and_pooling_in_blocks(size, channels, features, kernel, pool):
-    height, width = size if isinstance(size, tuple) else (size, size)
+    height, width = size
     with jax.enable_x64(True):
-        args = random(0, 3, height, width, channels), random(1, kernel, kernel, channels, features), random(2, features)
+        args = random(0, 2, height, width, channels), random(1, kernel, kernel, channels, features), random(2, features)
         value, _ = assert_same(lambda *args: layers.conv_pool(*args, jnp.tanh, pool), *args)
-        assert value.shape == (3, (height - kernel + 1) // 2, (width - kernel + 1) // 2, features)
+        assert value.shape == (2, (height - kernel + 1) // 2, (width - kernel + 1) // 2, features)
 
 
 @pytest.mark.parametrize(
@@ -67,22 +67,77 @@ def test_maximum_of_nan_is_nan():
     assert np.isnan(cpu).any()
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "groups"),
+    [(3, 1, 1, 1), (3, 2, 1, 2), (1, 2, 0, 1), ((1, 7), 1, (0, 3), 1), (3, 2, 0, 4)],
+)
+def test_convolution(kernel, stride, padding, groups):
+    with jax.enable_x64(True):
+        conv = layers.Conv(8, kernel, stride, padding, groups, dtype=jnp.float64)
+        x = random(0, 2, 9, 8, 4)
+        params = jax.tree.map(lambda leaf: random(1, *leaf.shape), conv.init(jax.random.key(0), x))
+        assert_same(conv.apply, params, x)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6, 3), (16, 7)])
+def test_batch_norm_of_batch(shape):
+    with jax.enable_x64(True):
+        args = 3 * random(0, *shape) + 5, random(1, shape[-1]), random(2, shape[-1])
+        _, mean, var = assert_same(lambda *args: layers.batch_norm_of_batch(*args, 1e-3), *args)[0]
+        np.testing.assert_allclose(mean, np.asarray(args[0]).reshape(-1, shape[-1]).mean(0), rtol=1e-12)
+        np.testing.assert_allclose(var, np.asarray(args[0]).reshape(-1, shape[-1]).var(0), rtol=1e-12)
+
+
+def test_batch_norm_shared_over_devices():
+    """Two devices with half the batch each: as one device with all of it, gradients too."""
+    with jax.enable_x64(True):
+        x, scale, bias, g = random(0, 6, 4, 3) * 2 + 1, random(1, 3), random(2, 3), random(3, 6, 4, 3)
+
+        def gradients(x, g, axis_name):
+            with layers.formulation("cpu" if axis_name else "plain"):
+                values, pull = jax.vjp(lambda *args: layers.batch_norm_of_batch(*args, 1e-5, axis_name), x, scale, bias)
+            # What mean and variance are used for counts as much: every device has them, one part each.
+            parts = 1 if axis_name is None else lax.psum(1, axis_name)
+            grads = pull((g, jnp.arange(3.0) / parts, jnp.ones(3) / parts))
+            return values, grads[0], grads[1:] if axis_name is None else lax.psum(grads[1:], axis_name)
+
+        halves = (x.reshape(2, 3, 4, 3), g.reshape(2, 3, 4, 3))
+        (y, mean, var), x_grad, rest = jax.pmap(
+            lambda x, g: gradients(x, g, "devices"), axis_name="devices", devices=jax.devices()[:2]
+        )(*halves)
+        found = (y.reshape(x.shape), mean[0], var[0]), x_grad.reshape(x.shape), jax.tree.map(lambda v: v[0], rest)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), found, gradients(x, g, None)
+        )
+
+
 def as_64(model, image_shape):
     variables = models.init(model, 0, image_shape)
     wide = jax.tree.map(lambda leaf: random(leaf.size, *leaf.shape) * 0.3 + (leaf.ndim == 1), variables)
     return models.with_runtime(model, dtype=jnp.float64), wide
 
 
-@pytest.mark.parametrize("pool", ["max", "avg"])
-def test_lenet5(pool):
+@pytest.mark.parametrize(
+    ("name", "fields", "shape"),
+    [
+        ("lenet5", {}, (32, 32, 1)),
+        ("lenet5", {"pool": "avg", "activation": "tanh", "image_size": 20}, (20, 20, 3)),
+        ("resnet20", {"blocks": (1, 1), "width": 4}, (8, 8, 3)),
+        ("resnet50", {"blocks": (1, 1), "width": 4}, (24, 24, 3)),
+        ("resnet50_v2_small", {"blocks": (1, 1), "width": 4}, (8, 8, 3)),
+    ],
+)
+def test_training_of_a_family(name, fields, shape):
+    """Every stage in training, the new batch statistics, and the gradients of all of them."""
     with jax.enable_x64(True):
-        model, variables = as_64(models.create("lenet5", pool=pool, num_classes=None), (32, 32, 1))
+        model, variables = as_64(models.create(name, num_classes=None, **fields), shape)
 
         def run(params, images):
-            ends = model.apply({"params": params}, images)[1]
-            return {name: ends[name] for name in model.stages if name in ends}
+            state = {"params": params, "batch_stats": variables["batch_stats"]}
+            (_, ends), updates = model.apply(state, images, train=True, mutable=["batch_stats"])
+            return {stage: ends[stage] for stage in model.stages if stage in ends}, updates
 
-        assert_same(run, variables["params"], random(0, 4, 32, 32, 1))
+        assert_same(run, variables["params"], random(0, 4, *shape))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -20,6 +20,36 @@ from jax import lax
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
+# --- convolution -------------------------------------------------------------------------------------------------
+
+
+def _conv2d_plain(x, kernel, stride, pads, groups):
+    return lax.conv_general_dilated(
+        x, kernel, stride, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def conv2d(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, groups: int = 1) -> jax.Array:
+    """Cross-correlation of x [B, H, W, C] with kernel [kh, kw, C / groups, F] -> [B, H', W', F]."""
+    return _conv2d_plain(x, kernel, stride, pads, groups)
+
+
+def _conv2d_forward(x, kernel, stride, pads, groups):
+    return _conv2d_plain(x, kernel, stride, pads, groups), (x, kernel)
+
+
+def _conv2d_backward(stride, pads, groups, residuals, g):
+    x, kernel = residuals
+    # The gradient of the kernel reads x and g transposed. Without the barrier XLA computes both again while it
+    # transposes, and with them the chain of norms and activations that they come from, in strided order.
+    x, g = lax.optimization_barrier((x, g))
+    return jax.vjp(lambda x, kernel: _conv2d_plain(x, kernel, stride, pads, groups), x, kernel)[1](g)
+
+
+conv2d.defvjp(_conv2d_forward, _conv2d_backward)
+
+
 # --- convolution with few channels, and pooling over 2x2 ---------------------------------------------------------
 
 
@@ -226,3 +256,49 @@ def _max_pool_backward(window, stride, pads, size, winner, g):
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+# --- batch norm --------------------------------------------------------------------------------------------------
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def batch_norm_of_batch(x, scale, bias, epsilon: float, axis_name: str | None):
+    """Normalised by the mean and the biased variance of the batch over all axes but the last -> (y, mean, var).
+
+    The gradient by hand reads x and g twice and writes once, where that of autodiff also writes what lies between.
+    """
+    return _batch_norm_forward(x, scale, bias, epsilon, axis_name)[0]
+
+
+def _batch_norm_forward(x, scale, bias, epsilon, axis_name):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    axes = tuple(range(x.ndim - 1))
+    mean = _shared_mean(wide.mean(axes), axis_name)
+    var = _shared_mean(jnp.square(wide - mean).mean(axes), axis_name)
+    multiplier = lax.rsqrt(var + epsilon) * scale
+    y = (wide * multiplier + (bias - mean * multiplier)).astype(x.dtype)
+    return (y, mean, var), (x, scale, mean, var)
+
+
+def _batch_norm_backward(epsilon, axis_name, residuals, cotangents):
+    x, scale, mean, var = residuals
+    g, mean_g, var_g = cotangents
+    x, g = lax.optimization_barrier((x, g))
+    wide, g = x.astype(mean.dtype), g.astype(mean.dtype)
+    axes = tuple(range(x.ndim - 1))
+    count = x.size // x.shape[-1]
+    deviation = lax.rsqrt(var + epsilon)
+    bias_grad = g.sum(axes)
+    scale_grad = ((g * wide).sum(axes) - mean * bias_grad) * deviation
+    # y = scale * (x - mean) * deviation + bias; mean and deviation depend on every x of every device.
+    to_mean = _shared_mean(mean_g - scale * deviation * bias_grad, axis_name) / count
+    to_var = _shared_mean(var_g - scale * deviation**2 * scale_grad / 2, axis_name) / count
+    x_grad = g * (scale * deviation) + wide * (2 * to_var) + (to_mean - 2 * mean * to_var)
+    return x_grad.astype(x.dtype), scale_grad.astype(scale.dtype), bias_grad.astype(scale.dtype)
+
+
+def _shared_mean(x: jax.Array, axis_name: str | None) -> jax.Array:
+    return x if axis_name is None else lax.pmean(x, axis_name)
+
+
+batch_norm_of_batch.defvjp(_batch_norm_forward, _batch_norm_backward)

@@ -66,6 +66,8 @@ def _on_cpu() -> bool:
 
 def conv2d(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding, groups: int = 1) -> jax.Array:
     """Cross-correlation of x [B, H, W, C] with kernel [kh, kw, C / groups, F] -> [B, H', W', F]."""
+    if _on_cpu():
+        return cpu.conv2d(x, kernel, stride, padding, groups)
     return lax.conv_general_dilated(
         x, kernel, stride, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
     )
@@ -152,7 +154,29 @@ def local_response_norm(x: jax.Array, size: int = 5, alpha: float = 1e-4, beta: 
 def batch_norm(x, scale, bias, mean, var, epsilon: float):
     """(x - mean) / sqrt(var + epsilon) * scale + bias over the last axis, in float32, returned in x's dtype."""
     multiplier = lax.rsqrt(var + epsilon) * scale
-    return (x.astype(jnp.float32) * multiplier + (bias - mean * multiplier)).astype(x.dtype)
+    return (_wide(x) * multiplier + (bias - mean * multiplier)).astype(x.dtype)
+
+
+def batch_norm_of_batch(x, scale, bias, epsilon: float, axis_name: str | None = None):
+    """batch_norm with the mean and the biased variance of this batch -> (y, mean [C], var [C]).
+
+    With `axis_name` they are those of the batches on all devices of that axis.
+    """
+    if _on_cpu():
+        return cpu.batch_norm_of_batch(x, scale, bias, epsilon, axis_name)
+    axes = tuple(range(x.ndim - 1))
+    mean = _shared_mean(_wide(x).mean(axes), axis_name)
+    var = _shared_mean(jnp.square(_wide(x) - mean).mean(axes), axis_name)
+    return batch_norm(x, scale, bias, mean, var, epsilon), mean, var
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """In float32, or in x's own dtype where that is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _shared_mean(x: jax.Array, axis_name: str | None) -> jax.Array:
+    return x if axis_name is None else lax.pmean(x, axis_name)
 
 
 # --- modules ---------------------------------------------------------------------------------------------------
@@ -207,6 +231,10 @@ class ConvPool(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
         return conv_pool(x.astype(self.dtype), kernel, bias, self.act, self.pool)
 
+    def positions(self, shape: Shape) -> int:
+        """Where the convolution is computed for an input [B, H, W, C], which its pooled output does not show."""
+        return (shape[1] - self.kernel + 1) * (shape[2] - self.kernel + 1)
+
 
 class BatchNorm(nn.Module):
     """Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167) over all axes but the last.
@@ -236,21 +264,14 @@ class BatchNorm(nn.Module):
         )
         if use_running_average:
             return batch_norm(x, scale, bias, running_mean.value, running_var.value, self.epsilon)
-        axes = tuple(range(x.ndim - 1))
-        count = x.size // x.shape[-1]
-        wide = x.astype(jnp.float32)
-        mean = wide.mean(axes)
-        if self.axis_name is not None and not self.is_initializing():
-            mean = lax.pmean(mean, self.axis_name)
-            count = count * lax.psum(1, self.axis_name)
-        var = jnp.square(wide - mean).mean(axes)
-        if self.axis_name is not None and not self.is_initializing():
-            var = lax.pmean(var, self.axis_name)
+        axis_name = None if self.is_initializing() else self.axis_name
+        y, mean, var = batch_norm_of_batch(x, scale, bias, self.epsilon, axis_name)
         if not self.is_initializing():
+            count = x.size // x.shape[-1] * (1 if axis_name is None else lax.psum(1, axis_name))
             keep, unbiased = self.momentum, count / max(count - 1, 1)
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
             running_var.value = keep * running_var.value + (1 - keep) * unbiased * var
-        return batch_norm(x, scale, bias, mean, var, self.epsilon)
+        return y
 
 
 class ConvNorm(nn.Module):
