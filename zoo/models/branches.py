@@ -36,6 +36,12 @@ Step = Unit | Pool | tuple[Unit, ...]
 Branch = tuple[Step, ...]
 
 
+def units(branches: tuple[Branch, ...]) -> list[Unit]:
+    """The units of a module in the order of its table."""
+    steps = [step for branch in branches for step in branch if not isinstance(step, Pool)]
+    return [unit for step in steps for unit in ([step] if isinstance(step, Unit) else step)]
+
+
 class Branches(nn.Module):
     """An Inception module or a reduction: [B, H, W, C] -> [B, H', W', sum of the branches' features].
 

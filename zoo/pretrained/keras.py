@@ -1,15 +1,17 @@
 """Keras's networks (keras.applications): the paths of their weights, as rules that rename our modules' paths.
 
 Keras 3.15. A source key is layer and weight, "conv1_conv/kernel", as `weight.path` gives it. Adapted, each declared in
-the map: ResNet's convolutions have biases that its norms swallow (FOLDED_BIAS), InceptionResNetV2's norms have no scale
-(ONES). Layers without a name are numbered as in a fresh session (`keras.backend.clear_session()`). The classifiers end
-in softmax, ours in logits: the layer before it is the same.
+the map: ResNet's convolutions have biases that its norms swallow (FOLDED_BIAS); InceptionV3's and InceptionResNetV2's
+norms have no scale (ONES). Layers without a name are numbered as in a fresh session (`keras.backend.clear_session()`).
+The classifiers end in softmax, ours in logits: the layer before it is the same.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 
+from zoo.models.branches import units
+from zoo.models.inception_v3 import MEANS, STEM, InceptionV3, modules
 from zoo.models.inception_v4 import InceptionResNetV2
 from zoo.models.resnet import ResNet
 from zoo.models.resnet_v2 import ResNetV2
@@ -103,6 +105,22 @@ def _numbered(layer: str, number: int) -> str:
     return layer if number == 0 else f"{layer}_{number}"
 
 
+def _inception_v3(model: InceptionV3, variables: Mapping) -> KeyMap:
+    same = {"stem": "imagenet", "aux_heads": False, "pool_padding": "nothing", "epsilon": 1e-3}
+    require_fields("keras", model, same)
+    tables = modules(model.blocks, MEANS[model.pool_padding])
+    inner = [f"{name}/{unit.name}" for name, branches in tables.items() for unit in units(branches)]
+    numbers = {path: number for number, path in enumerate((*STEM, *inner))}
+    layers = {"conv": "conv2d", "norm": "batch_normalization"}
+    rules: tuple[Rule, ...] = (
+        (r"head", "predictions"),
+        (r"(.*)/(conv|norm)", lambda m: _numbered(layers[m[2]], numbers[m[1]])),
+    )
+    key_map = keras_key_map(variables, rules)
+    # The norms have no scale.
+    return key_map | {path: ((), ONES) for path in key_map if path.endswith("/norm/scale")}
+
+
 def _inception_resnet_v2(model: InceptionResNetV2, variables: Mapping) -> KeyMap:
     require_fields("keras", model, {"stem": "imagenet", "epsilon": 1e-3})
     blocks = {"inceptionresnetA": "block35", "inceptionresnetB": "block17", "inceptionresnetC": "block8"}
@@ -159,6 +177,7 @@ def _xception(model: Xception, variables: Mapping) -> KeyMap:
 MAPS: dict[type[nn.Module], Callable[..., KeyMap]] = {
     ResNet: _resnet,
     ResNetV2: _resnet_v2,
+    InceptionV3: _inception_v3,
     InceptionResNetV2: _inception_resnet_v2,
     Xception: _xception,
 }
