@@ -81,6 +81,34 @@ def test_saving_again_replaces_the_whole(copy, saved):
 def test_a_kill_between_the_two_renames_loses_nothing(copy, saved):
     copy.rename(copy.with_name(".copy.old"))
     assert same_bits(zoo.load(copy).variables, saved[2])
+    assert [p.name for p in copy.parent.iterdir()] == [".copy.old"]  # reading changes nothing on the disk
+    zoo.save(copy, saved[1], models.init(saved[1], 4), CLASSES, PREPROCESS)
+    assert [p.name for p in copy.parent.iterdir()] == ["copy"]
+
+
+def test_what_is_no_checkpoint_is_never_overwritten(saved, tmp_path):
+    _, model, variables = saved
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    (tmp_path / "file").write_text("more of it")
+    for name in ("thesis", "file"):
+        with pytest.raises(ValueError, match=f"{name}: is there already and is no checkpoint"):
+            zoo.save(tmp_path / name, model, variables, CLASSES, PREPROCESS)
+    assert (tmp_path / "thesis" / "thesis.tex").exists() and (tmp_path / "file").exists()
+
+
+def test_a_newer_checkpoint_in_its_place_is_read_instead(copy, saved, monkeypatch):
+    """Reading while a training replaces the folder is no damage."""
+    _, model, _ = saved
+    check, other = checkpoint.check_manifest, models.init(model, 4)
+
+    def replaced_meanwhile(path):
+        monkeypatch.setattr(checkpoint, "check_manifest", check)
+        zoo.save(copy, model, other, CLASSES, PREPROCESS)
+        raise DamagedCheckpoint("what was read is gone")
+
+    monkeypatch.setattr(checkpoint, "check_manifest", replaced_meanwhile)
+    assert same_bits(zoo.load(copy).variables, other)
 
 
 @pytest.mark.parametrize("flip", range(60))
@@ -94,6 +122,8 @@ def test_one_flipped_bit_anywhere_is_noticed(copy, flip):
     file.write_bytes(data)
     with pytest.raises(ValueError, match=file.name.replace(".", r"\.")) as error:
         checkpoint.load_checkpoint(copy)
+    with pytest.raises(ValueError, match=file.name.replace(".", r"\.")):
+        checkpoint.read_card(copy)
     assert "\n" not in str(error.value)
 
 
@@ -204,6 +234,14 @@ def test_a_damaged_commit_is_reported_and_the_one_before_is_taken(tmp_path):
     said = []
     assert checkpoint.restore_state(tmp_path, state(0), said.append)[1] == {"step": 1}
     assert "progress.json" in said[0] and not (tmp_path / ".step_000000003.tmp").exists()
+
+
+def test_a_flipped_bit_in_the_manifest_of_a_commit_is_damage_not_a_newer_version(tmp_path):
+    for step in (1, 2):
+        checkpoint.save_state(tmp_path, step, state(step), {"step": step})
+    manifest = tmp_path / "step_000000002" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 3'))
+    assert checkpoint.restore_state(tmp_path, state(0), lambda text: None)[1] == {"step": 1}
 
 
 def test_a_state_of_another_shape_is_refused(tmp_path):

@@ -139,6 +139,15 @@ def test_no_words_and_help_are_answered(capsys):
 
 MISTAKES = [
     (["trian"], "trian"),
+    (["--foo"], "no option '--foo'"),
+    (["train", "--epochs", "inf"], "epochs=inf"),
+    (["train", "--seed", "99999999999999999999"], "seed="),
+    (["train", "--model", "mlp", "--set", "widths=abc"], "whole numbers"),
+    (["train", "--model", "mlp", "--set", "widths=-5"], "whole numbers"),
+    (["train", "--set", "dropout=2"], "in [0, 1)"),
+    (["train", "--image-size", "8"], "at least 16x16"),
+    (["train", "--save-every", "nan"], "seconds"),
+    (["info", "nowhere/best"], "no such checkpoint"),
     (["train", "--modle", "x"], "did you mean --model"),
     (["train", "--model", "lenet"], "did you mean lenet5"),
     (["train", "--data", "digit"], "digits"),

@@ -69,6 +69,8 @@ def _images(images: Any) -> list[np.ndarray]:
         array = array[None]
     elif array.ndim != 4:
         raise ValueError(f"predict takes [H, W], [H, W, C] or [N, H, W, C]; got an array of shape {array.shape}")
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * np.uint8(255)
     if array.dtype != np.uint8:
         if not np.isfinite(array).all() or array.min(initial=0) < 0 or array.max(initial=0) > 255:
             raise ValueError("pixel values must be uint8, or floats in [0, 1] or [0, 255]")
@@ -141,7 +143,7 @@ def fit(
 
 
 def evaluate(
-    checkpoint: Checkpoint | str | Path,
+    checkpoint: Checkpoint | loop.Fitted | str | Path,
     data: str | Path | Dataset,
     split: str = "test",
     *,
@@ -152,9 +154,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Every metric of a checkpoint over a whole split, each example counted once.
 
-    The data's classes are matched to the checkpoint's by name; ValueError where they differ.
+    checkpoint: what `load` or `fit` returned, or a folder. ValueError where the data's classes are not those of the
+    checkpoint, in the same order.
     """
-    loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load(checkpoint)
+    loaded = load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     if limit:
         dataset = loop.limited(dataset, limit)

@@ -77,6 +77,9 @@ def save_checkpoint(path: str | Path, card: Card, variables: Mapping) -> Card:
     variables = jax.tree.map(np.asarray, dict(variables))
     card = dataclasses.replace(card, leaves=tuple(leaf_table(variables)))
     path = Path(path)
+    _finish_replacement(path)
+    if path.exists() and not (path / MANIFEST).exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path}: is there already and is no checkpoint; it is not overwritten, choose another name")
     temporary = path.with_name(f".{path.name}.tmp")
     _clear(temporary)
     temporary.mkdir(parents=True)
@@ -94,14 +97,32 @@ def load_checkpoint(path: str | Path, check: bool = True) -> tuple[Card, dict]:
     written, ValueError for a format this version does not read or a card that does not fit its arrays.
     """
     path = Path(path)
-    finish_replacement(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: there is no such checkpoint folder")
+    for _ in range(5):
+        place = _place(path)
+        before = place.stat().st_ino
+        try:
+            return _load_checkpoint(place, check)
+        except (DamagedCheckpoint, FileNotFoundError):
+            # A training may have put a newer one in its place while this one was read.
+            if _place(path).stat().st_ino == before:
+                raise
+    raise DamagedCheckpoint(f"{path}: changes all the time; wait for the training that writes it")
+
+
+def _place(path: Path) -> Path:
+    """Where the checkpoint of this name is: for a moment, while it is replaced, it has another. Changes nothing."""
+    for place in (path, path.with_name(f".{path.name}.old"), path):
+        if place.is_dir():
+            return place
+    raise FileNotFoundError(f"{path}: there is no such checkpoint folder")
+
+
+def _load_checkpoint(path: Path, check: bool) -> tuple[Card, dict]:
     if not (path / MANIFEST).exists() and not (path / CARD).exists():
         raise FileNotFoundError(f"{path}: is not a checkpoint (no {CARD}){_look_inside(path)}")
     if check:
         check_manifest(path)
-    card = read_card(path)
+    card = card_from_json(_read_json(path / CARD), str(path / CARD))
     variables = {"params": {}, "batch_stats": {}, **_read_arrays(path / ARRAYS)}
     if check:
         differing = compare_leaves(card.leaves, leaf_table(variables))
@@ -111,10 +132,12 @@ def load_checkpoint(path: str | Path, check: bool = True) -> tuple[Card, dict]:
 
 
 def read_card(path: str | Path) -> Card:
-    """The card alone, for listings; nothing is checked but its form."""
-    file = Path(path) / CARD
-    if not file.exists():
-        raise FileNotFoundError(f"{path}: is not a checkpoint (no {CARD}){_look_inside(Path(path))}")
+    """The card alone, for listings; every file is checked against the manifest, the arrays are not read."""
+    place = _place(Path(path))
+    file = place / CARD
+    if not file.exists() and not (place / MANIFEST).exists():
+        raise FileNotFoundError(f"{path}: is not a checkpoint (no {CARD}){_look_inside(place)}")
+    check_manifest(place)
     return card_from_json(_read_json(file), str(file))
 
 
@@ -219,11 +242,12 @@ def restore_state(folder: str | Path, like: Any, warn: Any = print) -> tuple[Any
     folder = Path(folder)
     for leftover in folder.glob(".*.tmp"):
         _clear(leftover)
-    for path in reversed(_commits(folder)):
+    commits = _commits(folder)
+    for i, path in reversed(list(enumerate(commits))):
         try:
             check_manifest(path)
         except DamagedCheckpoint as damage:
-            warn(f"{damage}; going back to the commit before it")
+            warn(f"{damage}; {'going back to the commit before it' if i else 'starting from step 0'}")
             continue
         progress = _read_json(path / PROGRESS)
         arrays = _read_arrays(path / ARRAYS)
@@ -273,15 +297,14 @@ def check_manifest(path: Path) -> None:
     raw = file.read_bytes()
     try:
         manifest = json.loads(raw)
-        listed = manifest["files"]
-        whole = raw == _manifest_bytes(listed) and manifest["format"] == FORMAT
-        if isinstance(manifest["format"], int) and manifest["format"] > FORMAT:
-            version = manifest["format"]
-            raise ValueError(f"{file}: format version {version}, this version reads {FORMAT}; upgrade the zoo")
+        listed, version = manifest["files"], manifest["format"]
+        whole = raw == _manifest_bytes(listed, version)
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
         whole = False
     if not whole:
         raise DamagedCheckpoint(f"{file}: is damaged")
+    if version != FORMAT:
+        raise ValueError(f"{file}: format version {version}, this version of the zoo reads {FORMAT}; upgrade it")
     lines = []
     for name, row in listed.items():
         part = path / name
@@ -298,9 +321,9 @@ def check_manifest(path: Path) -> None:
         raise DamagedCheckpoint(f"{path}: damaged: {'; '.join(lines)}")
 
 
-def _manifest_bytes(files: Mapping[str, Any]) -> bytes:
+def _manifest_bytes(files: Mapping[str, Any], version: int = FORMAT) -> bytes:
     """The one spelling of a manifest, so that a flipped bit in it cannot hide in white space."""
-    body = {"files": files, "format": FORMAT}
+    body = {"files": files, "format": version}
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**body, "sha256": digest}, indent=1, sort_keys=True) + "\n").encode()
 
@@ -356,17 +379,27 @@ def _clear(path: Path) -> None:
 
 
 def _replace(new: Path, path: Path) -> None:
-    """Put folder `new` in the place of `path`. A kill in between leaves either, which `finish_replacement` settles."""
+    """Put folder `new` in the place of `path`. A kill in between leaves either, which `_finish_replacement` settles."""
     old = path.with_name(f".{path.name}.old")
     _clear(old)
     if path.exists():
         path.rename(old)
     new.rename(path)
+    sync_folder(path.parent)
     _clear(old)
 
 
-def finish_replacement(path: Path) -> None:
-    """If a kill struck between the two renames of `_replace`, the old folder is put back."""
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` last through a loss of power, where the system lets one."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _finish_replacement(path: Path) -> None:
+    """If a kill struck between the two renames of `_replace`, put the old folder back; for its writer alone."""
     old = path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():
         old.rename(path)

@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     options, unknown = parser.parse_known_args(words)
+    if options.command is None:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}" if unknown else "no command is given")
     if unknown:
         subparsers.choices[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     options.words = words
@@ -56,6 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("ZOO_TRACEBACK"):
             raise
         print(f"zoo {options.command}: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) or os.environ.get("ZOO_TRACEBACK"):
+            raise
+        what = "the memory does not suffice; try a smaller --batch-size or --set micro_batch=N, which accumulates"
+        print(f"zoo {options.command}: {what}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return SIGNAL_EXIT + 2
@@ -80,6 +88,7 @@ def start_jax() -> None:
         except OSError:  # a home that cannot be written to: compile every time
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", 2 << 30)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -107,9 +116,22 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workdir", metavar="DIR", help="the run's folder (default: one under runs/)")
     add("--limit", metavar="N", type=_count, default=None, help="use at most N records of each split")
     add("--dry-run", action="store_true", help="shapes, memory and a time estimate; nothing is trained")
-    add("--save-every", metavar="SECONDS", type=float, default=60.0, help="commit the state this often (default: 60)")
+    add(
+        "--save-every", metavar="SECONDS", type=_seconds, default=60.0, help="commit the state this often (default: 60)"
+    )
     add("--save-steps", metavar="N", type=_count, default=0, help="and every N steps")
+    add("--deterministic", action="store_true", help="the same bits every time on a GPU too, where that is slower")
     add("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
 
 
 def _count(text: str) -> int:
@@ -123,8 +145,12 @@ def _count(text: str) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
+    if options.deterministic:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     start_jax()
     from zoo.training import loop
+    from zoo.training.run import folder_of
 
     config = train_config(options)
     about = {
@@ -132,7 +158,7 @@ def train(options: argparse.Namespace) -> int:
     }  # fmt: skip
     if options.dry_run:
         job = loop.plan(config.model, config.data, config.recipe, **about)
-        loop.describe(job, Path(options.workdir or "runs") / job.config.default_name(), print)
+        loop.describe(job, folder_of(options.workdir, job.config), print)
         for line in loop.dry_run(job):
             print(line, flush=True)
         return 0
@@ -239,6 +265,7 @@ def evaluate(options: argparse.Namespace) -> int:
     import json
 
     from zoo import api
+    from zoo.data.sources import open_dataset
     from zoo.training import metrics
 
     loaded = api.load(options.checkpoint)
@@ -247,8 +274,14 @@ def evaluate(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.checkpoint}: the card does not say what it was trained on; give --data")
     if options.batch_size < 1:
         raise ValueError("--batch-size must be at least 1")
+    try:
+        dataset = open_dataset(data, options.data_dir)
+    except (ValueError, OSError) as error:
+        if options.data:
+            raise
+        raise ValueError(f"{options.checkpoint} was trained on {data!r}; give --data ({_one_line(error)})") from None
     result = api.evaluate(
-        loaded, data, options.split, data_dir=options.data_dir, limit=options.limit, batch_size=options.batch_size,
+        loaded, dataset, options.split, limit=options.limit, batch_size=options.batch_size,
         on_batch=_counter("evaluated"),
     )  # fmt: skip
     if options.json:
@@ -415,6 +448,8 @@ def info(options: argparse.Namespace) -> int:
     if options.name not in MODELS and Path(options.name).exists():
         card = checkpoint.read_card(options.name)
         model, shape = create(card.model, **card.fields), (*card.preprocess.size, card.preprocess.num_channels)
+    elif options.name not in MODELS and (os.sep in options.name or options.name.startswith(".")):
+        raise FileNotFoundError(f"{options.name}: there is no such checkpoint folder")
     else:
         model = create(options.name)
         shape = model.input_shape

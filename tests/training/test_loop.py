@@ -18,7 +18,7 @@ from zoo.training import loop, run
 from zoo.training.recipes import Recipe
 
 RECIPE = Recipe(
-    epochs=4, batch_size=20, learning_rate=0.01, augment=("shift(pixels=1)", "mixup(alpha=0.2)"), ema=0.9, patience=3,
+    epochs=9, batch_size=20, learning_rate=0.01, augment=("shift(pixels=1)", "mixup(alpha=0.2)"), ema=0.9, patience=3,
     monitor="loss", clip_norm=1.0, weight_decay=0.01,
 )  # fmt: skip
 MODEL = {"fields": {"widths": (16,), "image_size": 8, "dropout": 0.2}, "quiet": True}
@@ -31,10 +31,15 @@ def arrays(count=150, classes=3, seed=0):
     return images.astype(np.uint8), labels
 
 
+def misleading():
+    """A validation split most of whose labels are wrong: the loss on it falls for a while, then rises."""
+    images, labels = arrays(60, seed=1)
+    return images, np.where(np.arange(60) % 5 < 3, (labels + 1) % 3, labels)
+
+
 def dataset(test_seed=2, validation=None):
-    return from_arrays(
-        arrays(), validation=validation or arrays(60, seed=1), test=arrays(60, seed=test_seed), name="made"
-    )
+    validation = validation or misleading()
+    return from_arrays(arrays(), validation=validation, test=arrays(60, seed=test_seed), name="made")
 
 
 def outcome(folder: Path):
@@ -49,7 +54,7 @@ def outcome(folder: Path):
         "card": card,
         "metrics": (folder / run.METRICS).read_bytes(),
         "results": (folder / run.RESULTS).read_bytes(),
-        "curves": (folder / "curves.png").read_bytes(),
+        "pictures": [(folder / name).read_bytes() for name in ("curves.png", "confusion.png")],
     }
 
 
@@ -79,6 +84,10 @@ def test_a_run_holds_what_it_should(left_alone):
     assert run.read_config(fitted.workdir).recipe == RECIPE
     assert fitted.card.metrics["step"] in [row["step"] for row in fitted.history if row["best"]]
     assert set(fitted.card.metrics) == {"step", "validation", "test"}
+    assert fitted.card.command == config["made_with"]["command"] and fitted.card.versions["git"]
+    # The kills below must strike while early stopping counts, and where the best is older than the newest state.
+    assert json.loads((fitted.workdir / "results.json").read_text())["stopped"].startswith("no better loss in 3")
+    assert [row["best"] for row in fitted.history][-3:] == [False] * 3
     assert len(list((fitted.workdir / "checkpoints").iterdir())) <= 2
 
 
@@ -124,6 +133,24 @@ def number_of_events(tmp_path_factory):
         folder = tmp_path_factory.mktemp("runs") / "counted"
         loop.fit("mlp", dataset(), RECIPE, workdir=folder, save_steps=5, **MODEL)
     return count[0]
+
+
+def test_killed_at_every_moment_of_the_start(tmp_path, monkeypatch):
+    """Before the first commit there is nothing to go on from, but the same command must start again."""
+    recipe = Recipe(epochs=1, batch_size=75)
+    for moment in range(1, 9):
+        left = [moment]
+
+        def strike(left=left):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            instrument(patch.setattr, strike)
+            with pytest.raises(Killed):
+                loop.fit("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL)
+    assert loop.fit("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL).history
 
 
 @pytest.mark.parametrize("lives", [3, 6])
@@ -259,11 +286,14 @@ def test_a_score_that_is_not_there_is_an_error():
         loop.monitor_score({"roc_auc": None, "loss": 1.0, "notes": ["all examples are of one class"]}, "roc_auc")
 
 
-def test_a_loss_that_is_not_finite_stops_in_words(tmp_path):
-    recipe = Recipe(epochs=30, batch_size=20, optimizer="sgd", schedule="constant", learning_rate=1e30)
-    with pytest.raises(loop.Diverged, match=r"at step \d+ with learning rate 1e\+30; try a lower") as error:
+@pytest.mark.parametrize(("batch_size", "epochs"), [(20, 30), (0, 1)])
+def test_what_is_not_finite_stops_in_words_and_is_not_saved(tmp_path, batch_size, epochs):
+    """Also where the very last update ruins the parameters, which no training loss sees any more."""
+    recipe = Recipe(epochs=epochs, batch_size=batch_size, optimizer="sgd", schedule="constant", learning_rate=1e38)
+    with pytest.raises(loop.Diverged, match=r"at step \d+ with learning rate 1e\+38; try a lower") as error:
         loop.fit("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL)
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "best").exists() and not list((tmp_path / "run").glob("checkpoints/*"))
 
 
 def test_another_configuration_in_the_same_folder_is_refused(left_alone):
@@ -275,13 +305,18 @@ def test_another_configuration_in_the_same_folder_is_refused(left_alone):
         loop.fit("mlp", dataset(), other, workdir=folder, **MODEL)
 
 
-def test_changed_data_is_refused(tmp_path):
-    recipe = Recipe(epochs=1, batch_size=50)
-    loop.fit("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL)
-    (tmp_path / "run" / "results.json").unlink()
-    other = from_arrays(arrays(seed=5), validation=arrays(60, seed=1), test=arrays(60, seed=2), name="made")
-    with pytest.raises(ValueError, match="data of made has changed"):
-        loop.fit("mlp", other, recipe, workdir=tmp_path / "run", **MODEL)
+def test_other_data_of_the_same_name_is_another_run(left_alone):
+    other = from_arrays(arrays(seed=5), validation=misleading(), test=arrays(60, seed=2), name="made")
+    with pytest.raises(ValueError, match=r"holds another run; data\.fingerprint is"):
+        loop.fit("mlp", other, RECIPE, workdir=left_alone[0].workdir, **MODEL)
+    ours, theirs = (loop.plan("mlp", data, RECIPE, fields=MODEL["fields"]).config for data in (dataset(), other))
+    assert ours.default_name() != theirs.default_name()
+
+
+def test_one_process_at_a_time_in_a_folder(left_alone):
+    folder = left_alone[0].workdir
+    with run.locked(folder), pytest.raises(ValueError, match="another process is training"):
+        loop.fit("mlp", dataset(), RECIPE, workdir=folder, **MODEL)
 
 
 def test_default_names_differ_by_what_changes_the_result():

@@ -132,6 +132,12 @@ def test_each_schedule_warms_up(name):
     assert [float(schedule(step)) for step in (0, 10, 20)] == pytest.approx([0, start / 2, start], abs=1e-6)
 
 
+def test_milestones_that_coincide_in_a_short_training_both_count():
+    recipe = Recipe(schedule="step", milestones=(0.5, 0.75), learning_rate=1.0)
+    schedule = optim.learning_rate_schedule(recipe, 3, 1)
+    assert float(schedule(2)) == pytest.approx(0.01)
+
+
 def test_a_warm_up_does_not_move_the_milestones():
     recipe = Recipe(schedule="step", milestones=(0.5,), learning_rate=1.0, epochs=10, warmup_epochs=2.0)
     schedule = optim.learning_rate_schedule(recipe, 100, 10)

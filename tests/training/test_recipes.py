@@ -35,6 +35,8 @@ def test_digits_are_never_mirrored(name):
         ({"schedule": "x"}, "choose from constant"),
         ({"epochs": 0}, "epochs=0: must be above zero"),
         ({"epochs": float("nan")}, "epochs=nan"),
+        ({"epochs": float("inf")}, "epochs=inf"),
+        ({"seed": 2**32}, "below"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0"),
         ({"batch_size": -4}, "batch_size=-4"),
         ({"batch_size": 2.5}, "should be of type int"),

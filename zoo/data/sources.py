@@ -152,10 +152,13 @@ def held_out(keys: Sequence[bytes], labels: NDArray[Any], count: int) -> NDArray
     for label, wanted in zip(classes, quota, strict=True):
         members = Counter(keys[i] for i in np.flatnonzero(labels == label).tolist())
         taken = 0
-        for key in sorted(members)[:-1]:  # the last one stays
-            if taken == 0 or taken + members[key] <= wanted:
+        ranked = sorted(members)[:-1]  # the last one stays
+        for key in ranked:
+            if taken + members[key] <= wanted:
                 chosen.add(key)
                 taken += members[key]
+        if taken == 0 and ranked:
+            chosen.add(min(ranked, key=lambda key: members[key]))
     return np.fromiter((key in chosen for key in keys), bool, len(keys))
 
 

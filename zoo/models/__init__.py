@@ -5,6 +5,7 @@ Adding a model is one file here and one line in MODELS; the tests then ask of it
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -109,8 +110,37 @@ def create(name: str, **fields: Any) -> nn.Module:
             near = difflib.get_close_matches(field, known, n=1)
             hint = f"did you mean {near[0]}?" if near else ""
             raise ValueError(f"{name} has no field {field!r}; {hint or 'its fields are ' + ', '.join(known)}")
+    defaults = MODELS[name]()
+    for field, value in fields.items():
+        _check_field(f"{name}: {field}", getattr(defaults, field), value)
     # JSON has lists where a hashable dataclass needs tuples.
     return MODELS[name](**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+
+
+def _check_field(what: str, default: Any, value: Any) -> None:
+    """ValueError unless `value` is of the kind of the default: counts from 0 on, rates (dropout, …) below 1."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if what.endswith("num_classes"):
+        good, wanted = value is None or (isinstance(value, int) and value > 0), "a number of classes, or None"
+    elif isinstance(default, bool):
+        good, wanted = isinstance(value, bool), "true or false"
+    elif isinstance(default, int):
+        good, wanted = isinstance(value, int) and number and value >= 0, "a whole number from 0 on"
+    elif isinstance(default, float):
+        rate = any(word in what for word in ("dropout", "rate", "stochastic_depth"))
+        good, wanted = (
+            number and (0 <= value < 1 if rate else math.isfinite(value)),
+            "in [0, 1)" if rate else "a number",
+        )
+    elif isinstance(default, tuple):
+        whole = isinstance(value, (tuple, list)) and all(isinstance(v, int) and v >= 0 for v in value)
+        good, wanted = whole, "whole numbers from 0 on"
+    elif isinstance(default, str):
+        good, wanted = isinstance(value, str), "a word"
+    else:
+        return
+    if not good:
+        raise ValueError(f"{what}={value!r}: should be {wanted}")
 
 
 def init(model: nn.Module, key: jax.Array | int, image_shape: tuple[int, int, int] | None = None) -> dict:

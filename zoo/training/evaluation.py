@@ -42,10 +42,20 @@ def evaluate(
     size = min(batch_size, _power_of_two(len(split)))
     gather = len(split) * len(class_names) <= metrics.SCORE_LIMIT
     total, scores, done = None, [], 0
-    for batch in eval_batches(split, preprocess, batch_size=size):
-        sums, probabilities = step(variables, batch)
+
+    def results():
+        """What the device made of each batch, one batch late, so that the host reads on meanwhile."""
+        late = None
+        for batch in eval_batches(split, preprocess, batch_size=size):
+            now = (batch["weight"] > 0, step(variables, batch))
+            if late is not None:
+                yield late
+            late = now
+        if late is not None:
+            yield late
+
+    for real, (sums, probabilities) in results():
         total = metrics.add(total, sums)
-        real = batch["weight"] > 0
         if gather:
             scores.append(np.asarray(probabilities)[real])
         done += int(real.sum())

@@ -5,6 +5,7 @@ a run that is killed and started again ends with the same bits as one that was l
 """
 
 import dataclasses
+import json
 import math
 import signal
 import threading
@@ -71,6 +72,12 @@ class Plan:
     total_steps: int
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
+    parameters: int
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model as a checkpoint of it will be run: in float32, whatever it is trained in."""
+        return models.with_runtime(self.model, dtype=jax.numpy.float32)
 
     @property
     def recipe(self) -> Recipe:
@@ -110,13 +117,28 @@ def plan(
     size = (recipe.image_size, recipe.image_size) if recipe.image_size else network.input_shape[:2]
     preprocess = preprocess_for(dataset, size, getattr(network, "channels", None))
     network = models.with_runtime(network, dtype=_DTYPES[recipe.precision])
+    # Tracing the model here finds what its fields or the image size make impossible before anything is written.
+    parameters = models.count_parameters(models.abstract_variables(network, (*size, preprocess.num_channels)))
 
     count = len(dataset.splits["train"])
     batch_size = recipe.batch_size or count
     total_steps = max(math.ceil(recipe.epochs * count / batch_size), 1)
     optimizer, schedule = make_optimizer(recipe, total_steps, count / batch_size)
-    config = Config(model, models.defining_fields(network), dataset.name, recipe, limit, data_dir)
-    return Plan(config, network, dataset, preprocess, batch_size, count / batch_size, total_steps, optimizer, schedule)
+    config = Config(
+        model, models.defining_fields(network), dataset.name, recipe, limit, dataset.fingerprint(), data_dir
+    )
+    return Plan(
+        config,
+        network,
+        dataset,
+        preprocess,
+        batch_size,
+        count / batch_size,
+        total_steps,
+        optimizer,
+        schedule,
+        parameters,
+    )
 
 
 def limited(dataset: Dataset, limit: int) -> Dataset:
@@ -180,18 +202,17 @@ def fit(
     folder = runs.open_folder(workdir, job.config, command)
     with Display(job.total_steps, job.batch_size, job.recipe.epochs, quiet=quiet) as display:
         describe(job, folder, display.say)
-        if (folder / runs.RESULTS).exists():
-            display.say(f"this run is finished; for another, change --seed, another option or --workdir: {folder}")
-        else:
-            train(job, folder, display, save_seconds, save_steps)
+        with runs.locked(folder):
+            if (folder / runs.RESULTS).exists():
+                display.say(f"this run is finished; for another, change --seed, another option or --workdir: {folder}")
+            else:
+                train(job, folder, display, save_seconds, save_steps)
     card, variables = checkpoint.load_checkpoint(folder / runs.BEST)
     rows = read_rows(folder)
-    return Fitted(job.model, jax.device_put(variables), card, rows, folder)
+    return Fitted(job.evaluated, jax.device_put(variables), card, rows, folder)
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    import json
-
     return [json.loads(line) for line in (folder / runs.METRICS).read_text().splitlines()]
 
 
@@ -215,14 +236,11 @@ def train(job: Plan, folder: Path, display: Display, save_seconds: float, save_s
 def resume(job: Plan, folder: Path, state: TrainState, say: Callable) -> tuple[TrainState, dict, Progress]:
     """State, best variables and progress of the newest commit; those given where the run is new."""
     best = jax.device_get(evaluated_variables(state))
-    fingerprint = job.dataset.fingerprint()
     found = checkpoint.restore_state(folder / runs.CHECKPOINTS, {"state": state, "best": best}, say)
     if found is None:
-        return state, best, Progress(fingerprint=fingerprint)
+        return state, best, Progress()
     arrays, saved = found
     progress = Progress(**saved)
-    if progress.fingerprint != fingerprint:
-        raise ValueError(f"{folder}: the data of {job.dataset.name} has changed since this run began; start a new run")
     say(f"going on from step {progress.step:,} of {job.total_steps:,}")
     return jax.tree.map(jax.numpy.asarray, arrays["state"]), arrays["best"], progress
 
@@ -234,6 +252,7 @@ class Trainer:
         self.job, self.folder, self.display, self.logs = job, folder, display, logs
         self.state, self.best, self.progress = state, best, progress
         self.pending: list[tuple[int, dict]] = []
+        self.exported = -1  # the best step that best/ holds
         self.committed = time.monotonic()
 
     def run(self, caught: list[int], save_seconds: float, save_steps: int) -> None:
@@ -264,18 +283,24 @@ class Trainer:
     def settle(self, step: int, report: dict) -> None:
         """Take one step's metrics to the host, and stop where the loss is not finite."""
         report = jax.device_get(report)
-        loss, objective = float(report["loss"]), float(report["objective"])
-        if not (math.isfinite(loss) and math.isfinite(objective)):
-            kept = checkpoint.newest_commit(self.folder / runs.CHECKPOINTS)
-            raise Diverged(
-                f"the loss is {loss if not math.isfinite(loss) else objective} at step {step:,} with learning rate "
-                f"{float(self.job.schedule(step - 1)):.3g}; try a lower --learning-rate, --set warmup_epochs=1 or "
-                f"--set clip_norm=1 ({f'the last good state is {kept}' if kept else 'nothing was saved before'})"
-            )
+        loss = float(report["loss"])
+        for what, value in (("loss", loss), ("objective", report["objective"]), ("update", report["update"])):
+            self.require_finite(what, float(value), step)
         examples = int(report["examples"])
         new = {"loss": loss * examples, "top1": int(report["top1"]), "examples": examples}
         self.progress.sums = {key: self.progress.sums.get(key, 0) + value for key, value in new.items()}
         self.display.update(step, loss)
+
+    def require_finite(self, what: str, value: float, step: int) -> None:
+        """Raise Diverged, saying what to try, unless the value is a number."""
+        if math.isfinite(value):
+            return
+        kept = checkpoint.newest_commit(self.folder / runs.CHECKPOINTS)
+        raise Diverged(
+            f"the {what} is {value} at step {step:,} with learning rate {float(self.job.schedule(step - 1)):.3g}; try "
+            "a lower --learning-rate, --set warmup_epochs=1 or --set clip_norm=1 "
+            f"({f'the last good state is {kept}' if kept else 'nothing was saved before'})"
+        )
 
     def drain(self) -> None:
         for item in self.pending:
@@ -288,7 +313,8 @@ class Trainer:
         job, progress = self.job, self.progress
         variables = evaluated_variables(self.state)
         split = job.dataset.splits["validation"]
-        result = evaluate(job.model, variables, split, job.preprocess, job.dataset.class_names)
+        result = evaluate(job.evaluated, variables, split, job.preprocess, job.dataset.class_names)
+        self.require_finite("validation loss", result["loss"], progress.step)
         score = monitor_score(result, job.recipe.monitor)
         better = progress.best_score is None or score > progress.best_score
         if better:
@@ -325,8 +351,9 @@ class Trainer:
         self.drain()
         arrays = {"state": self.state, "best": self.best}
         checkpoint.save_state(self.folder / runs.CHECKPOINTS, self.progress.step, arrays, self.progress.to_json())
-        if self.progress.history:
+        if self.progress.history and self.exported != self.progress.best_step:
             save_best(self.job, self.folder, self.best, self.progress, {})
+            self.exported = self.progress.best_step
         self.committed = time.monotonic()
 
 
@@ -341,6 +368,7 @@ def monitor_score(result: dict[str, Any], monitor: str) -> list[float]:
 
 def save_best(job: Plan, folder: Path, variables: dict, progress: Progress, results: dict) -> checkpoint.Card:
     row = next(row for row in progress.history if row["step"] == progress.best_step)
+    made = json.loads((folder / runs.CONFIG).read_text())["made_with"]
     validation = {key.removeprefix("validation_"): value for key, value in row.items() if key.startswith("validation_")}
     card = checkpoint.Card(
         model=job.config.model,
@@ -350,23 +378,22 @@ def save_best(job: Plan, folder: Path, variables: dict, progress: Progress, resu
         recipe=dataclasses.asdict(job.recipe),
         data={"source": job.config.data, "limit": job.config.limit, "notes": list(job.dataset.notes)},
         metrics={"step": progress.best_step, "validation": validation, **results},
-        versions=runs.versions(),
+        versions=made["versions"] | {"git": made["git"] or "unknown"},
         source="trained with jax-model-zoo",
+        command=made["command"],
     )
     return checkpoint.save_checkpoint(folder / runs.BEST, card, variables)
 
 
 def finish(job: Plan, folder: Path, trainer: Trainer, display: Display) -> None:
     """Evaluate the best checkpoint on every held-out split, draw, and write results.json last."""
-    import json
-
     from zoo.training import plots
 
     progress, results = trainer.progress, {}
     for name in ("validation", "test"):
         if name in job.dataset.splits:
             split = job.dataset.splits[name]
-            results[name] = evaluate(job.model, trainer.best, split, job.preprocess, job.dataset.class_names)
+            results[name] = evaluate(job.evaluated, trainer.best, split, job.preprocess, job.dataset.class_names)
     brief = {name: {key: result[key] for key in result if key != "confusion"} for name, result in results.items()}
     save_best(job, folder, trainer.best, progress, brief)
     plots.draw_curves(progress.history, folder / "curves.png", best_step=progress.best_step)
@@ -388,10 +415,10 @@ def finish(job: Plan, folder: Path, trainer: Trainer, display: Display) -> None:
 
 def describe(job: Plan, folder: Path, say: Callable[[str], None]) -> None:
     """What is about to be trained, on what, how and where."""
-    recipe, count = job.recipe, models.count_parameters(models.abstract_variables(job.model, job.image_shape))
+    recipe = job.recipe
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in job.dataset.splits.items())
     height, width, channels = job.image_shape
-    say(f"model: {job.config.model}, {count:,} parameters, images {height}x{width}x{channels}")
+    say(f"model: {job.config.model}, {job.parameters:,} parameters, images {height}x{width}x{channels}")
     say(f"data: {job.dataset.name}, {job.dataset.num_classes} classes; {sizes}")
     for note in job.dataset.notes:
         say(f"      {note}")
@@ -399,7 +426,8 @@ def describe(job: Plan, folder: Path, say: Callable[[str], None]) -> None:
         f"recipe: {recipe.optimizer}, rate {recipe.learning_rate:g} ({recipe.schedule}), {recipe.epochs:g} epochs = "
         f"{job.total_steps:,} steps of {job.batch_size}; {'; '.join(recipe.augment) or 'no augmentation'}"
     )
-    say(f"run: {folder} on {jax.device_count()} {jax.devices()[0].device_kind} device(s), {recipe.precision}")
+    others = f" (one of {jax.device_count()} devices)" if jax.device_count() > 1 else ""
+    say(f"run: {folder} on {jax.devices()[0].device_kind}{others}, {recipe.precision}")
 
 
 def dry_run(job: Plan) -> Iterator[str]:

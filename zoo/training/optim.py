@@ -19,7 +19,10 @@ def learning_rate_schedule(recipe: Recipe, total_steps: int, steps_per_epoch: fl
         main = optax.constant_schedule(peak)
     elif recipe.schedule == "step":
         # Milestones are fractions of the whole training, warm-up included, as a paper's iteration numbers are.
-        bounds = {max(round(fraction * total_steps) - warmup, 0): recipe.decay_factor for fraction in recipe.milestones}
+        bounds: dict[int, float] = {}
+        for fraction in recipe.milestones:
+            step = max(round(fraction * total_steps) - warmup, 0)
+            bounds[step] = bounds.get(step, 1.0) * recipe.decay_factor  # of a short training two may coincide
         main = optax.piecewise_constant_schedule(peak, bounds)
     elif recipe.schedule == "exponential":
         every = max(round(recipe.decay_every_epochs * steps_per_epoch), 1)

@@ -7,6 +7,7 @@ Lengths are in epochs (passes over the training split); decays and penalties are
 import dataclasses
 import difflib
 import fnmatch
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ class Recipe:
     l2: float = 0.0
     """Penalty l2 / 2 * sum w^2 added to the loss, over weights unless `decay_all`: the classic weight decay of SGD."""
     weight_decay: float = 0.0
-    """Decoupled decay (Loshchilov and Hutter 2019), times the learning rate, over weights unless `decay_all`."""
+    """Decoupled decay (Loshchilov and Hutter 2019), times the learning rate, over weights unless `decay_all`; of any
+    optimiser, so adam with it is adamw."""
     decay_all: bool = False
     """Penalties and decay also act on biases and norm scales, as in He et al. 2015."""
     label_smoothing: float = 0.0
@@ -114,6 +116,7 @@ class Recipe:
         require(self.warmup_epochs <= self.epochs, "warmup_epochs", f"the training has only {self.epochs:g} epochs")
         rising = all(0 < a < b for a, b in zip(self.milestones, (*self.milestones[1:], 1.0), strict=True))
         require(rising, "milestones", "must be rising fractions of the training, between 0 and 1")
+        require(self.seed < 2**32, "seed", "must be below 2**32")
         whole = self.micro_batch == 0 or (self.batch_size and self.batch_size % self.micro_batch == 0)
         require(bool(whole), "micro_batch", f"must divide batch_size={self.batch_size}")
         if self.augment:
@@ -139,7 +142,7 @@ def _check_type(name: str, value: Any) -> None:
         item = typing.get_args(expected)[0]
         good = isinstance(value, tuple) and all(isinstance(v, (item, int) if item is float else item) for v in value)
     elif expected is float:
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     else:
         good = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
     if not good:

@@ -16,15 +16,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoo.checkpoint import sync_folder
 from zoo.training.recipes import Recipe, recipe_from_json
 
 CONFIG, METRICS, RESULTS, TIMING = "config.json", "metrics.jsonl", "results.json", "timing.jsonl"
-CHECKPOINTS, BEST = "checkpoints", "best"
+CHECKPOINTS, BEST, LOCK = "checkpoints", "best", ".lock"
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,20 @@ class Config:
     data: str
     recipe: Recipe
     limit: int = 0
+    fingerprint: str = ""
+    """Of the training and validation data: the same name may come to mean other data."""
     data_dir: str | None = None
     """Where the data lies; not part of what the run is."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "model": {"name": self.model, "fields": self.fields},
-            "data": {"source": self.data, "limit": self.limit, "dir": self.data_dir},
+            "data": {
+                "source": self.data,
+                "limit": self.limit,
+                "fingerprint": self.fingerprint,
+                "dir": self.data_dir,
+            },
             "recipe": dataclasses.asdict(self.recipe),
         }
 
@@ -57,7 +66,8 @@ class Config:
 
     def default_name(self) -> str:
         """model-data-hash: another seed or learning rate is another run."""
-        data = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.data.split(":", 1)[-1]).stem).strip("-").lower() or "data"
+        last = Path(self.data).stem if Path(self.data).exists() else self.data.split(":", 1)[-1]
+        data = re.sub(r"[^A-Za-z0-9]+", "-", last).strip("-").lower() or "data"
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.model}-{data}-{digest}"
 
@@ -68,7 +78,7 @@ def config_from_json(data: Any, where: str) -> Config:
         model, source = data["model"], data["data"]
         return Config(
             model["name"], dict(model["fields"]), source["source"], recipe_from_json(data["recipe"]),
-            source["limit"], source["dir"],
+            source["limit"], source["fingerprint"], source["dir"],
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise ValueError(f"{where}: is not the config of a run ({error})") from None
@@ -88,9 +98,14 @@ def read_config(file: str | Path) -> Config:
     return config_from_json(data, str(file))
 
 
+def folder_of(workdir: str | Path | None, config: Config) -> Path:
+    """Where a run of this configuration is, or would be."""
+    return Path(workdir) if workdir else Path("runs") / config.default_name()
+
+
 def open_folder(workdir: str | Path | None, config: Config, command: str) -> Path:
     """The run's folder, made or found. ValueError listing the differences if it holds another configuration."""
-    path = Path(workdir) if workdir else Path("runs") / config.default_name()
+    path = folder_of(workdir, config)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: is a file; --workdir takes a folder")
     if (path / CONFIG).exists():
@@ -98,7 +113,8 @@ def open_folder(workdir: str | Path | None, config: Config, command: str) -> Pat
         if lines:
             raise ValueError(f"{path} holds another run; {'; '.join(lines)}. Give another --workdir, or none")
         return path
-    if path.exists() and any(path.iterdir()):
+    leftovers = {f".{CONFIG}.tmp", LOCK}  # of a kill before the config was there
+    if path.exists() and any(part.name not in leftovers for part in path.iterdir()):
         raise ValueError(f"{path}: is not empty and not a run; give another --workdir")
     path.mkdir(parents=True, exist_ok=True)
     made = {"command": command, "git": git_revision(), "versions": versions()}
@@ -115,8 +131,28 @@ def differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
 
 def write_atomically(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with open(temporary, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
     temporary.replace(file)
+    sync_folder(file.parent)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time in a run's folder; ValueError if another is there (on systems that have such locks)."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(folder / LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{folder}: another process is training in this folder") from None
+        yield
 
 
 def note_timing(folder: Path, first: int, last: int, batch_size: int, seconds: float) -> None:
@@ -128,7 +164,7 @@ def note_timing(folder: Path, first: int, last: int, batch_size: int, seconds: f
         "steps": [first, last],
         "seconds": round(seconds, 1),
         "images_per_second": round((last - first) * batch_size / max(seconds, 1e-9), 1),
-        "devices": f"{jax.device_count()} x {device}" + (f", {os.cpu_count()} cores" if device == "cpu" else ""),
+        "device": device + (f", {os.cpu_count()} cores" if device == "cpu" else ""),
     }
     with open(folder / TIMING, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
@@ -177,8 +213,6 @@ class Progress:
     """Of the training steps since the last evaluation."""
     stopped: str = ""
     """Why training is over; empty while it is not."""
-    fingerprint: str = ""
-    """Of the training and validation data."""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -201,11 +235,13 @@ class Logs:
             from tensorboardX import SummaryWriter
 
             # Events after the last row that stands are another life's: TensorBoard is told to forget them.
-            purge = None if self.last is None else self.last + 1
+            purge = 0 if self.last is None else self.last + 1
             self.writer = SummaryWriter(str(self.folder), purge_step=purge, flush_secs=10)
         for key, value in row.items():
-            if isinstance(value, (int, float)) and key not in ("step", "epoch"):
-                self.writer.add_scalar(key.replace("_", "/", 1), value, row["step"])
+            if isinstance(value, (int, float)) and key not in ("step", "epoch", "best"):
+                split, _, metric = key.partition("_")
+                tag = f"{metric}/{split}" if split in ("train", "validation") else key
+                self.writer.add_scalar(tag, value, row["step"])
 
     def close(self) -> None:
         if self.writer is not None:

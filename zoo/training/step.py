@@ -67,7 +67,8 @@ def make_train_step(
     """The pure function (state, batch) -> (state, metrics).
 
     metrics: "loss" (mean over the batch, without penalties), "objective" (what is minimised), "top1" and "examples"
-    (counts; under mixing labels an example is right when its heaviest class wins). `axis_name` is pmap's axis, over
+    (counts; under mixing labels an example is right when its heaviest class wins), "update" (norm of the step taken:
+    where it is not finite, neither are the parameters any more). `axis_name` is pmap's axis, over
     which gradients and sums are shared. `unroll` lays gradient accumulation out flat: a convolution inside a loop is
     slow on CPU.
     """
@@ -141,6 +142,7 @@ def make_train_step(
             decay = jnp.minimum(recipe.ema, (1 + step) / (10 + step))
             ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, variables)
         report = {**sums, "loss": sums["loss"] / sums["examples"], "objective": value}
+        report["update"] = jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(updates)))
         return TrainState(state.step + 1, variables, opt_state, ema, state.key), report
 
     return train_step

@@ -1,0 +1,95 @@
+"""Compiled for a platform: the options are tried, and what the compiler refuses is done without."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from zoo import models
+from zoo.models import layers
+from zoo.training import parallel
+
+
+@pytest.fixture
+def options(monkeypatch):
+    """Other compiler options for the CPU than the real ones."""
+
+    def replace(*candidates):
+        monkeypatch.setattr(parallel, "_CPU_OPTIONS", candidates)
+        parallel.compiler_options.cache_clear()
+
+    yield replace
+    parallel.compiler_options.cache_clear()
+
+
+def test_options_of_this_version():
+    """Both are there in the version of jax that the tests run with; if this fails, training on a CPU has become slow."""
+    assert set(parallel.compiler_options("cpu")) == {"xla_cpu_experimental_ynn_fusion_type", "xla_disable_hlo_passes"}
+    assert parallel.compiler_options("gpu") is None
+
+
+def test_barriers_last():
+    def scrap(x):
+        return lax.optimization_barrier(x * 2) + 1
+
+    assert "opt-barrier" in jax.jit(scrap, compiler_options=parallel.compiler_options()).lower(1.0).compile().as_text()
+
+
+def test_without_the_options_the_results_agree(options):
+    x, kernel = (jnp.asarray(np.random.default_rng(i).normal(size=(3, 3, 3, 4)), jnp.float32) for i in range(2))
+
+    def gradients(x, kernel):
+        def total(x, kernel):
+            x = layers.relu(layers.conv2d(x[..., :3], kernel, (1, 1), ((1, 1), (1, 1))))
+            return jnp.square(layers.max_pool(layers.batch_norm_of_batch(x, 1.0, 0.0, 1e-3)[0], 2, 1)).sum()
+
+        return jax.grad(total, argnums=(0, 1))(x, kernel)
+
+    plain = jax.jit(lambda *args: gradients(*args))(x, kernel)
+    real = parallel._CPU_OPTIONS
+    refused = {"xla_no_such_option": True}
+    for candidates in (real, (refused, *real[:1]), (*real[1:], refused), (refused,)):
+        options(*candidates)
+        expected = {name for option in candidates for name in option} - set(refused)
+        assert set(parallel.compiler_options() or {}) == expected
+        tuned = parallel.compiled(gradients)(x, kernel)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), tuned, plain)
+
+
+def test_an_option_that_counts_wrong_is_left_out(options, monkeypatch):
+    real_jit = jax.jit
+
+    def broken(function, *, compiler_options=None, **kwargs):
+        return real_jit(lambda *args: function(*args) + 1e-3 if compiler_options else function(*args), **kwargs)
+
+    options(*parallel._CPU_OPTIONS)
+    monkeypatch.setattr(jax, "jit", broken)
+    assert parallel.compiler_options() is None
+
+
+def test_formulation_is_set_only_inside():
+    seen = []
+
+    def function(x):
+        seen.append(layers._on_cpu())
+        return x
+
+    parallel.compiled(function)(1.0)
+    jax.jit(lambda x: function(x))(1.0)
+    assert seen == [True, False]
+
+
+def test_plain_by_default():
+    """Forward-mode differentiation, which a custom_vjp stands in the way of."""
+    model = models.create("resnet20", blocks=(1,), width=4, num_classes=3)
+    variables = models.init(model, 0, (8, 8, 3))
+    images = jnp.ones((2, 8, 8, 3))
+
+    def logits(images):
+        return model.apply(variables, images, train=True, mutable=["batch_stats"])[0][0]
+
+    _, tangent = jax.jvp(logits, (images,), (images,))
+    assert tangent.shape == (2, 3)
+    with layers.formulation("cpu"), pytest.raises(TypeError, match="custom_vjp"):
+        jax.jvp(lambda images: logits(images), (images,), (images,))
