@@ -1,0 +1,103 @@
+"""AlexNet: towers that keep to themselves, what is bound to the image size and what is not, the paper's beginnings."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from seeded import seeded_images, seeded_variables
+
+import zoo.models as models
+from zoo.models import create
+from zoo.models.alexnet import _normalise_within_towers
+
+TINY = {"width": 0.1, "num_classes": 10}  # 8, 24, 40, 40 and 24 maps, 408 units
+
+
+def shapes(model, image_shape):
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    _, ends = jax.eval_shape(model.apply, models.abstract_variables(model, image_shape), images)
+    return {stage: ends[stage].shape[1:] for stage in model.stages if stage != "head"}
+
+
+def test_activations_have_the_sizes_of_figure_2():
+    assert shapes(create("alexnet"), (227, 227, 3)) == {
+        "conv1": (55, 55, 2 * 48),
+        "conv2": (27, 27, 2 * 128),
+        "conv3": (13, 13, 2 * 192),
+        "conv4": (13, 13, 2 * 192),
+        "conv5": (13, 13, 2 * 128),
+        "dense6": (2 * 2048,),
+        "dense7": (2 * 2048,),
+    }
+
+
+def test_towers_exchange_maps_only_before_conv3():
+    """Section 3.5: with other kernels in the second tower's conv1, the first tower's conv2 stays as it was."""
+    model = create("alexnet_small", **TINY, image_size=15)
+    variables = seeded_variables(models.abstract_variables(model))
+    other = jax.tree.map(jnp.asarray, variables)
+    kernel = other["params"]["conv1"]["kernel"]
+    other["params"]["conv1"]["kernel"] = kernel.at[..., kernel.shape[-1] // 2 :].multiply(2)
+    run = jax.jit(model.apply)
+    images = seeded_images((1, 15, 15, 3))
+    before, after = run(variables, images)[1], run(other, images)[1]
+    half = before["conv2"].shape[-1] // 2
+    assert np.array_equal(before["conv2"][..., :half], after["conv2"][..., :half])
+    assert not np.allclose(before["conv2"][..., half:], after["conv2"][..., half:])
+    assert not np.allclose(before["conv3"][..., :half], after["conv3"][..., :half])
+
+
+def test_normalisation_is_that_of_section_3_3_within_each_tower():
+    x = 30 * seeded_images((1, 2, 3, 12))
+    ours = _normalise_within_towers(jnp.asarray(x))
+    for i in range(12):
+        tower = range(0, 6) if i < 6 else range(6, 12)
+        near = [j for j in tower if abs(i - j) <= 2]
+        expected = x[..., i] / (2 + 1e-4 * np.square(x[..., near]).sum(-1)) ** 0.75
+        np.testing.assert_allclose(ours[..., i], expected, rtol=1e-5)
+
+
+def test_beginnings_of_section_5():
+    model = create("alexnet", width=0.25, image_size=67)
+    params = models.init(model, 0)["params"]
+    biases = {name: set(np.unique(layer["bias"]).tolist()) for name, layer in params.items()}
+    ones = {"conv2", "conv4", "conv5", "dense6", "dense7"}
+    assert biases == {name: {1.0} if name in ones else {0.0} for name in biases}
+    for name, layer in params.items():
+        assert np.std(layer["kernel"]) == pytest.approx(0.01, rel=0.03), name
+
+
+def test_dense_layers_bind_two_towers_to_their_size():
+    model = create("alexnet_small", image_size=28)
+    assert model.input_shape == (28, 28, 3)
+    with pytest.raises(ValueError, match=r"made for images of 28x28 pixels.*got 32x32.*image_size=32"):
+        models.abstract_variables(model, (32, 32, 3))
+    assert models.count_parameters(models.abstract_variables(create("alexnet", image_size=224))) < 60_965_224
+
+
+def test_one_tower_adapts_to_any_size():
+    """The mean before the dense layers always leaves pool_size x pool_size cells."""
+    at = partial(models.abstract_variables, create("alexnet_owt"))
+    assert at((63, 63, 3)) == at((224, 224, 3)) == at((300, 200, 3))
+    small = models.abstract_variables(create("alexnet_owt_small"))["params"]["dense6"]["kernel"]
+    assert small.shape == (3 * 3 * 128, 2048)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("alexnet", 67), ("alexnet_small", 15), ("alexnet_owt", 63), ("alexnet_owt_small", 15)]
+)
+def test_the_smallest_image(name, least):
+    def at(side):
+        return create(name, **({"image_size": side} if "owt" not in name else {}))
+
+    assert min(shapes(at(least), (least, least, 3))["conv5"]) >= 3  # what the last pool needs
+    with pytest.raises(ValueError, match=f"at least {least}x{least} pixels; got {least - 1}x{least - 1}"):
+        models.abstract_variables(at(least - 1), (least - 1, least - 1, 3))
+
+
+@pytest.mark.parametrize("name", ["alexnet", "alexnet_owt"])
+def test_stems_are_two(name):
+    with pytest.raises(ValueError, match="stems imagenet and small"):
+        models.abstract_variables(create(name, stem="tiny"))
