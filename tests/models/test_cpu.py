@@ -60,6 +60,11 @@ def test_maximum_over_windows(size, window, stride, padding, ceil):
         assert_same(lambda x: layers.max_pool(x, window, stride, padding, ceil), jnp.round(x))
 
 
+def test_relu():
+    with jax.enable_x64(True):
+        assert_same(layers.relu, jnp.round(random(0, 4, 5, 6) * 2) / 2)  # zeros among them
+
+
 def test_maximum_of_nan_is_nan():
     x = jnp.zeros((1, 6, 6, 1)).at[0, 2, 3, 0].set(jnp.nan)
     (plain, _), (cpu, _) = both(lambda x: layers.max_pool(x, 3, 2), x)

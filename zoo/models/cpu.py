@@ -258,6 +258,30 @@ def _max_pool_backward(window, stride, pads, size, winner, g):
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
+# --- activation --------------------------------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0), computed once: without the barrier XLA computes it again wherever it is read.
+
+    In a residual network that would be the sums of all blocks before, in every block.
+    """
+    return lax.optimization_barrier(jnp.maximum(x, 0))
+
+
+def _relu_forward(x):
+    y = relu(x)
+    return y, y
+
+
+def _relu_backward(y, g):
+    return (jnp.where(y > 0, g, 0),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
+
+
 # --- batch norm --------------------------------------------------------------------------------------------------
 
 

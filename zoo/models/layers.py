@@ -97,6 +97,11 @@ def avg_pool(x: jax.Array, window: int, stride: int, padding: int = 0, count_inc
     return window_sum(x) / window_sum(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
 
 
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0)."""
+    return cpu.relu(x) if _on_cpu() else nn.relu(x)
+
+
 def conv_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, act: Callable, pool: str) -> jax.Array:
     """Pooling over 2x2 of act(x * kernel + bias), stride 1, no padding: [B, H, W, C] -> [B, H', W', F].
 
@@ -286,7 +291,7 @@ class ConvNorm(nn.Module):
     stride: int | tuple[int, int] = 1
     padding: Padding | None = None
     groups: int = 1
-    act: Callable[[jax.Array], jax.Array] | None = nn.relu
+    act: Callable[[jax.Array], jax.Array] | None = relu
     kernel_init: Initializer = he_normal_fan_out
     dtype: Any = jnp.float32
 

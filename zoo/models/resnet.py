@@ -34,6 +34,7 @@ from zoo.models.layers import (
     avg_pool,
     global_avg_pool,
     max_pool,
+    relu,
     rematerialised,
     require_images,
     uniform_head,
@@ -97,7 +98,7 @@ class Block(nn.Module):
         for i, (width, kernel, stride, groups) in enumerate(self.convs, 1):
             last = i == len(self.convs)
             branch = conv_norm(width, kernel, last_norm if last else self.norm, stride, groups=groups,
-                               act=None if last else nn.relu, name=f"conv{i}")(branch, train)  # fmt: skip
+                               act=None if last else relu, name=f"conv{i}")(branch, train)  # fmt: skip
         if self.squeeze is not None:
             branch = SqueezeExcite(self.squeeze, self.dtype, name="se")(branch)
         branch = StochasticDepth(self.drop, name="drop")(branch, train)
@@ -108,7 +109,7 @@ class Block(nn.Module):
             if self.shortcut == "pool" and stride > 1:  # every pixel is read, where a strided 1x1 skips three of four
                 shortcut, stride = _mean_of_four(x), 1
             shortcut = conv_norm(features, 1, self.norm, stride, act=None, name="shortcut")(shortcut, train)
-        return nn.relu(shortcut + branch)
+        return relu(shortcut + branch)
 
 
 def _subsampled_and_padded(x: jax.Array, features: int, stride: int) -> jax.Array:
