@@ -73,13 +73,14 @@ def test_maximum_of_nan_is_nan():
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding", "groups"),
-    [(3, 1, 1, 1), (3, 2, 1, 2), (1, 2, 0, 1), ((1, 7), 1, (0, 3), 1), (3, 2, 0, 4)],
-)
-def test_convolution(kernel, stride, padding, groups):
+    ("channels", "kernel", "stride", "padding", "groups"),
+    [(4, 3, 1, 1, 1), (4, 3, 2, 1, 2), (4, 1, 2, 0, 1), (4, (1, 7), 1, (0, 3), 1), (4, 3, 2, 0, 4), (96, 2, 1, 0, 6),
+     (64, 2, 1, 0, 64)],
+)  # fmt: skip
+def test_convolution(channels, kernel, stride, padding, groups):
     with jax.enable_x64(True):
-        conv = layers.Conv(8, kernel, stride, padding, groups, dtype=jnp.float64)
-        x = random(0, 2, 9, 8, 4)
+        conv = layers.Conv(2 * channels, kernel, stride, padding, groups, dtype=jnp.float64)
+        x = random(0, 2, 9, 8, channels)
         params = jax.tree.map(lambda leaf: random(1, *leaf.shape), conv.init(jax.random.key(0), x))
         assert_same(conv.apply, params, x)
 
