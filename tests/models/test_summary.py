@@ -1,0 +1,38 @@
+"""The table of layers, and the totals that `zoo list` shows without tracing every model."""
+
+import json
+
+import pytest
+
+from zoo.models import MODELS, create
+from zoo.models.summary import FIGURES, figures, layers, totals
+
+LISTED = json.loads(FIGURES.read_text())
+QUICK = ("softmax", "mlp", "lenet5", "lenet5_1998", "alexnet", "alexnet_owt", "resnet18", "resnet20")
+
+
+def test_every_model_is_listed():
+    assert set(LISTED) == set(MODELS) == set(figures())
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
+def test_listed_totals_are_what_tracing_gives(name):
+    assert LISTED[name] == totals(layers(create(name)))
+
+
+def test_published_multiply_adds():
+    """He et al. 2015, table 1: 3.8 G for the original ResNet-50; the form with the stride in the 3x3 has 4.09 G."""
+    assert round(LISTED["resnet50"]["multiply_adds"] / 1e9, 2) == 4.09
+    assert 3.8e9 <= LISTED["resnet50_v1"]["multiply_adds"] < 3.9e9
+
+
+def test_layers_of_lenet():
+    rows = {row.path: row for row in layers(create("lenet5"))}
+    assert rows["conv1"].multiply_adds == 28 * 28 * 6 * 25 and rows["conv2"].parameters == 2416
+    assert totals(list(rows.values())) == {"parameters": 61_706, "multiply_adds": 416_520}
+
+
+def test_counts_of_the_contract_are_those_listed():
+    import test_contract
+
+    assert {name: row["parameters"] for name, row in LISTED.items()} == test_contract.PARAMETERS
