@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.json"
 README = ROOT / "README.md"
 
-#: name -> (what `zoo train` is given, seeds). DIR stands for a folder of one's own.
+#: name -> (what `zoo train` is given, seeds).
 EXPERIMENTS: dict[str, tuple[str, int]] = {
     "digits": ("--model lenet5 --data digits", 5),
     "mnist": ("--model lenet5 --data tfds:mnist", 3),
@@ -30,27 +30,34 @@ EXPERIMENTS: dict[str, tuple[str, int]] = {
     "mnist-1998": ("--model lenet5_1998 --data tfds:mnist", 3),
 }
 
-#: One short run of each family under the same budget: 4,000 images of Fashion-MNIST, 5 epochs.
-FAMILIES: dict[str, str] = {}
-BUDGET = "--data FASHION --limit 4000 --epochs 5"
-EXPERIMENTS |= {f"family-{name}": (f"--model {name} {BUDGET} {more}".strip(), 3) for name, more in FAMILIES.items()}
 
-
-def measure(name: str, places: dict[str, str]) -> dict:
+def measure(name: str, data_dir: str | None) -> dict:
     """Train every seed of an experiment that is not finished yet, and sum up."""
     words, seeds = EXPERIMENTS[name]
-    rows = []
+    rows, made = [], []
     for seed in range(seeds):
         folder = ROOT / "runs" / "accuracy" / f"{name}-{seed}"
-        given = [places.get(word, word) for word in shlex.split(words)]
-        extra = ["--data-dir", places["TFDS"]] if "TFDS" in places and "tfds:" in words else []
-        command = ["train", *given, *extra, "--seed", str(seed), "--workdir", str(folder), "--save-every", "600"]
+        extra = ["--data-dir", data_dir] if data_dir and "tfds:" in words else []
+        command = [
+            "train",
+            *shlex.split(words),
+            *extra,
+            "--seed",
+            str(seed),
+            "--workdir",
+            str(folder),
+            "--save-every",
+            "600",
+        ]
         subprocess.run([sys.executable, "-m", "zoo.cli", *command], check=True)
         result = json.loads((folder / run.RESULTS).read_text())
         lives = [json.loads(line) for line in (folder / run.TIMING).read_text().splitlines()]
         seconds = sum(life["seconds"] for life in lives)
         accuracies = {split: result[split]["accuracy"] for split in ("validation", "test")}
+        made.append(json.loads((folder / run.CONFIG).read_text())["made_with"])
         rows.append({"seed": seed, **accuracies, "best_step": result["best_step"], "seconds": seconds})
+    if any((one["versions"], one["git"]) != (made[0]["versions"], made[0]["git"]) for one in made):
+        raise SystemExit(f"{name}: the runs under runs/accuracy are of different versions; remove them")
     test = [row["test"] for row in rows]
     return {
         "command": f"zoo train {words} --seed 0 … {seeds - 1}",
@@ -58,8 +65,8 @@ def measure(name: str, places: dict[str, str]) -> dict:
         "std": statistics.stdev(test),
         "seeds": rows,
         "hardware": f"{_processor()}, {os.cpu_count()} cores",
-        "versions": run.versions(),
-        "git": run.git_revision(),
+        "versions": made[0]["versions"],
+        "git": made[0]["git"],
     }
 
 
@@ -73,12 +80,11 @@ def _processor() -> str:
 
 def render(results: dict) -> str:
     """The README's tables, as Markdown."""
-    lines = ["| command | test accuracy | seeds | a run takes |", "|---|---|---|---|"]
+    lines = ["| command | test accuracy | seeds |", "|---|---|---|"]
     for name, row in results.items():
-        seconds = statistics.mean(seed["seconds"] for seed in row["seeds"])
         figure = f"{100 * row['mean']:.2f} ± {100 * row['std']:.2f} %"
         if name in EXPERIMENTS:
-            lines.append(f"| `{row['command']}` | {figure} | {len(row['seeds'])} | {seconds:,.0f} s |")
+            lines.append(f"| `{row['command']}` | {figure} | {len(row['seeds'])} |")
     hardware = sorted({row["hardware"] for row in results.values()})
     lines.append("")
     lines.append(
@@ -99,15 +105,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("experiments", nargs="*", help=f"of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--tfds", metavar="DIR", help="where TensorFlow Datasets keeps its data")
-    parser.add_argument("--fashion", metavar="DIR", help="the folder of Fashion-MNIST's IDX files")
     parser.add_argument("--readme", action="store_true", help="render the results into the README")
     options = parser.parse_args()
     unknown = sorted(set(options.experiments) - set(EXPERIMENTS))
     if unknown:
         parser.error(f"no experiment is called {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
-    places = {key: value for key, value in {"TFDS": options.tfds, "FASHION": options.fashion}.items() if value}
     for name in options.experiments:
-        measured = measure(name, places)
+        measured = measure(name, options.tfds)
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         results[name] = measured
         ordered = {key: results[key] for key in EXPERIMENTS if key in results}

@@ -84,6 +84,22 @@ def test_dark_ink_on_light_paper_is_read_as_it_should(fitted, digits, way):
     assert agree >= 9
 
 
+@pytest.mark.parametrize("margin", [20, 60, 150])
+def test_margins_do_not_matter(fitted, digits, margin):
+    """A digit in the middle, or in a corner, of a sheet of paper is framed as the training data are."""
+    loaded = zoo.load(fitted.workdir / "best")
+    expected = [p.label for p in loaded.predict(digits[..., None])]
+    for place in (margin, 5):
+        sheets = []
+        for digit in digits:
+            sheet = Image.new("L", (96 + 2 * margin, 110 + 2 * margin), 245)
+            ink = Image.fromarray(255 - digit).resize((96, 96), Image.Resampling.BICUBIC)
+            sheet.paste(ink.point(lambda v: v * 245 // 255), (place, place))
+            sheets.append(np.asarray(sheet))
+        answers = [p.label for p in loaded.predict(sheets)]
+        assert sum(a == b for a, b in zip(answers, expected, strict=True)) >= 9
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_phone_held_sideways(fitted, digits, orientation, tmp_path):
     loaded = zoo.load(fitted.workdir / "best")

@@ -204,7 +204,10 @@ def fit(
         describe(job, folder, display.say)
         with runs.locked(folder):
             if (folder / runs.RESULTS).exists():
-                display.say(f"this run is finished; for another, change --seed, another option or --workdir: {folder}")
+                display.say(
+                    f"this run is finished; for another, change the seed, another option or the folder: {folder}"
+                )
+                display.say(f"   try it: zoo predict {folder / runs.BEST} IMAGE …")
             else:
                 train(job, folder, display, save_seconds, save_steps)
     card, variables = checkpoint.load_checkpoint(folder / runs.BEST)
