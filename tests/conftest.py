@@ -1,4 +1,4 @@
-"""Eight simulated CPU devices, a compilation cache that lives as long as the tests, and a home that no test writes into."""
+"""Eight simulated CPU devices, a compilation cache for as long as the tests last, a home that no test writes into."""
 
 import atexit
 import os
