@@ -18,6 +18,7 @@ from zoo.models.layers import (
     require_images,
     require_stem,
     scaled,
+    uniform_head,
 )
 
 # Section 3.5, figure 2. Convolutions 2, 4 and 5 see only the maps of their own tower: two groups.
@@ -106,7 +107,8 @@ class AlexNetOWT(nn.Module):
 
     After conv5 an adaptive mean brings the maps to `pool_size` x `pool_size` cells, so the dense layers are bound to no
     image size: any from 63 pixels up (15 with the small stem). Differs from the paper: adaptive pool, and dropout
-    before each of the two hidden dense layers instead of after. Initialisation: He et al. 2015, the paper gives none.
+    before each of the two hidden dense layers instead of after. Initialisation: He et al. 2015, the head as in
+    PyTorch; the paper gives none.
     `stem`, `width` and the endpoints as in AlexNet.
     """
 
@@ -149,6 +151,6 @@ class AlexNetOWT(nn.Module):
             ends[name] = x = nn.relu(x)  # [B, 4096]
         ends["features"] = x
         if self.num_classes is not None:
-            x = nn.Dense(self.num_classes, kernel_init=init, dtype=self.dtype, name="head")(x)
+            x = nn.Dense(self.num_classes, kernel_init=uniform_head, dtype=self.dtype, name="head")(x)
             ends["logits"] = x = x.astype(jnp.float32)
         return x, ends

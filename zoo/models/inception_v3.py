@@ -22,6 +22,7 @@ from zoo.models.layers import (
     require_images,
     require_stem,
     scaled,
+    uniform_head,
 )
 
 
@@ -149,11 +150,11 @@ class AuxiliaryHead(nn.Module):
 class InceptionV3(nn.Module):
     """torchvision's `inception_v3`: 23,834,568 parameters with 1,000 classes, 27,161,264 with the auxiliary head.
 
-    Initialisation N(0, 0.1) for every convolution and the head, N(0, 0.01) and N(0, 0.001) for the last two layers of
-    the auxiliary head; Keras's weights need pool_padding="nothing" (its mean pools do not count their padding).
-    Any image size from 75 pixels up (13 with the small stem). `stem`: "small" has strides 1, pads, and leaves out the
-    second pool. `width` multiplies all channels; `blocks` counts the modules of figures 5, 6 and 7. Endpoint aux1 holds
-    the auxiliary logits, read before mixed7a.
+    Initialisation N(0, 0.1) for every convolution and the head (a gentler head with the small stem), N(0, 0.01) and
+    N(0, 0.001) for the last two layers of the auxiliary head. Keras's weights need pool_padding="nothing": its mean
+    pools do not count their padding. Any image size from 75 pixels up (13 with the small stem). `stem`: "small" has
+    strides 1, pads, and leaves out the second pool. `width` multiplies all channels; `blocks` counts the modules of
+    figures 5, 6 and 7. Endpoint aux1 holds the auxiliary logits, read before mixed7a.
     """
 
     num_classes: int | None = 1000
@@ -211,6 +212,7 @@ class InceptionV3(nn.Module):
         ends["features"] = x = global_avg_pool(x)  # [B, 2048]
         if self.num_classes is not None:
             x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-            x = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.1), dtype=self.dtype, name="head")(x)
+            head_init = uniform_head if small else nn.initializers.normal(0.1)
+            x = nn.Dense(self.num_classes, kernel_init=head_init, dtype=self.dtype, name="head")(x)
             ends["logits"] = x = x.astype(jnp.float32)
         return x, ends
