@@ -214,3 +214,12 @@ def test_train_py_is_zoo_train():
 def test_list_shows_every_model(capsys):
     code, out, _ = run(capsys, "list")
     assert code == 0 and all(f" {name} " in out for name in MODELS) and "61,706" in out
+
+
+def test_where_the_data_lies_reaches_the_run():
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    cli.train_arguments(parser)
+    config = cli.train_config(parser.parse_args(["--data", "tfds:mnist", "--data-dir", "here", "--limit", "5"]))
+    assert (config.data_dir, config.limit, config.fingerprint) == ("here", 5, "")

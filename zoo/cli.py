@@ -207,7 +207,8 @@ def train_config(options: argparse.Namespace) -> Any:
             fields[field] = parse_model_field(field, text, known[field])
     recipe = dataclasses.replace(recipe, **changes)
     limit = options.limit if options.limit is not None else (base.limit if base else 0)
-    return Config(model, fields, data, recipe, limit, options.data_dir or (base.data_dir if base else None))
+    data_dir = options.data_dir or (base.data_dir if base else None)
+    return Config(model, fields, data, recipe, limit, data_dir=data_dir)
 
 
 def split_assignment(text: str, recipe_fields: list[str], model_fields: list[str]) -> tuple[str, str, str]:

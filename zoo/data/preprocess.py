@@ -503,8 +503,8 @@ TOLERANCE = 0.75  # a drawing whose share is at least this part of the usual one
 
 def _ink_box(image: Uint8, ground: int) -> tuple[int, int, int, int] | None:
     """(top, bottom, left, right) of what is drawn, the ends exclusive; None for an empty sheet."""
-    drawn = (np.abs(image.astype(np.int16) - ground) > INK).any(-1)
-    rows, columns = np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))
+    drawn = np.any(np.abs(image.astype(np.int16) - ground) > INK, axis=2)
+    rows, columns = np.flatnonzero(np.any(drawn, axis=1)), np.flatnonzero(np.any(drawn, axis=0))
     if not len(rows):
         return None
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
