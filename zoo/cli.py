@@ -88,7 +88,6 @@ def start_jax() -> None:
         except OSError:  # a home that cannot be written to: compile every time
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", 2 << 30)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
