@@ -10,6 +10,7 @@ import pytest
 
 import zoo
 from zoo import cli
+from zoo.commands import train
 from zoo.models import MODELS
 from zoo.training.run import read_config
 
@@ -220,6 +221,6 @@ def test_where_the_data_lies_reaches_the_run():
     import argparse
 
     parser = argparse.ArgumentParser()
-    cli.train_arguments(parser)
-    config = cli.train_config(parser.parse_args(["--data", "tfds:mnist", "--data-dir", "here", "--limit", "5"]))
+    train.add_arguments(parser)
+    config = train.config_of(parser.parse_args(["--data", "tfds:mnist", "--data-dir", "here", "--limit", "5"]))
     assert (config.data_dir, config.limit, config.fingerprint) == ("here", 5, "")

@@ -1,0 +1,69 @@
+"""`zoo info`: a model's layers, or a checkpoint's card."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from zoo.commands import amount
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME|CKPT", help="a model's name, or a checkpoint's folder")
+    parser.add_argument("--json", action="store_true", help="the layers, or the card, as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    import json
+
+    from zoo import checkpoint
+    from zoo.models import MODELS, create
+    from zoo.models.summary import layers, totals
+
+    card = None
+    if options.name not in MODELS and Path(options.name).exists():
+        card = checkpoint.read_card(options.name)
+        model, shape = create(card.model, **card.fields), (*card.preprocess.size, card.preprocess.num_channels)
+    elif options.name not in MODELS and (os.sep in options.name or options.name.startswith(".")):
+        raise FileNotFoundError(f"{options.name}: there is no such checkpoint folder")
+    else:
+        model = create(options.name)
+        shape = model.input_shape
+    rows = layers(model, shape)
+    if options.json:
+        print(json.dumps(card.to_json() if card else [row._asdict() for row in rows], indent=1))
+        return 0
+    if card:
+        print_card(options.name, card)
+    width = max(len(row.path) for row in rows)
+    print(f"{'layer':<{width}}  {'kind':<14}{'output':<16}{'parameters':>12}{'multiply-adds':>16}")
+    for row in rows:
+        output = "x".join(map(str, row.output))
+        print(f"{row.path:<{width}}  {row.kind:<14}{output:<16}{row.parameters:>12,}{row.multiply_adds:>16,}")
+    total, size = totals(rows), "x".join(map(str, shape))
+    work = amount(total["multiply_adds"])
+    print(f"\n{total['parameters']:,} parameters, {work} multiply-adds for an image of {size}")
+    print(model.paper)
+    return 0
+
+
+def print_card(path: str, card: Any) -> None:
+    """What a checkpoint says about itself, shortly."""
+    more = ", …" if len(card.classes) > 10 else ""
+    print(f"{path}: {card.model}, {len(card.classes)} classes ({', '.join(card.classes[:10])}{more})")
+    changed = {key: value for key, value in card.fields.items() if key != "num_classes"}
+    lines = {
+        "fields": ", ".join(f"{key}={value}" for key, value in changed.items()),
+        "preprocess": ", ".join(f"{key}={value}" for key, value in vars(card.preprocess).items()),
+        "trained on": (card.data or {}).get("source"),
+        "licence": card.licence,
+        "source": card.source,
+    }
+    for split in ("validation", "test"):
+        if split in card.metrics:
+            result = card.metrics[split]
+            lines[split] = f"accuracy {100 * result['accuracy']:.2f} %, loss {result['loss']:.4f}"
+    for key, value in lines.items():
+        if value:
+            print(f"  {key:<12}{value}")
+    print()

@@ -1,0 +1,140 @@
+"""`zoo train`: train a model, or go on with a run."""
+
+import argparse
+import difflib
+import os
+import shlex
+import sys
+from typing import Any
+
+from zoo.commands import SIGNAL_EXIT, count, seconds, start_jax
+
+#: Flags that are a recipe field under another or the same name; `--set` reaches the rest.
+RECIPE_FLAGS = {
+    "epochs": "epochs", "batch-size": "batch_size", "optimizer": "optimizer", "learning-rate": "learning_rate",
+    "schedule": "schedule", "weight-decay": "weight_decay", "augment": "augment", "precision": "precision",
+    "image-size": "image_size", "monitor": "monitor", "patience": "patience", "seed": "seed",
+}  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", metavar="NAME", help="a name of `zoo list` (default: lenet5)")
+    add("--data", metavar="DATA", help="digits, tfds:NAME, a .npz file or an IDX folder (default: digits)")
+    add("--data-dir", metavar="DIR", help="where TensorFlow Datasets keeps its data")
+    add("--recipe", metavar="NAME", help="a name of RECIPES (default: the one that suits model and data)")
+    for flag, field in RECIPE_FLAGS.items():
+        add(f"--{flag}", metavar="X", help=f"recipe field {field}")
+    add("--set", metavar="FIELD=VALUE", action="append", default=[], help="any field of the recipe or the model")
+    add("--config", metavar="FILE", help="a run's config.json: train it anew, with what else is given changed")
+    add("--workdir", metavar="DIR", help="the run's folder (default: one under runs/)")
+    add("--limit", metavar="N", type=count, default=None, help="use at most N records of each split")
+    add("--dry-run", action="store_true", help="shapes, memory and a time estimate; nothing is trained")
+    add("--save-every", metavar="SECONDS", type=seconds, default=60.0, help="commit the state this often (default: 60)")
+    add("--save-steps", metavar="N", type=count, default=0, help="and every N steps")
+    add("--deterministic", action="store_true", help="the same bits every time on a GPU too, where that is slower")
+    add("--quiet", action="store_true", help="print nothing but errors")
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.deterministic:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    start_jax()
+    from zoo.training import loop
+    from zoo.training.run import folder_of
+
+    config = config_of(options)
+    about = {
+        "fields": config.fields, "data_dir": config.data_dir, "limit": config.limit,
+    }  # fmt: skip
+    if options.dry_run:
+        job = loop.plan(config.model, config.data, config.recipe, **about)
+        loop.describe(job, folder_of(options.workdir, job.config), print)
+        for line in loop.dry_run(job):
+            print(line, flush=True)
+        return 0
+    command = shlex.join(["zoo", *options.words])
+    try:
+        loop.fit(
+            config.model, config.data, config.recipe, **about, workdir=options.workdir, command=command,
+            save_seconds=options.save_every, save_steps=options.save_steps, quiet=options.quiet,
+        )  # fmt: skip
+    except loop.Interrupted as stop:
+        print(f"zoo train: {stop}; the same command goes on from there: {command}", file=sys.stderr)
+        return SIGNAL_EXIT + stop.signum
+    return 0
+
+
+def config_of(options: argparse.Namespace) -> Any:
+    """The run that flags, `--set` and `--config` describe together; later ones win over the file."""
+    import dataclasses
+
+    from zoo import models
+    from zoo.training import recipes
+    from zoo.training.run import Config, read_config
+
+    base = read_config(options.config) if options.config else None
+    model = options.model or (base.model if base else "lenet5")
+    data = options.data or (base.data if base else "digits")
+    fields = dict(base.fields) if base and base.model == model else {}
+    known = models.defining_fields(models.create(model, **fields))
+    if options.data and base and options.data != base.data:
+        fields.pop("num_classes", None)
+    if base and not options.recipe:
+        recipe = base.recipe
+    else:
+        recipe = recipes.find_recipe(options.recipe or recipes.default_recipe(model, data))
+    changes: dict[str, Any] = {}
+    for flag, field in RECIPE_FLAGS.items():
+        text = getattr(options, flag.replace("-", "_"))
+        if text is not None:
+            changes[field] = recipes.parse_field(field, text)
+    recipe_fields = [field.name for field in dataclasses.fields(recipes.Recipe)]
+    for assignment in options.set:
+        where, field, text = split_assignment(assignment, recipe_fields, list(known))
+        if where == "recipe":
+            changes[field] = recipes.parse_field(field, text)
+        else:
+            fields[field] = parse_model_field(field, text, known[field])
+    recipe = dataclasses.replace(recipe, **changes)
+    limit = options.limit if options.limit is not None else (base.limit if base else 0)
+    data_dir = options.data_dir or (base.data_dir if base else None)
+    return Config(model, fields, data, recipe, limit, data_dir=data_dir)
+
+
+def split_assignment(text: str, recipe_fields: list[str], model_fields: list[str]) -> tuple[str, str, str]:
+    """("recipe" | "model", field, value) of "field=value", "recipe.field=value" or "model.field=value"."""
+    name, separator, value = text.partition("=")
+    name = name.strip()
+    if not separator:
+        raise ValueError(f"--set {text}: write it as field=value")
+    if name == "image_size":  # the recipe's size also sets the model's
+        return "recipe", name, value
+    prefix, dot, field = name.partition(".")
+    homes = {"recipe": recipe_fields, "model": model_fields}
+    if not dot:
+        prefix, field = next((home for home, names in homes.items() if name in names), ""), name
+    if prefix not in homes or field not in homes[prefix]:
+        near = difflib.get_close_matches(field, [*recipe_fields, *model_fields], n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"fields: {', '.join([*recipe_fields, *model_fields])}"
+        raise ValueError(f"--set {text}: no field of the recipe or the model is called {name!r}; {hint}")
+    return prefix, field, value
+
+
+def parse_model_field(name: str, text: str, current: Any) -> Any:
+    """The value of a model's field as written on a command line; its kind is that of the present value."""
+    import ast
+
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    value = tuple(value) if isinstance(value, list) else value
+    if isinstance(current, tuple) and not isinstance(value, tuple):
+        value = (value,)
+    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if current is not None and value is not None and type(value) is not type(current):
+        raise ValueError(f"--set {name}={text}: should be of type {type(current).__name__}, like {current!r}")
+    return value
