@@ -17,10 +17,13 @@ from zoo.training.run import read_config
 TRAIN = ["train", "--model", "mlp", "--set", "widths=16", "--image-size", "8", "--epochs", "2", "--save-every", "1000"]
 
 
-@pytest.fixture(autouse=True)
-def _no_global_cache(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def _no_global_cache():
     """The compilation cache is a process-wide setting of the command line, not of the tests."""
-    monkeypatch.setattr(cli, "start_jax", lambda: None)
+    with pytest.MonkeyPatch.context() as patch:
+        for module, _ in cli.COMMANDS.values():
+            patch.setattr(f"zoo.commands.{module}.start_jax", lambda: None, raising=False)
+        yield
 
 
 def run(capsys, *words):
