@@ -1,6 +1,7 @@
 """Accuracy over several seeds, by the command line that a user would type; and the README's table of it.
 
     python -m benchmarks.accuracy digits mnist        # trains what is missing, writes benchmarks/results/accuracy.json
+    python -m benchmarks.accuracy families            # every family for the same few minutes, beside softmax regression
     python -m benchmarks.accuracy --readme            # renders that file into the README
 
 Every seed that was run is reported. Test split, single crop, the checkpoint that the validation split chose.
@@ -21,6 +22,7 @@ from zoo.training import run
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.json"
 README = ROOT / "README.md"
+FASHION = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts it
 
 #: name -> (what `zoo train` is given, seeds).
 EXPERIMENTS: dict[str, tuple[str, int]] = {
@@ -31,24 +33,52 @@ EXPERIMENTS: dict[str, tuple[str, int]] = {
 }
 
 
-def measure(name: str, data_dir: str | None) -> dict:
-    """Train every seed of an experiment that is not finished yet, and sum up."""
+#: What every family is given: images of each split, epochs, and one validation at the end. The recipe is its default.
+FAMILY_BUDGET = "--data FASHION --limit 6000 --epochs 3 --batch-size 64 --set eval_every_epochs=3"
+
+#: A small instance of each family: what two CPU cores train in a minute.
+FAMILIES: dict[str, str] = {
+    "softmax": "",
+    "mlp": "",
+    "highway": "",
+    "highway_conv": "",
+    "lenet5": "",
+    "alexnet_small": "--set width=0.25",
+    "alexnet_owt_small": "--set width=0.25",
+    "googlenet_small": "--set width=0.25",
+    "googlenet_bn_small": "--set width=0.25",
+    "inception_v2_small": "--set width=0.25",
+    "inception_v3_small": "--set width=0.25",
+    "inception_v4_small": "",
+    "inception_resnet_v2_small": "",
+    "xception_small": "--set width=0.25",
+    "resnet20": "",
+    "resnet18_small": "--set width=16",
+    "resnet50_small": "--set width=16",
+    "resnet50_v1_small": "--set width=16",
+    "resnet50_v2_small": "--set width=16",
+    "resnet50d_small": "--set width=16",
+    "resnext50_32x4d_small": "--set width=16 --set groups=8",
+    "se_resnet50_small": "--set width=16",
+    "wide_resnet16_8": "--set widen=2",
+}
+
+EXPERIMENTS |= {
+    f"family-{model}": (f"--model {model} {fields} {FAMILY_BUDGET}".replace("  ", " "), 3)
+    for model, fields in FAMILIES.items()
+}
+
+
+def measure(name: str, data: dict[str, str | None]) -> dict:
+    """Train every seed of an experiment that is not finished yet, and sum up. `data`: where the data sets are."""
     words, seeds = EXPERIMENTS[name]
     rows, made = [], []
     for seed in range(seeds):
         folder = ROOT / "runs" / "accuracy" / f"{name}-{seed}"
-        extra = ["--data-dir", data_dir] if data_dir and "tfds:" in words else []
-        command = [
-            "train",
-            *shlex.split(words),
-            *extra,
-            "--seed",
-            str(seed),
-            "--workdir",
-            str(folder),
-            "--save-every",
-            "600",
-        ]
+        given = [str(data.get(word) or word) for word in shlex.split(words)]
+        if data["tfds"] and "tfds:" in words:
+            given += ["--data-dir", data["tfds"]]
+        command = ["train", *given, "--seed", str(seed), "--workdir", str(folder), "--save-every", "600"]
         subprocess.run([sys.executable, "-m", "zoo.cli", *command], check=True)
         result = json.loads((folder / run.RESULTS).read_text())
         lives = [json.loads(line) for line in (folder / run.TIMING).read_text().splitlines()]
@@ -103,15 +133,19 @@ def write_readme(results: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("experiments", nargs="*", help=f"of {', '.join(EXPERIMENTS)}")
+    parser.add_argument("experiments", nargs="*", help=f"families, or of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--tfds", metavar="DIR", help="where TensorFlow Datasets keeps its data")
+    parser.add_argument("--fashion", metavar="DIR", default=FASHION, help=f"Fashion-MNIST's IDX files ({FASHION})")
     parser.add_argument("--readme", action="store_true", help="render the results into the README")
     options = parser.parse_args()
-    unknown = sorted(set(options.experiments) - set(EXPERIMENTS))
+    families = [name for name in EXPERIMENTS if name.startswith("family-")]
+    chosen = [one for name in options.experiments for one in (families if name == "families" else [name])]
+    data = {"FASHION": options.fashion, "tfds": options.tfds}
+    unknown = sorted(set(chosen) - set(EXPERIMENTS))
     if unknown:
         parser.error(f"no experiment is called {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
-    for name in options.experiments:
-        measured = measure(name, options.tfds)
+    for name in chosen:
+        measured = measure(name, data)
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         results[name] = measured
         ordered = {key: results[key] for key in EXPERIMENTS if key in results}
