@@ -13,6 +13,7 @@ from zoo import checkpoint, models
 from zoo.checkpoint import Card
 from zoo.data.preprocess import Preprocess, fit_image, read_image
 from zoo.data.sources import Dataset, from_arrays, open_dataset
+from zoo.pretrained import weights
 from zoo.training import evaluation, loop, run
 from zoo.training.recipes import Recipe, default_recipe, find_recipe
 
@@ -79,16 +80,18 @@ def _images(images: Any) -> list[np.ndarray]:
     return list(array)
 
 
-def load(path: str | Path) -> Checkpoint:
-    """The checkpoint in a folder, its files and leaves checked against their hashes, strictly fitted to its model.
+def load(spec: str | Path, model: str | None = None, **fields: Any) -> Checkpoint:
+    """A checkpoint by folder or name, its files and leaves checked against their hashes, strictly fitted to its model.
 
+    spec: a folder, or the name of a checkpoint that the project ships. model, fields: for a weight file of no known
+    set, the model that it is for, e.g. load("mine.pth", "resnet50", num_classes=37).
     Raises FileNotFoundError, or ValueError naming every file or leaf that is wrong and what to do.
     """
-    card, variables = checkpoint.load_checkpoint(path)
-    model = models.create(card.model, **card.fields)
+    card, variables = weights.open_weights(spec, model, fields)
+    network = models.create(card.model, **card.fields)
     shape = (*card.preprocess.size, card.preprocess.num_channels)
-    variables = checkpoint.match_leaves(variables, models.abstract_variables(model, shape), str(path))
-    return Checkpoint(model, jax.device_put(variables), card)
+    variables = checkpoint.match_leaves(variables, models.abstract_variables(network, shape), str(spec))
+    return Checkpoint(network, jax.device_put(variables), card)
 
 
 def save(
