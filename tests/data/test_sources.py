@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.data import sources
-from zoo.data.sources import ArraySplit, Split, from_arrays, held_out, open_dataset, record_keys
+from zoo.data import dataset as dataset_module
+from zoo.data import tfds as tfds_module
+from zoo.data.sources import ArraySplit, Dataset, Split, from_arrays, held_out, open_dataset, record_keys
 
 
 def pictures(count, *shape, classes=3):
@@ -147,7 +148,7 @@ def test_fingerprint_of_images_of_differing_sizes():
 
     def made(*shapes):
         photos = Photos(*(np.zeros(shape, np.uint8) for shape in shapes))
-        return sources.Dataset("photos", {"train": photos}, ("a", "b")).fingerprint()
+        return Dataset("photos", {"train": photos}, ("a", "b")).fingerprint()
 
     assert made((2, 3, 1), (4, 4, 3)) == made((2, 3, 1), (4, 4, 3)) != made((3, 2, 1), (4, 4, 3))
 
@@ -176,7 +177,7 @@ def test_missing_splits_are_held_out_of_train_and_said():
 
 
 def test_at_most_5000_are_held_out_for_validation(monkeypatch):
-    monkeypatch.setattr(sources, "VALIDATION_LIMIT", 7)
+    monkeypatch.setattr(dataset_module, "VALIDATION_LIMIT", 7)
     assert len(from_arrays(pictures(100), test=pictures(30)).splits["validation"]) == 7
 
 
@@ -548,7 +549,9 @@ def test_tfds_cache_is_used_and_made_anew_when_damaged_or_stale(tmp_path, monkey
     stored = sorted((tmp_path / "cache" / "jax-model-zoo" / "data").iterdir())
     assert len(stored) == 2 and all(path.suffix == ".npz" for path in stored)
     decoded = []
-    monkeypatch.setattr(sources, "read_image", lambda data: decoded.append(1) or pytest.fail("was not in the cache"))
+    monkeypatch.setattr(
+        dataset_module, "read_image", lambda data: decoded.append(1) or pytest.fail("was not in the cache")
+    )
     assert open_dataset("tfds:tiny", data_dir=tmp_path).fingerprint() == first
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -572,7 +575,7 @@ def test_tfds_without_a_writable_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("why", ["larger than memory", "of differing sizes"])
 def test_tfds_read_on_demand(why, tmp_path, monkeypatch):
     if why == "larger than memory":
-        monkeypatch.setattr(sources, "IN_MEMORY", 100)
+        monkeypatch.setattr(tfds_module, "IN_MEMORY", 100)
     x, y = pictures(60)
     images = [image[: 3 + i % 4] for i, image in enumerate(x)] if why == "of differing sizes" else list(x)
     shape = (None, None, 1) if why == "of differing sizes" else (6, 5, 1)
@@ -716,7 +719,7 @@ def chained(outer, inner):
 )
 def test_tfds_preparation_that_fails_is_one_line(error, expected):
     with pytest.raises(ValueError, match=r"^tfds:tiny: ") as caught:
-        sources._prepare(Unprepared(error), "tiny")
+        tfds_module._prepare(Unprepared(error), "tiny")
     one_line(caught, expected)
 
 
