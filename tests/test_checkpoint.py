@@ -194,9 +194,57 @@ def test_what_does_not_fit_the_model_is_not_saved(saved, tmp_path):
     with pytest.raises(ValueError, match="2 class names for a model with 10"):
         zoo.save(tmp_path / "x", model, variables, ("a", "b"), PREPROCESS)
     lacking = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "head"}}
-    with pytest.raises(ValueError, match=r"missing params/head/bias.*missing params/head/kernel"):
+    with pytest.raises(ValueError, match=r"(?s)- missing params/head/bias.*- missing params/head/kernel"):
         zoo.save(tmp_path / "x", model, lacking, CLASSES, PREPROCESS)
     assert not (tmp_path / "x").exists()
+
+
+# --- merging ---------------------------------------------------------------------------------------------------
+
+
+def made_of(**flat):
+    """made_of(params__stem__kernel=3): a tree with a leaf of three zeros."""
+    tree = {
+        path.replace("__", "/"): np.zeros(value) if isinstance(value, int) else value for path, value in flat.items()
+    }
+    return checkpoint.unflatten(tree)
+
+
+FRESH = made_of(params__stem__kernel=3, params__head__kernel=2, batch_stats__stem__mean=3)
+
+
+def test_a_merge_takes_every_leaf_of_every_collection():
+    saved = {"params": {"stem": {"kernel": np.ones(3)}, "head": {"kernel": np.ones(2)}},
+             "batch_stats": {"stem": {"mean": np.ones(3)}}}  # fmt: skip
+    merged = checkpoint.merge(FRESH, saved)
+    assert all(leaf.all() for leaf in checkpoint.flatten(merged).values())
+    headless = checkpoint.merge(FRESH, saved, skip=["params/head"])
+    assert not headless["params"]["head"]["kernel"].any() and headless["batch_stats"]["stem"]["mean"].all()
+
+
+def test_a_merge_renames_before_it_compares():
+    saved = made_of(params__backbone__conv__kernel=3, params__head__kernel=2, batch_stats__backbone__conv__mean=3)
+    assert checkpoint.merge(FRESH, saved, rename=[("backbone/conv", "stem")]).keys() == {"params", "batch_stats"}
+
+
+@pytest.mark.parametrize(
+    ("saved", "options", "lines"),
+    [
+        (made_of(params__stem__kernel=3, params__head__kernel=5), {},
+         ["- missing batch_stats/stem/mean (3,)", "± params/head/kernel is (5,), the model wants (2,)"]),
+        (made_of(params__stem__kernel=3, params__old__kernel=2, batch_stats__stem__mean=3), {},
+         ["- missing params/head/kernel (2,)", "+ unexpected params/old/kernel (2,)"]),
+        (FRESH, {"skip": ["params/hed"]}, ["skip 'params/hed' fits no leaf"]),
+        (FRESH, {"rename": [("stam", "stem")]}, ["rename 'stam' changes no path"]),
+        (FRESH, {"rename": [("head", "stem")]}, ["rename 'head' gives params/stem/kernel several times"]),
+        (FRESH, {"skip": ["params/(head"]}, ["is not a regular expression"]),
+    ],
+)  # fmt: skip
+def test_a_merge_lists_everything_unexplained(saved, options, lines):
+    with pytest.raises(ValueError) as error:
+        checkpoint.merge(FRESH, saved, **options)
+    assert all(line in str(error.value) for line in lines)
+    assert len(str(error.value).splitlines()) <= len(lines) + 2
 
 
 # --- rolling state ---------------------------------------------------------------------------------------------
@@ -220,7 +268,7 @@ def test_states_come_back_with_their_structure(tmp_path):
     for step in (1, 2, 3):
         checkpoint.save_state(tmp_path, step, state(step), {"step": step, "x": [0.1, None]}, keep=2)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step_000000002", "step_000000003"]
-    arrays, progress = checkpoint.restore_state(tmp_path, state(0))
+    arrays, progress = checkpoint.restore_state(tmp_path, state)
     assert progress == {"step": 3, "x": [0.1, None]}
     assert jax.tree.structure(arrays) == jax.tree.structure(state(0))
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(arrays), jax.tree.leaves(state(3)), strict=True))
@@ -232,7 +280,7 @@ def test_a_damaged_commit_is_reported_and_the_one_before_is_taken(tmp_path):
     (tmp_path / "step_000000002" / "progress.json").write_text("{}")
     (tmp_path / ".step_000000003.tmp").mkdir()
     said = []
-    assert checkpoint.restore_state(tmp_path, state(0), said.append)[1] == {"step": 1}
+    assert checkpoint.restore_state(tmp_path, state, said.append)[1] == {"step": 1}
     assert "progress.json" in said[0] and not (tmp_path / ".step_000000003.tmp").exists()
 
 
@@ -241,15 +289,15 @@ def test_a_flipped_bit_in_the_manifest_of_a_commit_is_damage_not_a_newer_version
         checkpoint.save_state(tmp_path, step, state(step), {"step": step})
     manifest = tmp_path / "step_000000002" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 3'))
-    assert checkpoint.restore_state(tmp_path, state(0), lambda text: None)[1] == {"step": 1}
+    assert checkpoint.restore_state(tmp_path, state, lambda text: None)[1] == {"step": 1}
 
 
 def test_a_state_of_another_shape_is_refused(tmp_path):
     checkpoint.save_state(tmp_path, 1, state(1), {})
     other = {**state(0), "params": {"a": {"kernel": np.zeros((2, 4), np.float32)}, "b": np.zeros(3, np.float32)}}
     with pytest.raises(ValueError, match="another configuration"):
-        checkpoint.restore_state(tmp_path, other)
-    assert checkpoint.restore_state(tmp_path / "empty", state(0)) is None
+        checkpoint.restore_state(tmp_path, lambda step: other)
+    assert checkpoint.restore_state(tmp_path / "empty", state) is None
 
 
 def test_the_card_is_plain_json(saved):

@@ -11,11 +11,13 @@ import numpy as np
 
 from zoo import checkpoint, models
 from zoo.checkpoint import Card
+from zoo.data.polarity import match_polarity
 from zoo.data.preprocess import Preprocess, fit_image, read_image
 from zoo.data.sources import Dataset, from_arrays, open_dataset
 from zoo.pretrained import weights
 from zoo.training import evaluation, loop, run
-from zoo.training.recipes import Recipe, default_recipe, find_recipe
+from zoo.training.finetune import Start, model_and_fields, recipe_for
+from zoo.training.recipes import Recipe
 
 
 class Prediction(NamedTuple):
@@ -94,6 +96,13 @@ def load(spec: str | Path, model: str | None = None, **fields: Any) -> Checkpoin
     return Checkpoint(network, jax.device_put(variables), card)
 
 
+def start_from(init: str | Path | Checkpoint | loop.Fitted) -> Start:
+    """What `--init` and `fit(init=…)` are given, opened: anything `load` takes, or what it or `fit` returned."""
+    loaded = load(init) if isinstance(init, (str, Path)) else init
+    spec = str(init) if isinstance(init, (str, Path)) else f"a {loaded.card.model} in memory"
+    return Start(spec, loaded.card, jax.device_get(loaded.variables))
+
+
 def save(
     path: str | Path, model: nn.Module, variables: dict, classes: Sequence[str], preprocess: Preprocess, **about: Any
 ) -> Card:
@@ -115,10 +124,11 @@ def save(
 
 
 def fit(
-    model: str,
+    model: str | None = None,
     data: str | Path | Dataset | tuple = "digits",
     recipe: Recipe | str | None = None,
     *,
+    init: str | Path | Checkpoint | loop.Fitted | None = None,
     fields: dict[str, Any] | None = None,
     workdir: str | Path | None = None,
     data_dir: str | None = None,
@@ -128,20 +138,28 @@ def fit(
 ) -> loop.Fitted:
     """Train a model of MODELS, as `zoo train` does: fit("lenet5", "digits", epochs=5, learning_rate=1e-3).
 
+    init: fine-tune this checkpoint: fit(init="runs/…/best", data="a/folder"). Model, fields, image size and
+    normalisation are the checkpoint's; heads are replaced where classes differ, rows of equal class names are kept.
     data: what `open_dataset` takes, a Dataset, or arrays (images, labels), of which validation and test are held out.
     recipe: a name of RECIPES or a Recipe; by default the one that suits. changes: fields of the recipe to change.
     fields: fields of the model to change. An unfinished run of the same configuration is continued.
     """
     if isinstance(data, tuple):
         data = from_arrays(data)
+    if not isinstance(data, (str, Path, Dataset)):
+        raise ValueError(
+            f"fit: data is a {type(data).__name__}; it should be a name or folder, a Dataset, or arrays (images, labels)"
+        )
+    start = None if init is None else start_from(init)
+    model, fields = model_and_fields(start, model, fields or {})
     name = data.name if isinstance(data, Dataset) else str(data)
-    base = recipe if isinstance(recipe, Recipe) else find_recipe(recipe or default_recipe(model, name))
+    base = recipe if isinstance(recipe, Recipe) else recipe_for(recipe, start, model, name)
     unknown = sorted(set(changes) - {field.name for field in dataclasses.fields(Recipe)})
     if unknown:
         raise ValueError(f"fit: {', '.join(unknown)} is neither an argument nor a field of Recipe")
     return loop.fit(
         model, data if isinstance(data, Dataset) else str(data), dataclasses.replace(base, **changes),
-        fields=fields, data_dir=data_dir, limit=limit, workdir=workdir, quiet=quiet,
+        init=start, fields=fields, data_dir=data_dir, limit=limit, workdir=workdir, quiet=quiet,
     )  # fmt: skip
 
 
@@ -164,6 +182,7 @@ def evaluate(
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     if limit:
         dataset = loop.limited(dataset, limit)
+    dataset = match_polarity(dataset, loaded.card.preprocess.polarity)
     if split not in dataset.splits:
         raise ValueError(f"{dataset.name}: has no split {split!r}; it has {', '.join(dataset.splits)}")
     if tuple(dataset.class_names) != tuple(loaded.card.classes):

@@ -14,7 +14,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,20 +193,59 @@ def unflatten(flat: Mapping[str, Any]) -> dict:
     return tree
 
 
-def match_leaves(variables: Mapping, abstract: Mapping, what: str) -> dict:
-    """`variables` with the structure of `abstract`; ValueError listing every missing, extra or differently shaped leaf.
+def fits(pattern: str, path: str) -> bool:
+    """Whether a regular expression fits the whole of a path, or its beginning up to a "/": "stem" fits all of stem."""
+    try:
+        return re.fullmatch(f"(?:{pattern})(?:/.*)?", path) is not None
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
 
-    Nothing is dropped and nothing is made up. `what` begins the message: which file or checkpoint it is about.
+
+def merge(
+    fresh: Mapping,
+    saved: Mapping,
+    *,
+    skip: Sequence[str] = (),
+    rename: Sequence[tuple[str, str]] = (),
+    what: str = "the checkpoint",
+) -> dict:
+    """`fresh` with the leaves of `saved` in their places, path by path, over all collections.
+
+    fresh: variables of the model, abstract ones where nothing is skipped. skip: patterns (see `fits`) of leaves that
+    stay as they are in `fresh`, whatever `saved` has under these paths. rename: (pattern, replacement) pairs as of
+    `re.sub`, done to each path of `saved` in turn, before anything else. Paths begin with the collection:
+    "params/head/kernel". `what` begins the message of an error.
+
+    Nothing is dropped and nothing made up: ValueError lists every leaf that is missing (-), that the model has no place
+    for (+), or that is of another shape, and the patterns that fit nothing.
     """
-    have, want = flatten(variables), flatten(abstract)
-    lines = [f"missing {path} {tuple(want[path].shape)}" for path in sorted(set(want) - set(have))]
-    lines += [f"unexpected {path} {tuple(have[path].shape)}" for path in sorted(set(have) - set(want))]
-    for path in sorted(set(have) & set(want)):
+    have, want, lines = flatten(saved), flatten(fresh), []
+    for pattern, replacement in rename:
+        renamed = {path: re.sub(pattern, replacement, path) for path in have}
+        if all(path == new for path, new in renamed.items()):
+            lines.append(f"rename {pattern!r} changes no path")
+        clashes = sorted(path for path, count in Counter(renamed.values()).items() if count > 1)
+        lines += [f"rename {pattern!r} gives {path} several times" for path in clashes]
+        have = {renamed[path]: leaf for path, leaf in have.items()}
+    for pattern in skip:
+        if not any(fits(pattern, path) for path in (*have, *want)):
+            lines.append(f"skip {pattern!r} fits no leaf")
+    skipped = {path for path in (*have, *want) if any(fits(pattern, path) for pattern in skip)}
+    mine, theirs = want.keys() - skipped, have.keys() - skipped
+    lines += [f"- missing {path} {tuple(want[path].shape)}" for path in sorted(mine - theirs)]
+    lines += [f"+ unexpected {path} {tuple(have[path].shape)}" for path in sorted(theirs - mine)]
+    for path in sorted(mine & theirs):
         if tuple(have[path].shape) != tuple(want[path].shape):
-            lines.append(f"{path} is {tuple(have[path].shape)}, the model wants {tuple(want[path].shape)}")
+            lines.append(f"± {path} is {tuple(have[path].shape)}, the model wants {tuple(want[path].shape)}")
     if lines:
-        raise ValueError(f"{what} does not fit the model: {'; '.join(lines)}")
-    return {"params": {}, "batch_stats": {}, **unflatten({path: have[path] for path in want})}
+        raise ValueError("\n  ".join([f"{what} does not fit the model:", *lines]))
+    merged = {path: leaf if path in skipped else have[path] for path, leaf in want.items()}
+    return {"params": {}, "batch_stats": {}, **unflatten(merged)}
+
+
+def match_leaves(variables: Mapping, abstract: Mapping, what: str) -> dict:
+    """`variables` with exactly the leaves of `abstract`: a merge without exceptions."""
+    return merge(abstract, variables, what=what)
 
 
 # --- a run's rolling state -------------------------------------------------------------------------------------
@@ -231,8 +271,10 @@ def save_state(folder: str | Path, step: int, arrays: Any, progress: Mapping[str
     return path
 
 
-def restore_state(folder: str | Path, like: Any, warn: Any = print) -> tuple[Any, dict[str, Any]] | None:
-    """(arrays with the structure of `like`, progress) of the newest commit that is intact; None where there is none.
+def restore_state(
+    folder: str | Path, like: Callable[[int], Any], warn: Any = print
+) -> tuple[Any, dict[str, Any]] | None:
+    """(arrays with the structure of `like(step)`, progress) of the newest intact commit; None where there is none.
 
     What a killed save left behind is removed. A damaged commit is reported through `warn` and the one before is taken:
     training from there gives the same bits again.
@@ -251,10 +293,12 @@ def restore_state(folder: str | Path, like: Any, warn: Any = print) -> tuple[Any
             continue
         progress = _read_json(path / PROGRESS)
         arrays = _read_arrays(path / ARRAYS)
-        have, want = flatten(arrays), flatten(_plain(like))
+        template = like(int(path.name.removeprefix("step_")))
+        have, want = flatten(arrays), flatten(_plain(template))
         if set(have) != set(want) or any(np.shape(have[key]) != np.shape(want[key]) for key in want):
             raise ValueError(f"{path}: was written by another configuration or version; start a new run")
-        return serialization.from_state_dict(like, _nest_like(serialization.to_state_dict(like), arrays)), progress
+        nested = _nest_like(serialization.to_state_dict(template), arrays)
+        return serialization.from_state_dict(template, nested), progress
     return None
 
 

@@ -9,22 +9,39 @@ from typing import Any
 
 from zoo.commands import SIGNAL_EXIT, count, seconds, start_jax
 
-#: Flags that are a recipe field under another or the same name; `--set` reaches the rest.
+#: Flags that are recipe fields, and what help says of them; `--set` reaches the rest.
 RECIPE_FLAGS = {
-    "epochs": "epochs", "batch-size": "batch_size", "optimizer": "optimizer", "learning-rate": "learning_rate",
-    "schedule": "schedule", "weight-decay": "weight_decay", "augment": "augment", "precision": "precision",
-    "image-size": "image_size", "monitor": "monitor", "patience": "patience", "seed": "seed",
-}  # fmt: skip
+    "epochs": "passes over the training images",
+    "batch-size": "images per step; 0: all of them",
+    "optimizer": "",
+    "learning-rate": "the highest one",
+    "schedule": "",
+    "weight-decay": "decoupled; --set l2=… is the classic penalty",
+    "augment": "operations with commas between, such as flip,pad_crop(pad=4)",
+    "precision": "",
+    "image-size": "side in pixels of what the model sees",
+    "monitor": "what on the validation split chooses the best checkpoint: ",
+    "patience": "stop after so many evaluations without a better one; 0: never",
+    "seed": "of everything that is drawn",
+    "head-epochs": "with --init: the new head is trained alone for so long",
+    "head-lr": "highest learning rate of the head; 0: as everything",
+    "layer-decay": "each stage learns at so much times the rate of the one after it",
+    "freeze": "stages, body (all but the head), or regular expressions for paths, with commas between",
+    "unfreeze-at": "the epoch at which what is frozen joins; 0: never",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from zoo.training.recipes import choices_of
+
     add = parser.add_argument
-    add("--model", metavar="NAME", help="a name of `zoo list` (default: lenet5)")
+    add("--model", metavar="NAME", help="a name of `zoo list` (default: lenet5, or that of --init)")
+    add("--init", metavar="CKPT", help="fine-tune this checkpoint: a folder, or a name that zoo.load takes")
     add("--data", metavar="DATA", help="digits, tfds:NAME, a .npz file or an IDX folder (default: digits)")
     add("--data-dir", metavar="DIR", help="where TensorFlow Datasets keeps its data")
-    add("--recipe", metavar="NAME", help="a name of RECIPES (default: the one that suits model and data)")
-    for flag, field in RECIPE_FLAGS.items():
-        add(f"--{flag}", metavar="X", help=f"recipe field {field}")
+    add("--recipe", metavar="NAME", help="one of `zoo list --recipes` (default: the one that suits)")
+    for flag, text in RECIPE_FLAGS.items():
+        add(f"--{flag}", metavar="X", help=text + ", ".join(choices_of(_field(flag))))
     add("--set", metavar="FIELD=VALUE", action="append", default=[], help="any field of the recipe or the model")
     add("--config", metavar="FILE", help="a run's config.json: train it anew, with what else is given changed")
     add("--workdir", metavar="DIR", help="the run's folder (default: one under runs/)")
@@ -41,16 +58,16 @@ def run(options: argparse.Namespace) -> int:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     start_jax()
-    from zoo.training import loop
+    from zoo.training import loop, report
     from zoo.training.run import folder_of
 
-    config = config_of(options)
+    config, start = config_of(options)
     about = {
-        "fields": config.fields, "data_dir": config.data_dir, "limit": config.limit,
+        "init": start, "fields": config.fields, "data_dir": config.data_dir, "limit": config.limit,
     }  # fmt: skip
     if options.dry_run:
         job = loop.plan(config.model, config.data, config.recipe, **about)
-        loop.describe(job, folder_of(options.workdir, job.config), print)
+        report.describe(job, folder_of(options.workdir, job.config), print)
         for line in loop.dry_run(job):
             print(line, flush=True)
         return 0
@@ -66,28 +83,42 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _field(flag: str) -> str:
+    return flag.replace("-", "_")
+
+
 def config_of(options: argparse.Namespace) -> Any:
-    """The run that flags, `--set` and `--config` describe together; later ones win over the file."""
+    """(the run that flags, `--set` and `--config` describe together, the checkpoint it starts from or None).
+
+    What is given on the command line wins over the file.
+    """
     import dataclasses
 
     from zoo import models
-    from zoo.training import recipes
+    from zoo.training import finetune, recipes
     from zoo.training.run import Config, read_config
 
     base = read_config(options.config) if options.config else None
-    model = options.model or (base.model if base else "lenet5")
+    if base and base.data == "arrays" and not options.data:
+        raise ValueError(f"{options.config}: trained on arrays in memory, which are not in the file; give --data")
+    start = open_start(options, base)
     data = options.data or (base.data if base else "digits")
-    fields = dict(base.fields) if base and base.model == model else {}
+    if start is not None:
+        model, fields = finetune.model_and_fields(start, options.model, {})
+    else:
+        model, fields = options.model or (base.model if base else "lenet5"), {}
+    if base and base.model == model and not options.init:
+        fields = dict(base.fields)
     known = models.defining_fields(models.create(model, **fields))
     if options.data and base and options.data != base.data:
         fields.pop("num_classes", None)
-    if base and not options.recipe:
+    if base and not options.recipe and not options.init:
         recipe = base.recipe
     else:
-        recipe = recipes.find_recipe(options.recipe or recipes.default_recipe(model, data))
+        recipe = finetune.recipe_for(options.recipe, start, model, data)
     changes: dict[str, Any] = {}
-    for flag, field in RECIPE_FLAGS.items():
-        text = getattr(options, flag.replace("-", "_"))
+    for field in map(_field, RECIPE_FLAGS):
+        text = getattr(options, field)
         if text is not None:
             changes[field] = recipes.parse_field(field, text)
     recipe_fields = [field.name for field in dataclasses.fields(recipes.Recipe)]
@@ -100,7 +131,20 @@ def config_of(options: argparse.Namespace) -> Any:
     recipe = dataclasses.replace(recipe, **changes)
     limit = options.limit if options.limit is not None else (base.limit if base else 0)
     data_dir = options.data_dir or (base.data_dir if base else None)
-    return Config(model, fields, data, recipe, limit, data_dir=data_dir)
+    return Config(model, fields, data, recipe, limit, data_dir=data_dir), start
+
+
+def open_start(options: argparse.Namespace, base: Any) -> Any:
+    """The checkpoint that `--init` names, or that the run in `--config` started from, or None."""
+    spec = options.init or (base.init if base else None)
+    if spec is None:
+        return None
+    from zoo import api
+
+    start = api.start_from(spec)
+    if base and not options.init and start.digest() != base.init_digest:
+        raise ValueError(f"{spec}: is not the checkpoint that the run in {options.config} started from; give --init")
+    return start
 
 
 def split_assignment(text: str, recipe_fields: list[str], model_fields: list[str]) -> tuple[str, str, str]:

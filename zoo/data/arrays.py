@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.dataset import ArraySplit, Dataset, Labels, Pixels, complete
-from zoo.data.preprocess import composite
+from zoo.data.images import composite
 
 Arrays = tuple[Any, Any]
 

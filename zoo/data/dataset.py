@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.preprocess import read_image
+from zoo.data.images import read_image
 
 SPLITS = ("train", "validation", "test")
 VALIDATION_SHARE = 0.1
@@ -118,12 +118,14 @@ class Dataset:
         splits: some of "train", "validation" and "test", in this order.
         class_names: label k is class_names[k].
         notes: what was done to the data that was not asked for, such as records held out, a line each.
+        left_out: "path: reason" of every image that cannot be used. It is in no split; whoever uses the data says so.
     """
 
     name: str
     splits: Mapping[str, Split]
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

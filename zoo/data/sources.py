@@ -7,6 +7,7 @@ Every source gives the same `Dataset`. A new kind of source is one file and one 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from zoo.data.array_files import digits, idx_files, idx_folder, npz
 from zoo.data.arrays import from_arrays
 from zoo.data.cache import cache_folder
 from zoo.data.dataset import ArraySplit, Dataset, EncodedSplit, Split, held_out, nearest_names, record_keys, subset
+from zoo.data.folders import has_images_below, list_folder
+from zoo.data.hf import list_hf
+from zoo.data.listing import Listing, open_listing
+from zoo.data.shards import TAR, braces, list_shards, tar_files
+from zoo.data.tables import list_table
 from zoo.data.tfds import tfds_dataset
 
 __all__ = [
@@ -35,15 +41,46 @@ SCHEMES: dict[str, Callable[[str, str | Path | None], Dataset]] = {"tfds": tfds_
 FILES: dict[str, Callable[[Path], Dataset]] = {".npz": npz}
 FOLDERS: tuple[tuple[Callable[[Path], Any], Callable[[Path], Dataset]], ...] = ((idx_files, idx_folder),)
 
-UNDERSTOOD = "digits, tfds:NAME[/CONFIG], an .npz file, or a folder of IDX files (train-images-idx3-ubyte[.gz], …)"
+# The same for sources that are lists of encoded images, which are looked at before they are used
+LISTED_SCHEMES: dict[str, Callable[[str, str | Path | None], Listing]] = {"hf": list_hf}
+LISTED_FILES: tuple[tuple[str, Callable[[Path], Listing]], ...] = (
+    (r"\.(csv|tsv|tab|jsonl|ndjson)", list_table),
+    (TAR, list_shards),
+)
+LISTED_FOLDERS: tuple[tuple[Callable[[Path], Any], Callable[[Path], Listing]], ...] = (
+    (tar_files, list_shards),
+    (has_images_below, list_folder),
+)
+
+UNDERSTOOD = (
+    "digits, tfds:NAME[/CONFIG], hf:NAME, a folder of class folders (with train, val, test above them or not), a .csv, "
+    ".tsv or .jsonl of path and label, .tar shards, an .npz file, or a folder of IDX files"
+)
+
+
+def list_source(spec: str | Path, data_dir: str | Path | None = None) -> Listing | None:
+    """The encoded images that `spec` names, before any is opened; None where it is a source of another kind."""
+    text = os.fspath(spec)
+    scheme, colon, rest = text.partition(":")
+    if colon and rest and scheme in LISTED_SCHEMES:
+        return LISTED_SCHEMES[scheme](rest, data_dir)
+    path = Path(text).expanduser()
+    if text and path.is_dir():
+        if any(recognise(path) for recognise, _ in FOLDERS):
+            return None
+        return next((reader(path) for recognise, reader in LISTED_FOLDERS if recognise(path)), None)
+    for ending, reader in LISTED_FILES:
+        if re.search(ending + "$", path.name.lower()) and (path.is_file() or braces(text) != [text]):
+            return reader(path)
+    return None
 
 
 def open_dataset(spec: str | Path, data_dir: str | Path | None = None) -> Dataset:
-    """Open what `--data` names.
+    """Open what `--data` names: see UNDERSTOOD.
 
     Args:
-        spec: "digits", "tfds:NAME[/CONFIG]", the path of an .npz file, or of a folder of IDX files.
-        data_dir: where TFDS keeps its prepared data sets; its own default if not given. Other sources need none.
+        spec: a name, "tfds:NAME[/CONFIG]", "hf:NAME", or the path of a file or folder.
+        data_dir: where TFDS and `datasets` keep what they prepared; their own defaults if not given.
 
     Raises:
         FileNotFoundError: a path that does not exist.
@@ -53,23 +90,28 @@ def open_dataset(spec: str | Path, data_dir: str | Path | None = None) -> Datase
     if isinstance(spec, str) and text in NAMED:
         return NAMED[text]()
     scheme, colon, rest = text.partition(":")
+    if colon and scheme in (*SCHEMES, *LISTED_SCHEMES) and not rest:
+        raise ValueError(f"{text!r} names no data set; give {scheme}:NAME, for example tfds:mnist")
     if colon and scheme in SCHEMES:
-        if not rest:
-            raise ValueError(f"{text!r} names no data set; give {scheme}:NAME, for example tfds:mnist")
         return SCHEMES[scheme](rest, data_dir)
+    if listing := list_source(spec, data_dir):
+        return open_listing(listing)
     path = Path(text).expanduser()
     if text and path.is_dir():
         for recognise, reader in FOLDERS:
             if recognise(path):
                 return reader(path)
-        raise ValueError(f"{path}: is a folder, but not one of IDX files; understood are {UNDERSTOOD}")
+        raise ValueError(
+            f"{path}: is a folder, but neither one of class folders with images in them nor one of tar shards or IDX "
+            "files; put each class's images in a folder, or name them in a table of path and label"
+        )
     if path.is_file():
         if (suffix := path.suffix.lower()) in FILES:
             return FILES[suffix](path)
         raise ValueError(f"{path}: is not a file that is understood as data; understood are {UNDERSTOOD}")
-    if path.suffix.lower() in FILES or os.sep in text:
+    if re.search(r"\.\w{2,6}$", path.name) or os.sep in text:
         raise FileNotFoundError(f"{path}: no such file or folder")
     hint = nearest_names(text, NAMED)
     if colon and not hint:
-        hint = nearest_names(scheme, SCHEMES)
+        hint = nearest_names(scheme, (*SCHEMES, *LISTED_SCHEMES))
     raise ValueError(f"data {text!r} is not understood{hint}; understood are {UNDERSTOOD}")

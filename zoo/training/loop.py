@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,16 +24,19 @@ import optax
 
 from zoo import checkpoint, models
 from zoo.data.loader import train_batches
+from zoo.data.polarity import match_polarity
 from zoo.data.preprocess import Preprocess, preprocess_for
 from zoo.data.sources import Dataset, open_dataset, subset
+from zoo.training import finetune, report
 from zoo.training import run as runs
 from zoo.training.display import Display, duration
 from zoo.training.evaluation import evaluate
+from zoo.training.finetune import Phase, Start
 from zoo.training.optim import make_optimizer
 from zoo.training.parallel import compiled
-from zoo.training.recipes import Recipe, default_recipe, find_recipe
+from zoo.training.recipes import Recipe
 from zoo.training.run import Config, Logs, Progress
-from zoo.training.step import TrainState, create_state, evaluated_variables, make_train_step
+from zoo.training.step import TrainState, create_state, evaluated_variables, make_train_step, restarted
 
 _DTYPES = {"float32": jax.numpy.float32, "bfloat16": jax.numpy.bfloat16}
 
@@ -70,9 +74,11 @@ class Plan:
     batch_size: int
     steps_per_epoch: float
     total_steps: int
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    parameters: int
+    phases: tuple[Phase, ...]
+    abstract: dict
+    """The variables' shapes and dtypes."""
+    start: Start | None
+    """The checkpoint that training starts from."""
 
     @property
     def evaluated(self) -> nn.Module:
@@ -87,6 +93,34 @@ class Plan:
     def image_shape(self) -> tuple[int, int, int]:
         return (*self.preprocess.size, self.preprocess.num_channels)
 
+    @property
+    def parameters(self) -> int:
+        return models.count_parameters(self.abstract)
+
+    def phase(self, step: int) -> Phase:
+        """The phase of the step that follows after `step` steps; after the last one, its own."""
+        return next(phase for phase in self.phases if step < phase.stop or phase is self.phases[-1])
+
+    def optimizer(self, phase: Phase) -> optax.GradientTransformation:
+        return self._optimizer(phase)[0]
+
+    def learning_rate(self, step: int) -> float:
+        """Of step 0, 1, …, before what single parts have it multiplied with."""
+        phase = self.phase(step)
+        return float(self._optimizer(phase)[1](step - phase.start))
+
+    def _optimizer(self, phase: Phase) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        rates = finetune.rates(self.recipe, self.model, self.abstract["params"])
+        return make_optimizer(self.recipe, phase.stop - phase.start, self.steps_per_epoch, rates)
+
+    def first_state(self) -> TrainState:
+        """Before step 0."""
+        first, start = self.phases[0], None
+        if self.start is not None:
+            start = partial(self.start.variables_for, self.model, self.preprocess, self.dataset.class_names)
+        optimizer = self.optimizer(first)
+        return create_state(self.model, optimizer, self.recipe, self.image_shape, start=start, frozen=first.frozen)
+
     def is_evaluation(self, step: int) -> bool:
         """Whether validation follows after `step` steps: every eval_every_epochs, and at the end."""
         every = self.steps_per_epoch * self.recipe.eval_every_epochs
@@ -94,11 +128,14 @@ class Plan:
 
 
 def plan(
-    model: str, data: str | Dataset, recipe: Recipe | str | None = None, *, fields: dict[str, Any] | None = None,
-    data_dir: str | None = None, limit: int = 0,
+    model: str | None, data: str | Dataset, recipe: Recipe | str | None = None, *, init: Start | None = None,
+    fields: dict[str, Any] | None = None, data_dir: str | None = None, limit: int = 0,
 ) -> Plan:  # fmt: skip
-    """Open the data and settle model, preprocess and optimiser. ValueError for what does not fit together."""
-    fields = dict(fields or {})
+    """Open the data and settle model, preprocess, phases. ValueError for what does not fit together.
+
+    With `init`, model, fields and preprocess are its card's where nothing else is said.
+    """
+    model, fields = finetune.model_and_fields(init, model, fields or {})
     models.create(model, **fields)  # names are checked before data is read
     dataset = open_dataset(data, data_dir) if isinstance(data, (str, Path)) else data
     if "train" not in dataset.splits or "validation" not in dataset.splits:
@@ -106,7 +143,7 @@ def plan(
     if limit:
         dataset = limited(dataset, limit)
     if not isinstance(recipe, Recipe):
-        recipe = find_recipe(recipe or default_recipe(model, dataset.name))
+        recipe = finetune.recipe_for(recipe, init, model, dataset.name)
 
     fields.setdefault("num_classes", dataset.num_classes)
     if fields["num_classes"] != dataset.num_classes:
@@ -114,31 +151,33 @@ def plan(
     network = models.create(model, **fields)
     if recipe.image_size and "image_size" in models.defining_fields(network):
         network = models.create(model, **{**fields, "image_size": recipe.image_size})
-    size = (recipe.image_size, recipe.image_size) if recipe.image_size else network.input_shape[:2]
-    preprocess = preprocess_for(dataset, size, getattr(network, "channels", None))
+    fingerprint = dataset.fingerprint()
+    if init:
+        preprocess = init.preprocess(recipe.image_size, recipe.channels)
+        dataset = match_polarity(dataset, preprocess.polarity)
+    else:
+        size = (recipe.image_size, recipe.image_size) if recipe.image_size else network.input_shape[:2]
+        preprocess = preprocess_for(dataset, size, recipe.channels or getattr(network, "channels", None))
     network = models.with_runtime(network, dtype=_DTYPES[recipe.precision])
     # Tracing the model here finds what its fields or the image size make impossible before anything is written.
-    parameters = models.count_parameters(models.abstract_variables(network, (*size, preprocess.num_channels)))
+    abstract = models.abstract_variables(network, (*preprocess.size, preprocess.num_channels))
+    if init:
+        blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
+        init.variables_for(network, preprocess, dataset.class_names, blank)  # what does not fit is listed now
 
     count = len(dataset.splits["train"])
     batch_size = recipe.batch_size or count
-    total_steps = max(math.ceil(recipe.epochs * count / batch_size), 1)
-    optimizer, schedule = make_optimizer(recipe, total_steps, count / batch_size)
+    steps_per_epoch = max(count / batch_size, recipe.min_epoch_steps)
+    total_steps = max(math.ceil(recipe.epochs * steps_per_epoch), 1)
+    new_head = init is not None and init.has_new_rows(dataset.class_names)
+    phases = finetune.phases(recipe, network, abstract, total_steps, steps_per_epoch, new_head)
     config = Config(
-        model, models.defining_fields(network), dataset.name, recipe, limit, dataset.fingerprint(), data_dir
-    )
+        model, models.defining_fields(network), dataset.name, recipe, limit, fingerprint, data_dir,
+        init and init.spec, init and init.digest(),
+    )  # fmt: skip
     return Plan(
-        config,
-        network,
-        dataset,
-        preprocess,
-        batch_size,
-        count / batch_size,
-        total_steps,
-        optimizer,
-        schedule,
-        parameters,
-    )
+        config, network, dataset, preprocess, batch_size, steps_per_epoch, total_steps, phases, abstract, init
+    )  # fmt: skip
 
 
 def limited(dataset: Dataset, limit: int) -> Dataset:
@@ -163,12 +202,12 @@ def class_weights(plan: Plan) -> tuple[float, ...] | None:
     return tuple(float(w) for w in counts.sum() / (len(counts) * np.maximum(counts, 1)))
 
 
-def compile_step(plan: Plan, state: TrainState) -> Any:
-    """The training step, compiled ahead of time for this plan's shapes."""
-    unroll = jax.default_backend() == "cpu"
+def compile_step(plan: Plan, phase: Phase, state: TrainState) -> Any:
+    """The training step of a phase, compiled ahead of time for this plan's shapes."""
     step = make_train_step(
-        plan.model, plan.recipe, plan.preprocess, plan.optimizer, class_weights=class_weights(plan), unroll=unroll
-    )
+        plan.model, plan.recipe, plan.preprocess, plan.optimizer(phase), class_weights=class_weights(plan),
+        frozen=phase.frozen, unroll=jax.default_backend() == "cpu",
+    )  # fmt: skip
     batch = {
         "image": jax.ShapeDtypeStruct((plan.batch_size, *plan.image_shape), np.uint8),
         "label": jax.ShapeDtypeStruct((plan.batch_size,), np.int32),
@@ -178,10 +217,11 @@ def compile_step(plan: Plan, state: TrainState) -> Any:
 
 
 def fit(
-    model: str,
+    model: str | None,
     data: str | Dataset = "digits",
     recipe: Recipe | str | None = None,
     *,
+    init: Start | None = None,
     fields: dict[str, Any] | None = None,
     data_dir: str | None = None,
     limit: int = 0,
@@ -193,15 +233,15 @@ def fit(
 ) -> Fitted:
     """Train, or go on with, the run that the arguments describe, and return its best checkpoint.
 
-    model: a name of MODELS, `fields` changes its fields. data: what `open_dataset` takes, or a Dataset. recipe: a
+    model: a name of MODELS, `fields` changes its fields; None for that of `init`, the checkpoint to start from. data: what `open_dataset` takes, or a Dataset. recipe: a
     Recipe, a name of RECIPES, or None for the one that suits. The state is committed at least every `save_seconds`,
     and every `save_steps` steps if that is not 0. Raises ValueError for what does not fit together, Diverged for a
     loss that is not finite, Interrupted after SIGINT or SIGTERM.
     """
-    job = plan(model, data, recipe, fields=fields, data_dir=data_dir, limit=limit)
+    job = plan(model, data, recipe, init=init, fields=fields, data_dir=data_dir, limit=limit)
     folder = runs.open_folder(workdir, job.config, command)
     with Display(job.total_steps, job.batch_size, job.recipe.epochs, quiet=quiet) as display:
-        describe(job, folder, display.say)
+        report.describe(job, folder, display.say)
         with runs.locked(folder):
             if (folder / runs.RESULTS).exists():
                 display.say(
@@ -221,8 +261,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 def train(job: Plan, folder: Path, display: Display, save_seconds: float, save_steps: int) -> None:
     """From the last commit (or step 0) to the end, then the report."""
-    state = create_state(job.model, job.optimizer, job.recipe, job.image_shape)
-    state, best, progress = resume(job, folder, state, display.say)
+    state, best, progress = resume(job, folder, job.first_state(), display.say)
     logs = Logs(folder, progress.history)
     trainer = Trainer(job, folder, display, logs, state, best, progress)
     first, began = progress.step, time.monotonic()
@@ -230,7 +269,7 @@ def train(job: Plan, folder: Path, display: Display, save_seconds: float, save_s
         with catch_signals() as caught:
             if not progress.stopped:
                 trainer.run(caught, save_seconds, save_steps)
-        finish(job, folder, trainer, display)
+        report.finish(job, folder, trainer.best, progress, display)
     finally:
         logs.close()
         runs.note_timing(folder, first, progress.step, job.batch_size, time.monotonic() - began)
@@ -239,7 +278,12 @@ def train(job: Plan, folder: Path, display: Display, save_seconds: float, save_s
 def resume(job: Plan, folder: Path, state: TrainState, say: Callable) -> tuple[TrainState, dict, Progress]:
     """State, best variables and progress of the newest commit; those given where the run is new."""
     best = jax.device_get(evaluated_variables(state))
-    found = checkpoint.restore_state(folder / runs.CHECKPOINTS, {"state": state, "best": best}, say)
+
+    def like(step: int) -> dict:
+        phase = job.phase(step)
+        return {"state": restarted(state, job.optimizer(phase), phase.frozen), "best": best}
+
+    found = checkpoint.restore_state(folder / runs.CHECKPOINTS, like, say)
     if found is None:
         return state, best, Progress()
     arrays, saved = found
@@ -260,22 +304,25 @@ class Trainer:
 
     def run(self, caught: list[int], save_seconds: float, save_steps: int) -> None:
         job, progress = self.job, self.progress
-        self.display.say(f"compiling the training step of {job.config.model} …")
-        began = time.monotonic()
-        step = compile_step(job, self.state)
-        self.display.say(f"compiled in {time.monotonic() - began:.1f} s")
+        phase = job.phase(progress.step)
+        step = self.compile(phase)
         train_split = job.dataset.splits["train"]
         batches = train_batches(
             train_split, job.preprocess, batch_size=job.batch_size, seed=job.recipe.seed, start_step=progress.step
         )
         while not progress.stopped:
-            self.state, report = step(self.state, next(batches))
+            self.state, metrics = step(self.state, next(batches))
             progress.step += 1
-            self.pending.append((progress.step, report))
+            self.pending.append((progress.step, metrics))
             if len(self.pending) > 2:  # the host stays two steps ahead of the device, no more
                 self.settle(*self.pending.pop(0))
             if job.is_evaluation(progress.step):
                 self.validate()
+            if job.phase(progress.step) != phase and not progress.stopped:
+                phase = job.phase(progress.step)
+                self.state = restarted(self.state, job.optimizer(phase), phase.frozen)
+                progress.stale = 0
+                step = self.compile(phase)
             due = save_steps and progress.step % save_steps == 0
             if due or progress.stopped or caught or time.monotonic() - self.committed >= save_seconds:
                 self.commit()
@@ -283,14 +330,23 @@ class Trainer:
                 name = signal.Signals(caught[0]).name
                 raise Interrupted(caught[0], f"{name}: saved at step {progress.step:,} of {job.total_steps:,}")
 
-    def settle(self, step: int, report: dict) -> None:
+    def compile(self, phase: Phase) -> Any:
+        """The step of a phase, compiled."""
+        self.drain()
+        self.display.say(f"compiling the training step of {self.job.config.model} …")
+        began = time.monotonic()
+        step = compile_step(self.job, phase, self.state)
+        self.display.say(f"compiled in {time.monotonic() - began:.1f} s")
+        return step
+
+    def settle(self, step: int, metrics: dict) -> None:
         """Take one step's metrics to the host, and stop where the loss is not finite."""
-        report = jax.device_get(report)
-        loss = float(report["loss"])
-        for what, value in (("loss", loss), ("objective", report["objective"]), ("update", report["update"])):
+        metrics = jax.device_get(metrics)
+        loss = float(metrics["loss"])
+        for what, value in (("loss", loss), ("objective", metrics["objective"]), ("update", metrics["update"])):
             self.require_finite(what, float(value), step)
-        examples = int(report["examples"])
-        new = {"loss": loss * examples, "top1": int(report["top1"]), "examples": examples}
+        examples = int(metrics["examples"])
+        new = {"loss": loss * examples, "top1": int(metrics["top1"]), "examples": examples}
         self.progress.sums = {key: self.progress.sums.get(key, 0) + value for key, value in new.items()}
         self.display.update(step, loss)
 
@@ -300,7 +356,7 @@ class Trainer:
             return
         kept = checkpoint.newest_commit(self.folder / runs.CHECKPOINTS)
         raise Diverged(
-            f"the {what} is {value} at step {step:,} with learning rate {float(self.job.schedule(step - 1)):.3g}; try "
+            f"the {what} is {value} at step {step:,} with learning rate {self.job.learning_rate(step - 1):.3g}; try "
             "a lower --learning-rate, --set warmup_epochs=1 or --set clip_norm=1 "
             f"({f'the last good state is {kept}' if kept else 'nothing was saved before'})"
         )
@@ -329,7 +385,7 @@ class Trainer:
         row = {
             "step": progress.step,
             "epoch": round(epoch, 4),
-            "learning_rate": float(job.schedule(progress.step - 1)),
+            "learning_rate": job.learning_rate(progress.step - 1),
             "train_loss": sums["loss"] / sums["examples"],
             "train_accuracy": sums["top1"] / sums["examples"],
             **{f"validation_{key}": result[key] for key in ("loss", "accuracy", "top5", "macro_f1", "roc_auc", "ece")},
@@ -355,7 +411,7 @@ class Trainer:
         arrays = {"state": self.state, "best": self.best}
         checkpoint.save_state(self.folder / runs.CHECKPOINTS, self.progress.step, arrays, self.progress.to_json())
         if self.progress.history and self.exported != self.progress.best_step:
-            save_best(self.job, self.folder, self.best, self.progress, {})
+            report.save_best(self.job, self.folder, self.best, self.progress, {})
             self.exported = self.progress.best_step
         self.committed = time.monotonic()
 
@@ -369,75 +425,12 @@ def monitor_score(result: dict[str, Any], monitor: str) -> list[float]:
     return [result[monitor], -result["loss"]]
 
 
-def save_best(job: Plan, folder: Path, variables: dict, progress: Progress, results: dict) -> checkpoint.Card:
-    row = next(row for row in progress.history if row["step"] == progress.best_step)
-    made = json.loads((folder / runs.CONFIG).read_text())["made_with"]
-    validation = {key.removeprefix("validation_"): value for key, value in row.items() if key.startswith("validation_")}
-    card = checkpoint.Card(
-        model=job.config.model,
-        fields=job.config.fields,
-        classes=job.dataset.class_names,
-        preprocess=job.preprocess,
-        recipe=dataclasses.asdict(job.recipe),
-        data={"source": job.config.data, "limit": job.config.limit, "notes": list(job.dataset.notes)},
-        metrics={"step": progress.best_step, "validation": validation, **results},
-        versions=made["versions"] | {"git": made["git"] or "unknown"},
-        source="trained with jax-model-zoo",
-        command=made["command"],
-    )
-    return checkpoint.save_checkpoint(folder / runs.BEST, card, variables)
-
-
-def finish(job: Plan, folder: Path, trainer: Trainer, display: Display) -> None:
-    """Evaluate the best checkpoint on every held-out split, draw, and write results.json last."""
-    from zoo.training import plots
-
-    progress, results = trainer.progress, {}
-    for name in ("validation", "test"):
-        if name in job.dataset.splits:
-            split = job.dataset.splits[name]
-            results[name] = evaluate(job.evaluated, trainer.best, split, job.preprocess, job.dataset.class_names)
-    brief = {name: {key: result[key] for key in result if key != "confusion"} for name, result in results.items()}
-    save_best(job, folder, trainer.best, progress, brief)
-    plots.draw_curves(progress.history, folder / "curves.png", best_step=progress.best_step)
-    shown = "test" if "test" in results else "validation"
-    plots.draw_confusion(
-        results[shown]["confusion"], job.dataset.class_names, folder / "confusion.png",
-        title=f"{job.config.model} on {job.config.data}, {shown} split",
-    )  # fmt: skip
-    summary = {"stopped": progress.stopped, "best_step": progress.best_step, **results}
-    runs.write_atomically(folder / runs.RESULTS, json.dumps(summary, indent=1) + "\n")
-    display.say(f"{progress.stopped}; best at step {progress.best_step:,}")
-    for name, result in results.items():
-        display.say(
-            f"{name:>10}: accuracy {100 * result['accuracy']:.2f} %  loss {result['loss']:.4f}  macro F1 "
-            f"{result['macro_f1']:.4f}  ({result['examples']:,} images)"
-        )
-    display.say(f"checkpoint: {folder / runs.BEST}\n   try it: zoo predict {folder / runs.BEST} IMAGE …")
-
-
-def describe(job: Plan, folder: Path, say: Callable[[str], None]) -> None:
-    """What is about to be trained, on what, how and where."""
-    recipe = job.recipe
-    sizes = ", ".join(f"{name} {len(split):,}" for name, split in job.dataset.splits.items())
-    height, width, channels = job.image_shape
-    say(f"model: {job.config.model}, {job.parameters:,} parameters, images {height}x{width}x{channels}")
-    say(f"data: {job.dataset.name}, {job.dataset.num_classes} classes; {sizes}")
-    for note in job.dataset.notes:
-        say(f"      {note}")
-    say(
-        f"recipe: {recipe.optimizer}, rate {recipe.learning_rate:g} ({recipe.schedule}), {recipe.epochs:g} epochs = "
-        f"{job.total_steps:,} steps of {job.batch_size}; {'; '.join(recipe.augment) or 'no augmentation'}"
-    )
-    others = f" (one of {jax.device_count()} devices)" if jax.device_count() > 1 else ""
-    say(f"run: {folder} on {jax.devices()[0].device_kind}{others}, {recipe.precision}")
-
-
 def dry_run(job: Plan) -> Iterator[str]:
     """Lines on shapes, parameters, memory and time; a few steps of a throw-away state are timed, nothing is kept."""
-    state = create_state(job.model, job.optimizer, job.recipe, job.image_shape)
+    phase = job.phases[-1]  # the dearest, where parts are frozen at first
+    state = restarted(job.first_state(), job.optimizer(phase), phase.frozen)
     began = time.monotonic()
-    step = compile_step(job, state)
+    step = compile_step(job, phase, state)
     yield f"compiled in {time.monotonic() - began:.1f} s"
     memory = step.memory_analysis()
     if memory is not None:
@@ -450,8 +443,8 @@ def dry_run(job: Plan) -> Iterator[str]:
     times = []
     for _ in range(4):
         batch, began = next(batches), time.monotonic()
-        state, report = step(state, batch)
-        jax.block_until_ready(report)
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
         times.append(time.monotonic() - began)
     each = min(times[1:])
     yield f"a step takes {1000 * each:,.0f} ms ({job.batch_size / each:,.0f} images/s); training about " + duration(

@@ -78,11 +78,12 @@ DIRECTIONS: Mapping[str, Callable[[Recipe], optax.GradientTransformation]] = {
 
 
 def make_optimizer(
-    recipe: Recipe, total_steps: int, steps_per_epoch: float
+    recipe: Recipe, total_steps: int, steps_per_epoch: float, rates: Mapping[str, float] | None = None
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser a recipe describes and its learning rate schedule (for logging).
 
-    The order is: clip, direction, decoupled decay, trust ratio where the method has one, learning rate. Sources: Adam
+    rates: what the learning rate of each path is multiplied with; 1 where nothing is said. The order is: clip,
+    direction, decoupled decay, trust ratio where the method has one, learning rate. Sources: Adam
     arXiv:1412.6980, AdamW 1711.05101, Lion 2302.06675, LARS 1708.03888, LAMB 1904.00962; RMSProp with momentum as in
     Szegedy et al. 2015 (arXiv:1512.00567).
     """
@@ -100,8 +101,17 @@ def make_optimizer(
     parts.append(optax.scale_by_learning_rate(schedule))
     if recipe.optimizer == "lars":
         parts.append(optax.trace(recipe.momentum))
+    if rates and any(rate != 1 for rate in rates.values()):
+        parts.append(_scale_by_path(rates))
     return optax.chain(*parts), schedule
 
 
 def _weights_only(params):
     return jax.tree_util.tree_map_with_path(is_weight, params)
+
+
+def _scale_by_path(rates: Mapping[str, float]) -> optax.GradientTransformation:
+    def scale(path, update):
+        return update * rates.get("/".join(str(entry.key) for entry in path), 1.0)
+
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates))

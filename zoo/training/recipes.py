@@ -1,7 +1,8 @@
 """Recipe: how to train, as one frozen dataclass. RECIPES: the published ones, each citing its paper.
 
 A recipe is plain data: it is written into every run and every checkpoint, and `--set field=value` reaches each field.
-Lengths are in epochs (passes over the training split); decays and penalties are per step, as in the papers.
+Lengths are in epochs (passes over the training split, or longer: see `min_epoch_steps`); decays and penalties are per
+step, as in the papers.
 """
 
 import dataclasses
@@ -28,8 +29,12 @@ class Recipe:
     """Images per step over all devices. 1 is single-sample gradient descent, 0 the whole training split at once."""
     micro_batch: int = 0
     """Images per forward pass; gradients are accumulated over the batch. 0: the batch in one pass."""
+    min_epoch_steps: int = 0
+    """An epoch has at least this many steps: over few images it is several passes."""
     image_size: int = 0
-    """Side in pixels of what the model sees. 0: the model's native size."""
+    """Side in pixels of what the model sees. 0: the model's native size, or that of the checkpoint it starts from."""
+    channels: Literal["", "L", "RGB", "BGR"] = ""
+    """What the model sees of an image: grey or colour. "": what the data have, or the checkpoint it starts from."""
 
     # The optimiser
     optimizer: Optimizer = "adamw"
@@ -70,6 +75,18 @@ class Recipe:
     class_weights: Literal["none", "balanced"] = "none"
     """"balanced": each example's loss times N / (K * count of its class)."""
 
+    # Fine-tuning: parts are named by stage, as "body" (all but the heads), or by regular expressions for paths
+    head_epochs: float = 0.0
+    """Starting from a checkpoint with other classes: the head alone is trained for these first epochs."""
+    freeze: tuple[str, ...] = ()
+    """Parts that keep their parameters; a batch norm in them normalises with its stored statistics and keeps them."""
+    unfreeze_at: float = 0.0
+    """The epoch at which what `freeze` lists joins. 0: never."""
+    layer_decay: float = 1.0
+    """Each stage learns at this times the rate of the stage after it (Howard and Ruder 2018, arXiv:1801.06146)."""
+    head_lr: float = 0.0
+    """Peak learning rate of the head and the auxiliary heads. 0: `learning_rate`."""
+
     # The loss
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """Cross-entropy over a softmax, or K binary ones over sigmoids (Wightman et al. 2021)."""
@@ -101,7 +118,11 @@ class Recipe:
         unsigned = (
             "batch_size",
             "micro_batch",
+            "min_epoch_steps",
             "image_size",
+            "head_epochs",
+            "unfreeze_at",
+            "head_lr",
             "l1",
             "l2",
             "weight_decay",
@@ -113,12 +134,15 @@ class Recipe:
             require(getattr(self, field) >= 0, field, "must not be negative")
         for field in ("momentum", "second_moment", "label_smoothing", "ema"):
             require(0 <= getattr(self, field) < 1, field, "must lie in [0, 1)")
+        require(0 < self.layer_decay <= 1, "layer_decay", "must lie in (0, 1]")
+        missing = "there is no `freeze` that could join then (how long a new head is trained alone is head_epochs)"
+        require(not self.unfreeze_at or bool(self.freeze), "unfreeze_at", missing)
         require(self.warmup_epochs <= self.epochs, "warmup_epochs", f"the training has only {self.epochs:g} epochs")
         rising = all(0 < a < b for a, b in zip(self.milestones, (*self.milestones[1:], 1.0), strict=True))
         require(rising, "milestones", "must be rising fractions of the training, between 0 and 1")
         require(self.seed < 2**32, "seed", "must be below 2**32")
-        whole = self.micro_batch == 0 or (self.batch_size and self.batch_size % self.micro_batch == 0)
-        require(bool(whole), "micro_batch", f"must divide batch_size={self.batch_size}")
+        whole = self.micro_batch == 0 or self.batch_size % self.micro_batch == 0
+        require(whole, "micro_batch", f"must divide batch_size={self.batch_size}")
         if self.augment:
             from zoo.data.augment import parse
 
@@ -127,6 +151,11 @@ class Recipe:
 
 
 _TYPES = typing.get_type_hints(Recipe)
+
+
+def choices_of(field: str) -> tuple[str, ...]:
+    """The words that a field may be; () for numbers and free text."""
+    return typing.get_args(_TYPES[field]) if typing.get_origin(_TYPES[field]) is Literal else ()
 
 
 def _check_type(name: str, value: Any) -> None:
@@ -222,6 +251,18 @@ RECIPES: dict[str, Recipe] = {
         epochs=10, batch_size=64, optimizer="nesterov", learning_rate=0.1, schedule="one-cycle", l2=5e-4,
         augment=_CIFAR,
         source="this project: as small, for networks with batch norm; one cycle after Smith 2018 (arXiv:1803.09820)",
+    ),
+    # From a checkpoint
+    "fine-tune": Recipe(
+        epochs=5, batch_size=32, min_epoch_steps=50, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01,
+        warmup_epochs=0.1, head_epochs=1, layer_decay=0.7, augment=("resized_crop(area=0.6)", "flip"),
+        source="this project: the new head alone, then everything, earlier layers slower (Howard and Ruder 2018, "
+        "arXiv:1801.06146)",
+    ),
+    "fine-tune-drawings": Recipe(
+        epochs=5, batch_size=32, min_epoch_steps=50, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01,
+        warmup_epochs=0.1, head_epochs=1, layer_decay=0.7, augment=("affine(rotate=8, scale=0.08, shear=0.08)",),
+        source="this project: as fine-tune, with small distortions, no flips, since a mirrored digit is another sign",
     ),
     # The papers
     "alexnet-2012": Recipe(
@@ -321,7 +362,7 @@ DEFAULT_RECIPES: tuple[tuple[str, str, str], ...] = (
 
 
 def default_recipe(model: str, data: str) -> str:
-    """The name of the recipe that suits the model and the data set, from DEFAULT_RECIPES."""
+    """The name of the recipe that suits the model and the data set from scratch, from DEFAULT_RECIPES."""
     for model_pattern, data_pattern, name in DEFAULT_RECIPES:
         if fnmatch.fnmatch(model, model_pattern) and fnmatch.fnmatch(data, data_pattern):
             return name
@@ -332,5 +373,6 @@ def find_recipe(name: str) -> Recipe:
     """RECIPES[name], or a ValueError with the nearest names."""
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
-        raise ValueError(f"no recipe is called {name!r}; there are {', '.join(near or RECIPES)}")
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"no recipe is called {name!r}; {hint}`zoo list --recipes` shows them all")
     return RECIPES[name]

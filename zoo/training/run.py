@@ -42,6 +42,10 @@ class Config:
     """Of the training and validation data: the same name may come to mean other data."""
     data_dir: str | None = None
     """Where the data lies; not part of what the run is."""
+    init: str | None = None
+    """The checkpoint that training starts from, as it was asked for; not part of what the run is."""
+    init_digest: str | None = None
+    """Of what training takes from it."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -52,6 +56,7 @@ class Config:
                 "fingerprint": self.fingerprint,
                 "dir": self.data_dir,
             },
+            "init": None if self.init is None else {"from": self.init, "sha256": self.init_digest},
             "recipe": dataclasses.asdict(self.recipe),
         }
 
@@ -60,6 +65,8 @@ class Config:
         whole = json.loads(json.dumps(self.to_json()))
         del whole["data"]["dir"], whole["recipe"]["source"]
         flat = {"model": whole["model"]["name"]}
+        if whole["init"]:
+            flat["init"] = whole["init"]["sha256"]
         for part in ("data", "recipe"):
             flat |= {f"{part}.{key}": value for key, value in whole[part].items()}
         return flat | {f"model.{key}": value for key, value in whole["model"]["fields"].items()}
@@ -75,10 +82,10 @@ class Config:
 def config_from_json(data: Any, where: str) -> Config:
     """The config in parsed JSON; ValueError naming `where` if it is none."""
     try:
-        model, source = data["model"], data["data"]
+        model, source, init = data["model"], data["data"], data["init"] or {}
         return Config(
             model["name"], dict(model["fields"]), source["source"], recipe_from_json(data["recipe"]),
-            source["limit"], source["fingerprint"], source["dir"],
+            source["limit"], source["fingerprint"], source["dir"], init.get("from"), init.get("sha256"),
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise ValueError(f"{where}: is not the config of a run ({error})") from None

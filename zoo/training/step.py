@@ -6,6 +6,7 @@ Both are made here from a model, a recipe and a preprocess, and compiled elsewhe
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,10 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zoo.checkpoint import flatten, unflatten
 from zoo.data.augment import augment
 from zoo.data.preprocess import Preprocess, normalise
 from zoo.models import init
+from zoo.models.layers import BatchNorm
 from zoo.training import metrics
+from zoo.training.finetune import joined, trainable
 from zoo.training.optim import penalty
 from zoo.training.recipes import Recipe
 
@@ -34,19 +38,28 @@ class TrainState(NamedTuple):
 
 
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, recipe: Recipe, image_shape: tuple[int, int, int]
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    recipe: Recipe,
+    image_shape: tuple[int, int, int],
+    *,
+    start: Callable[[dict], dict] | None = None,
+    frozen: frozenset[str] = frozenset(),
 ) -> TrainState:
-    """The state before step 0: everything follows from the recipe's seed."""
+    """The state before step 0: everything follows from the recipe's seed, and from `start`, which may put what it has
+    in the place of fresh variables. `frozen`: as in `make_train_step`."""
     init_key, train_key = jax.random.split(jax.random.key(recipe.seed))
     variables = init(model, init_key, image_shape)
-    return state_from(variables, optimizer, recipe, train_key)
-
-
-def state_from(variables: dict, optimizer: optax.GradientTransformation, recipe: Recipe, key: jax.Array) -> TrainState:
-    """The state before step 0 with given variables; `key` is a typed key."""
+    if start is not None:
+        variables = jax.tree.map(jnp.array, start(variables))  # a copy of its own: a step gives its memory away
     ema = jax.tree.map(jnp.copy, variables) if recipe.ema else None
-    opt_state = jax.jit(optimizer.init)(variables["params"])
-    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, ema, jax.random.key_data(key))
+    state = TrainState(jnp.zeros((), jnp.int32), variables, (), ema, jax.random.key_data(train_key))
+    return restarted(state, optimizer, frozen)
+
+
+def restarted(state: TrainState, optimizer: optax.GradientTransformation, frozen: frozenset[str]) -> TrainState:
+    """The same state with the optimiser afresh, for what is not frozen: how each phase of a training begins."""
+    return state._replace(opt_state=jax.jit(optimizer.init)(trainable(state.variables["params"], frozen)))
 
 
 def evaluated_variables(state: TrainState) -> dict:
@@ -61,6 +74,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     class_weights: tuple[float, ...] | None = None,
+    frozen: frozenset[str] = frozenset(),
     axis_name: str | None = None,
     unroll: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
@@ -68,18 +82,20 @@ def make_train_step(
 
     metrics: "loss" (mean over the batch, without penalties), "objective" (what is minimised), "top1" and "examples"
     (counts; under mixing labels an example is right when its heaviest class wins), "update" (norm of the step taken:
-    where it is not finite, neither are the parameters any more). `axis_name` is pmap's axis, over
-    which gradients and sums are shared. `unroll` lays gradient accumulation out flat: a convolution inside a loop is
+    where it is not finite, neither are the parameters any more). `frozen` paths ("stem/conv/kernel", "stem/norm/mean")
+    stay as they are, without gradient or optimiser state, and a batch norm whose statistics are frozen normalises with
+    them. `axis_name` is pmap's axis, over which gradients and sums are shared. `unroll` lays gradient accumulation out flat: a convolution inside a loop is
     slow on CPU.
     """
     classes = model.num_classes
     weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
 
-    def objective(params, batch_stats, images, targets, dropout_key):
-        (logits, ends), updates = model.apply(
-            {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
-        )  # fmt: skip
+    def objective(free, params, batch_stats, images, targets, dropout_key):
+        variables = {"params": joined(params, free) if frozen else free, "batch_stats": batch_stats}
+        with _stored_statistics(frozen):
+            (logits, ends), updates = model.apply(
+                variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
+            )
         losses = example_losses(logits, targets, recipe.loss)
         total = losses
         for name in sorted(end for end in ends if end.startswith("aux")):
@@ -91,7 +107,7 @@ def make_train_step(
             "top1": (logits.argmax(-1) == targets.argmax(-1)).sum(dtype=jnp.int32),
             "examples": jnp.full((), len(images), jnp.int32),
         }
-        return total.mean() + penalty(params, recipe), (updates.get("batch_stats", batch_stats), sums)
+        return total.mean() + penalty(free, recipe), (updates.get("batch_stats", batch_stats), sums)
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -107,45 +123,76 @@ def make_train_step(
         images, targets = augment(recipe.augment, augment_key, index, images, targets, fill=fill)
         images = normalise(images, preprocess)
 
-        gradient = jax.value_and_grad(objective, has_aux=True)
         params, batch_stats = state.variables["params"], state.variables["batch_stats"]
-        pieces = max(count // recipe.micro_batch, 1) if recipe.micro_batch else 1
-        if pieces == 1:
-            (value, (batch_stats, sums)), grads = gradient(params, batch_stats, images, targets, dropout_key)
+        free = trainable(params, frozen)
+
+        def gradient(batch_stats, images, targets, key):
+            return jax.value_and_grad(objective, has_aux=True)(free, params, batch_stats, images, targets, key)
+
+        size = recipe.micro_batch or count
+        pieces, rest = divmod(count, size) if size < count else (1, 0)
+        if pieces == 1 and not rest:
+            (value, (batch_stats, sums)), grads = gradient(batch_stats, images, targets, dropout_key)
         else:
 
             def accumulate(carry, piece):
                 batch_stats, total = carry
                 number, images, targets = piece
                 key = jax.random.fold_in(dropout_key, number)
-                (value, (batch_stats, sums)), grads = gradient(params, batch_stats, images, targets, key)
+                (value, (batch_stats, sums)), grads = gradient(batch_stats, images, targets, key)
                 return (batch_stats, jax.tree.map(jnp.add, total, (value, sums, grads))), None
 
-            split = jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), (images, targets))
+            whole = pieces * size
+            split = jax.tree.map(lambda x: x[:whole].reshape(pieces, size, *x.shape[1:]), (images, targets))
             first = split[0][0], split[1][0]
-            (value, (_, sums)), grads = jax.eval_shape(gradient, params, batch_stats, *first, dropout_key)
+            (value, (_, sums)), grads = jax.eval_shape(gradient, batch_stats, *first, dropout_key)
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, sums, grads))
             (batch_stats, (value, sums, grads)), _ = jax.lax.scan(
                 accumulate, (batch_stats, zeros), (jnp.arange(pieces), *split), unroll=pieces if unroll else 1
             )
+            if rest:  # of a full batch that cannot be cut evenly: a smaller piece, which counts for less
+                last, share = (pieces, images[whole:], targets[whole:]), rest / size
+                (batch_stats, (more, last_sums, last_grads)), _ = accumulate((batch_stats, zeros), last)
+                sums = jax.tree.map(jnp.add, sums, last_sums)
+                value, grads = jax.tree.map(lambda a, b: a + share * b, (value, grads), (more, last_grads))
+                pieces += share
             value, grads = value / pieces, jax.tree.map(lambda g: g / pieces, grads)
         if axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), axis_name)
             sums = jax.lax.psum(sums, axis_name)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, params)
-        variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
+        updates, opt_state = optimizer.update(grads, state.opt_state, free)
+        free = optax.apply_updates(free, updates)
+        variables = {"params": joined(params, free) if frozen else free, "batch_stats": batch_stats}
         ema = state.ema
         if ema is not None:
             # Warmed up as in TensorFlow: early averages forget the random start.
             step = state.step.astype(jnp.float32)
             decay = jnp.minimum(recipe.ema, (1 + step) / (10 + step))
-            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, variables)
+            before = flatten(ema)
+            after = {
+                path: before[path] if path.split("/", 1)[1] in frozen else decay * before[path] + (1 - decay) * new
+                for path, new in flatten(variables).items()
+            }
+            ema = {**ema, **unflatten(after)}
         report = {**sums, "loss": sums["loss"] / sums["examples"], "objective": value}
         report["update"] = jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(updates)))
         return TrainState(state.step + 1, variables, opt_state, ema, state.key), report
 
     return train_step
+
+
+def _stored_statistics(frozen: frozenset[str]) -> AbstractContextManager:
+    """What is applied inside normalises with its stored statistics where they are frozen, and leaves them alone."""
+
+    def intercept(call, args, kwargs, context):
+        if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
+            where = "/".join(context.module.path)
+            if not frozen.isdisjoint((f"{where}/mean", f"{where}/var")):
+                return call(*args[:1], **{**kwargs, "use_running_average": True})
+        return call(*args, **kwargs)
+
+    return nn.intercept_methods(intercept)
 
 
 def example_losses(logits: jax.Array, targets: jax.Array, kind: str) -> jax.Array:
