@@ -1,0 +1,151 @@
+"""Image files to pixels: what a person would expect to see, or one line that says what is wrong."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+Uint8 = NDArray[np.uint8]
+
+
+def read_image(source: str | Path | bytes | BinaryIO) -> Uint8:
+    """Decode an image file the way a person would expect to see it.
+
+    EXIF orientation is applied; palettes, CMYK and the like become RGB; transparency is laid over white, or over black
+    where what is visible is itself light; 16-bit and float pixels are scaled to 8 bits; of several frames the first is
+    taken.
+
+    Args:
+        source: a path, the bytes of a file, or an open binary file.
+
+    Returns:
+        uint8 [H, W, C], C = 1 for grey images and 3 (RGB) otherwise.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an image, truncated, empty, or so large that it must be a decompression bomb; one line that
+            names the file.
+    """
+    if isinstance(source, str | Path):
+        name = str(source)
+        path = Path(source)
+        if path.is_dir():
+            raise ValueError(f"{name}: is a folder, not an image")
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{name}: no such file") from None
+        except OSError as error:
+            raise ValueError(f"{name}: cannot be read ({error.strerror})") from None
+    else:
+        data = source if isinstance(source, bytes) else source.read()
+        name = str(getattr(source, "name", "image"))
+    with opened(data, name) as image:
+        image.load()
+        return upright(pixels(image), orientation(image))
+
+
+@contextmanager
+def opened(data: bytes, name: str = "image") -> Iterator[Any]:
+    """The bytes of a file as a PIL image, not yet decoded; what goes wrong inside is a ValueError of one line."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise ValueError(f"{name}: empty file (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data), formats=_format(data)) as image:
+            yield image
+    except UnidentifiedImageError:
+        raise ValueError(f"{name}: {_what_it_is(data)}") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{name}: has more pixels than can be decoded safely; scale it down first") from None
+    except MemoryError:
+        raise ValueError(f"{name}: does not fit in memory") from None
+    except Exception as error:  # Pillow's decoders raise nearly every type there is on damaged files
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name}: damaged or not supported ({reason})") from None
+
+
+def _format(data: bytes) -> tuple[str] | None:
+    """The one decoder to ask, for the usual formats: asking all of them takes longer than to decode a small image."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return ("JPEG",)
+    return ("PNG",) if data.startswith(b"\x89PNG\r\n\x1a\n") else None
+
+
+def _what_it_is(data: bytes) -> str:
+    if data[4:8] == b"ftyp":
+        brand = data[8:12].decode("ascii", "replace").strip()
+        return f"is {brand}, for which there is no decoder here; convert it to JPEG or PNG"
+    return f"is not an image that can be read (it begins with {data[:12]!r})"
+
+
+def orientation(image: Any) -> int:
+    """The EXIF orientation 1..8 of a PIL image; 1, upright, where it has none."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # damaged EXIF says nothing about the pixels
+        return 1
+
+
+def upright(image: Uint8, orientation: int) -> Uint8:
+    """Undo the EXIF orientation 1..8 of [H, W, C] pixels (CIPA DC-008, tag 0x0112)."""
+    if orientation in (5, 6, 7, 8):  # stored by columns
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def pixels(image: Any) -> Uint8:
+    """A loaded PIL image of any mode as uint8 [H, W, 1 or 3]."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _eight_bits(np.asarray(image), image.mode, image.format)[..., None]
+    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        return composite(np.asarray(image.convert("RGBA")), grey=image.mode in ("1", "L", "LA", "La"))
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"))[..., None]
+    return np.asarray(image.convert("RGB"))
+
+
+def _eight_bits(values: NDArray[Any], mode: str, file_format: str | None) -> Uint8:
+    """16-bit, 32-bit and float grey values in 8 bits. Pillow's own conversion clips at 255 instead of scaling."""
+    values = values.astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)) or low < 0:
+        raise ValueError(f"pixel values range from {low:g} to {high:g}; they must be finite and not negative")
+    if mode.startswith("I;16") or file_format in ("PNG", "PPM"):  # "I" is how some versions of Pillow open 16-bit PNG
+        top = 65535.0
+    else:  # TIFF keeps no range for 32-bit and float pixels; the smallest usual one that holds them is taken
+        ranges = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0, 2.0**31 - 1)
+        top = next((r for r in ranges if high <= r), 0.0)
+        if not top:
+            raise ValueError(f"pixel values range from {low:g} to {high:g}; expected 0..1, 0..255 or 0..65535")
+    return np.rint(values * (255.0 / top)).astype(np.uint8)
+
+
+def composite(rgba: Uint8, grey: bool = False) -> Uint8:
+    """Lay RGBA [H, W, 4] over white; over black if what is visible is light, and would vanish on white."""
+    alpha = rgba[..., 3:].astype(np.int64)
+    visible = int(alpha.sum())
+    light = visible > 0 and int((luma(rgba[..., :3]).astype(np.int64) * alpha).sum()) > 127 * visible
+    colour = rgba[..., :1] if grey else rgba[..., :3]
+    ground = 0 if light else 255
+    return cast(Uint8, ((colour * alpha + ground * (255 - alpha) + 127) // 255).astype(np.uint8))
+
+
+def luma(rgb: Uint8) -> Uint8:
+    """RGB uint8 [..., 3] to grey [..., 1] by ITU-R BT.601, with Pillow's rounding: the same bits as `convert("L")`."""
+    total = rgb[..., :1] * np.uint32(19595)
+    total += rgb[..., 1:2] * np.uint32(38470)
+    total += rgb[..., 2:3] * np.uint32(7471)
+    return cast(Uint8, ((total + np.uint32(0x8000)) >> 16).astype(np.uint8))
