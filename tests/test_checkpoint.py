@@ -194,7 +194,7 @@ def test_what_does_not_fit_the_model_is_not_saved(saved, tmp_path):
     with pytest.raises(ValueError, match="2 class names for a model with 10"):
         zoo.save(tmp_path / "x", model, variables, ("a", "b"), PREPROCESS)
     lacking = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "head"}}
-    with pytest.raises(ValueError, match=r"(?s)- missing params/head/bias.*- missing params/head/kernel"):
+    with pytest.raises(ValueError, match=r"- missing params/head/bias.*- missing params/head/kernel"):
         zoo.save(tmp_path / "x", model, lacking, CLASSES, PREPROCESS)
     assert not (tmp_path / "x").exists()
 
@@ -244,7 +244,7 @@ def test_a_merge_lists_everything_unexplained(saved, options, lines):
     with pytest.raises(ValueError) as error:
         checkpoint.merge(FRESH, saved, **options)
     assert all(line in str(error.value) for line in lines)
-    assert len(str(error.value).splitlines()) <= len(lines) + 2
+    assert str(error.value).count(";") == len(lines) - 1  # and nothing else
 
 
 # --- rolling state ---------------------------------------------------------------------------------------------

@@ -238,7 +238,7 @@ def merge(
         if tuple(have[path].shape) != tuple(want[path].shape):
             lines.append(f"± {path} is {tuple(have[path].shape)}, the model wants {tuple(want[path].shape)}")
     if lines:
-        raise ValueError("\n  ".join([f"{what} does not fit the model:", *lines]))
+        raise ValueError(f"{what} does not fit the model: {'; '.join(lines)}")
     merged = {path: leaf if path in skipped else have[path] for path, leaf in want.items()}
     return {"params": {}, "batch_stats": {}, **unflatten(merged)}
 
