@@ -236,7 +236,8 @@ def test_a_merge_renames_before_it_compares():
          ["- missing params/head/kernel (2,)", "+ unexpected params/old/kernel (2,)"]),
         (FRESH, {"skip": ["params/hed"]}, ["skip 'params/hed' fits no leaf"]),
         (FRESH, {"rename": [("stam", "stem")]}, ["rename 'stam' changes no path"]),
-        (FRESH, {"rename": [("head", "stem")]}, ["rename 'head' gives params/stem/kernel several times"]),
+        (FRESH, {"rename": [("head", "stem")]}, ["rename 'head' gives params/stem/kernel several times", "- missing params/head/kernel (2,)",
+          "± params/stem/kernel is (2,), the model wants (3,)"]),
         (FRESH, {"skip": ["params/(head"]}, ["is not a regular expression"]),
     ],
 )  # fmt: skip

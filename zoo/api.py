@@ -148,7 +148,7 @@ def fit(
         data = from_arrays(data)
     if not isinstance(data, (str, Path, Dataset)):
         raise ValueError(
-            f"fit: data is a {type(data).__name__}; it should be a name or folder, a Dataset, or arrays (images, labels)"
+            f"fit: data is a {type(data).__name__}; give a name, a folder, a Dataset, or a tuple (images, labels)"
         )
     start = None if init is None else start_from(init)
     model, fields = model_and_fields(start, model, fields or {})

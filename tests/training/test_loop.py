@@ -98,7 +98,8 @@ class Killed(BaseException):
 #: Calls between which a kill may strike; inside a save, between arrays and card, between the two renames.
 EVENTS = {
     "zoo.checkpoint": ("_write_json", "_write_arrays", "_write_manifest", "_replace", "_clear", "_sha256"),
-    "zoo.training.loop": ("Trainer.settle", "Trainer.validate", "Trainer.commit", "save_best", "finish"),
+    "zoo.training.loop": ("Trainer.settle", "Trainer.validate", "Trainer.commit"),
+    "zoo.training.report": ("save_best", "finish"),
     "zoo.training.run": ("Logs.add", "write_atomically"),
     "pathlib": ("Path.rename", "Path.replace"),
 }

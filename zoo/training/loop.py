@@ -173,7 +173,7 @@ def plan(
     phases = finetune.phases(recipe, network, abstract, total_steps, steps_per_epoch, new_head)
     config = Config(
         model, models.defining_fields(network), dataset.name, recipe, limit, fingerprint, data_dir,
-        init and init.spec, init and init.digest(),
+        *((init.spec, init.digest()) if init else ()),
     )  # fmt: skip
     return Plan(
         config, network, dataset, preprocess, batch_size, steps_per_epoch, total_steps, phases, abstract, init
@@ -233,8 +233,9 @@ def fit(
 ) -> Fitted:
     """Train, or go on with, the run that the arguments describe, and return its best checkpoint.
 
-    model: a name of MODELS, `fields` changes its fields; None for that of `init`, the checkpoint to start from. data: what `open_dataset` takes, or a Dataset. recipe: a
-    Recipe, a name of RECIPES, or None for the one that suits. The state is committed at least every `save_seconds`,
+    model: a name of MODELS, `fields` changes its fields; None for that of `init`, the checkpoint to start from. data:
+    what `open_dataset` takes, or a Dataset. recipe: a Recipe, a name of RECIPES, or None for the one that suits. The
+    state is committed at least every `save_seconds`,
     and every `save_steps` steps if that is not 0. Raises ValueError for what does not fit together, Diverged for a
     loss that is not finite, Interrupted after SIGINT or SIGTERM.
     """

@@ -84,8 +84,8 @@ def make_train_step(
     (counts; under mixing labels an example is right when its heaviest class wins), "update" (norm of the step taken:
     where it is not finite, neither are the parameters any more). `frozen` paths ("stem/conv/kernel", "stem/norm/mean")
     stay as they are, without gradient or optimiser state, and a batch norm whose statistics are frozen normalises with
-    them. `axis_name` is pmap's axis, over which gradients and sums are shared. `unroll` lays gradient accumulation out flat: a convolution inside a loop is
-    slow on CPU.
+    them. `axis_name` is pmap's axis, over which gradients and sums are shared. `unroll` lays gradient accumulation out
+    flat: a convolution inside a loop is slow on CPU.
     """
     classes = model.num_classes
     weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
@@ -155,8 +155,8 @@ def make_train_step(
                 (batch_stats, (more, last_sums, last_grads)), _ = accumulate((batch_stats, zeros), last)
                 sums = jax.tree.map(jnp.add, sums, last_sums)
                 value, grads = jax.tree.map(lambda a, b: a + share * b, (value, grads), (more, last_grads))
-                pieces += share
-            value, grads = value / pieces, jax.tree.map(lambda g: g / pieces, grads)
+            whole_pieces = count / size
+            value, grads = value / whole_pieces, jax.tree.map(lambda g: g / whole_pieces, grads)
         if axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), axis_name)
             sums = jax.lax.psum(sums, axis_name)

@@ -1,0 +1,88 @@
+"""What a run says about itself: before it starts, as checkpoint, and when it is finished."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+
+from zoo import checkpoint
+from zoo.training import finetune
+from zoo.training import run as runs
+from zoo.training.display import Display
+from zoo.training.evaluation import evaluate
+from zoo.training.run import Progress
+
+if TYPE_CHECKING:
+    from zoo.training.loop import Plan
+
+
+def describe(job: "Plan", folder: Path, say: Callable[[str], None]) -> None:
+    """What is about to be trained, on what, how and where."""
+    recipe = job.recipe
+    sizes = ", ".join(f"{name} {len(split):,}" for name, split in job.dataset.splits.items())
+    height, width, channels = job.image_shape
+    say(f"model: {job.config.model}, {job.parameters:,} parameters, images {height}x{width}x{channels}")
+    say(f"data: {job.dataset.name}, {job.dataset.num_classes} classes; {sizes}")
+    for note in job.dataset.notes:
+        say(f"      {note}")
+    say(
+        f"recipe: {recipe.optimizer}, rate {recipe.learning_rate:g} ({recipe.schedule}), {recipe.epochs:g} epochs = "
+        f"{job.total_steps:,} steps of {job.batch_size}; {'; '.join(recipe.augment) or 'no augmentation'}"
+    )
+    if job.start is not None:
+        for line in job.start.report(job.model, job.preprocess, job.dataset.class_names):
+            say(line)
+    for line in finetune.describe(job.phases, job.model, job.abstract["params"], job.steps_per_epoch):
+        say(f"      {line}")
+    others = f" (one of {jax.device_count()} devices)" if jax.device_count() > 1 else ""
+    say(f"run: {folder} on {jax.devices()[0].device_kind}{others}, {recipe.precision}")
+
+
+def save_best(job: "Plan", folder: Path, variables: dict, progress: Progress, results: dict) -> checkpoint.Card:
+    row = next(row for row in progress.history if row["step"] == progress.best_step)
+    made = json.loads((folder / runs.CONFIG).read_text())["made_with"]
+    validation = {key.removeprefix("validation_"): value for key, value in row.items() if key.startswith("validation_")}
+    card = checkpoint.Card(
+        model=job.config.model,
+        fields=job.config.fields,
+        classes=job.dataset.class_names,
+        preprocess=job.preprocess,
+        recipe=dataclasses.asdict(job.recipe),
+        data={"source": job.config.data, "limit": job.config.limit, "notes": list(job.dataset.notes)},
+        metrics={"step": progress.best_step, "validation": validation, **results},
+        versions=made["versions"] | {"git": made["git"] or "unknown"},
+        source="trained with jax-model-zoo",
+        command=made["command"],
+    )
+    return checkpoint.save_checkpoint(folder / runs.BEST, card, variables)
+
+
+def finish(job: "Plan", folder: Path, best: dict, progress: Progress, display: Display) -> None:
+    """Evaluate the best checkpoint on every held-out split, draw, and write results.json last."""
+    from zoo.training import plots
+
+    results = {}
+    for name in ("validation", "test"):
+        if name in job.dataset.splits:
+            split = job.dataset.splits[name]
+            results[name] = evaluate(job.evaluated, best, split, job.preprocess, job.dataset.class_names)
+    brief = {name: {key: result[key] for key in result if key != "confusion"} for name, result in results.items()}
+    save_best(job, folder, best, progress, brief)
+    plots.draw_curves(progress.history, folder / "curves.png", best_step=progress.best_step)
+    shown = "test" if "test" in results else "validation"
+    plots.draw_confusion(
+        results[shown]["confusion"], job.dataset.class_names, folder / "confusion.png",
+        title=f"{job.config.model} on {job.config.data}, {shown} split",
+    )  # fmt: skip
+    summary = {"stopped": progress.stopped, "best_step": progress.best_step, **results}
+    runs.write_atomically(folder / runs.RESULTS, json.dumps(summary, indent=1) + "\n")
+    display.say(f"{progress.stopped}; best at step {progress.best_step:,}")
+    for name, result in results.items():
+        display.say(
+            f"{name:>10}: accuracy {100 * result['accuracy']:.2f} %  loss {result['loss']:.4f}  macro F1 "
+            f"{result['macro_f1']:.4f}  ({result['examples']:,} images)"
+        )
+    display.say(f"checkpoint: {folder / runs.BEST}\n   try it: zoo predict {folder / runs.BEST} IMAGE …")
