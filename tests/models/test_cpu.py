@@ -130,8 +130,8 @@ def as_64(model, image_shape):
         ("lenet5", {}, (32, 32, 1)),
         ("lenet5", {"pool": "avg", "activation": "tanh", "image_size": 20}, (20, 20, 3)),
         ("resnet20", {"blocks": (1, 1), "width": 4}, (8, 8, 3)),
-        ("resnet50", {"blocks": (1, 1), "width": 4}, (24, 24, 3)),
-        ("resnet50_v2_small", {"blocks": (1, 1), "width": 4}, (8, 8, 3)),
+        ("resnet50", {"blocks": (1,), "width": 4}, (24, 24, 3)),
+        ("resnet50_v2_small", {"blocks": (1,), "width": 4}, (8, 8, 3)),
     ],
 )
 def test_training_of_a_family(name, fields, shape):

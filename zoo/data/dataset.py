@@ -257,11 +257,3 @@ def first_line(error: BaseException) -> str:
 def nearest_names(wrong: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(wrong, list(known), n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(near)}?)" if near else ""
-
-
-def tracked(steps: range, text: str) -> Iterable[int]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(steps, text, console=console, transient=True, disable=not console.is_terminal)

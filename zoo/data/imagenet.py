@@ -1,6 +1,6 @@
 """The 1000 classes of ILSVRC 2012-2017: imagenet.tsv has their wnids, in order, and WordNet's first word for each.
 
-Two pairs share their first word; "crane (bird)" and "maillot, tank suit" keep them apart.
+Two pairs share their first word; "crane bird" and "maillot tank suit" keep them apart.
 """
 
 import re

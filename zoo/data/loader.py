@@ -3,26 +3,30 @@
 Training reads an endless stream: epoch after epoch, each in its own order, cut into full batches without regard to
 where an epoch ends. Nothing depends on workers, devices or processes, so a run can be continued at any step and a
 process can take its rows of each batch.
+
+What does not fit in memory is decoded by threads: Pillow lets go of the interpreter while it decodes and resizes, so
+they run side by side, and share the batch they write into. Who does which piece is left to chance, what comes of it is
+not: every batch is laid out before any piece of it is begun.
 """
 
 from __future__ import annotations
 
 import contextlib
-import queue
-import threading
 import weakref
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.data.crop import Crop, host_crop, read_crop
+from zoo.data.dataset import ArraySplit, EncodedSplit, Split
 from zoo.data.preprocess import Preprocess, fit_images
-from zoo.data.sources import ArraySplit, Split
+from zoo.data.threads import Pieces, made_ahead, run_all
 
 FIT_ONCE = 2**31  # bytes of fitted pixels up to which a split is fitted once and kept
-READ_AHEAD = 2  # batches
+PIECE = 8  # encoded images that a thread decodes in a row
 
 
 class Batch(TypedDict):
@@ -85,80 +89,151 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     shard: tuple[int, int] = (0, 1),
-) -> Iterator[Batch]:
+    augment: Sequence[str] = (),
+    workers: int | None = None,
+) -> Generator[Batch]:
     """Endless full batches from `start_step` on. All weights are 1.
 
     A split that is small once fitted is fitted once, and batches are gathers from it; of a larger one, batches are read
-    and fitted one by one, a few ahead in a thread, which ends when the iterator is closed.
+    and fitted one by one, a few ahead, by threads that end when the iterator is closed. So is a split whose crops
+    the host makes: see `host_crop`; the device has the rest of `augment` to do, see `device_augment`.
 
     Args:
-        split: the records.
+        split: the records. `read` may be called by several threads at once.
         preprocess: what the model sees of an image.
         batch_size: of the global batch.
-        seed: of the order, with the step.
+        seed: of the order, with the step, and of the crops, with epoch and record.
         start_step: the step at which to continue.
         shard: (rank, count) of this process; it gets rows rank * B / count … of each global batch of B.
+        augment: the recipe's operations.
+        workers: threads that read ahead; 0: none, a batch is made when it is asked for; None: one per processor. They
+            change nothing but the speed.
 
     Raises:
-        ValueError: no records, or a batch that cannot be divided among the processes.
+        ValueError: no records, or a batch that cannot be divided among the processes. While iterating: a record that
+            can no longer be read, by name.
     """
     rows = _rows(batch_size, shard)
     batch_indices(seed, start_step, batch_size, len(split))  # complains now, rather than at the first batch
     labels = np.asarray(split.labels, np.int32)
-    images = _fitted(split, preprocess)
+    crop = host_crop(split, preprocess, augment)
+    images = None if crop else _fitted(split, preprocess, workers)
 
-    def batches() -> Iterator[Batch]:
+    def gathered(kept: NDArray[np.uint8]) -> Generator[Batch]:
         step = start_step
         while True:
             indices = batch_indices(seed, step, batch_size, len(labels))[0][rows]
-            pixels = fit_images(split.read(indices), preprocess) if images is None else images[indices]
-            yield {"image": pixels, "label": labels[indices], "weight": np.ones(len(indices), np.float32)}
+            yield {"image": kept[indices], "label": labels[indices], "weight": np.ones(len(indices), np.float32)}
             step += 1
 
-    return batches() if images is not None else _read_ahead(batches)
+    def planned() -> Iterator[tuple[Batch, Pieces]]:
+        step = start_step
+        while True:
+            indices, epochs = (part[rows] for part in batch_indices(seed, step, batch_size, len(labels)))
+            batch = _empty(labels[indices], len(indices), preprocess)
+            yield batch, _pieces(split, preprocess, indices, batch["image"], crop, seed, epochs)
+            step += 1
+
+    return gathered(images) if images is not None else made_ahead(planned(), workers)
 
 
 def eval_batches(
-    split: Split, preprocess: Preprocess, *, batch_size: int, shard: tuple[int, int] = (0, 1)
-) -> Iterator[Batch]:
+    split: Split,
+    preprocess: Preprocess,
+    *,
+    batch_size: int,
+    shard: tuple[int, int] = (0, 1),
+    workers: int | None = None,
+) -> Generator[Batch]:
     """Every record once, in order, in batches of full size: the last one is padded with zeros of weight 0.
 
     Every process yields the same number of batches, whatever falls to it.
 
     Args:
-        split, preprocess, batch_size, shard: as in `train_batches`.
+        split, preprocess, batch_size, shard, workers: as in `train_batches`.
 
     Raises:
-        ValueError: no records, or a batch that cannot be divided among the processes.
+        ValueError: no records, or a batch that cannot be divided among the processes. While iterating: a record that
+            can no longer be read, by name; none is ever left out.
     """
     rows = _rows(batch_size, shard)
     if not len(split):
         raise ValueError("there are no records to evaluate")
     labels = np.asarray(split.labels, np.int32)
-    images = _fitted(split, preprocess)
+    images = _fitted(split, preprocess, workers)
 
-    def batches() -> Iterator[Batch]:
+    def planned() -> Iterator[tuple[Batch, Pieces]]:
         for first in range(0, len(labels), batch_size):
-            start, stop = (min(first + edge, len(labels)) for edge in (rows.start, rows.stop))
+            indices = np.arange(*(min(first + edge, len(labels)) for edge in (rows.start, rows.stop)))
+            batch = _empty(labels[indices], rows.stop - rows.start, preprocess)
             if images is None:
-                pixels = fit_images(split.read(np.arange(start, stop)), preprocess)
+                yield batch, _pieces(split, preprocess, indices, batch["image"])
             else:
-                pixels = images[start:stop]
-            yield _padded(pixels, labels[start:stop], rows.stop - rows.start, preprocess)
+                batch["image"][: len(indices)] = images[indices]
+                yield batch, []
 
-    return batches() if images is not None else _read_ahead(batches)
+    return made_ahead(planned(), workers if images is None else 0)
 
 
-def _padded(images: NDArray[np.uint8], labels: NDArray[np.int32], size: int, preprocess: Preprocess) -> Batch:
-    count = len(labels)
-    weight = (np.arange(size) < count).astype(np.float32)
-    if count == size:
-        return {"image": images, "label": labels, "weight": weight}
-    pixels = np.zeros((size, *preprocess.size, preprocess.num_channels), np.uint8)
-    pixels[:count] = images
+def on_device(batches: Generator[Batch], put: Callable[[Batch], Any] | None = None) -> Generator[Any]:
+    """The same batches on the device, the next one already under way there while one is used.
+
+    Args:
+        batches: closed when this is.
+        put: takes a batch to the device without waiting; jax.device_put by default.
+    """
+    import jax
+
+    put = put or jax.device_put
+    with contextlib.closing(batches):
+        late = None
+        for batch in batches:
+            now = put(batch)
+            if late is not None:
+                yield late
+            late = now
+        if late is not None:
+            yield late
+
+
+# --- making batches ---------------------------------------------------------------------------------------------------
+
+
+def _empty(labels: NDArray[np.int32], size: int, preprocess: Preprocess) -> Batch:
+    """A batch of `size` rows, the first of which have these labels; its pixels are all zero."""
+    shape = (size, *preprocess.size, preprocess.num_channels)
     label = np.zeros(size, np.int32)
-    label[:count] = labels
-    return {"image": pixels, "label": label, "weight": weight}
+    label[: len(labels)] = labels
+    weight = (np.arange(size) < len(labels)).astype(np.float32)
+    return {"image": np.zeros(shape, np.uint8), "label": label, "weight": weight}
+
+
+def _pieces(
+    split: Split,
+    preprocess: Preprocess,
+    indices: NDArray[np.int64],
+    out: NDArray[np.uint8],
+    crop: Crop | None = None,
+    seed: int = 0,
+    epochs: NDArray[np.int64] | None = None,
+) -> Pieces:
+    """Functions that together write the images of these records into the first rows of `out`."""
+
+    def fit(start: int, stop: int) -> None:
+        out[start:stop] = fit_images(split.read(indices[start:stop]), preprocess)
+
+    def cut(start: int, stop: int) -> None:
+        assert isinstance(split, EncodedSplit) and crop is not None and epochs is not None
+        for row, data in zip(range(start, stop), split.encoded(indices[start:stop]), strict=True):
+            record = int(indices[row])
+            try:
+                out[row] = read_crop(data, preprocess, seed, int(epochs[row]), record, crop)
+            except ValueError as error:
+                raise ValueError(f"{split.name(record)}{str(error).removeprefix('image')}") from None
+
+    size = PIECE if isinstance(split, EncodedSplit) else 1024
+    starts = range(0, len(indices), size)
+    return [partial(cut if crop else fit, start, min(start + size, len(indices))) for start in starts]
 
 
 def _rows(batch_size: int, shard: tuple[int, int]) -> slice:
@@ -180,7 +255,7 @@ def _rows(batch_size: int, shard: tuple[int, int]) -> slice:
 _fitted_before: weakref.WeakKeyDictionary[Any, tuple[Preprocess, NDArray[np.uint8]]] = weakref.WeakKeyDictionary()
 
 
-def _fitted(split: Split, preprocess: Preprocess) -> NDArray[np.uint8] | None:
+def _fitted(split: Split, preprocess: Preprocess, workers: int | None) -> NDArray[np.uint8] | None:
     """All images of a split fitted, if that is small; remembered, since a split is evaluated after every epoch."""
     height, width = preprocess.size
     if len(split) * height * width * preprocess.num_channels > FIT_ONCE:
@@ -195,44 +270,7 @@ def _fitted(split: Split, preprocess: Preprocess) -> NDArray[np.uint8] | None:
         images = fit_images(split.images, preprocess)
     else:
         images = np.empty((len(split), height, width, preprocess.num_channels), np.uint8)
-        for start in range(0, len(split), 1024):
-            stop = min(start + 1024, len(split))
-            images[start:stop] = fit_images(split.read(np.arange(start, stop)), preprocess)
+        run_all(_pieces(split, preprocess, np.arange(len(split)), images), workers, "decoding images")
     with contextlib.suppress(TypeError):
         _fitted_before[split] = (preprocess, images)
     return images
-
-
-def _read_ahead(batches: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
-    """The same batches, made by a thread that is `READ_AHEAD` batches ahead. Its exceptions are raised here."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(READ_AHEAD)
-    closed = threading.Event()
-
-    def put(item: Batch | BaseException | None) -> bool:
-        while not closed.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for batch in batches():
-                if not put(batch):
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=work, name="zoo-read-ahead", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        closed.set()
-        thread.join()

@@ -116,8 +116,8 @@ def _background(polarity: str) -> int:
 # --- pixels of arrays -------------------------------------------------------------------------------------------------
 
 
-def _with_channels(images: Uint8, channels: str) -> Uint8:
-    """[..., C] with C = 1, 3 (RGB) or 4 (RGBA) brought to `channels`; grey stays one channel here, see `_finish`."""
+def with_channels(images: Uint8, channels: str) -> Uint8:
+    """[..., C] with C = 1, 3 (RGB) or 4 (RGBA) brought to `channels`; grey stays one channel here, see `finish`."""
     count = images.shape[-1]
     if count == 1:
         return images
@@ -166,7 +166,7 @@ def _centre(images: Uint8, kept: tuple[int, int]) -> Uint8:
     return images[..., top : top + kept[0], left : left + kept[1], :]
 
 
-def _finish(images: Uint8, preprocess: Preprocess) -> Uint8:
+def finish(images: Uint8, preprocess: Preprocess) -> Uint8:
     """Pad [..., H, W, C] to the size and repeat grey over the channels."""
     (height, width), channels = preprocess.size, preprocess.num_channels
     have_h, have_w, have_c = images.shape[-3:]
@@ -196,14 +196,14 @@ def fit_image(image: NDArray[Any], preprocess: Preprocess, *, match_polarity: bo
     Raises:
         ValueError: not uint8, or not of such a shape.
     """
-    image = _with_channels(_as_stack(np.asarray(image), 3), preprocess.channels)
+    image = with_channels(_as_stack(np.asarray(image), 3), preprocess.channels)
     if match_polarity and preprocess.polarity is not None:
         image = to_polarity(image, preprocess.polarity)
         if preprocess.ink is not None:
             image = to_frame(image, preprocess.ink, _background(preprocess.polarity))
     scaled, kept = _layout(image.shape[0], image.shape[1], preprocess)
     image = _resize(image, scaled, preprocess.interpolation)
-    return np.ascontiguousarray(_finish(_centre(image, kept), preprocess))
+    return np.ascontiguousarray(finish(_centre(image, kept), preprocess))
 
 
 def fit_images(images: NDArray[Any] | Sequence[NDArray[Any]], preprocess: Preprocess) -> Uint8:
@@ -223,13 +223,13 @@ def fit_images(images: NDArray[Any] | Sequence[NDArray[Any]], preprocess: Prepro
         for row, image in zip(out, images, strict=True):
             row[...] = fit_image(image, preprocess)
         return out
-    images = _with_channels(_as_stack(images, 4), preprocess.channels)
+    images = with_channels(_as_stack(images, 4), preprocess.channels)
     scaled, kept = _layout(images.shape[1], images.shape[2], preprocess)
     if images.shape[1:3] != scaled:
         largest = max(images.shape[1] * images.shape[2], scaled[0] * scaled[1]) * images.shape[3]
         resize_all = _resize_stack if largest <= SMALL else _resize_each
         images = resize_all(images, scaled, preprocess.interpolation)
-    return _finish(_centre(images, kept), preprocess)
+    return finish(_centre(images, kept), preprocess)
 
 
 # --- resampling -------------------------------------------------------------------------------------------------------

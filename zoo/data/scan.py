@@ -6,18 +6,18 @@ What was found is kept in the cache under a stamp of the files' names, sizes and
 from __future__ import annotations
 
 import json
-import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.cache import cached
-from zoo.data.dataset import Store, first_line, tracked
+from zoo.data.dataset import Store, first_line
 from zoo.data.images import opened, orientation, pixels
+from zoo.data.threads import run_all
 
 CHUNK = 64  # records per piece of work
 
@@ -87,15 +87,9 @@ def scan(store: Store, count: int, stamp: str, workers: int | None = None) -> Sc
                 except ValueError as error:
                     reasons[record] = first_line(error).removeprefix("image: ")
 
-        with warnings.catch_warnings(), ThreadPoolExecutor(workers or processors()) as pool:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on what it reads all the same
-            pieces = [pool.submit(some, start) for start in range(0, count, CHUNK)]
-            try:
-                for piece in tracked(range(len(pieces)), "looking at every image"):
-                    pieces[piece].result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            run_all([partial(some, start) for start in range(0, count, CHUNK)], workers, "looking at every image")
         names = sorted(set(kinds))
         place = {kind: number for number, kind in enumerate(names)}
         about = json.dumps({"kinds": names, "reasons": {str(k): reasons[k] for k in sorted(reasons)}})
@@ -118,8 +112,3 @@ def scan(store: Store, count: int, stamp: str, workers: int | None = None) -> Sc
         keys=tuple(hashes[16 * i : 16 * i + 16] for i in range(count)),
         reasons=reasons,
     )
-
-
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

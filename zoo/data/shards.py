@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.cache import cached
-from zoo.data.dataset import first_line, tracked
+from zoo.data.dataset import first_line
 from zoo.data.folders import IMAGE_SUFFIXES
 from zoo.data.listing import Listing, shown, split_of, stamp_of_files
+from zoo.data.threads import tracked
 
 # How compressed files begin, and what unpacks them beside themselves
 COMPRESSED = {b"\x1f\x8b": "gunzip -k", b"BZh": "bunzip2 -k", b"\xfd7zXZ": "unxz -k", b"\x28\xb5\x2f\xfd": "unzstd"}

@@ -26,8 +26,8 @@ from zoo.data.dataset import (
     first_line,
     nearest_names,
     record_keys,
-    tracked,
 )
+from zoo.data.threads import tracked
 
 IN_MEMORY = 2**30  # bytes of decoded pixels up to which a prepared data set is decoded once and kept
 TFDS_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
