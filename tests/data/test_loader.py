@@ -1,14 +1,17 @@
 import itertools
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
+from photos import folder_of
 
 from zoo.data import loader
-from zoo.data.loader import batch_indices, eval_batches, train_batches
+from zoo.data.crop import Crop, read_crop
+from zoo.data.loader import batch_indices, eval_batches, on_device, train_batches
 from zoo.data.preprocess import Preprocess, fit_images
-from zoo.data.sources import ArraySplit
+from zoo.data.sources import ArraySplit, open_dataset
 
 PLAIN = Preprocess((2, 3), (2, 3), channels="L", mean=(0.0,), std=(1.0,))
 
@@ -266,3 +269,117 @@ def test_every_record_counts_once_at_every_batch_size(count, stream, monkeypatch
                     assert not batch["weight"][~real].any()
                     seen += batch["label"][real].tolist()
             assert seen == list(range(count))
+
+
+# --- encoded images, larger than what the model sees ------------------------------------------------------------------
+
+SEEN = Preprocess((16, 20), (16, 20))
+CROPPED = ("resized_crop", "flip")
+LAYOUT = {"train/a": 6, "train/b": 7, "test/a": 5, "test/b": 4}  # one of train is held out for validation
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    return folder_of(
+        tmp_path_factory.mktemp("photographs"), {"train/a": 6, "train/b": 7, "test/a": 5, "test/b": 4}, suffix="jpg"
+    )
+
+
+@pytest.mark.parametrize("augment", [(), CROPPED])
+def test_the_number_of_workers_changes_nothing_even_in_the_middle_of_an_epoch(photographs, augment, streaming):
+    split = open_dataset(photographs).splits["train"]
+    given = {"batch_size": 4, "seed": 3, "augment": augment}
+    whole = take(train_batches(split, SEEN, workers=0, **given), 12)
+    for workers in (0, 1, 4):
+        for start in (0, 2, 5):  # 12 records are an epoch of three batches
+            same(
+                take(train_batches(split, SEEN, workers=workers, start_step=start, **given), 12 - start), whole[start:]
+            )
+    halves = [take(train_batches(split, SEEN, workers=2, shard=(rank, 2), **given), 12) for rank in (0, 1)]
+    same([{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*halves, strict=True)], whole)
+
+
+def test_crops_differ_by_epoch_and_seed_and_are_made_of_the_files(photographs):
+    split = open_dataset(photographs).splits["train"]
+    count = len(split)
+
+    def first(seed, epoch):
+        """The images of an epoch by record."""
+        order = batch_indices(seed, epoch, count, count)[0]
+        (batch,) = take(train_batches(split, SEEN, batch_size=count, seed=seed, start_step=epoch, augment=CROPPED), 1)
+        for record, image in zip(order.tolist(), batch["image"], strict=True):
+            crop = read_crop(split.encoded([record])[0], SEEN, seed, epoch, record, Crop())
+            np.testing.assert_array_equal(image, crop)
+        return batch["image"][np.argsort(order)]
+
+    images = [first(0, 0), first(0, 1), first(1, 0)]
+    for one, other in itertools.combinations(images, 2):
+        assert (one != other).any(axis=(1, 2, 3)).all()
+
+
+def test_images_of_the_models_size_are_still_fitted_once_and_cropped_on_the_device(tmp_path):
+    split = open_dataset(
+        folder_of(tmp_path, {"train/a": 6, "train/b": 6, "test/a": 2, "test/b": 2}, size=(16, 20))
+    ).splits["train"]
+    (plain,) = take(train_batches(split, SEEN, batch_size=10, seed=0), 1)
+    same(take(train_batches(split, SEEN, batch_size=10, seed=0, augment=CROPPED), 1), [plain])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("workers", [0, 3])
+def test_evaluation_of_files_is_exact_at_every_batch_size(photographs, stream, workers, monkeypatch):
+    if stream:
+        monkeypatch.setattr(loader, "FIT_ONCE", 0)
+    split = open_dataset(photographs).splits["test"]
+    images = fit_images(split.read(np.arange(len(split))), SEEN)
+    for batch_size in (1, 2, 4, 9, 16):
+        for shards in (s for s in (1, 2) if batch_size % s == 0):
+            parts = [
+                eval_batches(split, SEEN, batch_size=batch_size, shard=(r, shards), workers=workers)
+                for r in range(shards)
+            ]
+            rows = [part for step in zip(*parts, strict=True) for part in step]
+            real = np.concatenate([part["weight"] for part in rows]) == 1
+            np.testing.assert_array_equal(np.concatenate([part["image"] for part in rows])[real], images)
+            np.testing.assert_array_equal(np.concatenate([part["label"] for part in rows])[real], split.labels)
+
+
+@pytest.mark.parametrize("augment", [(), CROPPED])
+def test_a_file_that_is_damaged_after_it_was_looked_at_is_named_and_never_replaced(tmp_path, augment, streaming):
+    folder_of(tmp_path, LAYOUT, suffix="jpg")
+    dataset = open_dataset(tmp_path)
+    for part in ("train", "test"):
+        path = tmp_path / part / "a" / "1.jpg"
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"train.a.1\.jpg: damaged"):
+        take(train_batches(dataset.splits["train"], SEEN, batch_size=4, seed=0, augment=augment), 6)
+    with pytest.raises(ValueError, match=r"test.a.1\.jpg: damaged"):
+        list(eval_batches(dataset.splits["test"], SEEN, batch_size=4))
+    assert not readers()
+
+
+def test_memory_is_flat_over_epochs(photographs, streaming):
+    """What three further epochs leave behind is less than two batches."""
+    split = open_dataset(photographs).splits["train"]
+    batches = train_batches(split, SEEN, batch_size=6, seed=0, augment=CROPPED, workers=2)
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            next(batches)
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(3 * len(split) // 6):
+            next(batches)
+        assert tracemalloc.get_traced_memory()[0] - before < 2 * 6 * 16 * 20 * 3
+    finally:
+        tracemalloc.stop()
+        batches.close()
+
+
+def test_on_the_device_the_batches_are_the_same_and_one_is_under_way():
+    split, asked = numbered(10), []
+    plain = take(train_batches(split, PLAIN, batch_size=4, seed=5), 4)
+    there = on_device(train_batches(split, PLAIN, batch_size=4, seed=5), lambda batch: asked.append(1) or batch)
+    assert next(there)["label"].tolist() == plain[0]["label"].tolist() and len(asked) == 2
+    same([plain[0], *take(there, 3)], plain)
+    kept = list(on_device(eval_batches(split, PLAIN, batch_size=4)))
+    assert sum(float(batch["weight"].sum()) for batch in kept) == 10
