@@ -85,9 +85,10 @@ def _images(images: Any) -> list[np.ndarray]:
 def load(spec: str | Path, model: str | None = None, **fields: Any) -> Checkpoint:
     """A checkpoint by folder or name, its files and leaves checked against their hashes, strictly fitted to its model.
 
-    spec: a folder, or the name of a checkpoint that the project ships. model, fields: for a weight file of no known
-    set, the model that it is for, e.g. load("mine.pth", "resnet50", num_classes=37).
-    Raises FileNotFoundError, or ValueError naming every file or leaf that is wrong and what to do.
+    spec: a folder; the name of a checkpoint that the project ships ("lenet5-mnist"); a name of WEIGHTS, fetched once
+    ("torchvision:resnet50", "timm:resnet50.a1_in1k", "keras:ResNet50V2"); or a weight file. model, fields: for a weight
+    file of no known set, the model that it is for, e.g. load("mine.pth", "resnet50", stride_in="1x1").
+    Raises FileNotFoundError, ConnectionError, or ValueError naming every file or leaf that is wrong and what to do.
     """
     card, variables = weights.open_weights(spec, model, fields)
     network = models.create(card.model, **card.fields)

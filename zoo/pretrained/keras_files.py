@@ -1,0 +1,105 @@
+"""Keras's files: the older HDF5 (.h5), the weights of Keras 3 (.weights.h5), and the archive that holds them (.keras).
+
+The keys given are Keras's own paths of its weights, "conv1_conv/kernel". Layers without a name of their own are
+numbered in the order in which they were made, from wherever the session's counter stood; here they are numbered from
+the first, as in a fresh session, which is what the key maps expect.
+"""
+
+import io
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+#: The names of a layer's weights in Keras 3, where the file only numbers them; a norm without scale has three.
+VARIABLES: dict[str, tuple[str, ...]] = {
+    "conv2d": ("kernel", "bias"),
+    "dense": ("kernel", "bias"),
+    "depthwise_conv2d": ("kernel", "bias"),
+    "separable_conv2d": ("depthwise_kernel", "pointwise_kernel", "bias"),
+    "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+}
+MEMBER = "model.weights.h5"
+
+
+def read_keras(path: Path) -> dict[str, np.ndarray]:
+    """{"layer/weight": array} of a file of Keras. ImportError where h5py is missing, ValueError for a damaged file."""
+    try:
+        import h5py
+    except ImportError:
+        raise ImportError(f"{path}: reading Keras's files needs h5py: pip install 'jax-model-zoo[keras]'") from None
+    try:
+        if path.suffix == ".keras":
+            with zipfile.ZipFile(path) as archive:
+                if MEMBER not in archive.namelist():
+                    raise ValueError(f"is not an archive of Keras (no {MEMBER})")
+                if archive.getinfo(MEMBER).file_size > path.stat().st_size:
+                    raise ValueError(f"{MEMBER} in it is compressed, which Keras never does")
+                content: Any = io.BytesIO(archive.read(MEMBER))
+        else:
+            content = path
+        with h5py.File(content, "r") as file:
+            return _renumbered(_numbered(file) if "layers" in file else _named(file))
+    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, TypeError) as error:
+        raise ValueError(f"is cut off or no file of Keras ({' '.join(str(error).split())})") from None
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _named(file: Any) -> dict[str, np.ndarray]:
+    """The older form: layers and weights are listed by name, "conv1/kernel:0"."""
+    group = file.get("model_weights", file)
+    if "layer_names" not in group.attrs:
+        raise ValueError("is HDF5, but holds no weights of Keras")
+    arrays = {}
+    for layer in map(_text, group.attrs["layer_names"]):
+        for weight in map(_text, group[layer].attrs["weight_names"]):
+            arrays["/".join((layer, weight.removesuffix(":0").rpartition("/")[2]))] = _array(group[layer][weight])
+    return arrays
+
+
+def _numbered(file: Any) -> dict[str, np.ndarray]:
+    """Keras 3: a group by class and number for each layer, which says the layer's name; weights by number."""
+    arrays = {}
+    for place, group in file["layers"].items():
+        values = group.get("vars", ())
+        if len(values) == 0:
+            continue
+        kind = re.sub(r"_\d+$", "", place)
+        names = VARIABLES.get(kind)
+        if names is None:
+            raise ValueError(f"has a layer of the kind {kind}, which no model here has")
+        if "name" not in values.attrs:
+            raise ValueError("does not say its layers' names; save it with a newer version of Keras")
+        layer = _text(values.attrs["name"])
+        if kind == "batch_normalization" and len(values) == 3:
+            names = names[1:]
+        for number, weight in zip(range(len(values)), names, strict=False):
+            arrays[f"{layer}/{weight}"] = _array(values[str(number)])
+    return arrays
+
+
+def _array(dataset: Any) -> np.ndarray:
+    if dataset.is_virtual or dataset.external:  # would read other files
+        raise ValueError("has data that lie in another file")
+    return np.asarray(dataset)
+
+
+def _renumbered(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Layers that Keras numbered ("conv2d_95", "conv2d_96", …) numbered from the first ("conv2d", "conv2d_1", …)."""
+    names: dict[str, dict[int, str]] = {}
+    for key in arrays:
+        layer = key.split("/")[0]
+        if match := re.fullmatch(r"(conv2d|batch_normalization)(?:_(\d+))?", layer):
+            names.setdefault(match[1], {})[int(match[2] or 0)] = layer
+    new = {
+        old: kind if rank == 0 else f"{kind}_{rank}"
+        for kind, found in names.items()
+        for rank, (_, old) in enumerate(sorted(found.items()))
+    }
+    keys = {key: key.partition("/") for key in arrays}
+    return {f"{new.get(layer, layer)}/{weight}": arrays[key] for key, (layer, _, weight) in keys.items()}
