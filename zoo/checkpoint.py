@@ -142,6 +142,21 @@ def read_card(path: str | Path) -> Card:
     return card_from_json(_read_json(file), str(file))
 
 
+def verify_checkpoint(path: str | Path) -> list[str]:
+    """Every file and leaf of a checkpoint that is not what was written, a line each; none where all is well.
+
+    Nothing in it is trusted: the manifest and every leaf are computed anew. FileNotFoundError where there is none.
+    """
+    place = _place(Path(path))
+    lines = []
+    try:
+        lines = _manifest_problems(place) if (place / MANIFEST).exists() else []
+        card, variables = _load_checkpoint(place, check=not (place / MANIFEST).exists())
+    except ValueError as error:
+        return [*lines, str(error)]
+    return lines + compare_leaves(card.leaves, leaf_table(variables))
+
+
 def _look_inside(path: Path) -> str:
     """A hint where a run's folder was given instead of the checkpoint in it."""
     return f"; did you mean {path / 'best'}?" if (path / "best" / CARD).exists() else ""
@@ -335,6 +350,12 @@ def _nest_like(template: Any, arrays: Any) -> Any:
 
 def check_manifest(path: Path) -> None:
     """DamagedCheckpoint naming every file under `path` that is missing, of another size or another content."""
+    if lines := _manifest_problems(path):
+        raise DamagedCheckpoint(f"{path}: damaged: {'; '.join(lines)}")
+
+
+def _manifest_problems(path: Path) -> list[str]:
+    """A line for every file that is not as the manifest says. DamagedCheckpoint where the manifest itself is not."""
     file = path / MANIFEST
     if not file.exists():
         raise DamagedCheckpoint(f"{path}: {MANIFEST} is missing")
@@ -360,9 +381,7 @@ def check_manifest(path: Path) -> None:
             lines.append(f"{name} has another content (sha256)")
     arrays = path / ARRAYS
     present = {part.relative_to(path).as_posix() for part in arrays.rglob("*") if part.is_file()}
-    lines += [f"{name} does not belong to it" for name in sorted(present - set(listed))]
-    if lines:
-        raise DamagedCheckpoint(f"{path}: damaged: {'; '.join(lines)}")
+    return lines + [f"{name} does not belong to it" for name in sorted(present - set(listed))]
 
 
 def _manifest_bytes(files: Mapping[str, Any], version: int = FORMAT) -> bytes:

@@ -15,8 +15,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "train a model, or go on with a run"),
     "eval": ("evaluate", "every metric of a checkpoint on a split of a data set"),
     "predict": ("predict", "classify images with a checkpoint"),
-    "list": ("list", "the models, by family"),
+    "list": ("list", "the models by family, the recipes, or the known weights"),
     "info": ("info", "a model's layers, or a checkpoint's card"),
+    "import": ("import_weights", "a weight file of another project as a checkpoint"),
+    "export": ("export", "a checkpoint as safetensors, StableHLO or ONNX"),
+    "verify": ("verify", "every file and leaf of a checkpoint against its hashes"),
 }
 
 

@@ -1,34 +1,30 @@
 """`zoo info`: a model's layers, or a checkpoint's card."""
 
 import argparse
-import os
-from pathlib import Path
 from typing import Any
 
 from zoo.commands import amount
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME|CKPT", help="a model's name, or a checkpoint's folder")
+    parser.add_argument("name", metavar="NAME|CKPT", help="a model's name, or a checkpoint's folder or name")
     parser.add_argument("--json", action="store_true", help="the layers, or the card, as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
     import json
 
-    from zoo import checkpoint
     from zoo.models import MODELS, create
     from zoo.models.summary import layers, totals
+    from zoo.pretrained import weights
 
     card = None
-    if options.name not in MODELS and Path(options.name).exists():
-        card = checkpoint.read_card(options.name)
-        model, shape = create(card.model, **card.fields), (*card.preprocess.size, card.preprocess.num_channels)
-    elif options.name not in MODELS and (os.sep in options.name or options.name.startswith(".")):
-        raise FileNotFoundError(f"{options.name}: there is no such checkpoint folder")
-    else:
+    if options.name in MODELS:
         model = create(options.name)
         shape = model.input_shape
+    else:
+        card = weights.read_card(options.name)
+        model, shape = create(card.model, **card.fields), (*card.preprocess.size, card.preprocess.num_channels)
     rows = layers(model, shape)
     if options.json:
         print(json.dumps(card.to_json() if card else [row._asdict() for row in rows], indent=1))
@@ -63,6 +59,8 @@ def print_card(path: str, card: Any) -> None:
         if split in card.metrics:
             result = card.metrics[split]
             lines[split] = f"accuracy {100 * result['accuracy']:.2f} %, loss {result['loss']:.4f}"
+    if published := card.metrics.get("published"):
+        lines["published"] = f"accuracy {100 * published['accuracy']:.2f} % on {published['data']}"
     for key, value in lines.items():
         if value:
             print(f"  {key:<12}{value}")

@@ -1,4 +1,4 @@
-"""`zoo list`: the models, by family, or the recipes."""
+"""`zoo list`: the models, by family, the recipes, or the known weights."""
 
 import argparse
 
@@ -7,12 +7,15 @@ from zoo.commands import amount
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipes", action="store_true", help="the recipes instead of the models")
+    parser.add_argument("--weights", action="store_true", help="the weights that can be loaded by name")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
     import json
 
+    if options.weights:
+        return _list_weights(options.json)
     if options.recipes:
         import dataclasses
 
@@ -47,3 +50,37 @@ def run(options: argparse.Namespace) -> int:
             f"  {row['model']:<22}{row['parameters']:>14,}{amount(row['multiply_adds']):>15}  {size:<12}{row['paper']}"
         )
     return 0
+
+
+def _list_weights(as_json: bool) -> int:
+    """The shipped checkpoints, and the table of other projects' weights; a star marks each network's default."""
+    import dataclasses
+    import json
+
+    from zoo.pretrained.table import DEFAULTS, WEIGHTS
+    from zoo.pretrained.weights import cached_folder, read_card, shipped
+
+    ours = {name: read_card(name) for name in shipped()}
+    if as_json:
+        rows = [{"name": name, "model": card.model, "fields": card.fields, "licence": card.licence}
+                for name, card in ours.items()]  # fmt: skip
+        rows += [dataclasses.asdict(weights) for weights in WEIGHTS.values()]
+        print(json.dumps(rows, indent=1))
+        return 0
+    print(f"{'name':<46}{'model':<22}{'input':>8}{'top-1':>8}  {'licence':<14}data")
+    for name, card in ours.items():
+        accuracy = card.metrics.get("test", {}).get("accuracy")
+        data = (card.data or {}).get("source", "")
+        print(_weights_line(name, card.model, card.preprocess.size, accuracy and 100 * accuracy, card.licence, data))
+    for name, weights in WEIGHTS.items():
+        mark = "*" if name in DEFAULTS.values() else ""
+        kept = ", kept here" if cached_folder(weights).exists() else ""
+        size, top1 = weights.preprocess.size, weights.accuracy[0]
+        print(_weights_line(f"{name}{mark}", weights.model, size, top1, weights.licence, f"{weights.data}{kept}"))
+    print("\n* may be left out after the dot: torchvision:resnet50 is torchvision:resnet50.IMAGENET1K_V2")
+    return 0
+
+
+def _weights_line(name: str, model: str, size: tuple[int, int], top1: float | None, licence: str, data: str) -> str:
+    accuracy = f"{top1:.2f}" if top1 is not None else "–"
+    return f"{name:<46}{model:<22}{'x'.join(map(str, size)):>8}{accuracy:>8}  {licence:<14}{data}"

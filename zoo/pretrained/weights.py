@@ -89,6 +89,23 @@ def cached_folder(weights: Weights) -> Path:
     return cache_folder() / "weights" / weights.name.replace(":", "-")
 
 
+def folder_of(spec: str | Path) -> Path:
+    """The folder of a checkpoint that is on this machine. FileNotFoundError for one that is not, or not yet."""
+    found = find(spec)
+    if isinstance(found, Weights):
+        if not cached_folder(found).exists():
+            raise FileNotFoundError(f"{found.name}: was not fetched yet; zoo.load or any command that uses it does")
+        return cached_folder(found)
+    if found.is_file():
+        raise ValueError(f"{found}: is a file; a checkpoint is a folder (zoo import makes one of a weight file)")
+    return found
+
+
+def find_set(card: Card) -> Weights | None:
+    """The known set that a card is of, if it is of one."""
+    return WEIGHTS.get(card.source.partition(",")[0])
+
+
 def open_weights(
     spec: str | Path, model: str | None = None, fields: Mapping[str, Any] | None = None
 ) -> tuple[Card, dict]:
@@ -193,20 +210,21 @@ def import_file(
         if fields or classes:
             raise ValueError(f"{target}: is known with its fields and classes; name the model alone to change them")
         return _import_known(file, weights)
-    tensors = read_tensors(file)
-    known = next((weights for weights in WEIGHTS.values() if weights.file.rpartition("/")[2] == file.name
-                  and weights.digest), None)  # fmt: skip
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such weight file")
+    files = {weights.file.rpartition("/")[2]: weights for weights in WEIGHTS.values() if weights.digest}
+    known = files.get(file.name)
     if known and target in (None, known.model) and not fields and not classes:
         return _import_known(file, known)
     if target is None:
         raise ValueError(f"{file}: say which model it is for, e.g. model='resnet50' (--as resnet50 on a command line)")
-    return _import_unknown(file, tensors, target, fields, classes)
+    return _import_unknown(file, read_tensors(file), target, fields, classes)
 
 
 def _import_known(file: Path, weights: Weights) -> Imported:
-    tensors = read_tensors(file)
     try:
         sha256 = check_digest(file, weights.digest)
+        tensors = read_tensors(file)
     except Wrong as error:
         raise ValueError(
             f"{file}: is not the file of {weights.name}: {error}; if it is weights of your own for that network, "
@@ -227,7 +245,8 @@ def _import_unknown(
     if len(arrays) and next(iter(arrays)) not in tensors.arrays:
         notes.append("what a wrapper had put before or taken from every name was undone")
     if "num_classes" not in fields:
-        model = model.clone(num_classes=_outputs(file, model, key_map, arrays))
+        head = _loaded(key_map, "params/head/kernel", arrays)
+        model = model.clone(num_classes=model.num_classes if head is None else head.shape[-1])
     preprocess, assumed = _assumed_preprocess(source, name, model, _channels(key_map, arrays))
     notes.append(assumed)
     if classes is None:
@@ -303,13 +322,6 @@ def _loaded(key_map: KeyMap, path: str, arrays: Mapping[str, np.ndarray]) -> np.
         return layout.load(arrays[entry])
     except ValueError:
         return None
-
-
-def _outputs(file: Path, model: Any, key_map: KeyMap, arrays: Mapping[str, np.ndarray]) -> int:
-    head = _loaded(key_map, "params/head/kernel", arrays)
-    if head is None:
-        raise ValueError(f"{file}: has no head, so it names no classes; nothing here can be loaded without one")
-    return head.shape[-1]
 
 
 def _channels(key_map: KeyMap, arrays: Mapping[str, np.ndarray]) -> int:

@@ -1,0 +1,37 @@
+"""`zoo verify`: every file and leaf of a checkpoint against the hashes that were written with it."""
+
+import argparse
+import sys
+
+from zoo.commands import amount
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint's folder or name")
+
+
+def run(options: argparse.Namespace) -> int:
+    import math
+
+    from zoo import api, checkpoint
+    from zoo.pretrained import weights
+
+    folder = weights.folder_of(options.checkpoint)
+    problems = checkpoint.verify_checkpoint(folder)
+    if not problems:
+        try:
+            loaded = api.load(folder)
+        except ValueError as error:  # intact, but not of its model
+            problems = [str(error)]
+    for problem in problems:
+        print(f"{options.checkpoint}: {problem}", file=sys.stderr)
+    if problems:
+        return 2
+    files = [part for part in folder.rglob("*") if part.is_file()]
+    values = sum(math.prod(row["shape"]) for row in loaded.card.leaves)
+    size = sum(part.stat().st_size for part in files)
+    print(
+        f"{options.checkpoint}: ok, {len(files)} files, {amount(size)}B, {len(loaded.card.leaves)} leaves, "
+        f"{values:,} values, {loaded.card.model}"
+    )
+    return 0
