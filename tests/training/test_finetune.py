@@ -1,0 +1,458 @@
+"""Fine-tuning: heads by class name, channels, what is frozen when, rates by stage, and the same bits after a kill."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo
+from zoo import api, checkpoint, models
+from zoo.checkpoint import Card, flatten
+from zoo.data.polarity import match_polarity
+from zoo.data.preprocess import Preprocess
+from zoo.data.sources import from_arrays
+from zoo.training import finetune, loop, run
+from zoo.training.finetune import Phase, Start
+from zoo.training.optim import make_optimizer
+from zoo.training.recipes import Recipe, find_recipe
+from zoo.training.step import TrainState, make_eval_step, make_train_step, restarted
+
+#: One small network per kind of building: dense, convolutions with and without batch norm, auxiliary heads, dropout.
+SMALL = {
+    "mlp": ({"widths": (12, 9), "image_size": 16}, 16),
+    "lenet5": ({"image_size": 16}, 16),
+    "resnet20": ({"blocks": (1, 1), "width": 8}, 16),
+    "googlenet_bn_small": ({"width": 0.125, "blocks": (1, 1, 1)}, 16),
+    "highway_conv": ({"layers": 3, "width": 4, "image_size": 16}, 16),
+}
+OLD, NEW = ("cat", "dog", "emu"), ("ape", "emu", "cat", "fox")
+KEY = jax.random.key(0)
+PLAIN = Recipe(optimizer="sgd", learning_rate=0.1, schedule="constant", batch_size=8)
+
+
+def preprocess_of(side, channels="RGB"):
+    count = len(channels)
+    return Preprocess(
+        size=(side, side), resize=(side, side), channels=channels, mean=(0.5,) * count, std=(0.25,) * count
+    )
+
+
+def variables_of(model, shape=(16, 16, 3), seed=0):
+    """Some variables, with statistics that no fresh network has, without compiling anything."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, like):
+        if len(like.shape) > 1:
+            return rng.normal(0, 1 / np.sqrt(np.prod(like.shape[:-1])), like.shape).astype(np.float32)
+        return rng.uniform(0.5, 2.5, like.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, models.abstract_variables(model, shape))
+
+
+def start_of(name, classes=OLD, channels="RGB", seed=3):
+    fields, side = SMALL[name]
+    model = models.create(name, **fields, num_classes=len(classes))
+    variables = variables_of(model, (side, side, len(channels)), seed)
+    return Start(name, Card(name, models.defining_fields(model), classes, preprocess_of(side, channels)), variables)
+
+
+def model_of(start, classes=None):
+    fields = {**start.card.fields, "num_classes": len(classes or start.card.classes)}
+    return models.create(start.card.model, **fields)
+
+
+def batch_of(side, count=8, channels=3, classes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (count, side, side, channels)).astype(np.uint8),
+        "label": rng.integers(0, classes, count).astype(np.int32),
+        "weight": np.ones(count, np.float32),
+    }
+
+
+# --- what is taken from the checkpoint -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_heads_keep_the_rows_of_class_names_that_are_in_both(name):
+    start = start_of(name)
+    model = model_of(start, NEW)
+    fresh = variables_of(model)
+    merged = flatten(start.variables_for(model, start.card.preprocess, NEW, fresh))
+    saved, fresh = flatten(start.variables), flatten(fresh)
+    heads = [path for path in merged if merged[path].shape != saved[path].shape]
+    assert {"params/head/kernel", "params/head/bias"} <= set(heads)
+    assert len({path.split("/")[1] for path in heads}) == (2 if "googlenet" in name else 1)  # an auxiliary one too
+    for path in heads:
+        for i, label in enumerate(NEW):
+            origin = saved[path][..., OLD.index(label)] if label in OLD else fresh[path][..., i]
+            assert np.array_equal(merged[path][..., i], origin), (path, label)
+    assert all(np.array_equal(merged[path], saved[path]) for path in merged.keys() - heads)
+    report = " ".join(start.report(model, start.card.preprocess, NEW))
+    assert "new for 2 of 4 classes: ape, fox" in report and "rows kept for emu, cat" in report
+
+
+def test_the_same_classes_in_another_order_are_the_same_head():
+    start = start_of("lenet5")
+    order = ("emu", "cat", "dog")
+    model = model_of(start)
+    merged = start.variables_for(model, start.card.preprocess, order, variables_of(model))
+    images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+    before, after = (np.asarray(model.apply(v, images)[0]) for v in (start.variables, merged))
+    np.testing.assert_array_equal(after, before[:, [2, 0, 1]])
+    assert not start.has_new_rows(order) and start.has_new_rows(NEW)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mlp"])
+def test_a_grey_model_of_a_colour_one_answers_alike(name):
+    start = start_of(name)
+    grey = start.preprocess(channels="L")
+    assert (grey.channels, grey.mean, grey.std) == ("L", (0.5,), (0.25,))
+    model = model_of(start)
+    merged = start.variables_for(model, grey, OLD, variables_of(model, (16, 16, 1)))
+    images = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
+    expected = model.apply(start.variables, jnp.repeat(images, 3, axis=-1))[0]
+    np.testing.assert_allclose(model.apply(merged, images)[0], expected, atol=1e-4)
+    back = Start("back", Card(name, models.defining_fields(model), OLD, grey), merged)
+    colour = back.variables_for(model, preprocess_of(16), OLD, variables_of(model))
+    np.testing.assert_allclose(
+        model.apply(colour, jnp.repeat(images, 3, axis=-1))[0], expected, atol=1e-4
+    )  # a third of the sum, thrice
+    flipped = start.variables_for(model, preprocess_of(16, "BGR"), OLD, variables_of(model))
+    images = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
+    np.testing.assert_allclose(
+        model.apply(flipped, images[..., ::-1])[0], model.apply(start.variables, images)[0], atol=1e-4
+    )
+
+
+def test_what_else_differs_is_listed():
+    start = start_of("resnet20")
+    other = models.create("resnet20", **{**start.card.fields, "blocks": (2, 1)})
+    with pytest.raises(ValueError, match=r"--init resnet20 does not fit.*- missing batch_stats/stage1_block2"):
+        start.variables_for(other, start.card.preprocess, OLD, variables_of(other))
+    headless = dataclasses.replace(start, variables={**start.variables, "params": dict(start.variables["params"])})
+    del headless.variables["params"]["head"]
+    merged = headless.variables_for(model_of(start), start.card.preprocess, OLD, variables_of(model_of(start)))
+    assert "head" in merged["params"]
+
+
+def test_another_size_keeps_the_proportions_of_the_box():
+    card = dataclasses.replace(start_of("mlp").card, preprocess=Preprocess(size=(224, 224), resize=(256, 256)))
+    plan = Start("x", card, {}).preprocess(image_size=112)
+    assert (plan.size, plan.resize) == ((112, 112), (128, 128))
+
+
+def test_drawings_of_the_other_polarity_are_inverted():
+    rng = np.random.default_rng(0)
+    paper = np.full((60, 12, 12), 250, np.uint8)
+    paper[:, 4:8, 4:8] = rng.integers(0, 60, (60, 4, 4))
+    ink = from_arrays((paper, np.arange(60) % 3), name="ink")
+    matched = match_polarity(ink, "light-on-dark")
+    for name, split in ink.splits.items():
+        everything = np.arange(len(split))
+        assert np.array_equal(matched.splits[name].read(everything), 255 - split.read(everything))
+        assert np.array_equal(matched.splits[name].labels, split.labels)
+    assert any("inverted" in note for note in matched.notes)
+    assert match_polarity(ink, "dark-on-light") is ink and match_polarity(ink, None) is ink
+    assert match_polarity(matched, "light-on-dark") is matched
+
+
+# --- which part is which ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lenet5_1998", "googlenet_small", "xception_small", "resnet50_v2_small", "highway",
+     *(pytest.param(name, marks=pytest.mark.slow) for name in ("alexnet_small", "inception_v3_small",
+       "inception_v4_small", "inception_resnet_v2_small", "resnet50d_small", "wide_resnet16_8"))],
+)  # fmt: skip
+def test_every_part_belongs_to_a_stage_and_every_stage_has_parts(name):
+    model = models.create(name)
+    params = models.abstract_variables(model)["params"]
+    outside = [part for part in params if not any(part.startswith(stage) for stage in model.stages)]
+    assert all(part.startswith("aux") for part in outside), outside
+    stages = {finetune.stage_of(model, part) for part in params}
+    assert stages == set(model.stages) - ({"head"} if name == "lenet5_1998" else set())
+
+
+def test_parts_are_named_by_stage_body_or_pattern():
+    model = models.create("resnet20", **SMALL["resnet20"][0])
+    paths = finetune.paths_of(models.abstract_variables(model))
+    select = lambda *names: {path.rsplit("/", 1)[0] for path in finetune.select(model, paths, names)}  # noqa: E731
+    assert select("stem") == {"stem/conv", "stem/norm"}
+    assert select("body") | {"head"} == {path.rsplit("/", 1)[0] for path in paths} and "head" not in select("body")
+    assert select("stage1", "stage2_block1/conv2") >= {"stage1_block1/conv1/conv", "stage2_block1/conv2/norm"}
+    assert "stage2_block1/conv1/conv" not in select("stage1", "stage2_block1/conv2")
+    assert all(part.endswith("norm") for part in select(".*/(mean|var)"))
+    with pytest.raises(ValueError, match=r"freeze 'stage3' fits no part .* stages are stem, stage1, stage2, head"):
+        select("stage3")
+
+
+ALL, BODY, STEM = frozenset(), "body", "stem"
+
+
+@pytest.mark.parametrize(
+    ("fields", "new_head", "expected"),
+    [
+        ({}, True, [(0, 50, ())]),
+        ({"head_epochs": 1}, True, [(0, 10, (BODY,)), (10, 50, ())]),
+        ({"head_epochs": 1}, False, [(0, 50, ())]),
+        ({"head_epochs": 9}, True, [(0, 50, (BODY,))]),
+        ({"freeze": (STEM,)}, False, [(0, 50, (STEM,))]),
+        ({"freeze": (STEM,), "unfreeze_at": 2.5}, False, [(0, 25, (STEM,)), (25, 50, ())]),
+        ({"freeze": (STEM,), "head_epochs": 1}, True, [(0, 10, (BODY,)), (10, 50, (STEM,))]),
+        ({"freeze": (STEM,), "head_epochs": 1, "unfreeze_at": 3}, True,
+         [(0, 10, (BODY,)), (10, 30, (STEM,)), (30, 50, ())]),
+        ({"freeze": ("body",), "head_epochs": 1, "unfreeze_at": 3}, True, [(0, 30, (BODY,)), (30, 50, ())]),
+    ],
+)  # fmt: skip
+def test_phases(fields, new_head, expected):
+    model = models.create("resnet20", **SMALL["resnet20"][0])
+    abstract = models.abstract_variables(model)
+    found = finetune.phases(dataclasses.replace(PLAIN, epochs=5, **fields), model, abstract, 50, 10, new_head)
+    select = lambda names: finetune.select(model, finetune.paths_of(abstract), names)  # noqa: E731
+    assert found == tuple(Phase(start, stop, select(names)) for start, stop, names in expected)
+
+
+def test_something_must_be_left_to_train():
+    model = models.create("resnet20", **SMALL["resnet20"][0])
+    with pytest.raises(ValueError, match="nothing is left to train from step 0 on"):
+        recipe = dataclasses.replace(PLAIN, freeze=("head",), head_epochs=1)
+        finetune.phases(recipe, model, models.abstract_variables(model), 50, 10, new_head=True)
+
+
+# --- the step ---------------------------------------------------------------------------------------------------------
+
+
+def one_step(name, freeze=(), count=1, batch=None, **changes):
+    """(state before, state after, report, frozen paths) of `count` steps; of none, (state, the compiled step)."""
+    start, recipe = start_of(name), dataclasses.replace(PLAIN, freeze=freeze, **changes)
+    model, side = model_of(start), SMALL[name][1]
+    abstract = models.abstract_variables(model, (side, side, 3))
+    frozen = finetune.select(model, finetune.paths_of(abstract), freeze)
+    optimizer, _ = make_optimizer(recipe, 10, 5, finetune.rates(recipe, model, abstract["params"]))
+    variables = jax.tree.map(jnp.asarray, start.variables)
+    state = TrainState(jnp.int32(0), variables, (), variables if recipe.ema else None, jax.random.key_data(KEY))
+    state = restarted(state, optimizer, frozen)
+    step = make_train_step(model, recipe, preprocess_of(side), optimizer, frozen=frozen)
+    batch = batch_of(side) if batch is None else batch
+    step = jax.jit(step, compiler_options={"xla_backend_optimization_level": 0}).lower(state, batch).compile()
+    if not count:
+        return state, step
+    before = jax.device_get(state)
+    for _ in range(count):
+        state, report = step(state, batch)
+    return before, jax.device_get(state), jax.device_get(report), frozen
+
+
+FREEZING = [
+    ("lenet5", ("conv1",)),
+    ("resnet20", ("stem",)),
+    ("resnet20", ("stage2",)),
+    *(
+        pytest.param(name, freeze, marks=pytest.mark.slow)
+        for name, freeze in (
+            ("lenet5", ("dense1",)),
+            ("lenet5", ("head",)),
+            ("resnet20", ("stage1",)),
+            ("resnet20", ("head",)),
+            ("resnet20", (".*/norm",)),
+            ("googlenet_bn_small", ("inception4a",)),
+            ("highway_conv", ("layer2",)),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "freeze"), FREEZING)
+def test_what_is_frozen_stays_to_the_bit_and_the_rest_learns(name, freeze):
+    """Also under weight decay, momentum, an average, and gradients in pieces."""
+    before, after, _, frozen = one_step(
+        name, freeze, count=2, optimizer="momentum", weight_decay=0.1, ema=0.5, micro_batch=4
+    )
+    for tree in ("variables", "ema"):
+        old, new = (flatten(getattr(state, tree)) for state in (before, after))
+        for path in old:
+            kept = np.array_equal(old[path], new[path])
+            assert kept == (path.split("/", 1)[1] in frozen), path
+    traced = {path.split("/trace/")[1] for path in map(_path, jax.tree_util.tree_leaves_with_path(after.opt_state))
+              if "/trace/" in path}  # fmt: skip
+    assert traced == {path.removeprefix("params/") for path in flatten(before.variables)
+                      if path.startswith("params/")} - frozen  # fmt: skip
+
+
+def _path(entry):
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in entry[0])
+
+
+def test_frozen_parts_cost_no_gradient():
+    """The work of the compiled step. The head alone needs no more than the forward pass and its own little gradient."""
+    work = []
+    for freeze in ((), ("stem", "stage1"), ("body",)):
+        state, step = one_step("resnet20", freeze, count=0, optimizer="adamw")
+        cost = step.cost_analysis()
+        work.append(((cost[0] if isinstance(cost, list) else cost)["flops"], len(jax.tree.leaves(state.opt_state))))
+    whole, half, head = work
+    assert head[0] < 0.45 * whole[0] and head[0] < half[0] < 0.8 * whole[0]
+    assert head[1] == 2 * 2 + 2 < half[1] < whole[1]  # two moments of kernel and bias, two counts
+
+
+def test_a_frozen_batch_norm_normalises_with_its_stored_statistics():
+    """Seen in what the network answers while it trains: with everything frozen but the head, as in evaluation."""
+    start = start_of("resnet20")
+    batch = batch_of(16)
+    sums, _ = make_eval_step(model_of(start), preprocess_of(16))(start.variables, batch)
+    _, _, frozen, _ = one_step("resnet20", ("body",))
+    _, _, statistics, _ = one_step("resnet20", (".*/(mean|var)",))
+    _, _, free, _ = one_step("resnet20")
+    stored = float(sums["loss"]) / 8
+    assert float(frozen["loss"]) == pytest.approx(stored, rel=1e-5)
+    assert float(statistics["loss"]) == pytest.approx(stored, rel=1e-5)
+    assert abs(float(free["loss"]) - stored) > 0.01
+
+
+def test_each_stage_learns_at_its_own_rate():
+    """One step of plain gradient descent: the change of each parameter, against that without rates."""
+    even, rated = (one_step("resnet20", count=1, **fields) for fields in ({}, {"layer_decay": 0.5, "head_lr": 0.3}))
+    expected = {"stem": 0.125, "stage1_block1": 0.25, "stage2_block1": 0.5, "head": 3.0}
+    for path in flatten(even[0].variables["params"]):
+        changes = [
+            flatten(after.variables["params"])[path] - flatten(before.variables["params"])[path]
+            for before, after, _, _ in (even, rated)
+        ]
+        factor = expected[path.split("/")[0]]
+        np.testing.assert_allclose(changes[1], factor * changes[0], rtol=1e-3, atol=1e-6)
+
+
+def test_clipping_looks_at_what_is_trained():
+    _, _, report, frozen = one_step("lenet5", ("conv1", "conv2"), clip_norm=0.01, learning_rate=1.0)
+    assert float(report["update"]) == pytest.approx(0.01, rel=1e-4) and frozen
+
+
+def test_pieces_add_up_to_the_batch():
+    """Eight images in pieces of three, three and two, as of a whole split that nothing divides."""
+    batch = batch_of(16)
+    (_, whole, said, _), (_, pieces, says, _) = (
+        one_step("lenet5", ("conv1",), batch=batch, batch_size=0, micro_batch=micro, l2=0.01) for micro in (0, 3)
+    )
+    for a, b in zip(jax.tree.leaves(whole.variables), jax.tree.leaves(pieces.variables), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+    assert int(says["examples"]) == 8 and float(says["objective"]) == pytest.approx(float(said["objective"]), rel=1e-5)
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+def coloured(classes, count=90, seed=0):
+    """Squares whose colour is their class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(classes), count)
+    colours = np.random.default_rng(7).integers(30, 225, (8, 3))
+    images = np.clip(colours[labels][:, None, None] + rng.normal(0, 20, (count, 16, 16, 3)), 0, 255).astype(np.uint8)
+    return from_arrays((images, labels), class_names=classes, name="coloured")
+
+
+@pytest.fixture(scope="module")
+def checkpoint_folder(tmp_path_factory):
+    start = start_of("resnet20")
+    folder = tmp_path_factory.mktemp("start") / "ckpt"
+    checkpoint.save_checkpoint(folder, start.card, start.variables)
+    return folder
+
+
+TUNE = Recipe(
+    epochs=3, batch_size=16, min_epoch_steps=6, head_epochs=1, freeze=("stem",), unfreeze_at=2, layer_decay=0.8,
+    ema=0.9, learning_rate=0.01, monitor="loss",
+)  # fmt: skip
+
+
+def tune(folder, workdir, recipe=TUNE, **options):
+    options = {"save_steps": 4, "quiet": True, **options}
+    return loop.fit(None, coloured(NEW), recipe, init=api.start_from(folder), workdir=workdir, **options)
+
+
+def outcome(folder):
+    commit = checkpoint.newest_commit(folder / run.CHECKPOINTS)
+    arrays = flatten(checkpoint._read_arrays(commit / checkpoint.ARRAYS))
+    best = flatten(checkpoint.load_checkpoint(folder / run.BEST)[1])
+    bits = {path: leaf.tobytes() for path, leaf in {**arrays, **best}.items()}
+    return bits, (folder / run.METRICS).read_bytes(), (folder / run.RESULTS).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def tuned(checkpoint_folder, tmp_path_factory):
+    return tune(checkpoint_folder, tmp_path_factory.mktemp("runs") / "alone")
+
+
+def test_a_fine_tuning_takes_everything_from_the_card(tuned, checkpoint_folder):
+    card = checkpoint.read_card(checkpoint_folder)
+    assert (tuned.card.model, tuned.card.preprocess) == (card.model, card.preprocess)
+    assert tuned.card.fields == {**card.fields, "num_classes": 4} and tuned.card.classes == NEW
+    assert tuned.card.recipe["freeze"] == ["stem"] and tuned.card.recipe["head_epochs"] == 1
+    config = run.read_config(tuned.workdir)
+    assert config.init == str(checkpoint_folder) and len(config.init_digest) == 64
+    assert [row["step"] for row in tuned.history] == [6, 12, 18]  # an epoch has six steps, not the 5 of the data
+
+
+@pytest.mark.parametrize("deaths", [(6, 13), pytest.param((4, 5, 7, 12, 17), marks=pytest.mark.slow)])
+def test_killed_around_the_phases_and_started_again(tmp_path, monkeypatch, tuned, checkpoint_folder, deaths):
+    """The state of each phase comes back with its own structure; what begins at a boundary begins the same way."""
+
+    class Killed(BaseException):
+        pass
+
+    settle = loop.Trainer.settle
+    for death in deaths:
+
+        def settle_or_die(self, step, report, death=death):
+            if step == death:
+                raise Killed
+            settle(self, step, report)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop.Trainer, "settle", settle_or_die)
+            with pytest.raises(Killed):
+                tune(checkpoint_folder, tmp_path / "run", save_steps=3)
+    tune(checkpoint_folder, tmp_path / "run", save_steps=3)
+    assert outcome(tmp_path / "run") == outcome(tuned.workdir)
+
+
+def test_another_checkpoint_of_the_same_name_is_another_run(tmp_path, tuned):
+    other = start_of("resnet20", seed=4)
+    folder = tmp_path / "ckpt"
+    checkpoint.save_checkpoint(folder, other.card, other.variables)
+    with pytest.raises(ValueError, match="holds another run; init is"):
+        tune(folder, tuned.workdir)
+
+
+def test_a_phase_starts_its_optimiser_afresh(checkpoint_folder):
+    job = loop.plan(None, coloured(NEW), TUNE, init=api.start_from(checkpoint_folder))
+    state = job.first_state()
+    for phase in job.phases:
+        state = restarted(state, job.optimizer(phase), phase.frozen)
+        trained = len(jax.tree.leaves(finetune.trainable(state.variables["params"], phase.frozen)))
+        assert len(jax.tree.leaves(state.opt_state)) == 2 * trained + 2
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+    assert [job.phase(step).start for step in (0, 5, 6, 11, 12, 17, 18)] == [0, 0, 6, 6, 12, 12, 12]
+    assert job.learning_rate(6) == job.learning_rate(0) == pytest.approx(0.01)  # the schedule too
+
+
+def test_zoo_fit_from_a_checkpoint_learns_and_chooses_its_recipe(tmp_path, tuned):
+    fitted = zoo.fit(init=tuned, data=coloured(NEW), epochs=2, workdir=tmp_path / "run", quiet=True)
+    assert fitted.card.recipe["source"] == find_recipe("fine-tune").source
+    assert fitted.history[-1]["validation_accuracy"] > 0.8
+    card = dataclasses.replace(start_of("lenet5", channels="L").card, preprocess=preprocess_of(16, "L"))
+    drawn = dataclasses.replace(card, preprocess=dataclasses.replace(card.preprocess, polarity="dark-on-light"))
+    assert finetune.recipe_for(None, Start("x", drawn, {}), "lenet5", "x") == find_recipe("fine-tune-drawings")
+
+
+def test_mistakes_are_answered_in_a_line(tmp_path, checkpoint_folder):
+    with pytest.raises(ValueError, match="is a resnet20, not a lenet5"):
+        zoo.fit("lenet5", coloured(NEW), init=checkpoint_folder)
+    with pytest.raises(ValueError, match="say which model"):
+        zoo.fit(data=coloured(NEW))
+    with pytest.raises(ValueError, match=r"--init .* - missing batch_stats/stage1_block2"):
+        zoo.fit(init=checkpoint_folder, data=coloured(NEW), fields={"blocks": (2, 1)}, workdir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
