@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo import checkpoint, models
-from zoo.checkpoint import Card, DamagedCheckpoint
+from zoo.checkpoint import Card, DamagedCheckpoint, flatten
 from zoo.data.cache import cache_folder
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from zoo.pretrained import akamaster, keras, timm, torchvision
@@ -32,6 +32,8 @@ SOURCES: dict[str, ModuleType] = {"torchvision": torchvision, "timm": timm, "ker
 NAMINGS = {"torch": ("torchvision", "timm", "akamaster"), "keras": ("keras",)}
 #: What wrappers (DataParallel, torch.compile, training modules) put before every key.
 PREFIXES = ("module.", "_orig_mod.", "model.")
+#: How many of the tensors that do not fit an error line names; `convert` itself names all.
+LISTED = 24
 
 
 class Imported(NamedTuple):
@@ -247,7 +249,7 @@ def _import_unknown(
     if "num_classes" not in fields:
         head = _loaded(key_map, "params/head/kernel", arrays)
         model = model.clone(num_classes=model.num_classes if head is None else head.shape[-1])
-    preprocess, assumed = _assumed_preprocess(source, name, model, _channels(key_map, arrays))
+    preprocess, assumed = _assumed_preprocess(source, name, model, _channels(model, key_map, arrays))
     notes.append(assumed)
     if classes is None:
         classes, assumed = _assumed_classes(source, model.num_classes)
@@ -271,7 +273,10 @@ def _converted(file: Path, model: Any, source: ModuleType, arrays: Mapping[str, 
     try:
         return convert(source.key_map(model, abstract), arrays, abstract, source.IGNORED)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+        first, *lines = str(error).splitlines()
+        more = f"; … and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
+        problems = "; ".join(line.strip() for line in lines[:LISTED])
+        raise ValueError(f"{file}: {first}{': ' if lines else ''}{problems}{more}") from None
 
 
 def _recognised(file: Path, model: Any, tensors: Tensors) -> tuple[str, dict[str, np.ndarray], KeyMap]:
@@ -324,12 +329,12 @@ def _loaded(key_map: KeyMap, path: str, arrays: Mapping[str, np.ndarray]) -> np.
         return None
 
 
-def _channels(key_map: KeyMap, arrays: Mapping[str, np.ndarray]) -> int:
-    """Of the images: those of the first convolution in the file."""
-    paths = {entry: path for path, (entry, _) in key_map.items() if isinstance(entry, str)}
-    first = next((paths[key] for key, array in arrays.items() if array.ndim == 4 and key in paths), "")
-    kernel = _loaded(key_map, first, arrays)
-    return 1 if kernel is not None and kernel.shape[2] == 1 else 3
+def _channels(model: Any, key_map: KeyMap, arrays: Mapping[str, np.ndarray]) -> int:
+    """Of the images: those of the convolution that reads them in the model, as the file has it."""
+    wanted = flatten(models.abstract_variables(model))
+    reads_images = [path for path, leaf in wanted.items() if leaf.ndim == 4 and leaf.shape[2] == model.input_shape[2]]
+    kernels = [_loaded(key_map, path, arrays) for path in reads_images]
+    return 1 if any(kernel is not None and kernel.shape[2] == 1 for kernel in kernels) else 3
 
 
 def _assumed_preprocess(source: str, name: str, model: Any, channels: int) -> tuple[Preprocess, str]:

@@ -1,0 +1,349 @@
+"""Weight files: what is in them is read, and nothing in them is run."""
+
+import json
+import pickle
+import random
+import re
+import struct
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch_bytes as tb
+from torch_bytes import called, named, number, state_dict, storage, tensor, text, tuple_of
+
+from zoo.pretrained.readers import read_tensors
+from zoo.pretrained.torch_files import ALLOWED
+
+RNG = np.random.default_rng(0)
+ARRAYS = {
+    "conv.weight": RNG.normal(size=(4, 3, 2, 2)).astype(np.float32),
+    "half": RNG.normal(size=(3,)).astype(np.float16),
+    "brain": RNG.normal(size=(2, 2)).astype(tb.BFLOAT16),
+    "double": RNG.normal(size=(5,)),
+    "norm.num_batches_tracked": np.array(7, np.int64),
+    "mask": np.array([True, False, True]),
+    "empty": np.zeros((0, 3), np.float32),
+}
+
+
+def written(tmp_path, data, name="weights.pth"):
+    file = tmp_path / name
+    file.write_bytes(data)
+    return file
+
+
+def same(found, expected):
+    assert set(found) == set(expected)
+    for key, array in expected.items():
+        assert found[key].dtype == array.dtype and np.array_equal(found[key], array), key
+
+
+# --- PyTorch ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_state_dicts(form, tmp_path):
+    found = read_tensors(written(tmp_path, state_dict(ARRAYS, form)))
+    same(found.arrays, ARRAYS)
+    assert found.notes == () and found.naming == "torch"
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_views_of_one_storage(form, tmp_path):
+    """Transposed, strided, with an offset, and two tensors that share their numbers."""
+    data = np.arange(24, dtype=np.float32)
+    reference = storage("0", "float32", 24, form == "legacy")
+    views = {
+        "whole": tensor(reference, (4, 6), (6, 1)),
+        "transposed": tensor(reference, (6, 4), (1, 6)),
+        "strided": tensor(reference, (2, 3), (12, 2), 1),
+        "scalar": tensor(reference, (), (), 23),
+    }
+    body = tb.mapping(views)
+    found = read_tensors(written(tmp_path, (tb.legacy if form == "legacy" else tb.zipped)(body, {"0": data}))).arrays
+    whole = data.reshape(4, 6)
+    same(found, {"whole": whole, "transposed": whole.T, "strided": whole[::2, 1::2], "scalar": data[23]})
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
+def test_training_checkpoints_are_unwrapped(key, tmp_path):
+    best, log = b"G" + struct.pack(">d", 91.7), b"](" + text("a") + b"e"
+    wrap = {"epoch": number(90), key: b"", "best_prec1": best, "log": log}
+
+    def whole(tensors):
+        return tb.mapping({name: tb.ordered(tensors) if name == key else value for name, value in wrap.items()})
+
+    found = read_tensors(written(tmp_path, state_dict(ARRAYS, wrap=whole)))
+    same(found.arrays, ARRAYS)
+    assert found.notes == (f"the weights are those under {key!r}; beside it: epoch, best_prec1, log",)
+
+
+def test_parameters_and_sizes_are_taken(tmp_path):
+    plain = tensor(storage("0", "float32", 2), (2,), (1,))
+    body = tb.mapping({
+        "weight": called("torch._utils", "_rebuild_parameter", plain, b"\x88", called("collections", "OrderedDict")),
+        "shape": called("torch", "Size", tuple_of(number(2))),
+    })  # fmt: skip
+    found = read_tensors(written(tmp_path, tb.zipped(body, {"0": np.ones(2, np.float32)})))
+    same(found.arrays, {"weight": np.ones(2, np.float32)})
+    assert found.notes == ("not tensors, left out: shape",)
+
+
+def stack_named(module, name):
+    """STACK_GLOBAL of protocol 4, where names may have dots."""
+    return text(module) + text(name) + b"\x93"
+
+
+EVIL = {
+    "posix.system": called("posix", "system", text("touch canary")),
+    "os.path.join": stack_named("os", "path.join") + tuple_of(text("a")) + b"R",
+    "os.path.join in two": stack_named("os.path", "join") + tuple_of(text("a")) + b"R",
+    "builtins.eval": called("builtins", "eval", text("open('canary', 'w')")),
+    "__builtin__.exec": called("__builtin__", "exec", text("open('canary', 'w')")),
+    "torch.storage._load_from_bytes": called("torch.storage", "_load_from_bytes", text("x")),
+    "torch.storage._load_from_bytes dotted":
+        stack_named("torch", "storage._load_from_bytes") + tuple_of(text("x")) + b"R",
+    "collections.OrderedDict.fromkeys": stack_named("collections", "OrderedDict.fromkeys") + tuple_of(text("a")) + b"R",
+    "torch._utils._rebuild_tensor_v2.__globals__": stack_named("torch._utils", "_rebuild_tensor_v2.__globals__"),
+    "torch._utils.os.system": stack_named("torch._utils", "os.system"),
+    "torch.nn.modules.linear.Linear": named("torch.nn.modules.linear", "Linear") + b")\x81",
+    "numpy.core.multiarray._reconstruct": called("numpy.core.multiarray", "_reconstruct"),
+    "torch.FloatTensor": named("torch", "FloatTensor"),
+    "functools.partial": called("functools", "partial", named("collections", "OrderedDict")),
+    "torch .Size": stack_named("torch ", "Size"),
+    "collections.": stack_named("collections", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+@pytest.mark.parametrize("what", EVIL)
+def test_what_a_pickle_wants_to_import_is_named_and_refused(what, form, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    body = tb.mapping({"weight": EVIL[what]})
+    file = written(tmp_path, (tb.legacy if form == "legacy" else tb.zipped)(body, {}))
+    named_there = what.removesuffix(" in two").removesuffix(" dotted")
+    with pytest.raises(ValueError, match=f"weights.pth: .*import {re.escape(named_there)},") as error:
+        read_tensors(file)
+    assert "\n" not in str(error.value) and [p.name for p in tmp_path.iterdir()] == ["weights.pth"]
+
+
+@pytest.mark.parametrize(
+    ("body", "answer"),
+    [
+        (b"(iposix\nsystem\n", "INST"),
+        (named("collections", "OrderedDict") + b")\x81", "NEWOBJ"),
+        (b"(" + named("collections", "OrderedDict") + b"o", "OBJ"),
+        (b"\x82\x01", "EXT1"),
+        (named("torch", "Size") + b"}" + text("x") + number(1) + b"sb", "sets the state"),
+        (named("torch", "FloatStorage") + b")R", "calls torch.FloatStorage"),
+        (text("print") + b")R", "calls a str"),
+        (tuple_of(text("module"), text("Net"), text("net.py"), text("class Net: …")) + b"Q", "whole pickled module"),
+        (tuple_of(text("storage"), text("os"), text("0"), text("cpu"), number(1)) + b"Q", "storage of a str"),
+        (b"}" + tuple_of(text("a")) + number(1) + b"s", "a tuple is the key"),
+    ],
+)  # fmt: skip
+def test_opcodes_that_weights_do_not_need_are_refused(body, answer, tmp_path):
+    with pytest.raises(ValueError, match=f"weights.pth: .*{answer}"):
+        read_tensors(written(tmp_path, tb.zipped(tb.mapping({"weight": body}), {})))
+
+
+def test_a_real_malicious_pickle_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ("never printed",)
+
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        file = tmp_path / "weights.pth"
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps({"weight": Evil()}, protocol))
+        with pytest.raises(ValueError, match=r"import (__builtin__|builtins)\.print"):
+            read_tensors(file)
+
+
+def test_the_allow_list_is_as_short_as_it_is():
+    """A name more is a door more: think before changing this number."""
+    assert len(ALLOWED) == 5 and all(callable(build) for build in ALLOWED.values())
+
+
+FLOAT = storage("0", "float32", 4)
+FOUR = {"0": np.ones(4, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("body", "storages", "answer"),
+    [
+        (tensor(FLOAT, (5,), (1,)), FOUR, "reaches outside"),
+        (tensor(FLOAT, (4,), (1,), 1), FOUR, "reaches outside"),
+        (tensor(FLOAT, (2,), (2**40,)), FOUR, "reaches outside"),
+        (tensor(FLOAT, (10**6, 10**6), (0, 0)), FOUR, "reaches outside"),
+        (tensor(FLOAT, (2,), (-1,), 1), FOUR, "whole numbers from 0"),
+        (tensor(FLOAT, (2,), (1, 1)), FOUR, "whole numbers from 0"),
+        (tensor(text("x"), (2,), (1,)), FOUR, "whole numbers from 0"),
+        (tensor(storage("0", "float32", 2**60), (1,), (1,)), FOUR, "16 bytes instead of"),
+        (tensor(storage("1", "float32", 4), (4,), (1,)), FOUR, "data/1 is missing"),
+        (tensor(storage("../../etc/passwd", "float32", 4), (4,), (1,)), FOUR, "is missing"),
+        (tensor(FLOAT, (4,), (1,)) + tensor(storage("0", "int32", 4), (4,), (1,)) + b"\x86", FOUR, "two kinds"),
+    ],
+)  # fmt: skip
+def test_headers_that_lie_are_found_out(body, storages, answer, tmp_path):
+    with pytest.raises(ValueError, match=f"weights.pth: .*{answer}"):
+        read_tensors(written(tmp_path, tb.zipped(tb.mapping({"weight": body}), storages)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"r\xff\xff\xff\xff", b"\x8e" + struct.pack("<Q", 2**62), b"h\x07", b"R", b"u", b"(" * 9 + b"t" * 9, b"0" * 9],
+)
+def test_broken_programs_are_no_crash(body, tmp_path):
+    """A memo of four thousand million places, a string of 2^62 bytes, an empty stack."""
+    with pytest.raises(ValueError, match=r"weights.pth: "):
+        read_tensors(written(tmp_path, tb.zipped(b"}" + body, {})))
+
+
+def test_dicts_in_themselves_and_a_deep_nest(tmp_path):
+    with pytest.raises(ValueError, match="no tensors by name"):
+        read_tensors(written(tmp_path, tb.zipped(b"}q\x00" + text("a") + b"h\x00s", {})))
+    with pytest.raises(ValueError, match="nested too deeply"):
+        nest = b"}" + (text("a") + b"}") * 20_000 + b"s" * 20_000
+        read_tensors(written(tmp_path, tb.zipped(nest, {})))
+    doubling = b"}q\x00" + b"".join(
+        b"}" + text("a") + b"h" + bytes([i]) + b"s" + text("b") + b"h" + bytes([i]) + b"sq" + bytes([i + 1])
+        for i in range(100)
+    )
+    with pytest.raises(ValueError, match="no tensors by name"):  # and not after 2^100 dicts
+        read_tensors(written(tmp_path, tb.zipped(doubling, {})))
+
+
+def test_other_orders_and_archives_are_refused(tmp_path):
+    body = tb.mapping({"weight": tensor(FLOAT, (4,), (1,))})
+    for data in (tb.zipped(body, FOUR, byteorder="big"), tb.legacy(body, FOUR, little=False)):
+        with pytest.raises(ValueError, match="big-endian"):
+            read_tensors(written(tmp_path, data))
+    with pytest.raises(ValueError, match="TorchScript"):
+        read_tensors(written(tmp_path, tb.zipped(body, FOUR, **{"constants.pkl": b"."})))
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", tb.program(body))
+        archive.writestr("archive/data/0", bytes(10**7))
+    with pytest.raises(ValueError, match="compressed"):
+        read_tensors(tmp_path / "bomb.pth")
+
+
+@pytest.mark.parametrize(
+    ("data", "answer"),
+    [(b"", "empty file"), (b"<!DOCTYPE html><html>", "web page"),
+     (b"version https://git-lfs.github.com", "LFS pointer"), (b"GIF89a" + bytes(50), "not a file of PyTorch"), (b"PK\x03\x04" + bytes(40), "cut off or damaged"),
+     (tb.program(b"}"), "not a file of PyTorch"), (tb.legacy(b"](" + number(1) + b"e", {}), "holds a list"),
+     (tb.zipped(b"}", {}), "no tensors by name; it has nothing")],
+)  # fmt: skip
+def test_files_that_are_no_weights_are_told_apart(data, answer, tmp_path):
+    with pytest.raises(ValueError, match=f"weights.pth: .*{answer}"):
+        read_tensors(written(tmp_path, data))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth: no such weight file"):
+        read_tensors(tmp_path / "nowhere.pth")
+
+
+def safetensors_bytes(arrays):
+    from safetensors.numpy import save
+
+    return save(arrays)
+
+
+PLAIN = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([1, 2], np.int64)}
+FORMS = {
+    "zip": lambda: state_dict(PLAIN), "legacy": lambda: state_dict(PLAIN, "legacy"),
+    "safetensors": lambda: safetensors_bytes(PLAIN),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_truncated_anywhere_is_one_clear_line(form, tmp_path):
+    data = FORMS[form]()
+    for length in range(1, len(data), 7):
+        with pytest.raises(ValueError, match=r"weights\.pth: ") as error:
+            read_tensors(written(tmp_path, data[:length]))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_flipped_bits_are_a_clear_line_or_other_numbers(form, tmp_path):
+    """These formats have no hash of their own (that is what the known digests are for); but nothing else may happen."""
+    rng, data = random.Random(0), FORMS[form]()
+    for _ in range(150):
+        flipped = bytearray(data)
+        flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        try:
+            assert all(isinstance(a, np.ndarray) for a in read_tensors(written(tmp_path, flipped)).arrays.values())
+        except ValueError as error:
+            assert str(error).startswith(str(tmp_path))
+
+
+def test_safetensors(tmp_path):
+    same(read_tensors(written(tmp_path, safetensors_bytes(PLAIN), "x.safetensors")).arrays, PLAIN)
+    same(read_tensors(written(tmp_path, safetensors_bytes(PLAIN), "x.bin")).arrays, PLAIN)  # told by its content
+    header = json.dumps({"a": {"dtype": "F32", "shape": [10**6], "data_offsets": [0, 4 * 10**6]}}).encode()
+    with pytest.raises(ValueError, match="safetensors: is cut off"):
+        read_tensors(written(tmp_path, struct.pack("<Q", len(header)) + header, "x.safetensors"))
+    half = written(tmp_path, safetensors_bytes({"a": np.ones(3, tb.BFLOAT16)}), "half.safetensors")
+    assert read_tensors(half).arrays["a"].astype(np.float32).tolist() == [1, 1, 1]
+
+
+# --- Keras ------------------------------------------------------------------------------------------------------
+
+KERAS = {
+    "conv1/kernel": np.ones((3, 3, 3, 4), np.float32), "conv1/bias": np.full(4, 2, np.float32),
+    "batch_normalization/beta": np.full(4, 3, np.float32), "batch_normalization/moving_mean": np.full(4, 4, np.float32),
+    "batch_normalization/moving_variance": np.full(4, 5, np.float32),
+    "batch_normalization_1/beta": np.full(4, 6, np.float32),
+    "batch_normalization_1/moving_mean": np.full(4, 7, np.float32),
+    "batch_normalization_1/moving_variance": np.full(4, 8, np.float32),
+}  # fmt: skip
+NORM = "batch_normalization"
+LAYERS = {"conv1": "conv1", NORM: f"{NORM}_94", f"{NORM}_1": f"{NORM}_95"}
+
+
+def write_keras(file, form):
+    """The three forms by hand; the session that wrote them had made 94 norms before."""
+    h5py = pytest.importorskip("h5py")
+    if form == ".keras":
+        with zipfile.ZipFile(file, "w") as archive:
+            inner = file.with_name("inner.weights.h5")
+            write_keras(inner, ".weights.h5")
+            archive.write(inner, "model.weights.h5")
+        return
+    with h5py.File(file, "w") as out:
+        if form == ".h5":
+            out.attrs["layer_names"] = [name.encode() for name in LAYERS.values()]
+        for place, layer in LAYERS.items():
+            weights = {key.split("/")[1]: array for key, array in KERAS.items() if key.startswith(f"{place}/")}
+            if form == ".h5":
+                group = out.create_group(layer)
+                group.attrs["weight_names"] = [f"{layer}/{name}:0".encode() for name in weights]
+                for name, array in weights.items():
+                    group[f"{layer}/{name}:0"] = array
+            else:
+                group = out.create_group(f"layers/{'conv2d' if place == 'conv1' else place}/vars")
+                group.attrs["name"] = layer
+                for i, array in enumerate(weights.values()):
+                    group[str(i)] = array
+
+
+@pytest.mark.parametrize("form", [".h5", ".weights.h5", ".keras"])
+def test_kerass_three_forms(form, tmp_path):
+    file = tmp_path / f"model{form}"
+    write_keras(file, form)
+    found = read_tensors(file)
+    assert found.naming == "keras" and set(found.arrays) == set(KERAS)
+    assert all(np.array_equal(found.arrays[key], array) for key, array in KERAS.items())
+    data = file.read_bytes()
+    for length in (9, len(data) // 2, len(data) - 1):
+        with pytest.raises(ValueError, match=rf"model{form}: is cut off or no file of Keras"):
+            read_tensors(written(tmp_path, data[:length], f"model{form}"))
+
+
+def test_keras_without_h5py_says_what_to_install(tmp_path, monkeypatch):
+    write_keras(tmp_path / "model.h5", ".h5")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ImportError, match=r"model.h5: .*pip install 'jax-model-zoo\[keras\]'"):
+        read_tensors(tmp_path / "model.h5")
