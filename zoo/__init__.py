@@ -26,6 +26,8 @@ _PUBLIC = {
     "evaluate": "zoo.api",
     "save": "zoo.api",
     "load": "zoo.api",
+    "features": "zoo.probing",
+    "probe": "zoo.probing",
 }
 
 __all__ = list(_PUBLIC)

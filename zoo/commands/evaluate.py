@@ -1,6 +1,7 @@
 """`zoo eval`: every metric of a checkpoint on a split of a data set."""
 
 import argparse
+from typing import Any
 
 from zoo.commands import count, counter, one_line, start_jax
 
@@ -20,21 +21,12 @@ def run(options: argparse.Namespace) -> int:
     import json
 
     from zoo import api
-    from zoo.data.sources import open_dataset
     from zoo.training import metrics
 
     loaded = api.load(options.checkpoint)
-    data = options.data or (loaded.card.data or {}).get("source")
-    if not data:
-        raise ValueError(f"{options.checkpoint}: the card does not say what it was trained on; give --data")
     if options.batch_size < 1:
         raise ValueError("--batch-size must be at least 1")
-    try:
-        dataset = open_dataset(data, options.data_dir)
-    except (ValueError, OSError) as error:
-        if options.data:
-            raise
-        raise ValueError(f"{options.checkpoint} was trained on {data!r}; give --data ({one_line(error)})") from None
+    dataset = dataset_of(options.checkpoint, loaded.card, options.data, options.data_dir)
     result = api.evaluate(
         loaded, dataset, options.split, limit=options.limit, batch_size=options.batch_size,
         on_batch=counter("evaluated"),
@@ -42,6 +34,23 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(result, indent=1))
     else:
-        print(f"{options.checkpoint} on {data}, {options.split} split, single crop")
+        print(f"{options.checkpoint} on {dataset.name}, {options.split} split, single crop")
         print(metrics.format_report(result))
     return 0
+
+
+def dataset_of(checkpoint: str, card: Any, data: str | None, data_dir: str | None) -> Any:
+    """The data set asked for, or the one a checkpoint was trained on. ValueError saying what to give without either."""
+    from zoo.data.sources import open_dataset
+
+    if data:
+        return open_dataset(data, data_dir)
+    source = (card.data or {}).get("source")
+    if not source:
+        raise ValueError(f"{checkpoint}: the card does not say what it was trained on; give --data")
+    if source == "arrays":
+        raise ValueError(f"{checkpoint} was trained on arrays in memory; give --data, such as a folder or .npz of them")
+    try:
+        return open_dataset(source, data_dir)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{checkpoint} was trained on {source!r}; give --data ({one_line(error)})") from None

@@ -1,0 +1,46 @@
+"""`zoo features`: what an endpoint of a checkpoint says of every image of a data set, as arrays."""
+
+import argparse
+from typing import Any
+
+from zoo.commands import count, counter, start_jax
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint's folder or name")
+    add_extraction(parser)
+    parser.add_argument("--split", action="append", metavar="NAME", help="train, validation or test (default: all)")
+    parser.add_argument("-o", "--output", metavar="FILE.npz", required=True, help="where the arrays go")
+
+
+def add_extraction(parser: argparse.ArgumentParser) -> None:
+    """What `zoo probe` asks as well."""
+    parser.add_argument("--data", metavar="DATA", help="default: what it was trained on")
+    parser.add_argument("--data-dir", metavar="DIR", help="where TensorFlow Datasets keeps its data")
+    parser.add_argument("--at", metavar="ENDPOINT", default="features", help="a stage, features (default) or logits")
+    parser.add_argument("--pool", default="mean", help="of stages: mean over positions (default), or flatten")
+    parser.add_argument("--limit", metavar="N", type=count, default=0, help="use at most N records of each split")
+
+
+def extract(options: argparse.Namespace, splits: list[str] | None) -> Any:
+    """The features that the options ask for."""
+    from zoo import api, probing
+    from zoo.commands.evaluate import dataset_of
+
+    loaded = api.load(options.checkpoint)
+    dataset = dataset_of(options.checkpoint, loaded.card, options.data, options.data_dir)
+    return probing.features(
+        loaded, dataset, options.at, splits=splits, pool=options.pool, limit=options.limit, on_batch=counter("images"),
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    if not options.output.lower().endswith(".npz"):
+        raise ValueError(f"-o {options.output}: writes arrays; the name should end in .npz")
+    start_jax()
+    found = extract(options, options.split)
+    found.save(options.output)
+    sizes = ", ".join(f"{name} {rows.shape[0]:,}" for name, (rows, _) in found.splits.items())
+    width = next(iter(found.splits.values()))[0].shape[1]
+    print(f"{options.output}: {width:,} numbers each ({found.about}); {sizes}")
+    return 0
