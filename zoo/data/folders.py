@@ -35,19 +35,14 @@ class Walk:
                 for entry in sorted(found, key=lambda e: e.name):
                     if entry.name.startswith(".") or entry.name.lower() in JUNK or entry.name == "__MACOSX":
                         continue
-                    (folders if entry.is_dir() else files).append(entry.name)
+                    (folders if _is_folder(entry) else files).append(entry.name)
         except OSError as error:
             self.faults.append(f"{shown(folder) or '.'}: folder cannot be read ({error.strerror})")
         return folders, files
 
-    def images(self, folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+    def images(self, folder: str) -> Iterator[str]:
         """The images in a folder and, however deep, in the folders in it. Links are followed, never in rings."""
-        try:
-            here = os.stat(os.path.join(self.root, folder))
-        except OSError as error:
-            self.faults.append(f"{shown(folder)}: folder cannot be read ({error.strerror})")
-            return
-        if (here.st_dev, here.st_ino) in above:
+        if self._leads_back(folder):
             self.faults.append(f"{shown(folder)}: a link that leads back to a folder that it is in; not followed")
             return
         folders, files = self.entries(folder)
@@ -60,7 +55,22 @@ class Walk:
             else:
                 self.others.append(path)
         for name in folders:
-            yield from self.images(os.path.join(folder, name), above | {(here.st_dev, here.st_ino)})
+            yield from self.images(os.path.join(folder, name))
+
+    def _leads_back(self, folder: str) -> bool:
+        """Whether a folder is one of those above it on the way from the root."""
+        here = Path(self.root, folder)
+        try:
+            return any(here.samefile(above) for above in list(here.parents)[: len(Path(folder).parts)])
+        except OSError:
+            return False  # and `entries` will say why
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _begins_like_an_image(path: str) -> bool:

@@ -94,7 +94,7 @@ def list_hf(name: str, data_dir: str | Path | None) -> Listing:
         store=HfStore(tuple(stored), tuple(starts), image),
         splits=tuple(splits),
         labels=tuple(labels),
-        stamp=stamp_of(["hf", name, *(getattr(table, "_fingerprint", len(table)) for table in tables.values())]),
+        stamp=stamp_of(["hf", name, *(table._fingerprint for table in tables.values())]),
         notes=tuple(notes),
         class_names=names,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import stat
 import unicodedata
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data.cache import cache_folder
-from zoo.data.dataset import SPLITS, Dataset, EncodedSplit, Split, Store, complete
+from zoo.data.dataset import SPLITS, Dataset, EncodedSplit, Split, Store, complete, content_keys
 from zoo.data.scan import Scan, scan
 
 SHOWN = 10  # of a list that may be long
@@ -128,16 +129,20 @@ def class_order(names: Iterable[str]) -> list[str]:
     return sorted(found, key=int) if all(name.isdecimal() and name.isascii() for name in found) else found
 
 
-def open_listing(listing: Listing, workers: int | None = None) -> Dataset:
+def open_listing(listing: Listing, found: Scan | None = None) -> Dataset:
     """The data set: every image is looked at first, and what cannot be read is left out and said.
 
     Where nothing says the split, or one is missing, records are held out by content; a validation split without a test
     split is the test split, as everybody's use of ImageNet has it, and another is held out of train.
 
+    Args:
+        listing: of at least one image that can be read.
+        found: what was found in it, where that is known already.
+
     Raises:
         ValueError: no image can be read, or there is only one class to train on.
     """
-    found = listing.scan(workers)
+    found = found or listing.scan()
     left_out = left_out_of(listing, found)
     good = np.setdiff1d(np.arange(len(listing.labels)), list(found.reasons)).astype(np.int64)
     if not len(good):
@@ -165,7 +170,8 @@ def open_listing(listing: Listing, workers: int | None = None) -> Dataset:
         notes.append("there is no test split: the validation split is used as the test split")
     splits, held = complete(splits)
     class_names, remark = in_words(names)
-    return Dataset(listing.name, splits, class_names, (*notes, *remark, *held, *leaks(splits)), tuple(left_out))
+    leaking = leaks(splits, {name: content_keys(split) for name, split in splits.items()})
+    return Dataset(listing.name, splits, class_names, (*notes, *remark, *held, *leaking), tuple(left_out))
 
 
 def left_out_of(listing: Listing, found: Scan) -> list[str]:
@@ -180,20 +186,23 @@ def some(items: Sequence[str], limit: int = 5) -> str:
     return ", ".join(items[:limit]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
-def leaks(splits: Mapping[str, Split]) -> list[str]:
-    """A line for every pair of splits that have images in common, by their bytes."""
+def record_name(split: Split, index: int) -> str:
+    """What to call a record: its file, or its number."""
+    return split.name(index) if isinstance(split, EncodedSplit) else f"record {index}"
+
+
+def leaks(splits: Mapping[str, Split], keys: Mapping[str, Sequence[bytes]]) -> list[str]:
+    """A line for every pair of splits that have images in common, by their content."""
     lines = []
-    encoded = {name: split for name, split in splits.items() if isinstance(split, EncodedSplit)}
-    for first, one in encoded.items():
-        places = {key: i for i, key in enumerate(one.keys)}
-        for second, other in list(encoded.items())[list(encoded).index(first) + 1 :]:
-            shared = [(other.name(i), one.name(places[key])) for i, key in enumerate(other.keys) if key in places]
-            if shared:
-                pairs = some([f"{a} = {b}" for a, b in shared], 3)
-                lines.append(
-                    f"LEAKAGE: {len(shared):,} of the {len(other):,} {second} images are in {first} too ({pairs}); "
-                    f"what is measured on {second} will look better than it is"
-                )
+    for first, second in itertools.combinations(splits, 2):
+        places = {key: i for i, key in enumerate(keys[first])}
+        shared = [(i, places[key]) for i, key in enumerate(keys[second]) if key in places]
+        if shared:
+            pairs = [f"{record_name(splits[second], i)} = {record_name(splits[first], j)}" for i, j in shared]
+            lines.append(
+                f"LEAKAGE: {len(shared):,} of the {len(keys[second]):,} {second} images are in {first} too "
+                f"({some(pairs, 3)}); what is measured on {second} will look better than it is"
+            )
     return lines
 
 

@@ -138,9 +138,11 @@ def _records(shard: str) -> Iterator[tuple[int, int, str, str]]:
     """(start, length, name, class) of every image in a tar file."""
     group: dict[str, tarfile.TarInfo] = {}
     current = None
+    end = 0
     try:
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
+                end = member.offset_data + -(-member.size // 512) * 512
                 folder, _, file = member.name.rpartition("/")
                 stem, _, suffix = file.partition(".")
                 if not member.isfile() or not stem:  # hidden files too
@@ -150,6 +152,10 @@ def _records(shard: str) -> Iterator[tuple[int, int, str, str]]:
                     group, current = {}, (folder, stem)
                 group[suffix.lower()] = member
             yield from _record(archive, group, shard)
+        with open(shard, "rb") as file:  # tarfile takes a file that is cut off within a header for one that ends
+            file.seek(end)
+            if file.read(512) != bytes(512):
+                raise EOFError("it is cut off")
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{shard}: is not a whole tar file ({first_line(error)})") from None
 

@@ -1,0 +1,94 @@
+"""`zoo data`: look at a data set before training on it."""
+
+import argparse
+from pathlib import Path
+
+from zoo.commands import count, one_line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("data", metavar="DATA", help="what `zoo train --data` takes: a folder, a table, tar shards, tfds:NAME, …")
+    add("--data-dir", metavar="DIR", help="where TensorFlow Datasets and datasets keep their data")
+    add("--sheet", metavar="FILE.png", default="contact-sheet.png", help="images of each class (contact-sheet.png)")
+    add(
+        "--augmented", metavar="FILE.png", nargs="?", const="augmented.png", help="draw what augmentation makes of some"
+    )
+    add("--augment", metavar="X", help="with --augmented: operations, as for `zoo train` (default: the recipe's)")
+    add("--recipe", metavar="NAME", help="with --augmented: the recipe (default: the one that suits)")
+    add("--image-size", metavar="N", type=count, default=0, help="with --augmented: side in pixels; 0: the images' own")
+    add("--workers", metavar="N", type=count, default=None, help="threads that look (default: one per processor)")
+    add("--json", action="store_true", help="every figure and every file, as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    import json
+
+    from zoo.data import survey
+    from zoo.data.listing import describe_left_out, open_listing
+    from zoo.data.sheet import contact_sheet
+    from zoo.data.sources import list_source, open_dataset
+
+    for path in filter(None, (options.sheet, options.augmented)):
+        require_writable(Path(path), ".png")
+    listing = list_source(options.data, options.data_dir)
+    if listing is None:
+        dataset, found = open_dataset(options.data, options.data_dir), None
+    else:
+        found = listing.scan(options.workers)
+        dataset = open_listing(listing, found=found)
+    figures = survey.survey(dataset, listing, found)
+    if options.json:
+        print(json.dumps(figures, indent=1))
+    else:
+        print("\n".join([*survey.describe(figures), *describe_left_out(dataset)]))
+    contact_sheet(dataset, Path(options.sheet))
+    drawn = [f"contact sheet: {options.sheet}"]
+    if options.augmented:
+        drawn.append(f"augmented: {options.augmented} ({_draw_augmented(options, dataset, figures)})")
+    if not options.json:
+        print("\n".join([*drawn, f"try: {figures['command']}"]))
+    return 0
+
+
+def _draw_augmented(options: argparse.Namespace, dataset, figures) -> str:
+    """Draw the second sheet; says what was done to the images."""
+    from zoo.commands import start_jax
+
+    start_jax()
+    from zoo.data.preprocess import preprocess_for
+    from zoo.data.sheet import augmented_sheet
+    from zoo.training.recipes import default_recipe, find_recipe, parse_field
+
+    if "train" not in dataset.splits:
+        raise ValueError(f"{options.data}: has no train split, so nothing of it is augmented")
+    suits = figures["suggestion"]
+    asked = options.augment if options.recipe or options.augment is not None else suits.get("--augment")
+    if asked is not None:
+        augment = parse_field("augment", asked)
+    else:
+        augment = find_recipe(options.recipe or default_recipe(suits["--model"], options.data)).augment
+    median = figures["sizes"].get("median", [224, 224])
+    side = options.image_size or min(224, *median)
+    try:
+        augmented_sheet(dataset, preprocess_for(dataset, (side, side)), augment, Path(options.augmented))
+    except ValueError as error:
+        raise ValueError(f"--augmented: {one_line(error)}") from None
+    return "; ".join(augment) or "the recipe does not augment"
+
+
+def require_writable(path: Path, ending: str) -> None:
+    """ValueError unless a file of this name can be written; asked before long work."""
+    if path.suffix.lower() != ending:
+        raise ValueError(f"{path}: the name should end in {ending}")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}")
+    existed = path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
+    if not existed:
+        path.unlink()
