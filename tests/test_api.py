@@ -143,3 +143,44 @@ def test_mistakes_from_python(fitted):
     other = zoo.from_arrays((rng.integers(0, 255, (60, 8, 8)).astype(np.uint8), np.arange(60) % 3))
     with pytest.raises(ValueError, match="classes"):
         zoo.evaluate(fitted.workdir / "best", other)
+
+
+def test_what_fit_returns_predicts_like_what_load_returns(fitted, digits):
+    loaded = zoo.load(fitted.workdir / "best")
+    pixels = list(digits[:2])
+    assert fitted.predict(pixels, top=3) == loaded.predict(pixels, top=3)
+
+
+@pytest.mark.parametrize("data", [{"image": np.zeros((4, 8, 8)), "label": np.zeros(4)}, np.zeros((4, 8, 8)), None])
+def test_data_of_another_kind_is_refused_in_words(data):
+    with pytest.raises(ValueError, match=rf"data is a {type(data).__name__}; give a name, a folder, a Dataset, or"):
+        zoo.fit("lenet5", data)
+
+
+def test_evaluating_what_was_trained_on_arrays_says_what_to_give(tmp_path, capsys):
+    from zoo.cli import main
+
+    rng = np.random.default_rng(0)
+    arrays = rng.integers(0, 255, (60, 8, 8)).astype(np.uint8), np.arange(60) % 3
+    made = zoo.fit("softmax", arrays, fields={"image_size": 8}, epochs=1, workdir=tmp_path / "run", quiet=True)
+    assert main(["eval", str(made.workdir / "best")]) == 2
+    assert "was trained on arrays in memory; give --data" in capsys.readouterr().err
+    assert main(["train", "--config", str(made.workdir)]) == 2
+    assert "trained on arrays in memory, which are not in the file; give --data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "where"),
+    [("lenet5", 1, "conv1 takes 1 channel;"), ("resnet20", 3, "stem/conv takes 3 channels;"),
+     ("mlp", 1, "the first layer takes 1 channel;"), ("highway", 3, "the first layer takes 3 channels;")],
+)  # fmt: skip
+def test_a_wrong_number_of_channels_is_a_line(name, channels, where):
+    import jax
+
+    from zoo.models import abstract_variables
+
+    model = zoo.create(name)
+    size = model.input_shape[:2]
+    images = jax.ShapeDtypeStruct((2, *size, 4 - channels), np.float32)
+    with pytest.raises(ValueError, match=rf"^{where} got {4 - channels}"):
+        jax.eval_shape(model.apply, abstract_variables(model, (*size, channels)), images)

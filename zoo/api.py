@@ -7,25 +7,17 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import numpy as np
 
 from zoo import checkpoint, models
 from zoo.checkpoint import Card
 from zoo.data.polarity import match_polarity
-from zoo.data.preprocess import Preprocess, fit_image, read_image
+from zoo.data.preprocess import Preprocess
 from zoo.data.sources import Dataset, from_arrays, open_dataset
+from zoo.prediction import Prediction, predict
 from zoo.pretrained import weights
 from zoo.training import evaluation, loop, run
 from zoo.training.finetune import Start, model_and_fields, recipe_for
 from zoo.training.recipes import Recipe
-
-
-class Prediction(NamedTuple):
-    """One image's answer: the likeliest class, its probability, and the (class, probability) pairs of the best few."""
-
-    label: str
-    probability: float
-    top: tuple[tuple[str, float], ...]
 
 
 class Checkpoint(NamedTuple):
@@ -41,45 +33,7 @@ class Checkpoint(NamedTuple):
         Everything happens as the card says: size, channels, normalisation, and for drawings the polarity of ink and
         paper. Returns one Prediction per image. ValueError for a file that is no image or an array of another form.
         """
-        pixels = [fit_image(image, self.card.preprocess, match_polarity=True) for image in _images(images)]
-        if not pixels:
-            return []
-        probabilities = evaluation.predict(self.model, self.variables, np.stack(pixels), self.card.preprocess)
-        return [_prediction(row, self.card.classes, top) for row in probabilities]
-
-
-def _prediction(row: np.ndarray, classes: Sequence[str], top: int) -> Prediction:
-    order = np.argsort(-row, kind="stable")[:top]
-    best = tuple((classes[i], float(row[i])) for i in order)
-    return Prediction(*best[0], best)
-
-
-def _images(images: Any) -> list[np.ndarray]:
-    """One list of uint8 images [H, W, C] from whatever `predict` takes."""
-    if isinstance(images, (str, Path)):
-        return [read_image(images)]
-    if isinstance(images, (list, tuple)):
-        return [image for item in images for image in _images(item)]
-    array = np.asarray(images)
-    if array.ndim == 2:
-        array = array[None, :, :, None]
-    elif array.ndim == 3:
-        if array.shape[-1] not in (1, 3):
-            raise ValueError(
-                f"an array of shape {array.shape} is ambiguous: give one image as [H, W] or [H, W, C] with 1 or 3 "
-                "channels, several as [N, H, W, C]"
-            )
-        array = array[None]
-    elif array.ndim != 4:
-        raise ValueError(f"predict takes [H, W], [H, W, C] or [N, H, W, C]; got an array of shape {array.shape}")
-    if array.dtype == bool:
-        array = array.astype(np.uint8) * np.uint8(255)
-    if array.dtype != np.uint8:
-        if not np.isfinite(array).all() or array.min(initial=0) < 0 or array.max(initial=0) > 255:
-            raise ValueError("pixel values must be uint8, or floats in [0, 1] or [0, 255]")
-        scale = 255.0 if np.issubdtype(array.dtype, np.floating) and array.max(initial=0) <= 1 else 1.0
-        array = np.rint(array * scale).astype(np.uint8)
-    return list(array)
+        return predict(self.model, self.variables, self.card, images, top)
 
 
 def load(spec: str | Path, model: str | None = None, **fields: Any) -> Checkpoint:

@@ -368,3 +368,58 @@ def test_class_weights_balance():
     weights, counts = np.array(loop.class_weights(job)), np.bincount(labels[keep])
     np.testing.assert_allclose(weights * counts, counts.sum() / 3)
     assert loop.class_weights(dataclasses.replace(job, config=dataclasses.replace(job.config, recipe=RECIPE))) is None
+
+
+def test_the_rate_is_of_training_alone(monkeypatch):
+    """Neither the slow first steps nor what happens between them counts; a line comes every so many seconds."""
+    from zoo.training import display
+
+    now = [0.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    shown = display.Display(100, 32, 2, quiet=True)
+    for step in range(1, 20):
+        now[0] += 50.0 if step <= 5 else 0.5
+        shown.update(step, 1.0)
+        if step == 10:
+            shown.pause()
+            now[0] += 1000
+    assert shown.rate == pytest.approx(64) and shown.speed() == "  64 images/s"
+    assert display.Display(1, 1, 1).speed() == ""
+
+
+def test_a_long_validation_says_how_far_it_is(monkeypatch, capsys):
+    from zoo.training import display
+
+    now = [0.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    show = display.Display(100, 32, 2).evaluating("validation", 5000)
+    for done in (256, 512, 768):
+        now[0] += 10
+        show(done)
+    assert capsys.readouterr().out == "  validation 512 of 5,000\n"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(1, "1 epoch"), (1.0, "1 epoch"), (0.5, "0.5 epochs"), (1234, "1,234 epochs")]
+)
+def test_one_is_singular(count, text):
+    from zoo.training.display import counted
+
+    assert counted(count, "epoch") == text
+
+
+def test_a_finished_run_is_trained_further_from_its_checkpoint(left_alone):
+    import dataclasses
+
+    folder = left_alone[0].workdir
+    with pytest.raises(
+        ValueError, match=r"recipe\.epochs is 12 here, 9 there.*to train its result further, --init .*best"
+    ):
+        loop.fit("mlp", dataset(), dataclasses.replace(RECIPE, epochs=12), workdir=folder, **MODEL)
+
+
+def test_a_full_batch_in_pieces(tmp_path):
+    """The training split at once, in pieces that do not divide it."""
+    recipe = Recipe(epochs=1, batch_size=0, micro_batch=40, optimizer="sgd", learning_rate=1e-3)
+    fitted = loop.fit("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL)
+    assert [row["step"] for row in fitted.history] == [1]

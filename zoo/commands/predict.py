@@ -26,6 +26,7 @@ def run(options: argparse.Namespace) -> int:
     import json
 
     from zoo import api
+    from zoo.data.images import read_image
 
     if options.output and not options.output.lower().endswith(".csv"):
         raise ValueError(f"-o {options.output}: writes a table; the name should end in .csv")
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         group, pixels = [], []
         for file in files[start : start + 64]:
             try:
-                pixels.append(api.read_image(file))
+                pixels.append(read_image(file))
                 group.append(file)
             except (ValueError, OSError) as error:
                 problems.append(one_line(error))

@@ -16,7 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zoo.models.layers import Conv, max_pool, require_images
+from zoo.models.layers import Conv, max_pool, require_channels, require_images
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh}
 
@@ -81,6 +81,8 @@ class Highway(nn.Module):
         require_images(images, 1, "a highway network", bound_to=self.image_size)
         act = _activation(self.activation)
         dense = partial(nn.Dense, self.width, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
+        first = self.variables.get("params", {}).get(self.stages[0], {})
+        require_channels(self, images.shape[-1], first.get("kernel"), positions=self.image_size**2)
         x = images.reshape(len(images), -1).astype(self.dtype)
         ends = {}
         for i, name in enumerate(_names(self.layers)):

@@ -212,6 +212,7 @@ class Conv(nn.Module):
         window, stride = _pair(self.kernel), _pair(self.stride)
         padding = ((window[0] - 1) // 2, (window[1] - 1) // 2) if self.padding is None else self.padding
         shape = (*window, x.shape[-1] // self.groups, self.features)
+        require_channels(self, x.shape[-1] // self.groups, self.get_variable("params", "kernel"))
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         pads = explicit_padding(padding, x.shape[1:3], stride, window)
         x = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride, pads, self.groups)
@@ -235,6 +236,7 @@ class ConvPool(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        require_channels(self, x.shape[-1], self.get_variable("params", "kernel"))
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
@@ -339,6 +341,13 @@ def require_images(images: jax.Array, minimum: int, model: str, bound_to: int | 
             f"{model} was made for images of {bound_to}x{bound_to} pixels, which fix the shape of its dense layers; "
             f"got {height}x{width} (resize the images, or create it with image_size={height})"
         )
+
+
+def require_channels(layer: nn.Module, channels: int, kernel: Any, positions: int = 1) -> None:
+    """ValueError unless a kernel, where there is one already, takes so many channels, at so many positions."""
+    if kernel is not None and kernel.shape[-2] != channels * positions:
+        where, wanted = "/".join(layer.path) or "the first layer", kernel.shape[-2] // positions
+        raise ValueError(f"{where} takes {wanted} channel{'s' * (wanted != 1)}; got {channels}")
 
 
 #: A classifier's kernel between ±1 / sqrt(fan-in), PyTorch's default for linear layers.

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zoo.models.layers import require_images
+from zoo.models.layers import require_channels, require_images
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh, "sigmoid": nn.sigmoid}
 
@@ -46,6 +46,8 @@ class MLP(nn.Module):
             raise ValueError(f"activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
         hidden_init = nn.initializers.he_normal() if self.activation == "relu" else nn.initializers.glorot_uniform()
         ends = {}
+        first = self.variables.get("params", {}).get(self.stages[0], {})
+        require_channels(self, images.shape[-1], first.get("kernel"), positions=self.image_size**2)
         x = images.reshape(len(images), -1).astype(self.dtype)
         for i, width in enumerate(self.widths, 1):
             x = nn.Dense(width, kernel_init=hidden_init, dtype=self.dtype, name=f"hidden{i}")(x)

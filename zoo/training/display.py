@@ -2,7 +2,10 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
+
+UNSETTLED = 5  # steps
 
 
 class Display:
@@ -13,8 +16,9 @@ class Display:
 
     def __init__(self, total_steps: int, batch_size: int, epochs: float, *, quiet: bool = False, every: float = 15.0):
         self.total, self.batch, self.epochs, self.quiet, self.every = total_steps, batch_size, epochs, quiet, every
-        self.started = self.spoke = time.monotonic()
-        self.first: int | None = None
+        self.spoke = time.monotonic()
+        self.last: float | None = None
+        self.steps, self.seconds, self.unsettled = 0, 0.0, UNSETTLED
         self.bar: Any = None
         self.task: Any = None
 
@@ -44,25 +48,61 @@ class Display:
         else:
             print(text, flush=True)
 
-    def rate(self, step: int) -> float:
-        """Images per second since the first step that was shown."""
-        if self.first is None or step <= self.first:
-            return 0.0
-        return (step - self.first) * self.batch / max(time.monotonic() - self.started, 1e-9)
+    @property
+    def rate(self) -> float:
+        """Images per second of training alone; 0 while that cannot be said."""
+        return self.steps * self.batch / self.seconds if self.seconds else 0.0
+
+    def pause(self) -> None:
+        """Something else than training goes on until the next step; it does not count in the rate."""
+        self.last = None
 
     def update(self, step: int, loss: float) -> None:
         now = time.monotonic()
-        if self.first is None:  # the clock starts after the compilation
-            self.first, self.started, self.spoke = step, now, now
-        if self.quiet or now - self.spoke < (0.1 if self.bar is not None else self.every):
+        if self.unsettled:  # the first steps after a compilation are slower than the rest
+            self.unsettled -= 1
+        elif self.last is not None:
+            self.steps, self.seconds = self.steps + 1, self.seconds + now - self.last
+        self.last = now
+        if not self._is_time(now):
             return
-        self.spoke = now
-        rate, epoch = self.rate(step), f"{step / self.total * self.epochs:.1f}/{self.epochs:g}"
+        rate, epoch = self.rate, f"{step / self.total * self.epochs:.1f}/{self.epochs:g}"
         if self.bar is not None:
-            self.bar.update(self.task, completed=step, epoch=epoch, rate=f"{rate:,.0f}", text=f"loss {loss:.3f}")
+            shown = f"{rate:,.0f}" if rate else "-"
+            self.bar.update(self.task, completed=step, epoch=epoch, rate=shown, text=f"loss {loss:.3f}")
         else:
             left = duration((self.total - step) * self.batch / rate) if rate else "?"
-            print(f"  epoch {epoch}  {rate:,.0f} images/s  {left} left  loss {loss:.3f}", flush=True)
+            print(f"  epoch {epoch}{self.speed()}  {left} left  loss {loss:.3f}", flush=True)
+
+    def speed(self) -> str:
+        """The rate as the end of a line."""
+        return f"  {self.rate:,.0f} images/s" if self.rate else ""
+
+    def evaluating(self, split: str, total: int) -> Callable[[int], None]:
+        """A function that shows how many of `total` images of a split are done."""
+
+        def show(done: int) -> None:
+            if not self._is_time(time.monotonic()):
+                return
+            text = f"{split} {done:,} of {total:,}"
+            if self.bar is not None:
+                self.bar.update(self.task, text=text)
+            else:
+                print(f"  {text}", flush=True)
+
+        return show
+
+    def _is_time(self, now: float) -> bool:
+        if self.quiet or now - self.spoke < (0.1 if self.bar is not None else self.every):
+            return False
+        self.spoke = now
+        return True
+
+
+def counted(number: float, noun: str) -> str:
+    """ "1 epoch", "1.5 epochs"."""
+    text = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{text} {noun}" + ("" if number == 1 else "s")
 
 
 def duration(seconds: float) -> str:

@@ -27,6 +27,7 @@ from zoo.data.loader import train_batches
 from zoo.data.polarity import match_polarity
 from zoo.data.preprocess import Preprocess, preprocess_for
 from zoo.data.sources import Dataset, open_dataset, subset
+from zoo.prediction import Prediction, predict
 from zoo.training import finetune, report
 from zoo.training import run as runs
 from zoo.training.display import Display, duration
@@ -49,6 +50,10 @@ class Fitted(NamedTuple):
     card: checkpoint.Card
     history: list[dict[str, Any]]
     workdir: Path
+
+    def predict(self, images: Any, top: int = 5) -> list[Prediction]:
+        """Classify images, as `predict` of what `zoo.load` returns does."""
+        return predict(self.model, self.variables, self.card, images, top)
 
 
 class Interrupted(Exception):
@@ -338,6 +343,7 @@ class Trainer:
         began = time.monotonic()
         step = compile_step(self.job, phase, self.state)
         self.display.say(f"compiled in {time.monotonic() - began:.1f} s")
+        self.display.pause()
         return step
 
     def settle(self, step: int, metrics: dict) -> None:
@@ -373,7 +379,9 @@ class Trainer:
         job, progress = self.job, self.progress
         variables = evaluated_variables(self.state)
         split = job.dataset.splits["validation"]
-        result = evaluate(job.evaluated, variables, split, job.preprocess, job.dataset.class_names)
+        show = self.display.evaluating("validation", len(split))
+        result = evaluate(job.evaluated, variables, split, job.preprocess, job.dataset.class_names, on_batch=show)
+        self.display.pause()
         self.require_finite("validation loss", result["loss"], progress.step)
         score = monitor_score(result, job.recipe.monitor)
         better = progress.best_score is None or score > progress.best_score
@@ -399,7 +407,7 @@ class Trainer:
             f"epoch {epoch:.1f}/{job.recipe.epochs:g}  train loss {row['train_loss']:.4f} accuracy "
             f"{100 * row['train_accuracy']:.2f} %  validation loss {result['loss']:.4f} accuracy "
             f"{100 * result['accuracy']:.2f} %{'  best' if better else ''}"
-            f"  {self.display.rate(progress.step):,.0f} images/s"
+            f"{self.display.speed()}"
         )
         if progress.step >= job.total_steps:
             progress.stopped = "all steps done"
@@ -415,6 +423,7 @@ class Trainer:
             report.save_best(self.job, self.folder, self.best, self.progress, {})
             self.exported = self.progress.best_step
         self.committed = time.monotonic()
+        self.display.pause()
 
 
 def monitor_score(result: dict[str, Any], monitor: str) -> list[float]:

@@ -11,7 +11,7 @@ import jax
 from zoo import checkpoint
 from zoo.training import finetune
 from zoo.training import run as runs
-from zoo.training.display import Display
+from zoo.training.display import Display, counted
 from zoo.training.evaluation import evaluate
 from zoo.training.run import Progress
 
@@ -29,8 +29,9 @@ def describe(job: "Plan", folder: Path, say: Callable[[str], None]) -> None:
     for note in job.dataset.notes:
         say(f"      {note}")
     say(
-        f"recipe: {recipe.optimizer}, rate {recipe.learning_rate:g} ({recipe.schedule}), {recipe.epochs:g} epochs = "
-        f"{job.total_steps:,} steps of {job.batch_size}; {'; '.join(recipe.augment) or 'no augmentation'}"
+        f"recipe: {recipe.optimizer}, rate {recipe.learning_rate:g} ({recipe.schedule}), "
+        f"{counted(recipe.epochs, 'epoch')} = {counted(job.total_steps, 'step')} of {job.batch_size}; "
+        f"{'; '.join(recipe.augment) or 'no augmentation'}"
     )
     if job.start is not None:
         for line in job.start.report(job.model, job.preprocess, job.dataset.class_names):
@@ -68,7 +69,8 @@ def finish(job: "Plan", folder: Path, best: dict, progress: Progress, display: D
     for name in ("validation", "test"):
         if name in job.dataset.splits:
             split = job.dataset.splits[name]
-            results[name] = evaluate(job.evaluated, best, split, job.preprocess, job.dataset.class_names)
+            show = display.evaluating(name, len(split))
+            results[name] = evaluate(job.evaluated, best, split, job.preprocess, job.dataset.class_names, on_batch=show)
     brief = {name: {key: result[key] for key in result if key != "confusion"} for name, result in results.items()}
     save_best(job, folder, best, progress, brief)
     plots.draw_curves(progress.history, folder / "curves.png", best_step=progress.best_step)

@@ -118,7 +118,8 @@ def open_folder(workdir: str | Path | None, config: Config, command: str) -> Pat
     if (path / CONFIG).exists():
         lines = differences(config.identity(), read_config(path).identity())
         if lines:
-            raise ValueError(f"{path} holds another run; {'; '.join(lines)}. Give another --workdir, or none")
+            further = f"; to train its result further, --init {path / BEST}" if (path / BEST).exists() else ""
+            raise ValueError(f"{path} holds another run; {'; '.join(lines)}. Give another --workdir, or none{further}")
         return path
     leftovers = {f".{CONFIG}.tmp", LOCK}  # of a kill before the config was there
     if path.exists() and any(part.name not in leftovers for part in path.iterdir()):
