@@ -152,9 +152,9 @@ def _records(shard: str) -> Iterator[tuple[int, int, str, str]]:
                     group, current = {}, (folder, stem)
                 group[suffix.lower()] = member
             yield from _record(archive, group, shard)
-        with open(shard, "rb") as file:  # tarfile takes a file that is cut off within a header for one that ends
-            file.seek(end)
-            if file.read(512) != bytes(512):
+        with open(shard, "rb") as whole:  # tarfile takes a file that is cut off within a header for one that ends
+            whole.seek(end)
+            if whole.read(512) != bytes(512):
                 raise EOFError("it is cut off")
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{shard}: is not a whole tar file ({first_line(error)})") from None
