@@ -51,11 +51,15 @@ def load(spec: str | Path, model: str | None = None, **fields: Any) -> Checkpoin
     return Checkpoint(network, jax.device_put(variables), card)
 
 
-def start_from(init: str | Path | Checkpoint | loop.Fitted) -> Start:
-    """What `--init` and `fit(init=…)` are given, opened: anything `load` takes, or what it or `fit` returned."""
-    loaded = load(init) if isinstance(init, (str, Path)) else init
-    spec = str(init) if isinstance(init, (str, Path)) else f"a {loaded.card.model} in memory"
-    return Start(spec, loaded.card, jax.device_get(loaded.variables))
+def start_from(init: str | Path | Checkpoint | loop.Fitted, model: str | None = None) -> Start:
+    """What `--init` and `fit(init=…)` are given, opened: anything `load` takes, or what it or `fit` returned.
+
+    model: for a weight file, which may not say what it is for.
+    """
+    if not isinstance(init, (str, Path)):
+        return Start(f"a {init.card.model} in memory", init.card, jax.device_get(init.variables))
+    loaded = load(init, model if Path(init).is_file() else None)
+    return Start(str(init), loaded.card, jax.device_get(loaded.variables))
 
 
 def save(
@@ -105,7 +109,7 @@ def fit(
         raise ValueError(
             f"fit: data is a {type(data).__name__}; give a name, a folder, a Dataset, or a tuple (images, labels)"
         )
-    start = None if init is None else start_from(init)
+    start = None if init is None else start_from(init, model)
     model, fields = model_and_fields(start, model, fields or {})
     name = data.name if isinstance(data, Dataset) else str(data)
     base = recipe if isinstance(recipe, Recipe) else recipe_for(recipe, start, model, name)

@@ -456,3 +456,22 @@ def test_mistakes_are_answered_in_a_line(tmp_path, checkpoint_folder):
     with pytest.raises(ValueError, match=r"--init .* - missing batch_stats/stage1_block2"):
         zoo.fit(init=checkpoint_folder, data=coloured(NEW), fields={"blocks": (2, 1)}, workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_adapts_grey_digits_to_a_colour_model(tmp_path, capsys):
+    from zoo.cli import main
+
+    start = start_of("mlp", classes=("0", "7", "nothing"))
+    checkpoint.save_checkpoint(tmp_path / "ckpt", start.card, start.variables)
+    words = ["train", "--init", str(tmp_path / "ckpt"), "--data", "digits", "--limit", "40", "--epochs", "1"]
+    asked = ["--freeze", "hidden1", "--head-lr", "0.01", "--layer-decay", "0.5", "--set", "min_epoch_steps=2"]
+    assert main([*words, *asked, "--head-epochs", "0", "--workdir", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "images 16x16x3" in out and "1 epoch = 2 steps of 32" in out
+    assert "the head is new for 8 of 10 classes: 1, 2, 3, 4, 5, 6, 8, 9" in out and "rows kept for 0, 7" in out
+    fitted = zoo.load(tmp_path / "run" / "best")
+    for leaf in ("kernel", "bias"):
+        before, after = (v["params"]["hidden1"][leaf] for v in (start.variables, fitted.variables))
+        assert np.array_equal(before, after)
+    assert fitted.card.recipe["head_lr"] == 0.01
+    assert main(words[:3]) == 2 and "say with --data" in capsys.readouterr().err

@@ -102,6 +102,8 @@ def config_of(options: argparse.Namespace) -> Any:
     if base and base.data == "arrays" and not options.data:
         raise ValueError(f"{options.config}: trained on arrays in memory, which are not in the file; give --data")
     start = open_start(options, base)
+    if options.init and not (options.data or base):
+        raise ValueError(f"--init {options.init}: say with --data what it is to be trained on")
     data = options.data or (base.data if base else "digits")
     if start is not None:
         model, fields = finetune.model_and_fields(start, options.model, {})
@@ -141,7 +143,7 @@ def open_start(options: argparse.Namespace, base: Any) -> Any:
         return None
     from zoo import api
 
-    start = api.start_from(spec)
+    start = api.start_from(spec, options.model or (base.model if base else None))
     if base and not options.init and start.digest() != base.init_digest:
         raise ValueError(f"{spec}: is not the checkpoint that the run in {options.config} started from; give --init")
     return start
