@@ -12,6 +12,7 @@ from zoo.data.crop import Crop, read_crop
 from zoo.data.loader import batch_indices, eval_batches, on_device, train_batches
 from zoo.data.preprocess import Preprocess, fit_images
 from zoo.data.sources import ArraySplit, open_dataset
+from zoo.data.views import fit_views
 
 PLAIN = Preprocess((2, 3), (2, 3), channels="L", mean=(0.0,), std=(1.0,))
 
@@ -342,6 +343,19 @@ def test_evaluation_of_files_is_exact_at_every_batch_size(photographs, stream, w
             real = np.concatenate([part["weight"] for part in rows]) == 1
             np.testing.assert_array_equal(np.concatenate([part["image"] for part in rows])[real], images)
             np.testing.assert_array_equal(np.concatenate([part["label"] for part in rows])[real], split.labels)
+
+
+def test_views_of_evaluation(photographs):
+    split = open_dataset(photographs).splits["test"]
+    views = fit_views(split.read(np.arange(len(split))), SEEN, "ten-crop")
+    for batch_size, workers in ((1, 0), (4, 3), (9, 1)):
+        parts = list(eval_batches(split, SEEN, batch_size=batch_size, workers=workers, tta="ten-crop"))
+        assert all(part["image"].shape == (batch_size, 10, 16, 20, 3) for part in parts)
+        real = np.concatenate([part["weight"] for part in parts]) == 1
+        np.testing.assert_array_equal(np.concatenate([part["image"] for part in parts])[real], views)
+    drawn = Preprocess((2, 3), (2, 3), channels="L", polarity="light-on-dark", mean=(0.0,), std=(1.0,))
+    with pytest.raises(ValueError, match="mirrored sign"):
+        eval_batches(numbered(3), drawn, batch_size=2, tta="flip")
 
 
 @pytest.mark.parametrize("augment", [(), CROPPED])

@@ -20,6 +20,7 @@ class HfStore:
 
     tables: tuple[Any, ...]
     starts: tuple[int, ...]
+    names: tuple[str, ...]
     image: str
 
     def _place(self, record: int) -> tuple[int, int]:
@@ -41,7 +42,7 @@ class HfStore:
 
     def name(self, record: int) -> str:
         table, row = self._place(record)
-        return f"{self.tables[table].split or 'record'}[{row}]"
+        return f"{self.names[table]}[{row}]"
 
 
 def list_hf(name: str, data_dir: str | Path | None) -> Listing:
@@ -68,30 +69,32 @@ def list_hf(name: str, data_dir: str | Path | None) -> Listing:
         raise ValueError(f"hf:{name}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from None
     tables = dict(loaded.items()) if isinstance(loaded, dict) else {"train": loaded}
     image, label = _columns(next(iter(tables.values())), name)
-    kept = {theirs: split_of(theirs) for theirs in tables if split_of(theirs)}
-    if not kept:
+    known = {theirs: split_of(theirs) for theirs in tables if split_of(theirs)}
+    if not known:
         raise ValueError(f"hf:{name}: has the splits {', '.join(tables)}; none of them is train, validation or test")
     stored: list[Any] = []
     starts: list[int] = []
+    kept: list[str] = []
     splits: list[str] = []
     labels: list[str] = []
     names = tuple(getattr(next(iter(tables.values())).features[label], "names", None) or ())
     notes = []
-    for theirs, ours in kept.items():
+    for theirs, ours in known.items():
         table = tables[theirs]
         values = list(table[label])
         if names and -1 in values:
             notes.append(f"the {theirs} labels are not public")
             continue
         starts.append(len(labels))
+        kept.append(theirs)
         stored.append(table.cast_column(image, datasets.Image(decode=False)).select_columns([image]))
         labels += [names[value] if names else str(value) for value in values]
         splits += [ours] * len(values)
-    if unused := [theirs for theirs in tables if theirs not in kept]:
+    if unused := [theirs for theirs in tables if theirs not in known]:
         notes.append(f"not used: {', '.join(unused)}")
     return Listing(
         name=f"hf:{name}",
-        store=HfStore(tuple(stored), tuple(starts), image),
+        store=HfStore(tuple(stored), tuple(starts), tuple(kept), image),
         splits=tuple(splits),
         labels=tuple(labels),
         stamp=stamp_of(["hf", name, *(table._fingerprint for table in tables.values())]),

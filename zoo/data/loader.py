@@ -24,6 +24,7 @@ from zoo.data.crop import Crop, host_crop, read_crop
 from zoo.data.dataset import ArraySplit, EncodedSplit, Split
 from zoo.data.preprocess import Preprocess, fit_images
 from zoo.data.threads import Pieces, made_ahead, run_all
+from zoo.data.views import VIEWS, check_views, fit_views
 
 FIT_ONCE = 2**31  # bytes of fitted pixels up to which a split is fitted once and kept
 PIECE = 8  # encoded images that a thread decodes in a row
@@ -144,6 +145,7 @@ def eval_batches(
     batch_size: int,
     shard: tuple[int, int] = (0, 1),
     workers: int | None = None,
+    tta: str = "",
 ) -> Generator[Batch]:
     """Every record once, in order, in batches of full size: the last one is padded with zeros of weight 0.
 
@@ -151,23 +153,26 @@ def eval_batches(
 
     Args:
         split, preprocess, batch_size, shard, workers: as in `train_batches`.
+        tta: a name of VIEWS: the batch's "image" is then uint8 [B, V, H, W, C], V views of each record.
 
     Raises:
-        ValueError: no records, or a batch that cannot be divided among the processes. While iterating: a record that
-            can no longer be read, by name; none is ever left out.
+        ValueError: no records, views that the preprocessing does not allow, or a batch that cannot be divided among the
+            processes. While iterating: a record that can no longer be read, by name; none is ever left out.
     """
     rows = _rows(batch_size, shard)
     if not len(split):
         raise ValueError("there are no records to evaluate")
+    if tta:
+        check_views(tta, preprocess)
     labels = np.asarray(split.labels, np.int32)
-    images = _fitted(split, preprocess, workers)
+    images = None if tta else _fitted(split, preprocess, workers)
 
     def planned() -> Iterator[tuple[Batch, Pieces]]:
         for first in range(0, len(labels), batch_size):
             indices = np.arange(*(min(first + edge, len(labels)) for edge in (rows.start, rows.stop)))
-            batch = _empty(labels[indices], rows.stop - rows.start, preprocess)
+            batch = _empty(labels[indices], rows.stop - rows.start, preprocess, tta)
             if images is None:
-                yield batch, _pieces(split, preprocess, indices, batch["image"])
+                yield batch, _pieces(split, preprocess, indices, batch["image"], tta=tta)
             else:
                 batch["image"][: len(indices)] = images[indices]
                 yield batch, []
@@ -199,9 +204,10 @@ def on_device(batches: Generator[Batch], put: Callable[[Batch], Any] | None = No
 # --- making batches ---------------------------------------------------------------------------------------------------
 
 
-def _empty(labels: NDArray[np.int32], size: int, preprocess: Preprocess) -> Batch:
+def _empty(labels: NDArray[np.int32], size: int, preprocess: Preprocess, tta: str = "") -> Batch:
     """A batch of `size` rows, the first of which have these labels; its pixels are all zero."""
-    shape = (size, *preprocess.size, preprocess.num_channels)
+    views = (VIEWS[tta][1],) if tta else ()
+    shape = (size, *views, *preprocess.size, preprocess.num_channels)
     label = np.zeros(size, np.int32)
     label[: len(labels)] = labels
     weight = (np.arange(size) < len(labels)).astype(np.float32)
@@ -216,11 +222,13 @@ def _pieces(
     crop: Crop | None = None,
     seed: int = 0,
     epochs: NDArray[np.int64] | None = None,
+    tta: str = "",
 ) -> Pieces:
     """Functions that together write the images of these records into the first rows of `out`."""
 
     def fit(start: int, stop: int) -> None:
-        out[start:stop] = fit_images(split.read(indices[start:stop]), preprocess)
+        images = split.read(indices[start:stop])
+        out[start:stop] = fit_views(images, preprocess, tta) if tta else fit_images(images, preprocess)
 
     def cut(start: int, stop: int) -> None:
         assert isinstance(split, EncodedSplit) and crop is not None and epochs is not None
