@@ -233,7 +233,8 @@ def test_other_orders_and_archives_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("data", "answer"),
     [(b"", "empty file"), (b"<!DOCTYPE html><html>", "web page"),
-     (b"version https://git-lfs.github.com", "LFS pointer"), (b"GIF89a" + bytes(50), "not a file of PyTorch"), (b"PK\x03\x04" + bytes(40), "cut off or damaged"),
+     (b"version https://git-lfs.github.com", "LFS pointer"),
+     (b"GIF89a" + bytes(50), "not a file of PyTorch"), (b"PK\x03\x04" + bytes(40), "cut off or damaged"),
      (tb.program(b"}"), "not a file of PyTorch"), (tb.legacy(b"](" + number(1) + b"e", {}), "holds a list"),
      (tb.zipped(b"}", {}), "no tensors by name; it has nothing")],
 )  # fmt: skip

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -153,6 +153,12 @@ def init(model: nn.Module, key: jax.Array | int, image_shape: tuple[int, int, in
 
 def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] | None = None) -> dict:
     """The variables' shapes and dtypes, without computing anything."""
+    return jax.tree.map(lambda leaf: leaf, _abstract_variables(model, image_shape and tuple(image_shape)))
+
+
+@lru_cache(maxsize=64)
+def _abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] | None) -> dict:
+    """Tracing a deep network takes seconds, and loading one asks for this several times."""
     return jax.eval_shape(partial(_fresh, model, image_shape=image_shape), jax.random.key(0))
 
 

@@ -88,7 +88,7 @@ class AlexNet(nn.Module):
                 x = _normalise_within_towers(x)
             if name in ("conv1", "conv2", "conv5"):
                 x = max_pool(x, 3, 2)  # [B, 27, 27, 96], [B, 13, 13, 256], [B, 6, 6, 256]
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         for name in ("dense6", "dense7"):
             bias_init = nn.initializers.constant(0 if small else 1)
             x = nn.Dense(scaled(4096, self.width), kernel_init=init, bias_init=bias_init, dtype=self.dtype,
@@ -144,7 +144,7 @@ class AlexNetOWT(nn.Module):
             ends[name] = x = nn.relu(x)  # [B, 55, 55, 64], [B, 27, 27, 192], [B, 13, 13, 384], [B, 13, 13, 256] twice
             if name in ("conv1", "conv2", "conv5"):
                 x = max_pool(x, 3, 2)  # [B, 27, 27, 64], [B, 13, 13, 192], [B, 6, 6, 256]
-        x = adaptive_avg_pool(x, (self.pool_size, self.pool_size)).reshape(len(x), -1)
+        x = adaptive_avg_pool(x, (self.pool_size, self.pool_size)).reshape(x.shape[0], -1)
         for name in ("dense6", "dense7"):
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout_{name}")(x)
             x = nn.Dense(scaled(4096, self.width), kernel_init=init, dtype=self.dtype, name=name)(x)

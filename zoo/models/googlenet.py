@@ -96,7 +96,7 @@ class AuxiliaryHead(nn.Module):
     def __call__(self, x, train: bool):
         x = self.pool(x)  # [B, 4, 4, C]
         x = self.conv(128, 1, name="conv")(x, train)  # [B, 4, 4, 128]
-        x = nn.relu(self.dense(self.hidden, name="dense")(x.reshape(len(x), -1)))  # [B, 1024]
+        x = nn.relu(self.dense(self.hidden, name="dense")(x.reshape(x.shape[0], -1)))  # [B, 1024]
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         return self.dense(self.num_classes, bias_init=nn.initializers.zeros, name="head")(x).astype(jnp.float32)
 

@@ -83,7 +83,7 @@ class Highway(nn.Module):
         dense = partial(nn.Dense, self.width, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
         first = self.variables.get("params", {}).get(self.stages[0], {})
         require_channels(self, images.shape[-1], first.get("kernel"), positions=self.image_size**2)
-        x = images.reshape(len(images), -1).astype(self.dtype)
+        x = images.reshape(images.shape[0], -1).astype(self.dtype)
         ends = {}
         for i, name in enumerate(_names(self.layers)):
             x = HighwayLayer(dense, act, self.gate_bias, name=name)(x) if i else act(dense(name=name)(x))
@@ -134,7 +134,7 @@ class ConvHighway(nn.Module):
             if i % 3 == 0:
                 x = max_pool(x, 2, 2)  # [B, 14, 14, 16], [B, 7, 7, 16], [B, 3, 3, 16]
             ends[name] = x
-        ends["features"] = x = x.reshape(len(x), -1)
+        ends["features"] = x = x.reshape(x.shape[0], -1)
         if self.num_classes is not None:
             x = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
             ends["logits"] = x = x.astype(jnp.float32)

@@ -52,7 +52,7 @@ class LeNet5(nn.Module):
         for i, features in enumerate((6, 16), 1):
             x = ConvPool(features, 5, act, self.pool, kernel_init=init, dtype=self.dtype, name=f"conv{i}")(x)
             ends[f"conv{i}"] = x  # [B, 14, 14, 6], then [B, 5, 5, 16]
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         for i, width in enumerate((120, 84), 1):
             x = act(nn.Dense(width, kernel_init=init, dtype=self.dtype, name=f"dense{i}")(x))
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout{i}")(x)
@@ -172,7 +172,7 @@ class LeNet51998(nn.Module):
         ends["s2"] = x = scaled_tanh(Subsampling(name="s2")(x))  # [B, 14, 14, 6]
         ends["c3"] = x = scaled_tanh(PartialConv(C3_READS, self.dtype, name="c3")(x))  # [B, 10, 10, 16]
         ends["s4"] = x = scaled_tanh(Subsampling(name="s4")(x))  # [B, 5, 5, 16]
-        ends["c5"] = x = scaled_tanh(conv(120, "c5", 400)(x)).reshape(len(x), 120)
+        ends["c5"] = x = scaled_tanh(conv(120, "c5", 400)(x)).reshape(x.shape[0], 120)
         f6 = nn.Dense(84, kernel_init=_uniform_fan_in(120), dtype=self.dtype, name="f6")
         ends["f6"] = ends["features"] = x = scaled_tanh(f6(x))
         if self.num_classes is not None:

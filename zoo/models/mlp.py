@@ -48,7 +48,7 @@ class MLP(nn.Module):
         ends = {}
         first = self.variables.get("params", {}).get(self.stages[0], {})
         require_channels(self, images.shape[-1], first.get("kernel"), positions=self.image_size**2)
-        x = images.reshape(len(images), -1).astype(self.dtype)
+        x = images.reshape(images.shape[0], -1).astype(self.dtype)
         for i, width in enumerate(self.widths, 1):
             x = nn.Dense(width, kernel_init=hidden_init, dtype=self.dtype, name=f"hidden{i}")(x)
             x = ACTIVATIONS[self.activation](x)

@@ -100,7 +100,7 @@ def fetch(weights: Weights, folder: Path) -> Path:
         part.unlink(missing_ok=True)
         raise Wrong(f"{weights.name}: {url} is not the file it should be ({error}); it was thrown away") from None
     except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
+        reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", None) or error
         raise ConnectionError(
             f"{weights.name}: {url} cannot be fetched ({' '.join(str(reason).split()) or type(error).__name__}); bring "
             f"the file by hand and run: zoo import {url.rpartition('/')[2]} --as {weights.name}"
@@ -141,6 +141,7 @@ def _request(url: str, part: Path, have: int, show: Callable[[int, int], None]) 
     try:
         response = urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code != 416:
             raise
         size = (error.headers.get("Content-Range") or "").rpartition("/")[2]

@@ -81,7 +81,8 @@ def find(spec: str | Path) -> Path | Weights:
         raise FileNotFoundError(f"{spec}: there is no such checkpoint folder or weight file")
     else:
         what = "there is no such checkpoint folder or weight file, and none is shipped or known by that name"
-    near = difflib.get_close_matches(spec, known, n=3, cutoff=0.5)
+    begun = [name for name in known if name.startswith(spec)]
+    near = (begun or difflib.get_close_matches(spec, known, n=3, cutoff=0.5))[:3] if spec else []
     hint = f"did you mean {' or '.join(near)}?" if near else "`zoo list --weights` shows them all"
     raise FileNotFoundError(f"{spec}: {what}; {hint}")
 

@@ -1,0 +1,277 @@
+"""Names of weights: the table says what can be, and files become the checkpoints that the table says."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch_bytes as tb
+from seeded import seeded_tensors
+
+import zoo
+from zoo import checkpoint, export, models
+from zoo.models import MODELS
+from zoo.pretrained import weights
+from zoo.pretrained.convert import convert
+from zoo.pretrained.table import CIFAR10, DEFAULTS, WEIGHTS, imagenet_classes
+from zoo.pretrained.weights import SOURCES, card_of, find, import_file, keep
+
+GOLDEN = sorted((Path(__file__).parents[1] / "models" / "golden").glob("*.json"))
+#: One of each source; the key maps of the others are tried on tensors alone (tests/models/test_golden.py).
+FILES = ("torchvision_resnet_basic", "timm_resnet_v2", "keras_resnet_v1", "akamaster_resnet20")
+
+
+def small(name="resnet20", source="akamaster", **fields):
+    """(model, its tensors under the source's names): seeded, few blocks."""
+    model = zoo.create(name, **{"blocks": (1, 1, 1), "num_classes": 10, **fields})
+    abstract = models.abstract_variables(model)
+    key_map = SOURCES[source].key_map(model, abstract)
+    leaves = checkpoint.flatten(abstract)
+    shapes = {}
+    for path, (key, layout) in key_map.items():
+        shapes[key] = layout.store(np.zeros(leaves[path].shape, np.float32))[0].shape
+    return model, seeded_tensors(shapes)
+
+
+def save_torch(file, tensors, **options):
+    file.write_bytes(tb.state_dict(tensors, **options))
+    return file
+
+
+# --- the table --------------------------------------------------------------------------------------------------
+
+
+def test_every_set_is_of_a_model_and_checkable():
+    for name, row in WEIGHTS.items():
+        model = models.create(row.model, **row.fields)
+        assert name == row.name and row.source in SOURCES and row.licence
+        assert model.num_classes == len(row.classes) == len(set(row.classes)), name
+        # A published digest; or a file on the hub, which announces one.
+        digest = r"sha256:[0-9a-f]{8,9}|md5:[0-9a-f]{32}"
+        assert re.fullmatch(digest, row.digest) or (not row.digest and row.file.startswith("timm/")), name
+        assert row.file.startswith(("https://", "timm/"))
+        height, width = row.preprocess.size
+        assert height == width <= row.preprocess.resize[0] == row.preprocess.resize[1] < 1.5 * height, name
+        assert 60 < (row.accuracy[0] or 60.1) < 100 or row.model == "alexnet_owt"
+        assert card_of(row).model in MODELS
+    assert len(WEIGHTS) > 100 and {row.source for row in WEIGHTS.values()} == set(SOURCES)
+
+
+def test_the_table_says_what_only_it_can():
+    """Random weights cannot show these: normalisations and orders that lie in the sources' own networks."""
+    half = (0.5, 0.5, 0.5)
+    for name in ("googlenet", "inception_v3"):  # transform_input
+        assert find(f"torchvision:{name}").preprocess.mean == find(f"torchvision:{name}").preprocess.std == half
+    caffe = find("keras:ResNet50").preprocess
+    assert caffe.channels == "BGR" and caffe.mean[0] == pytest.approx(103.939 / 255) and caffe.std == (1 / 255,) * 3
+    assert find("keras:ResNet50V2").preprocess.mean == half
+    assert find("torchvision:resnet50.IMAGENET1K_V2").preprocess.resize == (232, 232)
+    assert find("timm:resnet50.a1_in1k").preprocess.interpolation == "bicubic"
+    assert find("timm:resnet50.a1_in1k").accuracy == (80.382, 94.598)
+    assert find("akamaster:resnet20").classes == tuple(sorted(CIFAR10))
+
+
+def test_the_classes_of_imagenet():
+    names = imagenet_classes()
+    assert len(names) == 1000 and names[0] == "tench" and names[999] == "toilet tissue" and "" not in names
+
+
+@pytest.mark.parametrize(
+    ("spec", "meant"),
+    [("torchvision:resnet50", "torchvision:resnet50.IMAGENET1K_V2"), ("timm:resnet50", "timm:resnet50.a1_in1k"),
+     ("torchvision:resnet50.IMAGENET1K_V1",) * 2, ("keras:Xception",) * 2],
+)  # fmt: skip
+def test_names_and_their_defaults(spec, meant):
+    assert find(spec).name == meant and DEFAULTS[meant.partition(".")[0]] in WEIGHTS
+
+
+@pytest.mark.parametrize(
+    ("spec", "answer"),
+    [
+        ("torchvision:resnet5", "did you mean torchvision:resnet50"),
+        ("torchvision:resnet50.IMAGENET1K_V3", r"did you mean torchvision:resnet50\.IMAGENET1K_V2"),
+        ("timm:resnet50.a1", r"did you mean timm:resnet50\.a1_in1k"),
+        ("keras:ResNet50v2", "did you mean keras:ResNet50V2"),
+        ("torchvison:resnet50", "did you mean torchvision:resnet50"),
+        ("lenet5-mnits", "did you mean lenet5-mnist"),
+        ("runs/best", "runs/best: there is no such checkpoint folder or weight file"),
+        ("quite something else", "`zoo list --weights` shows them all"),
+    ],
+)
+def test_mistyped_names_are_answered_with_the_nearest(spec, answer, monkeypatch):
+    monkeypatch.setattr(weights, "shipped", lambda: ["lenet5-mnist", "resnet20-cifar10"])
+    with pytest.raises(FileNotFoundError, match=answer) as error:
+        zoo.load(spec)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "zoo/_checkpoints"])
+def test_shipped_checkpoints_are_found_in_the_repository_and_in_a_wheel(place, tmp_path, monkeypatch):
+    (tmp_path / "zoo").mkdir()
+    monkeypatch.setattr(weights, "_PACKAGE", tmp_path / "zoo")
+    model = zoo.create("softmax", image_size=4)
+    preprocess = zoo.data.preprocess.Preprocess(size=(4, 4), resize=(4, 4), channels="L", mean=(0,), std=(1,))
+    zoo.save(tmp_path / place / "softmax-digits", model, models.init(model, 0), tuple("0123456789"), preprocess)
+    assert weights.shipped() == ["softmax-digits"]
+    assert zoo.load("softmax-digits").model == model
+    with pytest.raises(ValueError, match="says itself what model"):
+        zoo.load("softmax-digits", "softmax")
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", [path if path.stem in FILES else pytest.param(path, marks=pytest.mark.slow) for path in GOLDEN],
+    ids=lambda path: path.stem,
+)  # fmt: skip
+def test_a_file_of_every_source_and_network_comes_in_and_goes_out(path, tmp_path):
+    """import → export gives the same tensors; nothing is computed, so any network will do."""
+    card = json.loads(path.read_text())
+    tensors = seeded_tensors(card["tensors"])
+    form = ".safetensors" if card["source"] == "timm" else ".h5" if card["source"] == "keras" else ".pth"
+    file = tmp_path / f"weights{form}"
+    if form == ".pth":
+        save_torch(file, tensors)
+    elif form == ".safetensors":
+        from safetensors.numpy import save_file
+
+        save_file(tensors, file)
+    else:
+        save_keras(file, tensors)
+    imported = import_file(file, card["model"], card["fields"])
+    assert models.create(imported.card.model, **imported.card.fields) == models.create(card["model"], **card["fields"])
+    source = SOURCES[card["source"]]
+    model = models.create(card["model"], **card["fields"])
+    abstract = models.abstract_variables(model)
+    expected = convert(source.key_map(model, abstract), tensors, abstract, source.IGNORED)
+    jax.tree.map(np.testing.assert_array_equal, imported.variables, expected)
+
+    loaded = zoo.api.Checkpoint(model, imported.variables, imported.card)
+    assert export.write_safetensors(loaded, tmp_path / "back.safetensors", card["source"]) == card["source"]
+    again = import_file(tmp_path / "back.safetensors", card["model"], card["fields"]) if form != ".h5" else imported
+    jax.tree.map(np.testing.assert_array_equal, again.variables, imported.variables)
+
+
+def save_keras(file, tensors):
+    """Keras's older form, where layers stand by name."""
+    h5py = pytest.importorskip("h5py")
+    layers = dict.fromkeys(key.split("/")[0] for key in tensors)
+    with h5py.File(file, "w") as out:
+        out.attrs["layer_names"] = [layer.encode() for layer in layers]
+        for layer in layers:
+            mine = {key: array for key, array in tensors.items() if key.split("/")[0] == layer}
+            group = out.create_group(layer)
+            group.attrs["weight_names"] = [f"{key}:0".encode() for key in mine]
+            for key, array in mine.items():
+                group[f"{key}:0"] = array
+
+
+def test_a_file_with_its_model_is_loaded_in_one_line(tmp_path):
+    model, tensors = small(num_classes=7)
+    file = save_torch(tmp_path / "mine.pth", tensors)
+    loaded = zoo.load(file, "resnet20", blocks=(1, 1, 1))
+    assert loaded.model == model and loaded.card.classes == tuple(f"class {i}" for i in range(7))
+    assert np.array_equal(loaded.variables["params"]["head"]["bias"], tensors["module.linear.bias"])
+    assert "mine.pth, sha256 " in loaded.card.source and "their" not in loaded.card.source
+    with pytest.raises(ValueError, match=r"mine\.pth: say which model it is for"):
+        zoo.load(file)
+    with pytest.raises(ValueError, match=r"did you mean .*resnet20"):
+        zoo.load(file, "resnet2")
+    with pytest.raises(ValueError, match="no field 'depth'"):
+        zoo.load(file, "resnet20", depth=3)
+
+
+def test_what_the_file_tells_is_taken_from_it_and_noted(tmp_path):
+    """Ten classes under akamaster's names are CIFAR-10; wrappers' prefixes come and go; grey images."""
+    _, tensors = small()
+    bare = {key.removeprefix("module."): value for key, value in tensors.items()}
+    for keys in (tensors, bare, {f"_orig_mod.{key}": value for key, value in bare.items()}):
+        imported = import_file(save_torch(tmp_path / "x.pth", keys), "resnet20", {"blocks": (1, 1, 1)})
+        assert imported.card.classes == CIFAR10
+        assert ("what a wrapper had put" in " ".join(imported.notes)) == (keys is not tensors)
+        assert np.array_equal(imported.variables["params"]["head"]["bias"], tensors["module.linear.bias"])
+    grey = {**tensors, "module.conv1.weight": tensors["module.conv1.weight"][:, :1]}
+    file = save_torch(tmp_path / "x.pth", grey)
+    imported = import_file(file, "resnet20", {"blocks": (1, 1, 1)}, classes="abcdefghij")
+    assert imported.card.preprocess.channels == "L" and imported.card.classes == tuple("abcdefghij")
+    assert any("preprocessing is assumed" in note for note in imported.notes)
+    keep(imported, tmp_path / "grey")
+    assert zoo.load(tmp_path / "grey").variables["params"]["stem"]["conv"]["kernel"].shape == (3, 3, 1, 16)
+    with pytest.raises(ValueError, match="2 class names for 10 outputs"):
+        import_file(file, "resnet20", {"blocks": (1, 1, 1)}, classes="ab")
+
+
+def test_half_precision_becomes_single(tmp_path):
+    _, tensors = small()
+    half = {key: value.astype(tb.BFLOAT16) for key, value in tensors.items()}
+    imported = import_file(save_torch(tmp_path / "x.pth", half), "resnet20", {"blocks": (1, 1, 1)})
+    kernel = imported.variables["params"]["stem"]["conv"]["kernel"]
+    assert kernel.dtype == np.float32
+    np.testing.assert_allclose(kernel, tensors["module.conv1.weight"].transpose(2, 3, 1, 0), rtol=1e-2)
+
+
+def test_files_of_another_network_are_refused_shortly(tmp_path):
+    _, tensors = small()
+    file = save_torch(tmp_path / "x.pth", tensors)
+    with pytest.raises(ValueError, match=r"x\.pth: the tensors do not fit the model: 30 missing.*; … and 7 more"):
+        zoo.load(file, "resnet20", blocks=(2, 2, 2))
+    with pytest.raises(ValueError, match=r"x\.pth: is not of this model: only \d+ %"):
+        zoo.load(file, "inception_v4")
+    with pytest.raises(ValueError, match=r"x\.pth: no key map reads it as this model: .*no network like LeNet5"):
+        zoo.load(file, "lenet5")
+    del tensors["module.linear.bias"]
+    tensors["module.extra"] = np.zeros(1, np.float32)
+    message = r"1 missing:; module\.linear\.bias \(for params/head/bias\); 1 unexpected:; module\.extra"
+    with pytest.raises(ValueError, match=message):
+        zoo.load(save_torch(file, tensors), "resnet20", blocks=(1, 1, 1))
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A known set whose file is here: (its name, the file, the tensors)."""
+    import dataclasses
+    import hashlib
+
+    _, tensors = small()
+    data = tb.state_dict(tensors, "legacy")
+    name, digest = "akamaster:resnet8", hashlib.sha256(data).hexdigest()[:8]
+    row = dataclasses.replace(
+        WEIGHTS["akamaster:resnet20"], name=name, file=f"https://example.org/resnet8-{digest}.th",
+        digest=f"sha256:{digest}", fields={"blocks": (1, 1, 1)},
+    )  # fmt: skip
+    monkeypatch.setitem(WEIGHTS, name, row)
+    file = tmp_path / f"resnet8-{digest}.th"
+    file.write_bytes(data)
+    return name, file, tensors
+
+
+def test_the_file_of_a_known_set_is_recognised_by_name_and_hash(published, tmp_path):
+    name, file, _ = published
+    card = zoo.load(file).card
+    assert card.source.startswith(name) and card.classes == CIFAR10 and card.licence == "BSD-2-Clause"
+    assert card.metrics["published"]["accuracy"] == pytest.approx(0.9173)
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(
+        ValueError, match=r"is not the file of akamaster:resnet8: its sha256 is \w{8}… instead of \w{8}"
+    ):
+        zoo.load(file)
+    other = tmp_path / "renamed.th"
+    other.write_bytes(data)
+    with pytest.raises(ValueError, match="weights of your own for that network, name the model alone: resnet20"):
+        import_file(other, name)
+    with pytest.raises(ValueError, match="is known with its fields and classes"):
+        import_file(file, name, {"width": 8})
+
+
+def test_what_is_kept_is_opened_without_a_network(published, monkeypatch):
+    name, file, tensors = published
+    keep(import_file(file, name), weights.cached_folder(WEIGHTS[name]))
+    monkeypatch.setattr(weights, "fetch", lambda *_: pytest.fail("nothing needs to be fetched"))
+    loaded = zoo.load(name)
+    assert np.array_equal(loaded.variables["params"]["head"]["bias"], tensors["module.linear.bias"])
+    assert weights.read_card(name) == loaded.card and weights.folder_of(name).is_dir()

@@ -1,0 +1,206 @@
+"""The way out: what is written gives the same logits, or the same tensors, and says what it wants."""
+
+import builtins
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import zoo
+from zoo import cli, export, models
+from zoo.data.preprocess import Preprocess
+
+CLASSES = tuple("abcdefghij")
+
+
+def checkpoint(name, path, **fields):
+    model = zoo.create(name, num_classes=10, **fields)
+    height, width, channels = model.input_shape
+    preprocess = Preprocess(
+        size=(height, width), resize=(height, width), channels="L" if channels == 1 else "BGR",
+        mean=(0.3,) * channels, std=(0.2,) * channels,
+    )  # fmt: skip
+    variables = models.init(model, 0)
+    rng = np.random.default_rng(0)
+    variables["batch_stats"] = jax.tree.map(
+        lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), variables["batch_stats"]
+    )
+    zoo.save(path, model, variables, CLASSES, preprocess, licence="CC0-1.0")
+    return zoo.load(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def resnet(folder):
+    return checkpoint("resnet20", folder / "resnet", blocks=(1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def lenet(folder):
+    return checkpoint("lenet5", folder / "lenet")
+
+
+@pytest.mark.parametrize("which", ["resnet", pytest.param("lenet", marks=pytest.mark.slow)])
+def test_stablehlo_is_the_whole_network_at_any_batch_size(which, request, tmp_path):
+    loaded = request.getfixturevalue(which)
+    export.write_stablehlo(loaded, tmp_path / "net.stablehlo")
+    about = json.loads((tmp_path / "net.stablehlo.json").read_text())
+    card = json.loads(about["card"])
+    assert card["classes"] == list(CLASSES) and card["licence"] == "CC0-1.0" and "uint8" in about["input"]
+    again = jax.export.deserialize(bytearray((tmp_path / "net.stablehlo").read_bytes()))
+    assert set(again.platforms) == {"cpu", "cuda", "tpu"} and again.in_avals[0].dtype == np.uint8
+    assert str(again.in_avals[0].shape[0]) == "batch"
+    pixels = export.example_pixels(loaded, 2)  # another number of images than what it was checked with
+    images = (pixels / 255 - np.array(loaded.card.preprocess.mean)) / np.array(loaded.card.preprocess.std)
+    logits, _ = jax.jit(loaded.model.apply)(loaded.variables, images.astype(np.float32))
+    np.testing.assert_allclose(again.call(pixels), logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in models.MODELS if not name.endswith("_small")])
+def test_every_network_can_be_traced_without_a_batch_size(name):
+    model = zoo.create(name)
+    (batch,) = jax.export.symbolic_shape("batch")
+    variables = models.abstract_variables(model)
+    images = jax.ShapeDtypeStruct((batch, *model.input_shape), np.float32)
+    logits, _ = jax.eval_shape(model.apply, variables, images)
+    assert logits.shape == (batch, model.num_classes)
+
+
+def test_what_gives_other_logits_is_not_written(resnet, tmp_path):
+    with pytest.raises(ValueError, match=r"x\.onnx: not written: its logits differ"):
+        export._compare("x.onnx", resnet, lambda pixels: np.zeros((len(pixels), 10), np.float32))
+    with pytest.raises(ValueError, match="not written"):
+        export._compare("x.onnx", resnet, lambda pixels: np.full((len(pixels), 10), np.nan, np.float32))
+
+
+def test_export_traces_the_plain_formulation(resnet):
+    """The formulations for CPUs are full of barriers and slices that other programs do not know."""
+    from zoo.models.layers import formulation
+
+    with formulation("cpu"):
+        text = str(jax.make_jaxpr(export.pixels_to_logits(resnet))(export.example_pixels(resnet, 1)))
+    assert "optimization_barrier" not in text and "custom_vjp" not in text
+    assert len(re.findall("conv_general_dilated", text)) >= 7
+
+
+def test_safetensors_under_the_names_of_those_who_have_the_network(resnet, lenet, tmp_path):
+    from safetensors import safe_open
+
+    file = tmp_path / "x.safetensors"
+    assert export.write_safetensors(resnet, file) == "akamaster"
+    assert export.write_safetensors(lenet, file) == "zoo"
+    with safe_open(file, "np") as written:
+        assert set(written.keys()) == {row["path"] for row in lenet.card.leaves}
+        assert json.loads(written.metadata()["card"])["classes"] == list(CLASSES)
+    assert export.write_safetensors(resnet, file, "zoo") == "zoo"
+    for keys, answer in {"torchvision": "has stem=.imagenet.", "timm": "no ResNet for small images"}.items():
+        with pytest.raises(ValueError, match=answer):
+            export.write_safetensors(resnet, file, keys)
+    with pytest.raises(ValueError, match="torchvision has no network like LeNet5"):
+        export.write_safetensors(lenet, file, "torchvision")
+
+
+def test_onnx_without_its_packages_says_what_to_install(resnet, tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest):
+        if name in ("onnx", "onnxruntime", "jax2onnx"):
+            raise ImportError(name=name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match="ONNX needs onnx: pip install jax2onnx onnxruntime"):
+        export.write_onnx(resnet, tmp_path / "x.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["resnet", "lenet"])
+def test_onnx(which, request, tmp_path):
+    """Where jax2onnx and onnxruntime are installed (docs/export.md): written, checked, and read again."""
+    pytest.importorskip("jax2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    loaded = request.getfixturevalue(which)
+    export.write_onnx(loaded, tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    assert "card" in session.get_modelmeta().custom_metadata_map
+    for count in (1, 4):
+        pixels = export.example_pixels(loaded, count)
+        logits = jax.jit(export.pixels_to_logits(loaded))(pixels)
+        np.testing.assert_allclose(session.run(None, {"pixels": pixels})[0], logits, rtol=1e-3, atol=1e-4)
+
+
+# --- commands ---------------------------------------------------------------------------------------------------
+
+
+def run(capsys, *words):
+    try:
+        code = cli.main([str(word) for word in words])
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(autouse=True)
+def _no_global_cache(monkeypatch):
+    for command in ("export", "import_weights"):
+        monkeypatch.setattr(f"zoo.commands.{command}.start_jax", lambda: None)
+
+
+def test_out_and_in_again_and_verified(resnet, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "export", folder / "resnet", "--to", "safetensors")
+    assert code == 0 and out.startswith("resnet.safetensors: resnet20") and "names of akamaster" in out
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
+    words = ("import", "resnet.safetensors", "--as", "resnet20", "--set", "blocks=1,1,1", "--classes", "names.txt")
+    assert "say where to write" in run(capsys, *words)[2]
+    code, out, _ = run(capsys, *words, "-o", "back")
+    assert code == 0 and "note: the tensors have the names of akamaster" in out
+    again = zoo.load("back")
+    assert again.card.classes == CLASSES
+    jax.tree.map(np.testing.assert_array_equal, again.variables, resnet.variables)
+    code, out, _ = run(capsys, "verify", "back")
+    assert code == 0 and re.match(r"back: ok, \d+ files, [\d.]+ .B, \d+ leaves, [\d,]+ values, resnet20\n", out)
+    part = max((p for p in (tmp_path / "back").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 4
+    part.write_bytes(data)
+    (tmp_path / "back" / "arrays" / "stranger").write_text("x")
+    code, out, err = run(capsys, "verify", "back")
+    assert code == 2 and not out and err.count("\n") >= 2
+    assert f"{part.name} has another content (sha256)\n" in err and "stranger does not belong to it\n" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [(("export", "CKPT", "--to", "safetensors", "--keys", "tf"), "--keys tf: should be one of torchvision"),
+     (("export", "CKPT", "--to", "onnx", "--keys", "timm"), "onnx has none"),
+     (("export", "CKPT", "--to", "pickle"), "invalid choice"),
+     (("export", "CKPT", "--to", "safetensors", "--keys", "timm", "-o", "x"), "no ResNet for small images"),
+     (("import", "nowhere.pth", "--as", "resnet20", "-o", "x"), "nowhere.pth: no such weight file"),
+     (("import", "nowhere.pth", "--as", "resnet20", "--set", "block=1", "-o", "x"), "did you mean blocks?"),
+     (("import", "nowhere.pth", "--as", "resnet20", "--set", "blocks", "-o", "x"), "write it as field=value"),
+     (("import", "nowhere.pth", "--as", "keras:ResNet5"), "did you mean keras:ResNet50"),
+     (("verify", "nowhere"), "no such checkpoint folder"), (("verify", "timm:resnet18"), "was not fetched yet")],
+)  # fmt: skip
+def test_mistakes_get_one_line(words, answer, resnet, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *(folder / "resnet" if word == "CKPT" else word for word in words))
+    assert code == 2 and answer in err and err.count("\n") == 1 and not out
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_table_of_weights_is_printed(capsys):
+    code, out, _ = run(capsys, "list", "--weights")
+    assert code == 0 and "torchvision:resnet50.IMAGENET1K_V2*" in out and "80.86" in out and "CC-BY-NC-4.0" in out
+    rows = {row["name"]: row for row in json.loads(run(capsys, "list", "--weights", "--json")[1])}
+    assert rows["timm:resnet50.a1_in1k"]["preprocess"]["interpolation"] == "bicubic"
+    code, out, _ = run(capsys, "info", "torchvision:googlenet")
+    assert code == 0 and "mean=(0.5, 0.5, 0.5)" in out and "accuracy 69.78 % on ImageNet-1k" in out
