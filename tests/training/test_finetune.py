@@ -55,7 +55,9 @@ def start_of(name, classes=OLD, channels="RGB", seed=3):
     fields, side = SMALL[name]
     model = models.create(name, **fields, num_classes=len(classes))
     variables = variables_of(model, (side, side, len(channels)), seed)
-    return Start(name, Card(name, models.defining_fields(model), classes, preprocess_of(side, channels)), variables)
+    about = {"licence": "BSD-2-Clause", "source": "made for tests"}
+    card = Card(name, models.defining_fields(model), classes, preprocess_of(side, channels), **about)
+    return Start(name, card, variables)
 
 
 def model_of(start, classes=None):
@@ -391,6 +393,7 @@ def test_a_fine_tuning_takes_everything_from_the_card(tuned, checkpoint_folder):
     assert (tuned.card.model, tuned.card.preprocess) == (card.model, card.preprocess)
     assert tuned.card.fields == {**card.fields, "num_classes": 4} and tuned.card.classes == NEW
     assert tuned.card.recipe["freeze"] == ["stem"] and tuned.card.recipe["head_epochs"] == 1
+    assert tuned.card.licence == "BSD-2-Clause" and tuned.card.source.endswith(f"{checkpoint_folder} (made for tests)")
     config = run.read_config(tuned.workdir)
     assert config.init == str(checkpoint_folder) and len(config.init_digest) == 64
     assert [row["step"] for row in tuned.history] == [6, 12, 18]  # an epoch has six steps, not the 5 of the data
@@ -443,6 +446,7 @@ def test_zoo_fit_from_a_checkpoint_learns_and_chooses_its_recipe(tmp_path, tuned
     fitted = zoo.fit(init=tuned, data=coloured(NEW), epochs=2, workdir=tmp_path / "run", quiet=True)
     assert fitted.card.recipe["source"] == find_recipe("fine-tune").source
     assert fitted.history[-1]["validation_accuracy"] > 0.8
+    assert fitted.card.metrics["step"] == fitted.history[-1]["step"]  # of a few images chance would choose
     card = dataclasses.replace(start_of("lenet5", channels="L").card, preprocess=preprocess_of(16, "L"))
     drawn = dataclasses.replace(card, preprocess=dataclasses.replace(card.preprocess, polarity="dark-on-light"))
     assert finetune.recipe_for(None, Start("x", drawn, {}), "lenet5", "x") == find_recipe("fine-tune-drawings")

@@ -37,6 +37,11 @@ class Start:
     card: Card
     variables: Mapping
 
+    @property
+    def origin(self) -> str:
+        """The name, and what the card says of where that is from."""
+        return f"{self.spec} ({self.card.source})" if self.card.source else self.spec
+
     def digest(self) -> str:
         """sha256 of all that training takes from it: another checkpoint under the same name is another start."""
         card = self.card

@@ -383,7 +383,7 @@ class Trainer:
         result = evaluate(job.evaluated, variables, split, job.preprocess, job.dataset.class_names, on_batch=show)
         self.display.pause()
         self.require_finite("validation loss", result["loss"], progress.step)
-        score = monitor_score(result, job.recipe.monitor)
+        score = monitor_score({**result, "last": progress.step}, job.recipe.monitor)
         better = progress.best_score is None or score > progress.best_score
         if better:
             progress.best_score, progress.best_step, progress.stale = score, progress.step, 0

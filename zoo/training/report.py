@@ -55,7 +55,8 @@ def save_best(job: "Plan", folder: Path, variables: dict, progress: Progress, re
         data={"source": job.config.data, "limit": job.config.limit, "notes": list(job.dataset.notes)},
         metrics={"step": progress.best_step, "validation": validation, **results},
         versions=made["versions"] | {"git": made["git"] or "unknown"},
-        source="trained with jax-model-zoo",
+        licence=job.start.card.licence if job.start else "",
+        source="trained with jax-model-zoo" + (f" from {job.start.origin}" if job.start else ""),
         command=made["command"],
     )
     return checkpoint.save_checkpoint(folder / runs.BEST, card, variables)
