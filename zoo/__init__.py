@@ -6,7 +6,7 @@ variables = zoo.init(model, 0)
 logits, endpoints = model.apply(variables, images)
 
 fitted = zoo.fit("lenet5", "digits")
-checkpoint = zoo.load("runs/…/best")
+checkpoint = zoo.load("runs/…/best")  # or "lenet5-mnist", "torchvision:resnet50", "timm:resnet50.a1_in1k", …
 checkpoint.predict("photo.png")
 """
 

@@ -1,4 +1,4 @@
-"""Lets the tests here import torch_bytes.py, and the seeded tensors of ../models."""
+"""Lets the tests here import torch_bytes.py and networks.py, and the seeded tensors of ../models."""
 
 import sys
 from pathlib import Path

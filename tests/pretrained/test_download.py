@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch_bytes as tb
-from test_weights import small
+from networks import small
 
 import zoo
 from zoo.pretrained import download, weights

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 import torch_bytes as tb
+from networks import small
 from seeded import seeded_tensors
 
 import zoo
-from zoo import checkpoint, export, models
+from zoo import export, models
 from zoo.models import MODELS
 from zoo.pretrained import weights
 from zoo.pretrained.convert import convert
@@ -21,18 +22,6 @@ from zoo.pretrained.weights import SOURCES, card_of, find, import_file, keep
 GOLDEN = sorted((Path(__file__).parents[1] / "models" / "golden").glob("*.json"))
 #: One of each source; the key maps of the others are tried on tensors alone (tests/models/test_golden.py).
 FILES = ("torchvision_resnet_basic", "timm_resnet_v2", "keras_resnet_v1", "akamaster_resnet20")
-
-
-def small(name="resnet20", source="akamaster", **fields):
-    """(model, its tensors under the source's names): seeded, few blocks."""
-    model = zoo.create(name, **{"blocks": (1, 1, 1), "num_classes": 10, **fields})
-    abstract = models.abstract_variables(model)
-    key_map = SOURCES[source].key_map(model, abstract)
-    leaves = checkpoint.flatten(abstract)
-    shapes = {}
-    for path, (key, layout) in key_map.items():
-        shapes[key] = layout.store(np.zeros(leaves[path].shape, np.float32))[0].shape
-    return model, seeded_tensors(shapes)
 
 
 def save_torch(file, tensors, **options):

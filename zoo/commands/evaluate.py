@@ -7,7 +7,7 @@ from zoo.commands import count, counter, one_line, start_jax
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint's folder")
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint's folder or name")
     parser.add_argument("--data", metavar="DATA", help="default: what it was trained on")
     parser.add_argument("--data-dir", metavar="DIR", help="where TensorFlow Datasets keeps its data")
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")

@@ -10,7 +10,7 @@ from zoo.commands import count, one_line, start_jax
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint's folder")
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint's folder or name")
     parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="image files, or folders of them")
     parser.add_argument("--top", metavar="N", type=count, default=5, help="how many classes to show (default: 5)")
     parser.add_argument("--json", action="store_true", help="one JSON object per image and line")

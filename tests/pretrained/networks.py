@@ -1,0 +1,20 @@
+"""A small network of ours as another project would have it."""
+
+import numpy as np
+from seeded import seeded_tensors
+
+import zoo
+from zoo import checkpoint, models
+from zoo.pretrained.weights import SOURCES
+
+
+def small(name="resnet20", source="akamaster", **fields):
+    """(model, its tensors under the source's names): seeded, few blocks."""
+    model = zoo.create(name, **{"blocks": (1, 1, 1), "num_classes": 10, **fields})
+    abstract = models.abstract_variables(model)
+    key_map = SOURCES[source].key_map(model, abstract)
+    leaves = checkpoint.flatten(abstract)
+    shapes = {}
+    for path, (key, layout) in key_map.items():
+        shapes[key] = layout.store(np.zeros(leaves[path].shape, np.float32))[0].shape
+    return model, seeded_tensors(shapes)
