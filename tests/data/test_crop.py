@@ -5,7 +5,7 @@ import pytest
 from photos import encoded, exif, photo
 from PIL import Image
 
-from zoo.data.crop import Box, Crop, device_augment, draw_crop, host_crop, read_crop, stored_box
+from zoo.data.crop import Box, Crop, device_augment, draw_crop, first_rows, host_crop, read_crop, stored_box
 from zoo.data.dataset import ArraySplit, EncodedSplit
 from zoo.data.images import luma, read_image, upright
 from zoo.data.preprocess import Preprocess
@@ -142,6 +142,33 @@ def test_a_patch_differs_from_a_cut_that_is_resized_alone_at_its_edges_only(heig
     edge = max(1, math.ceil(24 / box.height), math.ceil(40 / box.width))
     difference = np.abs(read_crop(data, SEEN, 0, 0, 3, WHOLE) - alone)[edge:-edge, edge:-edge]
     assert difference.size and difference.max() <= 1
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"restart_marker_rows": 2}]
+)
+@pytest.mark.parametrize("height, width", [(160, 120), (167, 121)])
+def test_rows_below_the_patch_are_not_decoded_and_not_missed(height, width, options, monkeypatch):
+    data = encoded(photo(height, width), "JPEG", quality=95, **options)
+    decoded = []
+    original = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, *a, **k: decoded.append(self.height) or original(self, *a, **k)
+    )
+    seen = Preprocess((64, 64), (64, 64))  # so large that none is decoded at a part of its size
+    for record in range(12):
+        box = draw_crop(0, 0, record, height, width, Crop(0.08, 0.5))
+        got = read_crop(data, seen, 0, 0, record, Crop(0.08, 0.5))
+        shorter = decoded[-1]
+        assert np.array_equal(got, by_hand(data, seen, box))
+        assert shorter < height or "progressive" in options or box.top + box.height > 0.6 * height
+    assert ("progressive" in options) == (min(decoded) == height)
+
+
+def test_first_rows_of_what_is_no_baseline_jpeg():
+    for data in (b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00", encoded(photo(20, 20)), encoded(photo(20, 20), "JPEG")):
+        assert first_rows(data, 20) == data
+    assert len(first_rows(encoded(photo(20, 20), "JPEG"), 9)) == len(encoded(photo(20, 20), "JPEG"))
 
 
 def test_damage_is_said():

@@ -8,6 +8,7 @@ stays on the device.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from typing import NamedTuple, cast
@@ -92,11 +93,30 @@ def stored_box(box: Box, turn: int, height: int, width: int) -> Box:
     return Box(left, top, w, h) if turn >= 5 else Box(top, left, h, w)
 
 
+def first_rows(data: bytes, rows: int) -> bytes:
+    """A baseline JPEG that ends after so many rows: the same file with another height in its header.
+
+    A decoder stops when it has as many rows as the header says. The last few of them may differ, where chroma is
+    interpolated over the edge. What is no baseline JPEG, or has no more rows, is returned as it is.
+    """
+    at = 2
+    while at + 7 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker in (0xC0, 0xC1):  # baseline and extended sequential: a frame's precision, height, width
+            if rows >= int.from_bytes(data[at + 5 : at + 7], "big"):
+                return data
+            return data[: at + 5] + rows.to_bytes(2, "big") + data[at + 7 :]
+        if marker in (0xC2, 0xDA):  # progressive; or the pixels, and no frame was found
+            return data
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data
+
+
 def read_crop(data: bytes, preprocess: Preprocess, seed: int, epoch: int, record: int, crop: Crop) -> Uint8:
     """Decode an image's patch `draw_crop(seed, epoch, record, …)` and bring it to the size that the model sees.
 
     A JPEG is decoded at a half, a quarter or an eighth of its size where the patch is then still as large as what
-    becomes of it.
+    becomes of it, and no further down than the patch reaches.
 
     Args:
         data: a file's bytes.
@@ -123,8 +143,11 @@ def read_crop(data: bytes, preprocess: Preprocess, seed: int, epoch: int, record
             image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
         elif image.format in ("JPEG", "MPO"):
             by = next(s for s in (8, 4, 2, 1) if s == 1 or (box.height >= s * target[0] and box.width >= s * target[1]))
+            reach = box.height * 3 / target[0] + 3  # of any filter, in rows
+            if image.format == "JPEG" and (rows := int(box.top + box.height + reach) + 16) < 0.95 * stored[0]:
+                image = Image.open(io.BytesIO(first_rows(data, rows)), formats=("JPEG",))
             if by > 1:
-                image.draft(None, (max(1, stored[1] // by), max(1, stored[0] // by)))
+                image.draft(None, (max(1, image.width // by), max(1, image.height // by)))
         left, top = box.left / by, box.top / by
         part = (left, top, min(left + box.width / by, image.width), min(top + box.height / by, image.height))
         method = Image.Resampling[preprocess.interpolation.upper()]
