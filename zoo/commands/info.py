@@ -1,6 +1,7 @@
 """`zoo info`: a model's layers, or a checkpoint's card."""
 
 import argparse
+import difflib
 from typing import Any
 
 from zoo.commands import amount
@@ -23,7 +24,12 @@ def run(options: argparse.Namespace) -> int:
         model = create(options.name)
         shape = model.input_shape
     else:
-        card = weights.read_card(options.name)
+        try:
+            card = weights.read_card(options.name)
+        except FileNotFoundError:
+            if difflib.get_close_matches(options.name, MODELS, n=1, cutoff=0.8):
+                create(options.name)  # says which models are near
+            raise
         model, shape = create(card.model, **card.fields), (*card.preprocess.size, card.preprocess.num_channels)
     rows = layers(model, shape)
     if options.json:

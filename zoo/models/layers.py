@@ -81,7 +81,8 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0, ceil: boo
     pads = _pool_padding(x.shape, window, stride, padding, ceil)
     if _on_cpu() and window <= 5:  # written out pixel by pixel
         return cpu.max_pool(x, window, stride, pads)
-    return nn.max_pool(x, (window, window), (stride, stride), pads)
+    # By name, as jax2onnx replaces this function by one that takes them so.
+    return nn.max_pool(x, window_shape=(window, window), strides=(stride, stride), padding=pads)
 
 
 def avg_pool(x: jax.Array, window: int, stride: int, padding: int = 0, count_include_pad: bool = True) -> jax.Array:
