@@ -109,13 +109,13 @@ def measure(name: str, data: dict[str, str | None]) -> dict:
         "mean": statistics.mean(test),
         "std": statistics.stdev(test),
         "seeds": rows,
-        "hardware": f"{_processor()}, {os.cpu_count()} cores",
+        "hardware": f"{processor()}, {os.cpu_count()} cores",
         "versions": made[0]["versions"],
         "git": made[0]["git"],
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

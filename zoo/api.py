@@ -27,13 +27,13 @@ class Checkpoint(NamedTuple):
     variables: dict
     card: Card
 
-    def predict(self, images: Any, top: int = 5) -> list[Prediction]:
+    def predict(self, images: Any, top: int = 5, tta: str = "") -> list[Prediction]:
         """Classify images: a path, an array uint8 or float in [0, 1] of [H, W], [H, W, C] or [N, H, W, C], or a list.
 
         Everything happens as the card says: size, channels, normalisation, and for drawings the polarity of ink and
         paper. Returns one Prediction per image. ValueError for a file that is no image or an array of another form.
         """
-        return predict(self.model, self.variables, self.card, images, top)
+        return predict(self.model, self.variables, self.card, images, top, tta)
 
 
 def load(spec: str | Path, model: str | None = None, **fields: Any) -> Checkpoint:

@@ -9,7 +9,8 @@ import numpy as np
 
 from zoo.checkpoint import Card
 from zoo.data.images import read_image
-from zoo.data.preprocess import fit_image
+from zoo.data.preprocess import Preprocess, fit_image
+from zoo.data.views import VIEWS, check_views
 from zoo.training import evaluation
 
 
@@ -21,9 +22,25 @@ class Prediction(NamedTuple):
     top: tuple[tuple[str, float], ...]
 
 
-def predict(model: nn.Module, variables: dict, card: Card, images: Any, top: int = 5) -> list[Prediction]:
+def predict(
+    model: nn.Module, variables: dict, card: Card, images: Any, top: int = 5, tta: str = ""
+) -> list[Prediction]:
     """One Prediction per image, of whatever a person has: see `Checkpoint.predict` in zoo/api.py."""
-    pixels = [fit_image(image, card.preprocess, match_polarity=True) for image in _images(images)]
+    if tta:
+        check_views(tta, card.preprocess)
+    return classify(model, variables, card, [fit(image, card.preprocess, tta) for image in _images(images)], top)
+
+
+def fit(image: np.ndarray, preprocess: Preprocess, tta: str = "") -> np.ndarray:
+    """What the model sees of an image from anywhere: uint8 [h, w, c], or [V, h, w, c] where `tta` names views."""
+    make = VIEWS[tta][0] if tta else fit_image
+    return make(image, preprocess, match_polarity=True)
+
+
+def classify(
+    model: nn.Module, variables: dict, card: Card, pixels: Sequence[np.ndarray], top: int = 5
+) -> list[Prediction]:
+    """One Prediction per image that `fit` made."""
     if not pixels:
         return []
     probabilities = evaluation.predict(model, variables, np.stack(pixels), card.preprocess)

@@ -12,6 +12,10 @@ from PIL import Image
 
 from zoo.data import dataset as dataset_module
 from zoo.data import tfds as tfds_module
+from zoo.data.crop import Crop, read_crop
+from zoo.data.dataset import with_classes
+from zoo.data.loader import batch_indices, train_batches
+from zoo.data.preprocess import Preprocess
 from zoo.data.sources import ArraySplit, Dataset, Split, from_arrays, held_out, open_dataset, record_keys
 
 
@@ -592,6 +596,22 @@ def test_tfds_read_on_demand(why, tmp_path, monkeypatch):
     assert open_dataset("tfds:tiny", data_dir=tmp_path).fingerprint() == dataset.fingerprint()
 
 
+def test_tfds_photographs_are_cut_on_the_host(tmp_path):
+    x, y = pictures(60)
+    images = [np.tile(image[: 3 + i % 4], (8, 8, 1)) for i, image in enumerate(x)]
+    prepare(tmp_path, {"train": (images, y)}, shape=(None, None, 1))
+    split = open_dataset("tfds:tiny", data_dir=tmp_path).splits["train"]
+    seen = Preprocess((10, 12), (10, 12), channels="L", mean=(0.5,), std=(0.5,))
+    got = train_batches(split, seen, batch_size=6, seed=1, augment=("resized_crop",), workers=3)
+    indices, epochs = batch_indices(1, 0, 6, len(split))
+    expected = [
+        read_crop(split.encoded([i])[0], seen, 1, int(epoch), int(i), Crop())
+        for i, epoch in zip(indices, epochs, strict=True)
+    ]
+    np.testing.assert_array_equal(next(got)["image"], np.stack(expected))
+    got.close()
+
+
 def test_tfds_validation_takes_the_place_of_a_test_without_labels(tmp_path):
     test = pictures(15)[0], np.full(15, -1)
     prepare(tmp_path, {"train": pictures(60), "validation": pictures(9), "test": test})
@@ -721,6 +741,19 @@ def test_tfds_preparation_that_fails_is_one_line(error, expected):
     with pytest.raises(ValueError, match=r"^tfds:tiny: ") as caught:
         tfds_module._prepare(Unprepared(error), "tiny")
     one_line(caught, expected)
+
+
+def test_classes_are_matched_by_name():
+    dataset = from_arrays(pictures(30), class_names=["a", "b", "c"])
+    found = with_classes(dataset, ["c", "x", "a", "b"])
+    for name, split in dataset.splits.items():
+        assert found.splits[name].labels.tolist() == [[2, 3, 0][label] for label in split.labels]
+        assert np.array_equal(found.splits[name].images, split.images)
+    assert found.class_names == ("c", "x", "a", "b") and "3 of the model's 4" in found.notes[-1]
+    assert with_classes(dataset, ("a", "b", "c")) is dataset
+    with pytest.raises(ValueError) as caught:
+        with_classes(dataset, ["a", "b", "z"])
+    one_line(caught, "its classes c are not among the checkpoint's (a, b, z)")
 
 
 # --- what is understood -----------------------------------------------------------------------------------------------

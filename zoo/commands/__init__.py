@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 #: What a process that a signal ended exits with, less the signal's number.
 SIGNAL_EXIT = 128
@@ -75,3 +76,20 @@ def amount(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number:.0f}"
+
+
+def require_writable(path: Path, ending: str) -> None:
+    """ValueError unless a file of this name can be written; asked before long work."""
+    if path.suffix.lower() != ending:
+        raise ValueError(f"{path}: the name should end in {ending}")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}")
+    existed = path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
+    if not existed:
+        path.unlink()

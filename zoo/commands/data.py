@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from zoo.commands import count, one_line
+from zoo.commands import count, one_line, require_writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,20 +75,3 @@ def _draw_augmented(options: argparse.Namespace, dataset, figures) -> str:
     except ValueError as error:
         raise ValueError(f"--augmented: {one_line(error)}") from None
     return "; ".join(augment) or "the recipe does not augment"
-
-
-def require_writable(path: Path, ending: str) -> None:
-    """ValueError unless a file of this name can be written; asked before long work."""
-    if path.suffix.lower() != ending:
-        raise ValueError(f"{path}: the name should end in {ending}")
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}")
-    existed = path.exists()
-    try:
-        path.open("ab").close()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
-    if not existed:
-        path.unlink()

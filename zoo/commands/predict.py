@@ -1,12 +1,14 @@
 """`zoo predict`: classify images with a checkpoint."""
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import count, one_line, start_jax
+from zoo.commands import count, one_line, require_writable, start_jax
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,67 +17,104 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", metavar="N", type=count, default=5, help="how many classes to show (default: 5)")
     parser.add_argument("--json", action="store_true", help="one JSON object per image and line")
     parser.add_argument("-o", "--output", metavar="FILE.csv", help="write a table")
+    parser.add_argument(
+        "--tta", metavar="HOW", default="", help="average flip, five-crop, ten-crop or multi-scale views"
+    )
 
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
+GROUP = 32  # images that are classified at a time
 
 
 def run(options: argparse.Namespace) -> int:
     start_jax()
-    import csv
     import json
 
     from zoo import api
-    from zoo.data.images import read_image
+    from zoo.data.views import check_views
 
-    if options.output and not options.output.lower().endswith(".csv"):
-        raise ValueError(f"-o {options.output}: writes a table; the name should end in .csv")
+    if options.output:
+        require_writable(Path(options.output), ".csv")
     if options.top < 1:
         raise ValueError("--top must be at least 1")
     loaded = api.load(options.checkpoint)
-    files = image_files(options.images)
-    rows, problems = [], []
-    for start in range(0, len(files), 64):
-        group, pixels = [], []
-        for file in files[start : start + 64]:
-            try:
-                pixels.append(read_image(file))
-                group.append(file)
-            except (ValueError, OSError) as error:
-                problems.append(one_line(error))
-        predictions = loaded.predict(pixels, options.top) if pixels else []
-        for file, prediction in zip(group, predictions, strict=True):
-            rows.append((str(file), prediction))
-            print(json.dumps({"file": str(file), "top": [list(pair) for pair in prediction.top]})
-                  if options.json else _line(str(file), prediction), flush=True)  # fmt: skip
+    if options.tta:
+        check_views(options.tta, loaded.card.preprocess)
+    files, problems = image_files(options.images)
+    rows = []
+    for file, prediction in predictions(loaded, files, options.top, options.tta, problems):
+        rows.append((str(file), prediction))
+        print(json.dumps({"file": str(file), "top": [list(pair) for pair in prediction.top]})
+              if options.json else _line(str(file), prediction), flush=True)  # fmt: skip
     if options.output:
-        with open(options.output, "w", newline="", encoding="utf-8") as table:
-            writer = csv.writer(table)
-            width = min(options.top, len(loaded.card.classes))
-            writer.writerow(["file", *(f"{what}{i}" for i in range(1, width + 1) for what in ("class", "probability"))])
-            for name, prediction in rows:
-                writer.writerow([name, *(cell for pair in prediction.top for cell in pair)])
+        write_table(Path(options.output), rows, min(options.top, len(loaded.card.classes)))
     for problem in problems:
         print(f"zoo predict: {problem}", file=sys.stderr)
+    if problems and len(files) + len(problems) > 1:
+        print(
+            f"zoo predict: {len(problems):,} of {len(rows) + len(problems):,} files could not be read", file=sys.stderr
+        )
     return 2 if problems else 0
+
+
+def predictions(loaded: Any, files: Sequence[Path], top: int, tta: str, problems: list[str]) -> Iterator[tuple]:
+    """(file, its Prediction) in order; files are read ahead by threads. What cannot be read is added to `problems`."""
+    from zoo.data.images import read_image
+    from zoo.data.threads import made_ahead
+    from zoo.prediction import classify, fit
+
+    def read(file: Path, found: dict[Path, Any]) -> None:
+        try:
+            found[file] = fit(read_image(file), loaded.card.preprocess, tta)
+        except (ValueError, OSError) as error:
+            found[file] = one_line(error)
+
+    def planned() -> Iterator[tuple[dict[Path, Any], list[Callable[[], None]]]]:
+        for start in range(0, len(files), GROUP):
+            found: dict[Path, Any] = {}
+            yield found, [partial(read, file, found) for file in files[start : start + GROUP]]
+
+    for number, found in enumerate(made_ahead(planned(), None)):
+        group = files[number * GROUP : (number + 1) * GROUP]
+        problems += [found[file] for file in group if isinstance(found[file], str)]
+        good = [file for file in group if not isinstance(found[file], str)]
+        named = classify(loaded.model, loaded.variables, loaded.card, [found[file] for file in good], top)
+        yield from zip(good, named, strict=True)
+
+
+def write_table(path: Path, rows: Sequence[tuple[str, Any]], width: int) -> None:
+    import csv
+
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as table:
+        writer = csv.writer(table)
+        writer.writerow(["file", *(f"{what}{i}" for i in range(1, width + 1) for what in ("class", "probability"))])
+        for name, prediction in rows:
+            writer.writerow([name, *(cell for pair in prediction.top for cell in pair)])
 
 
 def _line(name: str, prediction: Any) -> str:
     return f"{name}  " + "  ".join(f"{label} {100 * probability:.1f} %" for label, probability in prediction.top)
 
 
-def image_files(names: Sequence[str]) -> list[Path]:
-    """The files named, and the images in the folders named, sorted. FileNotFoundError, ValueError for none."""
-    files = []
+def image_files(names: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The files named, and the images in the folders named, sorted; and lines on folders that cannot be read.
+
+    FileNotFoundError, ValueError for none.
+    """
+    from zoo.data.folders import Walk
+
+    files: list[Path] = []
+    problems: list[str] = []
     for name in names:
         path = Path(name)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not inside:
-                raise ValueError(f"{path}: has no images ({' '.join(IMAGE_SUFFIXES)})")
-            files += inside
+            walk = Walk(name)
+            inside = [path / image for image in walk.images("")]
+            if not inside and not walk.faults:
+                raise ValueError(f"{path}: has no images in it")
+            files += sorted(inside)
+            problems += [f"{path}{os.sep}{fault}" for fault in walk.faults]
         elif path.exists():
             files.append(path)
         else:
             raise FileNotFoundError(f"{path}: there is no such file or folder")
-    return files
+    return list(dict.fromkeys(files)), problems

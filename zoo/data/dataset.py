@@ -161,6 +161,28 @@ def _contents(split: Split) -> Iterator[Any]:
                 yield np.ascontiguousarray(image).data
 
 
+def with_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The data set with labels as a model with these classes numbers them; they are matched by name.
+
+    Raises:
+        ValueError: a class of the data is not among the names.
+    """
+    if dataset.class_names == tuple(names):
+        return dataset
+    place = {name: k for k, name in enumerate(names)}
+    if unknown := [name for name in dataset.class_names if name not in place]:
+        ours, theirs = (", ".join(some[:5]) + (", …" if len(some) > 5 else "") for some in (tuple(names), unknown))
+        raise ValueError(f"{dataset.name}: its classes {theirs} are not among the checkpoint's ({ours})")
+    number = np.array([place[name] for name in dataset.class_names], np.int32)
+    splits: dict[str, Split] = {}
+    for name, split in dataset.splits.items():
+        if not isinstance(split, ArraySplit | EncodedSplit):
+            raise ValueError(f"{dataset.name}: its classes are not the checkpoint's, in the same order")
+        splits[name] = replace(split, labels=number[split.labels])
+    note = f"classes are matched by name: {len(dataset.class_names)} of the model's {len(place)}"
+    return replace(dataset, splits=splits, class_names=tuple(names), notes=(*dataset.notes, note))
+
+
 # --- holding out ------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import io
 import math
 import pickletools
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -126,10 +127,12 @@ def unpickle(stream: io.BytesIO, persistent: Callable[[Any], Any]) -> Any:
     """
     machine = _Machine(persistent)
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name == "STOP":
-                return machine.stack.pop()
-            machine.step(opcode.name, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # strange escapes in strings
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name == "STOP":
+                    return machine.stack.pop()
+                machine.step(opcode.name, argument)
     except (IndexError, KeyError, TypeError, AttributeError, RecursionError, UnicodeError) as error:
         raise ValueError(f"its pickle is damaged ({type(error).__name__})") from None
     except OverflowError:
