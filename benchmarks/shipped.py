@@ -59,9 +59,12 @@ def table() -> str:
     """checkpoints/README.md: a row per checkpoint, out of its card."""
     times = json.loads(TIMES.read_text())
     lines = [
-        "# Checkpoints trained by this project",
+        "# Checkpoints of this project",
         "",
-        '`zoo.load("lenet5-mnist")`, `zoo predict lenet5-mnist IMAGE`, `zoo train --init lenet5-mnist --data FOLDER`.',
+        "Each folder is a checkpoint that `zoo.load(NAME)`, `zoo predict NAME`, `zoo eval NAME`, `zoo info NAME` and",
+        "`zoo train --init NAME` take by its name, from a copy of the repository and from an installed wheel alike.",
+        "`card.json` says what it is, how it was trained and what it reaches; `zoo verify NAME` checks every file and",
+        "every leaf.",
         "",
         "| name | parameters | size | validation | test | time | command |",
         "|---|---|---|---|---|---|---|",
