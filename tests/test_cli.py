@@ -120,7 +120,8 @@ def test_predict_goes_on_past_what_is_no_image(capsys, trained, drawings, tmp_pa
     bad.write_text("no image")
     good = sorted(drawings.iterdir())[0]
     code, out, err = run(capsys, "predict", trained / "best", bad, good)
-    assert code == 2 and good.name in out and "bad.png" in err and err.count("\n") == 1
+    assert code == 2 and good.name in out and "bad.png" in err.splitlines()[0]
+    assert err.splitlines()[1:] == ["zoo predict: 1 of 2 files could not be read"]
 
 
 def test_list_and_info(capsys, trained):
@@ -174,6 +175,9 @@ MISTAKES = [
     (["predict", "TRAINED", "nowhere.png"], "nowhere.png"),
     (["predict", "TRAINED", "EMPTY"], "has no images"),
     (["predict", "TRAINED", __file__, "-o", "x.txt"], ".csv"),
+    (["predict", "TRAINED", __file__, "-o", "no/such/table.csv"], "there is no folder no/such"),
+    (["predict", "TRAINED", __file__, "--tta", "flip"], "a mirrored sign is another sign"),
+    (["predict", "TRAINED", __file__, "--tta", "twelve"], "choose from flip, five-crop"),
     (["info", "lenet6"], "did you mean lenet5"),
 ]
 

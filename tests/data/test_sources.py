@@ -598,7 +598,7 @@ def test_tfds_read_on_demand(why, tmp_path, monkeypatch):
 
 def test_tfds_photographs_are_cut_on_the_host(tmp_path):
     x, y = pictures(60)
-    images = [np.tile(image[: 3 + i % 4], (8, 8, 1)) for i, image in enumerate(x)]
+    images = [np.tile(image[: 3 + i % 4], (8, 8)) for i, image in enumerate(x)]
     prepare(tmp_path, {"train": (images, y)}, shape=(None, None, 1))
     split = open_dataset("tfds:tiny", data_dir=tmp_path).splits["train"]
     seen = Preprocess((10, 12), (10, 12), channels="L", mean=(0.5,), std=(0.5,))
