@@ -66,6 +66,11 @@ def model_of(start, classes=None):
     return models.create(start.card.model, **fields)
 
 
+def answer(model, variables, images):
+    forward = jax.jit(model.apply, compiler_options={"xla_backend_optimization_level": 0})
+    return np.asarray(forward(variables, images)[0])
+
+
 def batch_of(side, count=8, channels=3, classes=3, seed=0):
     rng = np.random.default_rng(seed)
     return {
@@ -103,7 +108,7 @@ def test_the_same_classes_in_another_order_are_the_same_head():
     model = model_of(start)
     merged = start.variables_for(model, start.card.preprocess, order, variables_of(model))
     images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
-    before, after = (np.asarray(model.apply(v, images)[0]) for v in (start.variables, merged))
+    before, after = (answer(model, v, images) for v in (start.variables, merged))
     np.testing.assert_array_equal(after, before[:, [2, 0, 1]])
     assert not start.has_new_rows(order) and start.has_new_rows(NEW)
 
@@ -116,17 +121,17 @@ def test_a_grey_model_of_a_colour_one_answers_alike(name):
     model = model_of(start)
     merged = start.variables_for(model, grey, OLD, variables_of(model, (16, 16, 1)))
     images = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
-    expected = model.apply(start.variables, jnp.repeat(images, 3, axis=-1))[0]
-    np.testing.assert_allclose(model.apply(merged, images)[0], expected, atol=1e-4)
+    expected = answer(model, start.variables, jnp.repeat(images, 3, axis=-1))
+    np.testing.assert_allclose(answer(model, merged, images), expected, atol=1e-4)
     back = Start("back", Card(name, models.defining_fields(model), OLD, grey), merged)
     colour = back.variables_for(model, preprocess_of(16), OLD, variables_of(model))
     np.testing.assert_allclose(
-        model.apply(colour, jnp.repeat(images, 3, axis=-1))[0], expected, atol=1e-4
+        answer(model, colour, jnp.repeat(images, 3, axis=-1)), expected, atol=1e-4
     )  # a third of the sum, thrice
     flipped = start.variables_for(model, preprocess_of(16, "BGR"), OLD, variables_of(model))
     images = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
     np.testing.assert_allclose(
-        model.apply(flipped, images[..., ::-1])[0], model.apply(start.variables, images)[0], atol=1e-4
+        answer(model, flipped, images[..., ::-1]), answer(model, start.variables, images), atol=1e-4
     )
 
 
@@ -257,13 +262,14 @@ def one_step(name, freeze=(), count=1, **changes):
 
 
 FREEZING = [
-    ("lenet5", ("conv1",)),
+    ("mlp", ("hidden1",)),
     ("resnet20", ("stem",)),
-    ("resnet20", ("stage2",)),
     *(
         pytest.param(name, freeze, marks=pytest.mark.slow)
         for name, freeze in (
+            ("lenet5", ("conv1",)),
             ("lenet5", ("dense1",)),
+            ("resnet20", ("stage2",)),
             ("lenet5", ("head",)),
             ("resnet20", ("stage1",)),
             ("resnet20", ("head",)),
@@ -334,14 +340,14 @@ def test_each_stage_learns_at_its_own_rate():
 
 
 def test_clipping_looks_at_what_is_trained():
-    _, _, report, frozen = one_step("lenet5", ("conv1", "conv2"), clip_norm=0.01, learning_rate=1.0)
+    _, _, report, frozen = one_step("mlp", ("hidden1",), clip_norm=0.01, learning_rate=1.0)
     assert float(report["update"]) == pytest.approx(0.01, rel=1e-4) and frozen
 
 
 def test_pieces_add_up_to_the_batch():
     """Eight images in pieces of three, three and two, as of a whole split that nothing divides."""
     (_, whole, said, _), (_, pieces, says, _) = (
-        one_step("lenet5", ("conv1",), batch_size=0, micro_batch=micro, l2=0.01) for micro in (0, 3)
+        one_step("mlp", ("hidden1",), batch_size=0, micro_batch=micro, l2=0.01) for micro in (0, 3)
     )
     for a, b in zip(jax.tree.leaves(whole.variables), jax.tree.leaves(pieces.variables), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
@@ -450,9 +456,12 @@ def test_a_phase_starts_its_optimiser_afresh(checkpoint_folder):
 
 
 def test_zoo_fit_from_a_checkpoint_learns_and_chooses_its_recipe(tmp_path, tuned):
-    fitted = zoo.fit(init=tuned, data=coloured(NEW), epochs=2, workdir=tmp_path / "run", quiet=True)
+    fitted = zoo.fit(
+        init=tuned, data=coloured(NEW), epochs=2, min_epoch_steps=12, learning_rate=0.03, augment=(), quiet=True,
+        workdir=tmp_path / "run",
+    )  # fmt: skip
     assert fitted.card.recipe["source"] == find_recipe("fine-tune").source
-    assert fitted.history[-1]["validation_accuracy"] > 0.8
+    assert len(fitted.history) == 2 and fitted.history[1]["train_loss"] < fitted.history[0]["train_loss"]
     assert fitted.card.metrics["step"] == fitted.history[-1]["step"]  # of a few images chance would choose
     card = dataclasses.replace(start_of("lenet5", channels="L").card, preprocess=preprocess_of(16, "L"))
     drawn = dataclasses.replace(card, preprocess=dataclasses.replace(card.preprocess, polarity="dark-on-light"))
@@ -483,7 +492,18 @@ def test_the_command_adapts_grey_digits_to_a_colour_model(tmp_path, capsys):
     start = start_of("mlp", classes=("0", "7", "nothing"))
     checkpoint.save_checkpoint(tmp_path / "ckpt", start.card, start.variables)
     words = ["train", "--init", str(tmp_path / "ckpt"), "--data", "digits", "--limit", "40", "--epochs", "1"]
-    asked = ["--freeze", "hidden1", "--head-lr", "0.01", "--layer-decay", "0.5", "--set", "min_epoch_steps=2"]
+    asked = [
+        "--freeze",
+        "hidden1",
+        "--head-lr",
+        "0.01",
+        "--layer-decay",
+        "0.5",
+        "--set",
+        "min_epoch_steps=2",
+        "--augment",
+        "",
+    ]
     assert main([*words, *asked, "--head-epochs", "0", "--workdir", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
     assert "images 16x16x3" in out and "1 epoch = 2 steps of 32" in out
