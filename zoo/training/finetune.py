@@ -20,6 +20,7 @@ import numpy as np
 from zoo import checkpoint, models
 from zoo.checkpoint import Card, flatten, unflatten
 from zoo.data.preprocess import Preprocess
+from zoo.data.views import at_size
 from zoo.training.recipes import Recipe, default_recipe, find_recipe
 
 #: What `freeze` calls everything but the head and the auxiliary heads.
@@ -53,8 +54,7 @@ class Start:
         """The card's, for another size or other channels where asked."""
         plan = self.card.preprocess
         if image_size:
-            box = [max(round(side * image_size / own), 1) for side, own in zip(plan.resize, plan.size, strict=True)]
-            plan = dataclasses.replace(plan, size=(image_size, image_size), resize=(box[0], box[1]))
+            plan = at_size(plan, image_size)
         if channels and channels != plan.channels:
             # As the kernels are mixed: the mean over the old channels, or the same for every new one.
             mixing = _mixing(plan.channels, channels)
