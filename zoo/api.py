@@ -10,9 +10,11 @@ import jax
 
 from zoo import checkpoint, models
 from zoo.checkpoint import Card
+from zoo.data.dataset import with_classes
 from zoo.data.polarity import match_polarity
 from zoo.data.preprocess import Preprocess
 from zoo.data.sources import Dataset, from_arrays, open_dataset
+from zoo.data.views import at_size
 from zoo.prediction import Prediction, predict
 from zoo.pretrained import weights
 from zoo.training import evaluation, loop, run
@@ -131,23 +133,23 @@ def evaluate(
     limit: int = 0,
     batch_size: int = evaluation.BATCH_SIZE,
     on_batch: Any = None,
+    tta: str = "",
+    image_size: int = 0,
 ) -> dict[str, Any]:
     """Every metric of a checkpoint over a whole split, each example counted once.
 
-    checkpoint: what `load` or `fit` returned, or a folder. ValueError where the data's classes are not those of the
-    checkpoint, in the same order.
+    checkpoint: what `load` or `fit` returned, or a folder. tta: a name of VIEWS, averaged. image_size: the side that
+    the model is to see instead of its own; 0: its own. ValueError where a class of the data is none of the model's.
     """
     loaded = load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     if limit:
         dataset = loop.limited(dataset, limit)
-    dataset = match_polarity(dataset, loaded.card.preprocess.polarity)
+    dataset = match_polarity(with_classes(dataset, loaded.card.classes), loaded.card.preprocess.polarity)
     if split not in dataset.splits:
         raise ValueError(f"{dataset.name}: has no split {split!r}; it has {', '.join(dataset.splits)}")
-    if tuple(dataset.class_names) != tuple(loaded.card.classes):
-        theirs, ours = ", ".join(dataset.class_names[:5]), ", ".join(loaded.card.classes[:5])
-        raise ValueError(f"{dataset.name}: its classes ({theirs}, …) are not the checkpoint's ({ours}, …)")
+    preprocess = at_size(loaded.card.preprocess, image_size) if image_size else loaded.card.preprocess
     return evaluation.evaluate(
-        loaded.model, loaded.variables, dataset.splits[split], loaded.card.preprocess, loaded.card.classes,
-        batch_size=batch_size, on_batch=on_batch,
+        loaded.model, loaded.variables, dataset.splits[split], preprocess, loaded.card.classes,
+        batch_size=batch_size, on_batch=on_batch, tta=tta,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """`zoo eval`: every metric of a checkpoint on a split of a data set."""
 
 import argparse
+import sys
 from typing import Any
 
 from zoo.commands import count, counter, one_line, start_jax
@@ -11,8 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DATA", help="default: what it was trained on")
     parser.add_argument("--data-dir", metavar="DIR", help="where TensorFlow Datasets keeps its data")
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
-    parser.add_argument("--limit", metavar="N", type=count, default=0, help="use at most N records")
+    parser.add_argument("--limit", metavar="N", type=count, default=0, help="use at most N records; 0: all")
     parser.add_argument("--batch-size", metavar="N", type=count, default=256, help="changes nothing but the speed")
+    parser.add_argument(
+        "--tta", metavar="HOW", default="", help="average flip, five-crop, ten-crop or multi-scale views"
+    )
+    parser.add_argument("--image-size", metavar="N", type=count, default=0, help="side in pixels; 0: as it was trained")
     parser.add_argument("--json", action="store_true", help="every number, the confusion matrix too, as JSON")
 
 
@@ -21,26 +26,44 @@ def run(options: argparse.Namespace) -> int:
     import json
 
     from zoo import api
+    from zoo.data.views import check_views
     from zoo.training import metrics
 
     loaded = api.load(options.checkpoint)
     if options.batch_size < 1:
         raise ValueError("--batch-size must be at least 1")
+    if options.tta:
+        check_views(options.tta, loaded.card.preprocess)
     dataset = dataset_of(options.checkpoint, loaded.card, options.data, options.data_dir)
     result = api.evaluate(
         loaded, dataset, options.split, limit=options.limit, batch_size=options.batch_size,
-        on_batch=counter("evaluated"),
+        on_batch=counter("evaluated"), tta=options.tta, image_size=options.image_size,
     )  # fmt: skip
     if options.json:
-        print(json.dumps(result, indent=1))
+        left_out = {"left_out": list(dataset.left_out)} if dataset.left_out else {}
+        print(json.dumps({**result, **left_out}, indent=1))
     else:
-        print(f"{options.checkpoint} on {dataset.name}, {options.split} split, single crop")
+        size = f" at {options.image_size}x{options.image_size}" if options.image_size else ""
+        how = f"{options.tta} views, averaged" if options.tta else "single crop"
+        print(f"{options.checkpoint} on {dataset.name}, {options.split} split, {how}{size}")
         print(metrics.format_report(result))
     return 0
 
 
 def dataset_of(checkpoint: str, card: Any, data: str | None, data_dir: str | None) -> Any:
-    """The data set asked for, or the one a checkpoint was trained on. ValueError saying what to give without either."""
+    """The data set asked for, or the one a checkpoint was trained on. ValueError saying what to give without either.
+
+    What it cannot read is said on stderr.
+    """
+    from zoo.data.listing import describe_left_out
+
+    dataset = _opened(checkpoint, card, data, data_dir)
+    for line in describe_left_out(dataset):
+        print(line, file=sys.stderr)
+    return dataset
+
+
+def _opened(checkpoint: str, card: Any, data: str | None, data_dir: str | None) -> Any:
     from zoo.data.sources import open_dataset
 
     if data:

@@ -8,9 +8,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from zoo.data.loader import eval_batches
+from zoo.data.loader import eval_batches, on_device
 from zoo.data.preprocess import Preprocess
 from zoo.data.sources import Split
+from zoo.data.views import VIEWS
 from zoo.training import metrics
 from zoo.training.parallel import compiled
 from zoo.training.step import make_eval_step
@@ -32,22 +33,25 @@ def evaluate(
     *,
     batch_size: int = BATCH_SIZE,
     on_batch: Callable[[int], Any] | None = None,
+    tta: str = "",
 ) -> dict[str, Any]:
     """Every metric of `metrics.summarise` over the whole split; each example counts once at any batch size.
 
-    `on_batch` is called with the number of images done. Raises ValueError for an empty split.
+    `on_batch` is called with the number of images done. `tta` names the VIEWS of each image that are averaged. Raises
+    ValueError for an empty split.
     """
     step = _eval_step(model, preprocess)
     variables = jax.device_put(variables)
-    size = min(batch_size, _power_of_two(len(split)))
+    views = VIEWS[tta][1] if tta else 1
+    size = min(max(1, batch_size // views), _power_of_two(len(split)))
     gather = len(split) * len(class_names) <= metrics.SCORE_LIMIT
     total, scores, done = None, [], 0
 
     def results():
         """What the device made of each batch, one batch late, so that the host reads on meanwhile."""
         late = None
-        for batch in eval_batches(split, preprocess, batch_size=size):
-            now = (batch["weight"] > 0, step(variables, batch))
+        for batch in on_device(eval_batches(split, preprocess, batch_size=size, tta=tta)):
+            now = (np.asarray(batch["weight"]) > 0, step(variables, batch))
             if late is not None:
                 yield late
             late = now
@@ -71,7 +75,7 @@ def evaluate(
 def predict(
     model: nn.Module, variables: dict, images: np.ndarray, preprocess: Preprocess, batch_size: int = 64
 ) -> np.ndarray:
-    """Probabilities float32 [N, K] for fitted images uint8 [N, H, W, C].
+    """Probabilities float32 [N, K] for fitted images uint8 [N, H, W, C], or views of them [N, V, H, W, C].
 
     Batches are padded to powers of two, so that any number of images needs few compilations.
     """

@@ -213,10 +213,16 @@ def make_eval_step(
     """The pure function (variables, batch) -> (sums of metrics.batch_sums, probabilities [B, K]).
 
     The loss of evaluation is softmax cross-entropy, whatever the model was trained with, so that it can be compared.
+    Where the batch's images are views [B, V, H, W, C], their probabilities are averaged.
     """
 
     def eval_step(variables: dict, batch: Batch):
-        logits, _ = model.apply(variables, normalise(batch["image"], preprocess))
+        images = batch["image"]
+        views = images.shape[1] if images.ndim == 5 else 1
+        logits, _ = model.apply(variables, normalise(images.reshape(-1, *images.shape[-3:]), preprocess))
+        if views > 1:  # the mean of their probabilities
+            shares = jax.nn.softmax(logits).reshape(-1, views, logits.shape[-1]).mean(1)
+            logits = jnp.log(jnp.maximum(shares, jnp.finfo(shares.dtype).tiny))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         sums = metrics.batch_sums(logits, batch["label"], batch["weight"], losses)
         if axis_name is not None:
