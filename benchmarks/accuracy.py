@@ -50,8 +50,6 @@ FAMILIES: tuple[tuple[str, str, str], ...] = (
     (PHOTOS, "softmax", ""),
     (PHOTOS, "lenet5", ""),
     (PHOTOS, "highway_conv", ""),
-    (PHOTOS, "alexnet_small", "--set width=0.125"),
-    (PHOTOS, "alexnet_owt_small", "--set width=0.125"),
     (PHOTOS, "googlenet_bn_small", "--set width=0.125"),
     (PHOTOS, "inception_v2_small", "--set width=0.125"),
     (PHOTOS, "inception_v3_small", "--set width=0.125"),
@@ -63,6 +61,8 @@ FAMILIES: tuple[tuple[str, str, str], ...] = (
     (PHOTOS, "resnet50_v2_small", "--set width=8"),
     (PHOTOS, "wide_resnet16_8", "--set width=8 --set widen=2"),
     (LONGER, "softmax", ""),
+    (LONGER, "alexnet_small", "--set width=0.25"),
+    (LONGER, "alexnet_owt_small", "--set width=0.25"),
     (LONGER, "googlenet_small", "--set width=0.125"),
 )
 _BUDGETS = {VECTORS: "vectors", PHOTOS: "photos", LONGER: "longer"}
