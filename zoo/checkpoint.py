@@ -422,7 +422,8 @@ def _read_json(file: Path) -> Any:
 def _write_arrays(path: Path, tree: Mapping) -> None:
     from orbax.checkpoint import v1
 
-    v1.save(path.absolute(), dict(tree))
+    save = v1.save if hasattr(v1, "save") else v1.save_pytree  # Orbax before 0.12, which jax2onnx brings
+    save(path.absolute(), dict(tree))
 
 
 def _read_arrays(path: Path) -> dict:
@@ -430,7 +431,7 @@ def _read_arrays(path: Path) -> dict:
     from orbax.checkpoint import v1
 
     try:
-        tree = v1.load(path.absolute())
+        tree = (v1.load if hasattr(v1, "load") else v1.load_pytree)(path.absolute())
     except Exception as error:  # Orbax and TensorStore raise many kinds for a folder that is not theirs
         raise DamagedCheckpoint(f"{path}: Orbax cannot read it ({type(error).__name__})") from None
     return jax.tree.map(np.asarray, tree)

@@ -130,10 +130,14 @@ def write_onnx(loaded: Checkpoint, file: str | Path) -> None:
 
     (batch,) = export.symbolic_shape("N")
     pixels = jax.ShapeDtypeStruct((batch, *input_shape(loaded)), np.uint8)
-    proto = to_onnx(
-        pixels_to_logits(loaded), [pixels], model_name=loaded.card.model, input_names=["pixels"],
-        output_names=["logits"],
-    )  # fmt: skip
+    try:
+        proto = to_onnx(
+            pixels_to_logits(loaded), [pixels], model_name=loaded.card.model, input_names=["pixels"],
+            output_names=["logits"],
+        )  # fmt: skip
+    except Exception as error:  # of many types, for what it has no rule for
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{file}: jax2onnx cannot write {loaded.card.model} ({reason}); StableHLO can") from error
     for key, value in description(loaded).items():
         proto.metadata_props.add(key=key, value=value)
     data = proto.SerializeToString()

@@ -135,9 +135,11 @@ def open_weights(
     folder = cached_folder(found)
     if folder.exists():
         try:
-            return checkpoint.load_checkpoint(folder)
+            checkpoint.check_manifest(folder)
         except DamagedCheckpoint:
             shutil.rmtree(folder)  # it can be made again
+        else:
+            return checkpoint.load_checkpoint(folder)
     file = fetch(found, folder.parent)
     try:
         imported = import_file(file, found.name)
