@@ -95,6 +95,7 @@ def fit(
     data_dir: str | None = None,
     limit: int = 0,
     quiet: bool = False,
+    workers: int | None = None,
     **changes: Any,
 ) -> loop.Fitted:
     """Train a model of MODELS, as `zoo train` does: fit("lenet5", "digits", epochs=5, learning_rate=1e-3).
@@ -103,7 +104,8 @@ def fit(
     normalisation are the checkpoint's; heads are replaced where classes differ, rows of equal class names are kept.
     data: what `open_dataset` takes, a Dataset, or arrays (images, labels), of which validation and test are held out.
     recipe: a name of RECIPES or a Recipe; by default the one that suits. changes: fields of the recipe to change.
-    fields: fields of the model to change. An unfinished run of the same configuration is continued.
+    fields: fields of the model to change. workers: threads that read data which is not kept in memory; they change
+    nothing but the speed. An unfinished run of the same configuration is continued.
     """
     if isinstance(data, tuple):
         data = from_arrays(data)
@@ -121,6 +123,7 @@ def fit(
     return loop.fit(
         model, data if isinstance(data, Dataset) else str(data), dataclasses.replace(base, **changes),
         init=start, fields=fields, data_dir=data_dir, limit=limit, workdir=workdir, quiet=quiet,
+        workers=workers,
     )  # fmt: skip
 
 

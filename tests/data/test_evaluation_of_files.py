@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from photos import encoded, folder_of, photo
@@ -11,6 +12,7 @@ from zoo import api, cli
 from zoo.data.preprocess import Preprocess
 from zoo.data.sources import from_arrays, open_dataset
 from zoo.data.views import fit_views
+from zoo.training import loop
 
 
 def checkpoint(path, name, size, classes, **fields):
@@ -87,3 +89,33 @@ def test_prediction_of_a_folder_counts_what_it_cannot_read(dense, folder, tmp_pa
     assert len(captured.out.splitlines()) == 27 and len(table.read_text().splitlines()) == 28
     assert captured.err.splitlines()[-1] == "zoo predict: 1 of 28 files could not be read"
     assert "broken.png" in captured.err.splitlines()[0]
+
+
+def test_training_from_files_stopped_in_the_middle_of_an_epoch_ends_with_the_same_bits(tmp_path, capsys, monkeypatch):
+    """The host cuts the crops; another number of threads, and a stop in between, change nothing."""
+    folder_of(tmp_path / "data", {"train/a": 12, "train/b": 12, "test/a": 4, "test/b": 4}, (40, 50), suffix="jpg")
+    (tmp_path / "data" / "train" / "a" / "broken.jpg").write_bytes(b"no")
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--model", "softmax", "--data", "data", "--set", "image_size=16", "--epochs", "2"]
+    words += ["--batch-size", "5", "--augment", "resized_crop,flip", "--save-steps", "4", "--save-every", "1000"]
+    assert cli.main([*words, "--workers", "0", "--workdir", "whole"]) == 0
+    out = capsys.readouterr().out
+    assert "train/a/broken.jpg: is not an image" in out and "left out" in out
+    seen = []
+    original = loop.Trainer.settle
+
+    def settle(self, step, metrics):
+        original(self, step, metrics)
+        seen.append(step)
+        if seen == [1, 2, 3, 4, 5, 6]:
+            raise MemoryError("killed here")
+
+    monkeypatch.setattr(loop.Trainer, "settle", settle)
+    with pytest.raises(MemoryError):
+        cli.main([*words, "--workers", "4", "--workdir", "parts"])
+    assert cli.main([*words, "--workers", "1", "--workdir", "parts"]) == 0
+    assert seen[6] < 6 and seen[-1] == 9  # 22 images, 2 epochs
+    assert (tmp_path / "parts" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    one, other = (jax.tree.leaves(zoo.load(tmp_path / run / "best").variables) for run in ("whole", "parts"))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)

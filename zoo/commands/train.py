@@ -37,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", metavar="NAME", help="a name of `zoo list` (default: lenet5, or that of --init)")
     add("--init", metavar="CKPT", help="fine-tune this checkpoint: a folder, or a name that zoo.load takes")
-    add("--data", metavar="DATA", help="digits, tfds:NAME, a .npz file or an IDX folder (default: digits)")
+    add(
+        "--data",
+        metavar="DATA",
+        help="a folder of class folders, .csv, .tar, .npz, tfds:NAME, … (default: digits)",
+    )
     add("--data-dir", metavar="DIR", help="where TensorFlow Datasets keeps its data")
     add("--recipe", metavar="NAME", help="one of `zoo list --recipes` (default: the one that suits)")
     for flag, text in RECIPE_FLAGS.items():
@@ -46,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config", metavar="FILE", help="a run's config.json: train it anew, with what else is given changed")
     add("--workdir", metavar="DIR", help="the run's folder (default: one under runs/)")
     add("--limit", metavar="N", type=count, default=None, help="use at most N records of each split")
+    add(
+        "--workers", metavar="N", type=count, default=None, help="threads that read images (default: one per processor)"
+    )
     add("--dry-run", action="store_true", help="shapes, memory and a time estimate; nothing is trained")
     add("--save-every", metavar="SECONDS", type=seconds, default=60.0, help="commit the state this often (default: 60)")
     add("--save-steps", metavar="N", type=count, default=0, help="and every N steps")
@@ -76,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
         loop.fit(
             config.model, config.data, config.recipe, **about, workdir=options.workdir, command=command,
             save_seconds=options.save_every, save_steps=options.save_steps, quiet=options.quiet,
+            workers=options.workers,
         )  # fmt: skip
     except loop.Interrupted as stop:
         print(f"zoo train: {stop}; the same command goes on from there: {command}", file=sys.stderr)

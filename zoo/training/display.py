@@ -19,6 +19,7 @@ class Display:
         self.spoke = time.monotonic()
         self.last: float | None = None
         self.steps, self.seconds, self.unsettled = 0, 0.0, UNSETTLED
+        self.waiting, self.wait = 0.0, 0.0  # seconds for data: of the steps that count, and of the next one
         self.bar: Any = None
         self.task: Any = None
 
@@ -28,11 +29,11 @@ class Display:
 
             self.bar = Progress(
                 TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-                TextColumn("{task.fields[rate]} images/s"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
                 transient=True,
             )  # fmt: skip
             self.bar.start()
-            self.task = self.bar.add_task("", total=self.total, epoch="0", rate="-", text="")
+            self.task = self.bar.add_task("", total=self.total, epoch="0", rate="", text="")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -53,6 +54,10 @@ class Display:
         """Images per second of training alone; 0 while that cannot be said."""
         return self.steps * self.batch / self.seconds if self.seconds else 0.0
 
+    def waited(self, seconds: float) -> None:
+        """The next step had to wait so long for its data."""
+        self.wait += seconds
+
     def pause(self) -> None:
         """Something else than training goes on until the next step; it does not count in the rate."""
         self.last = None
@@ -63,20 +68,22 @@ class Display:
             self.unsettled -= 1
         elif self.last is not None:
             self.steps, self.seconds = self.steps + 1, self.seconds + now - self.last
-        self.last = now
+            self.waiting += self.wait
+        self.last, self.wait = now, 0.0
         if not self._is_time(now):
             return
         rate, epoch = self.rate, f"{step / self.total * self.epochs:.1f}/{self.epochs:g}"
         if self.bar is not None:
-            shown = f"{rate:,.0f}" if rate else "-"
-            self.bar.update(self.task, completed=step, epoch=epoch, rate=shown, text=f"loss {loss:.3f}")
+            self.bar.update(self.task, completed=step, epoch=epoch, rate=self.speed(), text=f"loss {loss:.3f}")
         else:
             left = duration((self.total - step) * self.batch / rate) if rate else "?"
             print(f"  epoch {epoch}{self.speed()}  {left} left  loss {loss:.3f}", flush=True)
 
     def speed(self) -> str:
-        """The rate as the end of a line."""
-        return f"  {self.rate:,.0f} images/s" if self.rate else ""
+        """The rate, and how much of the time goes into waiting for the loader, as the end of a line."""
+        if not self.rate:
+            return ""
+        return f"  {self.rate:,.0f} images/s, {100 * self.waiting / self.seconds:.0f} % of the time waiting for data"
 
     def evaluating(self, split: str, total: int) -> Callable[[int], None]:
         """A function that shows how many of `total` images of a split are done."""

@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,8 @@ import numpy as np
 import optax
 
 from zoo import checkpoint, models
-from zoo.data.loader import train_batches
+from zoo.data.crop import device_augment
+from zoo.data.loader import on_device, train_batches
 from zoo.data.polarity import match_polarity
 from zoo.data.preprocess import Preprocess, preprocess_for
 from zoo.data.sources import Dataset, open_dataset, subset
@@ -97,6 +98,17 @@ class Plan:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return (*self.preprocess.size, self.preprocess.num_channels)
+
+    def batches(self, step: int = 0, workers: int | None = None) -> Generator[Any]:
+        """What training sees from `step` on, on the device. The host cuts the crops where `device_augment` says so."""
+        split = self.dataset.splits["train"]
+        recipe = self.recipe
+        return on_device(
+            train_batches(
+                split, self.preprocess, batch_size=self.batch_size, seed=recipe.seed, start_step=step,
+                augment=recipe.augment, workers=workers,
+            )
+        )  # fmt: skip
 
     @property
     def parameters(self) -> int:
@@ -209,8 +221,10 @@ def class_weights(plan: Plan) -> tuple[float, ...] | None:
 
 def compile_step(plan: Plan, phase: Phase, state: TrainState) -> Any:
     """The training step of a phase, compiled ahead of time for this plan's shapes."""
+    augment = device_augment(plan.dataset.splits["train"], plan.preprocess, plan.recipe.augment)
+    recipe = dataclasses.replace(plan.recipe, augment=augment)
     step = make_train_step(
-        plan.model, plan.recipe, plan.preprocess, plan.optimizer(phase), class_weights=class_weights(plan),
+        plan.model, recipe, plan.preprocess, plan.optimizer(phase), class_weights=class_weights(plan),
         frozen=phase.frozen, unroll=jax.default_backend() == "cpu",
     )  # fmt: skip
     batch = {
@@ -235,13 +249,15 @@ def fit(
     save_steps: int = 0,
     command: str = "",
     quiet: bool = False,
+    workers: int | None = None,
 ) -> Fitted:
     """Train, or go on with, the run that the arguments describe, and return its best checkpoint.
 
     model: a name of MODELS, `fields` changes its fields; None for that of `init`, the checkpoint to start from. data:
     what `open_dataset` takes, or a Dataset. recipe: a Recipe, a name of RECIPES, or None for the one that suits. The
     state is committed at least every `save_seconds`,
-    and every `save_steps` steps if that is not 0. Raises ValueError for what does not fit together, Diverged for a
+    and every `save_steps` steps if that is not 0. `workers` threads read data that is not kept in memory; None: one per
+    processor. Raises ValueError for what does not fit together, Diverged for a
     loss that is not finite, Interrupted after SIGINT or SIGTERM.
     """
     job = plan(model, data, recipe, init=init, fields=fields, data_dir=data_dir, limit=limit)
@@ -255,7 +271,7 @@ def fit(
                 )
                 display.say(f"   try it: zoo predict {folder / runs.BEST} IMAGE …")
             else:
-                train(job, folder, display, save_seconds, save_steps)
+                train(job, folder, display, save_seconds, save_steps, workers)
     card, variables = checkpoint.load_checkpoint(folder / runs.BEST)
     rows = read_rows(folder)
     return Fitted(job.evaluated, jax.device_put(variables), card, rows, folder)
@@ -265,7 +281,9 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / runs.METRICS).read_text().splitlines()]
 
 
-def train(job: Plan, folder: Path, display: Display, save_seconds: float, save_steps: int) -> None:
+def train(
+    job: Plan, folder: Path, display: Display, save_seconds: float, save_steps: int, workers: int | None = None
+) -> None:
     """From the last commit (or step 0) to the end, then the report."""
     state, best, progress = resume(job, folder, job.first_state(), display.say)
     logs = Logs(folder, progress.history)
@@ -274,7 +292,7 @@ def train(job: Plan, folder: Path, display: Display, save_seconds: float, save_s
     try:
         with catch_signals() as caught:
             if not progress.stopped:
-                trainer.run(caught, save_seconds, save_steps)
+                trainer.run(caught, save_seconds, save_steps, workers)
         report.finish(job, folder, trainer.best, progress, display)
     finally:
         logs.close()
@@ -308,16 +326,16 @@ class Trainer:
         self.exported = -1  # the best step that best/ holds
         self.committed = time.monotonic()
 
-    def run(self, caught: list[int], save_seconds: float, save_steps: int) -> None:
+    def run(self, caught: list[int], save_seconds: float, save_steps: int, workers: int | None) -> None:
         job, progress = self.job, self.progress
         phase = job.phase(progress.step)
         step = self.compile(phase)
-        train_split = job.dataset.splits["train"]
-        batches = train_batches(
-            train_split, job.preprocess, batch_size=job.batch_size, seed=job.recipe.seed, start_step=progress.step
-        )
+        batches = job.batches(progress.step, workers)
         while not progress.stopped:
-            self.state, metrics = step(self.state, next(batches))
+            began = time.monotonic()
+            batch = next(batches)
+            self.display.waited(time.monotonic() - began)
+            self.state, metrics = step(self.state, batch)
             progress.step += 1
             self.pending.append((progress.step, metrics))
             if len(self.pending) > 2:  # the host stays two steps ahead of the device, no more
@@ -447,9 +465,7 @@ def dry_run(job: Plan) -> Iterator[str]:
         held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
         own = memory.temp_size_in_bytes
         yield f"memory of a step: {held / 2**20:,.0f} MiB, of which {own / 2**20:,.0f} MiB for what passes through it"
-    batches = train_batches(
-        job.dataset.splits["train"], job.preprocess, batch_size=job.batch_size, seed=job.recipe.seed
-    )
+    batches = job.batches()
     times = []
     for _ in range(4):
         batch, began = next(batches), time.monotonic()

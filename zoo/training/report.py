@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from zoo import checkpoint
+from zoo.data.listing import describe_left_out
 from zoo.training import finetune
 from zoo.training import run as runs
 from zoo.training.display import Display, counted
@@ -28,6 +29,8 @@ def describe(job: "Plan", folder: Path, say: Callable[[str], None]) -> None:
     say(f"data: {job.dataset.name}, {job.dataset.num_classes} classes; {sizes}")
     for note in job.dataset.notes:
         say(f"      {note}")
+    for line in describe_left_out(job.dataset):
+        say(f"      {line}")
     say(
         f"recipe: {recipe.optimizer}, rate {recipe.learning_rate:g} ({recipe.schedule}), "
         f"{counted(recipe.epochs, 'epoch')} = {counted(job.total_steps, 'step')} of {job.batch_size}; "
