@@ -13,10 +13,11 @@ from seeded import seeded_tensors
 
 import zoo
 from zoo import export, models
+from zoo.data.imagenet import class_names
 from zoo.models import MODELS
 from zoo.pretrained import weights
 from zoo.pretrained.convert import convert
-from zoo.pretrained.table import CIFAR10, DEFAULTS, WEIGHTS, imagenet_classes
+from zoo.pretrained.table import CIFAR10, DEFAULTS, WEIGHTS
 from zoo.pretrained.weights import SOURCES, card_of, find, import_file, keep
 
 GOLDEN = sorted((Path(__file__).parents[1] / "models" / "golden").glob("*.json"))
@@ -63,7 +64,7 @@ def test_the_table_says_what_only_it_can():
 
 
 def test_the_classes_of_imagenet():
-    names = imagenet_classes()
+    names = class_names()
     assert len(names) == 1000 and names[0] == "tench" and names[999] == "toilet tissue" and "" not in names
 
 

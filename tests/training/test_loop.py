@@ -385,7 +385,7 @@ def test_the_rate_is_of_training_alone(monkeypatch):
             shown.pause()
             now[0] += 1000
     assert shown.rate == pytest.approx(64)
-    assert shown.speed() == "  64 images/s, 25 % of the time waiting for data"
+    assert shown.speed() == "  64 images/s, 25 % waiting for data"
     assert display.Display(1, 1, 1).speed() == ""
 
 

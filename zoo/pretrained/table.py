@@ -13,10 +13,9 @@ The first set of each network is its default, as in the source. How a file is kn
 """
 
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
 
+from zoo.data.imagenet import class_names
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
@@ -58,13 +57,7 @@ class Weights:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return CIFAR10 if self.data == "CIFAR-10" else imagenet_classes()
-
-
-@cache
-def imagenet_classes() -> tuple[str, ...]:
-    """The names of ImageNet's 1,000 classes in the order of their synsets, as torchvision has them (BSD-3-Clause)."""
-    return tuple((Path(__file__).parent / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines())
+        return CIFAR10 if self.data == "CIFAR-10" else class_names()
 
 
 def _square(size: int, resize: int, norm: tuple, interpolation: str = "bilinear", channels: str = "RGB") -> Preprocess:

@@ -18,12 +18,13 @@ import numpy as np
 from zoo import checkpoint, models
 from zoo.checkpoint import Card, DamagedCheckpoint, flatten
 from zoo.data.cache import cache_folder
+from zoo.data.imagenet import class_names
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from zoo.pretrained import akamaster, keras, timm, torchvision
 from zoo.pretrained.convert import KeyMap, convert
 from zoo.pretrained.download import Wrong, check_digest, fetch
 from zoo.pretrained.readers import Tensors, read_tensors
-from zoo.pretrained.table import CIFAR10, DEFAULTS, WEIGHTS, Weights, imagenet_classes
+from zoo.pretrained.table import CIFAR10, DEFAULTS, WEIGHTS, Weights
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -356,7 +357,7 @@ def _assumed_preprocess(source: str, name: str, model: Any, channels: int) -> tu
 
 def _assumed_classes(source: str, count: int) -> tuple[tuple[str, ...], str]:
     if count == 1000 and source != "akamaster":
-        return imagenet_classes(), "the 1,000 classes are assumed to be ImageNet's"
+        return class_names(), "the 1,000 classes are assumed to be ImageNet's"
     if count == 10 and source == "akamaster":
         return CIFAR10, "the 10 classes are assumed to be CIFAR-10's"
     return tuple(f"class {i}" for i in range(count)), "the file does not name its classes; they are numbered"

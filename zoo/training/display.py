@@ -83,7 +83,7 @@ class Display:
         """The rate, and how much of the time goes into waiting for the loader, as the end of a line."""
         if not self.rate:
             return ""
-        return f"  {self.rate:,.0f} images/s, {100 * self.waiting / self.seconds:.0f} % of the time waiting for data"
+        return f"  {self.rate:,.0f} images/s, {100 * self.waiting / self.seconds:.0f} % waiting for data"
 
     def evaluating(self, split: str, total: int) -> Callable[[int], None]:
         """A function that shows how many of `total` images of a split are done."""
