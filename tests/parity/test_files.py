@@ -71,6 +71,7 @@ def test_torch_networks(name, torch, torchvision, timm, tmp_path):
     assert keys == source and all(torch.equal(back[key], tensors[key]) for key in tensors)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")  # Keras, writing HDF5
 @pytest.mark.parametrize("name", KERAS)
 def test_keras_networks(name, keras, tmp_path):
     network, weights = name.partition(":")[2], WEIGHTS[DEFAULTS[name]]
