@@ -87,6 +87,11 @@ def test_folders_as_people_have_them(tmp_path):
     assert not dataset.left_out and not any("not used" in note for note in dataset.notes)
 
 
+def test_a_class_called_train(tmp_path):
+    dataset = open_dataset(folder_of(tmp_path, {"train": 8, "car": 8, "bus": 8}))
+    assert dataset.class_names == ("bus", "car", "train")
+
+
 def test_what_is_left_aside_is_said(tmp_path):
     folder_of(tmp_path, {"train/a": 10, "train/b": 10, "train/c": 0, "extra/a": 3, "test": 4, "train": 2})
     notes = " | ".join(open_dataset(tmp_path).notes)
@@ -112,6 +117,7 @@ def test_a_class_that_train_lacks_is_said(tmp_path):
         ({"train/a": 2, "training/a": 2}, ["train and training are both the train split"]),
         ({"train/a": 10, "test/a": 2}, ["all images are of one class, a"]),
         ({"": 3}, ["class folders"]),
+        ({"train": 3, "test": 3}, ["no image in it is in a folder of a class", "3 images in train"]),
         ({"a": 0}, ["class folders"]),
     ],
 )

@@ -94,8 +94,8 @@ def has_images_below(folder: Path) -> bool:
 def list_folder(folder: Path) -> Listing:
     """List the images of a folder of class folders, with train, validation and test in any usual spelling above them.
 
-    Without a folder for train, or for two of them, the folders in it are classes. What lies deeper in a class's folder
-    is of that class. A folder that holds one folder only stands for that one, as unpacked archives do.
+    Without them, the folders in it are classes. What lies deeper in a class's folder is of that class. A folder that
+    holds one folder only stands for that one, as unpacked archives do.
 
     Raises:
         ValueError: two folders for one split.
@@ -106,7 +106,7 @@ def list_folder(folder: Path) -> Listing:
     while len(folders) == 1 and not split_of(folders[0]) and walk.entries(os.path.join(top, folders[0]))[0]:
         top = os.path.join(top, folders[0])
         folders, loose = walk.entries(top)
-    parts = split_folders(folders, str(folder))
+    parts = split_folders(walk, top, folders)
     names: list[str] = []
     splits: list[str] = []
     labels: list[str] = []
@@ -143,12 +143,15 @@ def list_folder(folder: Path) -> Listing:
     )
 
 
-def split_folders(folders: list[str], where: str) -> dict[str, str]:
-    """split -> folder, where the folders are splits and not classes: one is train, or all are splits."""
+def split_folders(walk: Walk, top: str, folders: list[str]) -> dict[str, str]:
+    """split -> folder, where the folders are splits and not classes: all are, or one is train and has folders in it."""
+    known = [(split_of(name), name) for name in folders if split_of(name)]
+    trained = any(split == "train" and walk.entries(os.path.join(top, name))[0] for split, name in known)
+    if not trained and len(known) < len(folders):
+        return {}
     found: dict[str, str] = {}
-    for name in folders:
-        if split := split_of(name):
-            if split in found:
-                raise ValueError(f"{where}: {found[split]} and {name} are both the {split} split; keep one")
-            found[split] = name
-    return found if "train" in found or len(found) == len(folders) else {}
+    for split, name in known:
+        if split in found:
+            raise ValueError(f"{walk.root}: {found[split]} and {name} are both the {split} split; keep one")
+        found[split] = name
+    return found

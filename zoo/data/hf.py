@@ -82,7 +82,7 @@ def list_hf(name: str, data_dir: str | Path | None) -> Listing:
     for theirs, ours in known.items():
         table = tables[theirs]
         values = list(table[label])
-        if names and -1 in values:
+        if None in values or (names and -1 in values):
             notes.append(f"the {theirs} labels are not public")
             continue
         starts.append(len(labels))

@@ -142,6 +142,10 @@ def open_listing(listing: Listing, found: Scan | None = None) -> Dataset:
     Raises:
         ValueError: no image can be read, or there is only one class to train on.
     """
+    if not listing.labels:
+        raise ValueError(
+            f"{listing.name}: no image in it is in a folder of a class" + "".join(f"; {n}" for n in listing.notes)
+        )
     found = found or listing.scan()
     left_out = left_out_of(listing, found)
     good = np.setdiff1d(np.arange(len(listing.labels)), list(found.reasons)).astype(np.int64)
