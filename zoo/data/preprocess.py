@@ -442,7 +442,9 @@ def sample_images(split: Split, image_size: tuple[int, int], limit: int = SAMPLE
     a "crop" to that size makes of them.
     """
     first = split.read(np.arange(min(1, len(split))))
-    if isinstance(first, np.ndarray) or first[0].size <= SMALL:
+    sizes = getattr(split, "sizes", None)  # of a split of files
+    area = first[0].size if sizes is None else float(np.median(sizes.prod(axis=1)))
+    if isinstance(first, np.ndarray) or area <= SMALL:
         count = min(limit, len(split))
         return split.read(np.arange(count) * len(split) // count)
     count = min(limit // 10, len(split))
