@@ -460,12 +460,14 @@ def test_zoo_fit_from_a_checkpoint_learns_and_chooses_its_recipe(tmp_path, tuned
         init=tuned, data=coloured(NEW), epochs=2, min_epoch_steps=12, learning_rate=0.03, augment=(), quiet=True,
         workdir=tmp_path / "run",
     )  # fmt: skip
-    assert fitted.card.recipe["source"] == find_recipe("fine-tune").source
+    assert fitted.card.recipe["source"] == find_recipe("fine-tune-small").source
     assert len(fitted.history) == 2 and fitted.history[1]["train_loss"] < fitted.history[0]["train_loss"]
     assert fitted.card.metrics["step"] == fitted.history[-1]["step"]  # of a few images chance would choose
     card = dataclasses.replace(start_of("lenet5", channels="L").card, preprocess=preprocess_of(16, "L"))
     drawn = dataclasses.replace(card, preprocess=dataclasses.replace(card.preprocess, polarity="dark-on-light"))
     assert finetune.recipe_for(None, Start("x", drawn, {}), "lenet5", "x") == find_recipe("fine-tune-drawings")
+    large = dataclasses.replace(card, preprocess=preprocess_of(224, "L"))
+    assert finetune.recipe_for(None, Start("x", large, {}), "lenet5", "x") == find_recipe("fine-tune")
 
 
 def test_another_size_and_other_channels_where_asked(checkpoint_folder):

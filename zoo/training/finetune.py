@@ -193,7 +193,9 @@ def model_and_fields(start: Start | None, model: str | None, fields: Mapping[str
 def recipe_for(name: str | None, start: Start | None, model: str, data: str) -> Recipe:
     """The recipe of this name, or the one that suits: photographs may be mirrored and cropped, drawings may not."""
     if name is None and start is not None:
-        name = "fine-tune" if start.card.preprocess.polarity is None else "fine-tune-drawings"
+        plan = start.card.preprocess
+        small = "fine-tune-small" if max(plan.size) <= 64 else "fine-tune"
+        name = small if plan.polarity is None else "fine-tune-drawings"
     return find_recipe(name or default_recipe(model, data))
 
 

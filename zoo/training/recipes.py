@@ -261,6 +261,11 @@ RECIPES: dict[str, Recipe] = {
         source="this project: the new head alone, then everything, earlier layers slower (Howard and Ruder 2018, "
         "arXiv:1801.06146)",
     ),
+    "fine-tune-small": Recipe(
+        epochs=5, batch_size=32, min_epoch_steps=50, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01,
+        warmup_epochs=0.1, head_epochs=1, layer_decay=0.7, monitor="last", augment=_CIFAR,
+        source="this project: as fine-tune, for images of up to 64 pixels, whose few pixels are moved, not resampled",
+    ),
     "fine-tune-drawings": Recipe(
         epochs=5, batch_size=32, min_epoch_steps=50, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01,
         warmup_epochs=0.1, head_epochs=1, layer_decay=0.7, monitor="last",
