@@ -1,0 +1,153 @@
+"""Images a second from files to batches of random patches: this project's loader, PyTorch's and tf.data's, in turn.
+
+    python -m benchmarks.loader                                     # this project alone
+    python -m benchmarks.loader --peer torch=ENV/bin/python --peer tf=ENV/bin/python
+    python -m benchmarks.loader --folder PHOTOS                     # also: how long the first look at a folder takes
+
+Photographs: the two that scikit-learn ships, cut and scaled. Each peer runs in a process of its own, one after another,
+for several rounds; what is reported is the median of the rounds, per second and per second of processor time of the
+process and its workers, which other work on the machine disturbs less. It is all in benchmarks/results/loader.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "loader.json"
+PEERS = Path(__file__).with_name("loader_peers.py")
+
+#: width, height, how many files, images that are timed: ImageNet's usual size, and a small camera's.
+SETS = {"500x375": (500, 375, 128, 512), "1600x1200": (1600, 1200, 64, 160)}
+BATCH, WARM, ROUNDS = 32, 64, 3
+
+
+def make_photos(folder: Path, width: int, height: int, count: int) -> list[str]:
+    """JPEG files of quality 90 with their chroma halved: parts of scikit-learn's two photographs, scaled."""
+    import sklearn
+    from PIL import Image
+
+    pictures = [
+        Image.open(Path(sklearn.__file__).parent / "datasets" / "images" / n) for n in ("china.jpg", "flower.jpg")
+    ]
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    files = []
+    for n in range(count):
+        picture = pictures[n % 2]
+        whole = min(picture.width, picture.height * width / height)
+        w = whole * rng.uniform(0.6, 1)
+        h = w * height / width
+        left, top = rng.uniform(0, picture.width - w), rng.uniform(0, picture.height - h)
+        file = folder / f"{n}.jpg"
+        scaled = picture.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, left + w, top + h))
+        scaled.save(file, quality=90)
+        files.append(str(file))
+    return files
+
+
+def run_peer(python: str, name: str, asked: dict) -> dict | str:
+    """What loader_peers.py prints, or why it does not."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    done = subprocess.run(
+        [python, str(PEERS), name, json.dumps(asked)], capture_output=True, text=True, env=environment
+    )
+    if done.returncode:
+        return (done.stderr.strip() or "failed").splitlines()[-1]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare_speed(pythons: dict[str, str], files: list[str], count: int, workers: int) -> dict:
+    """Medians of the rounds by peer; a peer that cannot run says why."""
+    asked = {"files": files, "batch": BATCH, "workers": workers, "count": count, "warm": WARM}
+    rounds: dict[str, list] = {name: [] for name in pythons}
+    for _ in range(ROUNDS):
+        for name, python in pythons.items():
+            rounds[name].append(run_peer(python, name, asked))
+    found: dict = {}
+    for name, results in rounds.items():
+        if isinstance(results[0], str):
+            found[name] = results[0]
+            continue
+        keys = results[0].keys()
+        found[name] = {key: round(statistics.median(r[key] for r in results), 1) for key in keys}
+        found[name]["rounds"] = [{key: round(r[key], 1) for key in keys} for r in results]
+    return found
+
+
+def compare_pixels(pythons: dict[str, str], files: list[str]) -> dict:
+    """Mean and largest difference, in levels, of the peers' patches from ours; the same patches of the same files."""
+    from PIL import Image
+
+    from zoo.data.crop import Crop, draw_crop
+
+    files = files[:32]
+    sizes = [Image.open(file).size for file in files]
+    boxes = [draw_crop(0, 0, n, height, width, Crop()) for n, (width, height) in enumerate(sizes)]
+    images = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, python in pythons.items():
+            out = Path(folder, f"{name}.npy")
+            answer = run_peer(python, "pixels", {"who": name, "files": files, "boxes": boxes, "out": str(out)})
+            if not isinstance(answer, str):
+                images[name] = np.load(out).astype(int)
+    ours = images.pop("zoo")
+    return {
+        name: {"mean": round(float(abs(other - ours).mean()), 3), "largest": int(abs(other - ours).max())}
+        for name, other in images.items()
+    }
+
+
+def first_look(folder: str) -> dict:
+    """How long `open_dataset` takes when nothing is remembered, and when everything is."""
+    from zoo.data.sources import open_dataset
+
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["XDG_CACHE_HOME"] = cache
+        times = []
+        for _ in range(2):
+            began = time.perf_counter()
+            dataset = open_dataset(folder)
+            times.append(round(time.perf_counter() - began, 2))
+    return {"images": sum(map(len, dataset.splits.values())), "first_seconds": times[0], "again_seconds": times[1]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--peer", metavar="NAME=PYTHON", action="append", default=[], help="torch or tf, and its Python"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="threads or processes of each (default: 1)")
+    parser.add_argument("--folder", help="also time the first look at this folder")
+    options = parser.parse_args()
+    pythons = {"zoo": sys.executable, **dict(peer.split("=", 1) for peer in options.peer)}
+    results: dict = {
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "load_before": [round(v, 1) for v in os.getloadavg()],
+        "workers": options.workers,
+        "batch": BATCH,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (width, height, number, count) in SETS.items():
+            files = make_photos(Path(folder, name), width, height, number)
+            results[name] = compare_speed(pythons, files, count, options.workers)
+            results[name]["pixel_difference"] = compare_pixels(pythons, files)
+            print(name, json.dumps(results[name]), flush=True)
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    if options.folder:
+        results["folder"] = first_look(options.folder)
+        print("folder", json.dumps(results["folder"]))
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
