@@ -140,7 +140,8 @@ def test_mistakes_from_python(fitted):
     with pytest.raises(ValueError, match="no split 'tset'"):
         zoo.evaluate(fitted.workdir / "best", "digits", "tset")
     rng = np.random.default_rng(0)
-    other = zoo.from_arrays((rng.integers(0, 255, (60, 8, 8)).astype(np.uint8), np.arange(60) % 3))
+    images = rng.integers(0, 255, (60, 8, 8)).astype(np.uint8)
+    other = zoo.from_arrays((images, np.arange(60) % 3), class_names=("7", "8", "ten"))
     with pytest.raises(ValueError, match="classes"):
         zoo.evaluate(fitted.workdir / "best", other)
 

@@ -229,5 +229,5 @@ def test_where_the_data_lies_reaches_the_run():
 
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
-    config = train.config_of(parser.parse_args(["--data", "tfds:mnist", "--data-dir", "here", "--limit", "5"]))
+    config, _ = train.config_of(parser.parse_args(["--data", "tfds:mnist", "--data-dir", "here", "--limit", "5"]))
     assert (config.data_dir, config.limit, config.fingerprint) == ("here", 5, "")

@@ -52,9 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (module, help_text) in COMMANDS.items():
         sub = subparsers.add_parser(name, help=help_text, description=help_text)
-        command = importlib.import_module(f"zoo.commands.{module}")
-        command.add_arguments(sub)
-        sub.set_defaults(run=command.run)
+        if words[:1] == [name]:  # only what is asked for is imported
+            command = importlib.import_module(f"zoo.commands.{module}")
+            command.add_arguments(sub)
+            sub.set_defaults(run=command.run)
     if not words:
         parser.print_help()
         return 0
