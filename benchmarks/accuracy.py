@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys
@@ -36,52 +35,37 @@ EXPERIMENTS: dict[str, tuple[str, int]] = {
 
 #: The same short training for many families: data, images, epochs, batch, one validation at the end; the recipe is the
 #: family's default, without augmentation, which pays only where images are seen often.
-_GIVEN = "--set augment= --set warmup_epochs=0.3"
-VECTORS = f"--data FASHION --epochs 3 --batch-size 64 --set eval_every_epochs=3 {_GIVEN}"
-PHOTOS = f"--data CIFAR_PART --epochs 2 --batch-size 16 --set eval_every_epochs=2 {_GIVEN}"
-LONGER = f"--data CIFAR_PART --epochs 6 --batch-size 16 --set eval_every_epochs=6 {_GIVEN}"
+_GIVEN = "--data FASHION --image-size 28 --set augment= --set warmup_epochs=0.3"
+VECTORS = f"{_GIVEN} --epochs 3 --batch-size 64 --set eval_every_epochs=3"
+MAPS = f"{_GIVEN} --limit 12000 --epochs 4 --batch-size 32 --set eval_every_epochs=4"
 
-#: (budget, model, fields): a narrow instance of each family, that one core trains in a minute or two.
+#: (budget, model, fields): a narrow instance of each family, that one core trains in a few minutes.
 FAMILIES: tuple[tuple[str, str, str], ...] = (
     (VECTORS, "softmax", ""),
     (VECTORS, "mlp", ""),
     (VECTORS, "highway", ""),
     (VECTORS, "lenet5", ""),
-    (PHOTOS, "softmax", ""),
-    (PHOTOS, "lenet5", ""),
-    (PHOTOS, "highway_conv", ""),
-    (PHOTOS, "googlenet_bn_small", "--set width=0.125"),
-    (PHOTOS, "inception_v2_small", "--set width=0.125"),
-    (PHOTOS, "inception_v3_small", "--set width=0.125"),
-    (PHOTOS, "inception_v4_small", "--set width=0.1"),
-    (PHOTOS, "inception_resnet_v2_small", "--set width=0.1"),
-    (PHOTOS, "xception_small", "--set width=0.125"),
-    (PHOTOS, "resnet20", "--set width=8"),
-    (PHOTOS, "resnet50_small", "--set width=8"),
-    (PHOTOS, "resnet50_v2_small", "--set width=8"),
-    (PHOTOS, "wide_resnet16_8", "--set width=8 --set widen=2"),
-    (LONGER, "softmax", ""),
-    (LONGER, "alexnet_small", "--set width=0.25"),
-    (LONGER, "alexnet_owt_small", "--set width=0.25"),
-    (LONGER, "googlenet_small", "--set width=0.125"),
+    (MAPS, "softmax", ""),
+    (MAPS, "highway_conv", ""),
+    (MAPS, "alexnet_small", "--set width=0.25"),
+    (MAPS, "alexnet_owt_small", "--set width=0.25"),
+    (MAPS, "googlenet_small", "--set width=0.25"),
+    (MAPS, "googlenet_bn_small", "--set width=0.125"),
+    (MAPS, "inception_v2_small", "--set width=0.125"),
+    (MAPS, "inception_v3_small", "--set width=0.125"),
+    (MAPS, "inception_v4_small", "--set width=0.1"),
+    (MAPS, "inception_resnet_v2_small", "--set width=0.1"),
+    (MAPS, "xception_small", "--set width=0.125"),
+    (MAPS, "resnet20", "--set width=8"),
+    (MAPS, "resnet50_small", "--set width=8"),
+    (MAPS, "resnet50_v2_small", "--set width=8"),
+    (MAPS, "wide_resnet16_8", "--set width=8 --set widen=2"),
 )
-_BUDGETS = {VECTORS: "vectors", PHOTOS: "photos", LONGER: "longer"}
+_BUDGETS = {VECTORS: "vectors", MAPS: "maps"}
 EXPERIMENTS |= {
     f"family-{_BUDGETS[budget]}-{model}": (" ".join(f"--model {model} {fields} {budget}".split()), 3)
     for budget, model, fields in FAMILIES
 }
-
-
-def cifar_part(folder: Path) -> Path:
-    """The first 900 training and 300 test images of each class of CIFAR-10's folder, in a folder of their own."""
-    part = ROOT / "runs" / "cifar-part"
-    for split, count in (("train", 900), ("test", 300)):
-        for label in sorted(path for path in (folder / split).iterdir() if path.is_dir()):
-            copy = part / split / label.name
-            copy.mkdir(parents=True, exist_ok=True)
-            for file in sorted(label.iterdir())[:count]:
-                shutil.copyfile(file, copy / file.name)
-    return part
 
 
 def measure(name: str, data: dict[str, str | None]) -> dict:
@@ -151,14 +135,11 @@ def main() -> None:
     parser.add_argument("experiments", nargs="*", help=f"families, or of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--tfds", metavar="DIR", help="where TensorFlow Datasets keeps its data")
     parser.add_argument("--fashion", metavar="DIR", default=FASHION, help=f"Fashion-MNIST's IDX files ({FASHION})")
-    parser.add_argument("--cifar", metavar="DIR", help="CIFAR-10 as a folder of class folders in train/ and test/")
     parser.add_argument("--readme", action="store_true", help="render the results into the README")
     options = parser.parse_args()
     families = [name for name in EXPERIMENTS if name.startswith("family-")]
     chosen = [one for name in options.experiments for one in (families if name == "families" else [name])]
     data = {"FASHION": options.fashion, "tfds": options.tfds}
-    if options.cifar:
-        data["CIFAR_PART"] = str(cifar_part(Path(options.cifar)))
     unknown = sorted(set(chosen) - set(EXPERIMENTS))
     if unknown:
         parser.error(f"no experiment is called {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
