@@ -435,6 +435,18 @@ def test_idx_folders(separator, packed, tmp_path):
     assert dataset.fingerprint() == plain.fingerprint()
 
 
+def test_idx_folder_with_names(tmp_path):
+    folder = idx_folder(tmp_path)
+    count = open_dataset(folder).num_classes
+    (folder / "classes.txt").write_text("\n".join("abcdefghij"[:count]) + "\n")
+    dataset = open_dataset(folder)
+    assert dataset.class_names == tuple("abcdefghij"[:count])
+    (folder / "classes.txt").unlink()
+    numbered = with_classes(open_dataset(folder), dataset.class_names)
+    assert numbered.class_names == dataset.class_names and "only numbered" in numbered.notes[-1]
+    np.testing.assert_array_equal(numbered.splits["test"].labels, dataset.splits["test"].labels)
+
+
 def test_idx_folder_with_one_split(tmp_path):
     assert set(open_dataset(idx_folder(tmp_path, splits=[("train", 60)])).splits) == {"train", "validation", "test"}
     (tmp_path / "b").mkdir()

@@ -136,7 +136,10 @@ def idx_files(folder: Path) -> dict[tuple[str, str], Path]:
 
 
 def idx_folder(folder: Path) -> Dataset:
-    """A folder of the MNIST family's files: {train,t10k}-{images-idx3,labels-idx1}-ubyte, gzipped or not."""
+    """A folder of the MNIST family's files: {train,t10k}-{images-idx3,labels-idx1}-ubyte, gzipped or not.
+
+    The files only number their classes; a file classes.txt beside them, a name a line, says what they are.
+    """
     files = idx_files(folder)
     given = {}
     for split in ("train", "test"):
@@ -146,7 +149,9 @@ def idx_folder(folder: Path) -> Dataset:
             raise ValueError(f"{folder}: has {files[split, present[0]].name} but no {other} beside it")
         if present:
             given[split] = (read_idx(files[split, "images"], 3), read_idx(files[split, "labels"], 1))
-    return splits_from_arrays(given, None, str(folder))
+    words = folder / "classes.txt"
+    names = words.read_text(encoding="utf-8").splitlines() if words.is_file() else None
+    return splits_from_arrays(given, names, str(folder))
 
 
 def read_idx(path: Path, dims: int) -> Pixels:

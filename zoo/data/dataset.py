@@ -164,12 +164,18 @@ def _contents(split: Split) -> Iterator[Any]:
 def with_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
     """The data set with labels as a model with these classes numbers them; they are matched by name.
 
+    Data that only number their classes from 0 on, as many as the model has, are taken to number the model's.
+
     Raises:
         ValueError: a class of the data is not among the names.
     """
     if dataset.class_names == tuple(names):
         return dataset
     place = {name: k for k, name in enumerate(names)}
+    numbers = tuple(map(str, range(len(names))))
+    if dataset.class_names == numbers and not set(numbers) & set(names):
+        note = f"the classes are only numbered; they are taken to be the model's: {', '.join(names[:3])}, …"
+        return replace(dataset, class_names=tuple(names), notes=(*dataset.notes, note))
     if unknown := [name for name in dataset.class_names if name not in place]:
         ours, theirs = (", ".join(some[:5]) + (", …" if len(some) > 5 else "") for some in (tuple(names), unknown))
         raise ValueError(f"{dataset.name}: its classes {theirs} are not among the checkpoint's ({ours})")
