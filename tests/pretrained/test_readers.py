@@ -149,6 +149,25 @@ def test_opcodes_that_weights_do_not_need_are_refused(body, answer, tmp_path):
         read_tensors(written(tmp_path, tb.zipped(tb.mapping({"weight": body}), {})))
 
 
+BOMB = b")" + b"q\x00h\x00\x86" * 200  # a pair of a pair twice, …: 2^200 empty tuples for whoever hashes or shows it
+
+
+@pytest.mark.parametrize("body", [BOMB + text("x") + b"\x93", text("x") + BOMB + b"\x93"], ids=["module", "name"])
+def test_names_that_are_no_text_are_refused_before_they_are_hashed(body, tmp_path):
+    with pytest.raises(ValueError, match=r"weights.pth: .*import by a (tuple|str) and a (tuple|str) instead of names"):
+        read_tensors(written(tmp_path, tb.zipped(body, {})))
+
+
+@pytest.mark.parametrize("version", [BOMB, number(10**400), text("1001")])
+def test_what_a_file_says_is_shown_shortly(version, tmp_path):
+    data = b"".join(map(tb.program, (number(0x1950A86A20F9469CFC6C), version, b"}")))
+    with pytest.raises(ValueError, match=r"weights.pth: has version (a tuple|10+|a str) of PyTorch's format") as error:
+        read_tensors(written(tmp_path, data))
+    assert len(str(error.value).partition("weights.pth")[2]) < 200
+    with pytest.raises(ValueError, match=r"import x{80}, which"):
+        read_tensors(written(tmp_path, tb.zipped(stack_named("x" * 10**6, "y"), {})))
+
+
 def test_a_real_malicious_pickle_is_refused(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -22,6 +22,7 @@ import numpy as np
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+SHOWN = 80  # characters of a file's own words in an error
 
 
 class Refused(ValueError):
@@ -216,8 +217,11 @@ class _Machine:
 
 
 def _allowed(module: Any, name: Any) -> Name:
+    # Tuples of tuples that are shared take exponentially long to hash or to show, so nothing but text gets that far.
+    if not type(module) is type(name) is str:
+        raise Refused(f"its pickle wants to import by {_shown(module)} and {_shown(name)} instead of names")
     if (module, name) not in _NAMED:
-        raise Refused(f"its pickle wants to import {module}.{name}, which is not weights")
+        raise Refused(f"its pickle wants to import {f'{module}.{name}'[:SHOWN]}, which is not weights")
     return Name(module, name)
 
 
@@ -240,7 +244,7 @@ def _reference(value: Any) -> tuple[Storage, Any]:
     _, kind, key, _, count, *view = value
     if not isinstance(kind, Name) or kind.module != "torch" or kind.name not in STORAGES:
         raise Refused(f"its pickle has a storage of {_shown(kind)}, which is not read")
-    if not isinstance(key, str) or type(count) is not int or count < 0:
+    if type(key) is not str or len(key) > SHOWN or type(count) is not int or count < 0:
         raise ValueError("its pickle is damaged (a storage without key or size)")
     return Storage(key, STORAGES[kind.name], count), view[0] if view else None
 
@@ -349,7 +353,8 @@ def _read_legacy(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
         raise ValueError("is not a file of PyTorch")
     version, system = unpickle(stream, plain), unpickle(stream, plain)
     if version != LEGACY_PROTOCOL or not isinstance(system, dict):
-        raise ValueError(f"has version {version!r} of PyTorch's format; {LEGACY_PROTOCOL} is read")
+        shown = repr(version)[:SHOWN] if type(version) is int else _shown(version)
+        raise ValueError(f"has version {shown} of PyTorch's format; {LEGACY_PROTOCOL} is read")
     if system.get("little_endian") is not True:
         raise ValueError("was written on a big-endian machine, which is not read")
     needed: dict[str, Storage] = {}
