@@ -1,5 +1,6 @@
 """Folders, tables, tar shards and hf: — lists of encoded images, which all give the same Dataset."""
 
+import dataclasses
 import gzip
 import io
 import itertools
@@ -14,8 +15,9 @@ from photos import encoded, folder_of, photo
 
 from zoo.data import shards
 from zoo.data.imagenet import class_names, wnids
+from zoo.data.listing import open_listing
 from zoo.data.shards import braces
-from zoo.data.sources import Split, open_dataset
+from zoo.data.sources import Split, list_source, open_dataset
 
 
 def sizes(dataset):
@@ -371,6 +373,24 @@ def test_hf_test_labels_that_are_not_public(datasets):
     dataset = open_dataset("hf:owner/photos")
     assert sizes(dataset) == {"train": 14, "validation": 2, "test": 4}
     assert any("test labels are not public" in note for note in dataset.notes)
+
+
+def test_hf_classes_are_spelled_as_labels_are(datasets, monkeypatch):
+    monkeypatch.setattr(ClassLabel, "names", ("cafe\u0301", "snow\u00a0owl"))  # a combining accent, a hard space
+    dataset = open_dataset("hf:owner/photos")
+    assert dataset.class_names == ("caf\u00e9", "snow\\xa0owl")
+    assert dataset.splits["test"].labels.tolist() == [0, 1] * 3
+
+
+def test_classes_that_are_not_the_sources_own(datasets, monkeypatch):
+    source = list_source("hf:owner/photos")
+    with pytest.raises(ValueError) as caught:
+        open_listing(dataclasses.replace(source, class_names=("ant", "bee")))
+    one_line(caught, "hf:owner/photos: train[0] is of class zebra", "(ant, bee)")
+    monkeypatch.setattr(ClassLabel, "names", ("caf\u00e9", "cafe\u0301"))
+    with pytest.raises(ValueError) as caught:
+        open_dataset("hf:owner/photos")
+    one_line(caught, "hf:owner/photos: has two classes called caf\u00e9")
 
 
 def test_hf_mistakes(datasets, monkeypatch):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zoo.data.cache import cache_folder
 from zoo.data.dataset import SPLITS, Dataset, EncodedSplit, Split, Store, complete, content_keys
@@ -140,7 +141,8 @@ def open_listing(listing: Listing, found: Scan | None = None) -> Dataset:
         found: what was found in it, where that is known already.
 
     Raises:
-        ValueError: no image can be read, or there is only one class to train on.
+        ValueError: no image can be read, there is only one class to train on, or the source's own classes are not what
+            the images are labelled with.
     """
     if not listing.labels:
         raise ValueError(
@@ -152,10 +154,7 @@ def open_listing(listing: Listing, found: Scan | None = None) -> Dataset:
     if not len(good):
         first = f"; the first: {left_out[0]}" if left_out else ""
         raise ValueError(f"{listing.name}: has no image that can be read{first}")
-    folded = [unicodedata.normalize("NFC", shown(label)) for label in listing.labels]
-    names = list(listing.class_names) or class_order(folded[i] for i in good.tolist())
-    place = {name: number for number, name in enumerate(names)}
-    labels = np.array([place.get(label, -1) for label in folded], np.int32)
+    labels, names = _classes(listing, good)
     split_names = np.array([name or "train" for name in listing.splits])
     splits: dict[str, Split] = {}
     for name in SPLITS:
@@ -176,6 +175,28 @@ def open_listing(listing: Listing, found: Scan | None = None) -> Dataset:
     class_names, remark = in_words(names)
     leaking = leaks(splits, {name: content_keys(split) for name, split in splits.items()})
     return Dataset(listing.name, splits, class_names, (*notes, *remark, *held, *leaking), tuple(left_out))
+
+
+def _classes(listing: Listing, good: NDArray[np.int64]) -> tuple[NDArray[np.int32], list[str]]:
+    """int32 [N], the class of each image by number, and the classes' names; -1 only of what is not among `good`."""
+    folded = [_folded(label) for label in listing.labels]
+    names = [_folded(name) for name in listing.class_names] or class_order(folded[i] for i in good.tolist())
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{listing.name}: has two classes called {twice}")
+    place = {name: number for number, name in enumerate(names)}
+    labels = np.array([place.get(label, -1) for label in folded], np.int32)
+    if len(lost := good[labels[good] < 0]):
+        raise ValueError(
+            f"{listing.name}: {listing.store.name(int(lost[0]))} is of class {folded[lost[0]]}, which is not among "
+            f"the source's classes ({some(names)})"
+        )
+    return labels, names
+
+
+def _folded(name: str) -> str:
+    """A class's name as it is compared and printed: systems differ in how they spell an accent."""
+    return unicodedata.normalize("NFC", shown(name))
 
 
 def left_out_of(listing: Listing, found: Scan) -> list[str]:
