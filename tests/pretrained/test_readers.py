@@ -235,6 +235,25 @@ def test_dicts_in_themselves_and_a_deep_nest(tmp_path):
         read_tensors(written(tmp_path, tb.zipped(doubling, {})))
 
 
+def test_what_overflows_is_one_clear_line_too(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"weights.pth: is damaged, or too large .*RecursionError"
+    ):  # below its own key
+        weight = text("weight") + tensor(FLOAT, (4,), (1,)) + b"s"
+        read_tensors(written(tmp_path, tb.zipped(b"}q\x00" + weight + text("state_dict") + b"h\x00s", FOUR)))
+    weight = tb.mapping({"weight": tensor(storage("0", "float32", 2**62, legacy=True), (1,), (1,))})
+    data = tb.legacy(weight, FOUR)
+    data = data[: -FOUR["0"].nbytes - 8] + struct.pack("<q", 2**62) + FOUR["0"].tobytes()
+    with pytest.raises(ValueError, match=r"weights.pth: is damaged, or too large .*OverflowError"):
+        read_tensors(written(tmp_path, data))
+
+
+def test_an_axis_of_one_may_have_any_stride(tmp_path):
+    weight = tensor(FLOAT, (1, 4), (10**30, 1))
+    found = read_tensors(written(tmp_path, tb.zipped(tb.mapping({"weight": weight}), FOUR)))
+    same(found.arrays, {"weight": np.ones((1, 4), np.float32)})
+
+
 def test_other_orders_and_archives_are_refused(tmp_path):
     body = tb.mapping({"weight": tensor(FLOAT, (4,), (1,))})
     for data in (tb.zipped(body, FOUR, byteorder="big"), tb.legacy(body, FOUR, little=False)):

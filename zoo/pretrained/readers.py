@@ -41,6 +41,8 @@ def read_tensors(path: str | Path) -> Tensors:
         return _read(path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    except (OverflowError, RecursionError, MemoryError) as error:  # sizes and nests that no real file has
+        raise ValueError(f"{path}: is damaged, or too large for this machine ({type(error).__name__})") from None
 
 
 def _read(path: Path) -> Tensors:

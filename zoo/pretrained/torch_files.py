@@ -273,9 +273,9 @@ def _array(tensor: Tensor, storages: Mapping[str, np.ndarray]) -> np.ndarray:
     if last >= len(data) or count > len(data):
         raise ValueError(f"a tensor of shape {shape} reaches outside of its storage of {len(data)} numbers")
     inside = data[offset:]
-    return np.lib.stride_tricks.as_strided(
-        inside, shape, [stride * dtype.itemsize for stride in strides], writeable=False
-    )
+    # An axis of one element may have any stride, also one that no address can hold.
+    steps = [stride * dtype.itemsize if n > 1 else 0 for n, stride in zip(shape, strides, strict=True)]
+    return np.lib.stride_tricks.as_strided(inside, shape, steps, writeable=False)
 
 
 def _numbers(raw: bytes, storage: Storage, what: str) -> np.ndarray:
