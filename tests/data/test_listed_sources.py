@@ -188,6 +188,48 @@ def test_a_table_of_two_columns_needs_no_header(pictures):
     assert sizes(open_dataset(pictures / "plain.csv")) == {"train": 14, "validation": 2, "test": 4}
 
 
+def test_without_a_header_a_third_column_is_the_split(pictures):
+    (pictures / "three.csv").write_text(table(ROWS, None))
+    assert sizes(open_dataset(pictures / "three.csv")) == {"train": 12, "validation": 4, "test": 4}
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        ("images/dog/1.png,dog,test\n", ["line 2", "3 cells where the first line has 2"]),
+        ("images/dog/1.png\n", ["line 2", "1 cells where the first line has 2"]),
+    ],
+)
+def test_without_a_header_rows_are_of_one_length_too(more, said, pictures):
+    (pictures / "ragged.csv").write_text("images/cat/0.png,cat\n" + more)
+    with pytest.raises(ValueError) as caught:
+        open_dataset(pictures / "ragged.csv")
+    one_line(caught, "ragged.csv", *said)
+
+
+def test_without_a_header_a_third_column_of_something_else(pictures):
+    (pictures / "odd.csv").write_text("images/cat/0.png,cat,train\nimages/dog/0.png,dog,0.93\n")
+    with pytest.raises(ValueError) as caught:
+        open_dataset(pictures / "odd.csv")
+    one_line(caught, "odd.csv, line 2", "'0.93' is none of train")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_only_a_line_feed_ends_a_row(suffix, pictures):
+    """str.splitlines ends lines at U+2028 and others, which are characters of a name like any other."""
+    rows = [(a, b + "\u2028\u0085x", c) for a, b, c in ROWS]
+    lines = (json.dumps(dict(zip(("path", "label", "split"), row, strict=True)), ensure_ascii=False) for row in rows)
+    text = table(rows, ("path", "label", "split")) if suffix == "csv" else "\n".join(lines)
+    (pictures / f"ends.{suffix}").write_text(text, encoding="utf-8")
+    assert open_dataset(pictures / f"ends.{suffix}").class_names == tuple(f"{c}\\u2028\\x85x" for c in ("cat", "dog"))
+
+
+def test_a_name_that_no_file_can_have(pictures):
+    (pictures / "odd.jsonl").write_text(TABLES["d.jsonl"] + '\n{"image": "\\ud800", "label": "cat", "split": "test"}')
+    (line,) = open_dataset(pictures / "odd.jsonl").left_out
+    assert line.startswith("\\ud800: ")
+
+
 def test_a_file_that_a_table_names_and_nobody_has(pictures):
     (pictures / "more.csv").write_text(TABLES["a.csv"] + "images/gone.png,cat,test\n")
     dataset = open_dataset(pictures / "more.csv")
@@ -209,7 +251,12 @@ WRONG_TABLES = {
     "split": ("w.csv", "path,label,split\na,b,later\n", ["line 2", "'later' is none of train"]),
     "empty": ("w.csv", "", ["no rows"]),
     "not json": ("w.jsonl", '{"path": "a", "label": "b"}\n[1]\n', ["line 2", "not a JSON object"]),
-    "a list": ("w.jsonl", '{"path": "a", "label": ["b"]}\n', ["line 1", "text or whole numbers"]),
+    "a list": ("w.jsonl", '{"path": "a", "label": ["b"]}\n', ["line 1", "'label' must be text or a whole number"]),
+    "true": ("w.jsonl", '{"path": "a", "label": true}\n', ["line 1", "'label' must be text or a whole number"]),
+    "null": ("w.jsonl", '{"path": "a", "label": null}\n', ["line 1", "has no label"]),
+    "deep": ("w.jsonl", "[" * 200_000, ["line 1", "not a JSON object"]),
+    "nul": ("w.jsonl", '{"path": "a\\u0000b", "label": "c"}\n', ["line 1", "NUL"]),
+    "nul in csv": ("w.csv", "path,label\na\0b,c\n", ["line 2", "NUL"]),
 }
 
 
@@ -301,6 +348,27 @@ def test_shards_that_cannot_be_used(tmp_path):
         with pytest.raises(error) as caught:
             open_dataset(tmp_path / name)
         one_line(caught, said)
+
+
+@pytest.mark.parametrize(
+    "about, said",
+    [
+        ('["label"]', "0.json is not a JSON object"),
+        ("5", "0.json is not a JSON object"),
+        ('"text"', "0.json is not a JSON object"),
+        ("", "0.json is not a JSON object"),
+        ("[" * 200_000, "0.json is not a JSON object"),
+        ('{"label": true}', "0.json 'label' must be text or a whole number"),
+        ('{"class": {"id": 1}}', "0.json 'class' must be text or a whole number"),
+        ('{"label": null}', "0.png has no class"),
+        ("{}", "0.png has no class"),
+    ],
+)
+def test_a_class_in_json_is_text_or_a_whole_number(about, said, tmp_path):
+    shard(tmp_path / "train.tar", [("0.json", about.encode()), ("0.png", encoded(photo(4, 4)))])
+    with pytest.raises(ValueError) as caught:
+        open_dataset(tmp_path / "train.tar")
+    one_line(caught, "train.tar", said)
 
 
 # --- hf: --------------------------------------------------------------------------------------------------------------

@@ -119,6 +119,8 @@ def stamp_of_files(root: str, names: Sequence[str]) -> str:
             found = os.stat(os.path.join(root, name))
         except OSError as error:
             return name, error.errno
+        except ValueError:  # no name that a file can have
+            return name, None
         return name, found.st_size, found.st_mtime_ns, found.st_mode
 
     return stamp_of([os.path.abspath(root), *(about(name) for name in names)])

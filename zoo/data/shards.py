@@ -22,6 +22,7 @@ from zoo.data.cache import cached
 from zoo.data.dataset import first_line
 from zoo.data.folders import IMAGE_SUFFIXES
 from zoo.data.listing import Listing, shown, split_of, stamp_of_files
+from zoo.data.tables import json_cell, json_object
 from zoo.data.threads import tracked
 
 # How compressed files begin, and what unpacks them beside themselves
@@ -115,7 +116,7 @@ def list_shards(spec: Path) -> Listing:
         places = np.array([row[:3] for row in rows], np.int64)
         return {"places": places, "about": np.frombuffer(about.encode(), np.uint8)}
 
-    found = cached(f"shards-1-{stamp}", index)
+    found = cached(f"shards-2-{stamp}", index)
     about = json.loads(found["about"].tobytes())
     split = [split_of(_first_word(os.path.basename(path))) for path in paths]
     if "" in split and any(split):
@@ -171,11 +172,9 @@ def _record(
     if "cls" in group:
         label = _text(archive, group["cls"])
     elif "json" in group:
-        try:
-            about = json.loads(_text(archive, group["json"]))
-        except ValueError:
-            raise ValueError(f"{shard}: {group['json'].name} is not JSON") from None
-        label = str(next((about[k] for k in ("label", "class", "cls") if k in about), "")) if about else ""
+        where = f"{shard}: {shown(group['json'].name)}"
+        about = json_object(_text(archive, group["json"]), where)
+        label = next(filter(None, (json_cell(about, name, where) for name in ("label", "class", "cls"))), "")
     else:
         label = os.path.basename(os.path.dirname(image.name))
     if not label:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from zoo.data.listing import FileStore, Listing, split_of, stamp_of_files
 
@@ -20,8 +23,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 def list_table(file: Path) -> Listing:
     """List the images that a table names.
 
-    The columns are found by their names (COLUMNS); a table of two columns without a header is path and label. A column
-    for the split is optional; its values are spelled as people spell splits.
+    The columns are found by their names (COLUMNS); without a header, which is where the first cell is a file, they are
+    path, label and perhaps split. The split's values are spelled as people spell splits.
 
     Raises:
         ValueError: not a table, columns that cannot be told apart, a row without a path, label or known split.
@@ -38,6 +41,8 @@ def list_table(file: Path) -> Listing:
         for role in ("path", "label"):
             if not row.get(role, ""):
                 raise ValueError(f"{file}, line {number}: has no {role}")
+        if "\0" in row["path"]:
+            raise ValueError(f"{file}, line {number}: the path has a NUL character in it")
         split = ""
         if "split" in row:
             split = split_of(row["split"])
@@ -76,18 +81,20 @@ def _separated_rows(text: str, file: Path) -> list[tuple[int, Mapping[str, str]]
     first = text.split("\n", 1)[0]
     separator = "\t" if file.suffix.lower() in (".tsv", ".tab") else max(",;\t", key=first.count)
     try:
-        reader = csv.reader(text.splitlines(), delimiter=separator, strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise ValueError(f"{file}: is not a table that can be read ({error})") from None
     if not lines:
         return []
     header = [cell.strip() for cell in lines[0][1]]
-    if len(header) == 2 and (file.parent / header[0]).is_file():
-        return [(number, dict(zip(("path", "label"), map(str.strip, row), strict=False))) for number, row in lines]
-    places = {role: header.index(column) for role, column in _roles(header, file).items()}
+    if len(header) in (2, 3) and os.path.isfile(file.parent / header[0]):  # no header
+        places = {role: place for place, role in enumerate(("path", "label", "split")[: len(header)])}
+    else:
+        places = {role: header.index(column) for role, column in _roles(header, file).items()}
+        del lines[0]
     rows: list[tuple[int, Mapping[str, str]]] = []
-    for number, row in lines[1:]:
+    for number, row in lines:
         if len(row) != len(header):
             raise ValueError(f"{file}, line {number}: has {len(row)} cells where the first line has {len(header)}")
         rows.append((number, {role: row[place].strip() for role, place in places.items()}))
@@ -97,18 +104,32 @@ def _separated_rows(text: str, file: Path) -> list[tuple[int, Mapping[str, str]]
 def _json_rows(text: str, file: Path) -> list[tuple[int, Mapping[str, str]]]:
     rows: list[tuple[int, Mapping[str, str]]] = []
     roles: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise ValueError(f"{file}, line {number}: is not a JSON object")
+        where = f"{file}, line {number}:"
+        record = json_object(line, where)
         roles = roles or _roles(list(record), file)
-        cells = {role: record.get(column) for role, column in roles.items()}
-        if any(isinstance(cell, (dict, list, float, bool)) for cell in cells.values()):
-            raise ValueError(f"{file}, line {number}: path, label and split are text or whole numbers")
-        rows.append((number, {role: "" if cell is None else str(cell) for role, cell in cells.items()}))
+        rows.append((number, {role: json_cell(record, column, where) for role, column in roles.items()}))
     return rows
+
+
+def json_object(text: str, where: str) -> dict[str, Any]:
+    """The JSON object that a text is; anything else is a ValueError that begins with `where`."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} is not a JSON object")
+    return found
+
+
+def json_cell(record: Mapping[str, Any], column: str, where: str) -> str:
+    """What a JSON object has under a name, "" for nothing or null; neither text nor a whole number is a ValueError."""
+    value = record.get(column)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"{where} {column!r} must be text or a whole number")
+    return str(value)
