@@ -381,6 +381,42 @@ def test_kerass_three_forms(form, tmp_path):
             read_tensors(written(tmp_path, data[:length], f"model{form}"))
 
 
+def test_keras_links_to_elsewhere_and_empty_giants_are_refused(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    write_keras(tmp_path / "other.h5", ".h5")
+    links = (h5py.ExternalLink("other.h5", "/conv1"), h5py.SoftLink("/elsewhere"))
+    for form, places in ((".h5", ("conv1", "conv1/conv1/bias:0")), (".weights.h5", ("layers", "layers/conv2d/vars/0"))):
+        for place, link in zip(places, links, strict=True):
+            write_keras(tmp_path / f"model{form}", form)
+            with h5py.File(tmp_path / f"model{form}", "a") as file:
+                del file[place]
+                file[place] = link
+            with pytest.raises(ValueError, match=rf"model{form}: has a link in place of"):
+                read_tensors(tmp_path / f"model{form}")
+    write_keras(tmp_path / "model.h5", ".h5")
+    with h5py.File(tmp_path / "model.h5", "a") as file:
+        del file["conv1/conv1/kernel:0"]
+        file.create_dataset("conv1/conv1/kernel:0", (10**6, 10**6), "f4", chunks=(1000, 1000))
+    with pytest.raises(
+        ValueError, match=r"model.h5: has /conv1/conv1/kernel:0 of shape \(1000000, 1000000\) in 0 bytes"
+    ):
+        read_tensors(tmp_path / "model.h5")
+
+
+@pytest.mark.parametrize(("place", "count"), [("conv2d", 3), ("batch_normalization", 2), ("batch_normalization", 5)])
+def test_keras_layers_of_another_number_of_weights_are_refused(place, count, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    write_keras(tmp_path / "model.weights.h5", ".weights.h5")
+    with h5py.File(tmp_path / "model.weights.h5", "a") as file:
+        values = file[f"layers/{place}/vars"]
+        for i in range(len(values), count):
+            values[str(i)] = np.zeros(4, np.float32)
+        for i in range(count, len(values)):
+            del values[str(i)]
+    with pytest.raises(ValueError, match=rf"model.weights.h5: \w+ in it has {count} weights; a {place} has "):
+        read_tensors(tmp_path / "model.weights.h5")
+
+
 def test_keras_without_h5py_says_what_to_install(tmp_path, monkeypatch):
     write_keras(tmp_path / "model.h5", ".h5")
     monkeypatch.setitem(sys.modules, "h5py", None)

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-#: The names of a layer's weights in Keras 3, where the file only numbers them; a norm without scale has three.
+#: The names of a layer's weights in Keras 3, where the file only numbers them. One may be missing: the last, a bias;
+#: of a norm the first, its scale (the key map of a model whose norms have a scale will then not find it).
 VARIABLES: dict[str, tuple[str, ...]] = {
     "conv2d": ("kernel", "bias"),
     "dense": ("kernel", "bias"),
@@ -22,6 +23,8 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
 }
 MEMBER = "model.weights.h5"
+#: To how many bytes one in the file can unpack (deflate's limit); and what may stand in none, as zeros never written.
+EXPANSION, UNWRITTEN = 1032, 2**16
 
 
 def read_keras(path: Path) -> dict[str, np.ndarray]:
@@ -42,7 +45,7 @@ def read_keras(path: Path) -> dict[str, np.ndarray]:
             content = path
         with h5py.File(content, "r") as file:
             return _renumbered(_numbered(file) if "layers" in file else _named(file))
-    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, TypeError) as error:
+    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, TypeError, AttributeError) as error:
         raise ValueError(f"is cut off or no file of Keras ({' '.join(str(error).split())})") from None
 
 
@@ -52,21 +55,24 @@ def _text(value: Any) -> str:
 
 def _named(file: Any) -> dict[str, np.ndarray]:
     """The older form: layers and weights are listed by name, "conv1/kernel:0"."""
-    group = file.get("model_weights", file)
+    group = _member(file, "model_weights") if "model_weights" in file else file
     if "layer_names" not in group.attrs:
         raise ValueError("is HDF5, but holds no weights of Keras")
     arrays = {}
     for layer in map(_text, group.attrs["layer_names"]):
-        for weight in map(_text, group[layer].attrs["weight_names"]):
-            arrays["/".join((layer, weight.removesuffix(":0").rpartition("/")[2]))] = _array(group[layer][weight])
+        weights = _member(group, layer)
+        for weight in map(_text, weights.attrs["weight_names"]):
+            arrays["/".join((layer, weight.removesuffix(":0").rpartition("/")[2]))] = _array(_member(weights, weight))
     return arrays
 
 
 def _numbered(file: Any) -> dict[str, np.ndarray]:
     """Keras 3: a group by class and number for each layer, which says the layer's name; weights by number."""
     arrays = {}
-    for place, group in file["layers"].items():
-        values = group.get("vars", ())
+    layers = _member(file, "layers")
+    for place in layers:
+        group = _member(layers, place)
+        values = _member(group, "vars") if "vars" in group else ()
         if len(values) == 0:
             continue
         kind = re.sub(r"_\d+$", "", place)
@@ -76,16 +82,35 @@ def _numbered(file: Any) -> dict[str, np.ndarray]:
         if "name" not in values.attrs:
             raise ValueError("does not say its layers' names; save it with a newer version of Keras")
         layer = _text(values.attrs["name"])
-        if kind == "batch_normalization" and len(values) == 3:
-            names = names[1:]
-        for number, weight in zip(range(len(values)), names, strict=False):
-            arrays[f"{layer}/{weight}"] = _array(values[str(number)])
+        if not len(names) - 1 <= len(values) <= len(names):
+            raise ValueError(f"{layer} in it has {len(values)} weights; a {kind} has {', '.join(names)}")
+        if len(values) < len(names):
+            names = names[1:] if kind == "batch_normalization" else names[:-1]
+        for number, weight in enumerate(names):
+            arrays[f"{layer}/{weight}"] = _array(_member(values, str(number)))
     return arrays
+
+
+def _member(group: Any, path: str) -> Any:
+    """group[path], where nothing on the way is a link to elsewhere, which could be another file."""
+    import h5py
+
+    for name in filter(None, path.split("/")):
+        link = group.get(name, getlink=True)
+        if link is None:
+            raise KeyError(f"{path} is missing in it")
+        if not isinstance(link, h5py.HardLink):
+            raise ValueError(f"has a link in place of {path}, which Keras never writes")
+        group = group[name]
+    return group
 
 
 def _array(dataset: Any) -> np.ndarray:
     if dataset.is_virtual or dataset.external:  # would read other files
         raise ValueError("has data that lie in another file")
+    stored = min(dataset.id.get_storage_size(), dataset.file.id.get_filesize())
+    if dataset.nbytes > EXPANSION * stored + UNWRITTEN:
+        raise ValueError(f"has {dataset.name} of shape {dataset.shape} in {stored} bytes")
     return np.asarray(dataset)
 
 
