@@ -114,6 +114,19 @@ def test_everything_that_does_not_fit_is_listed_at_once():
         convert(key_map, {**tensors, "conv.weight": np.ones(4)}, abstract)
 
 
+def test_numbers_of_another_kind_are_listed():
+    key_map, tensors, abstract = small()
+    tensors["conv.weight"] = np.ones((4, 3, 2, 2), np.int64)
+    tensors["norm.running_mean"] = np.full(4, 1e300)
+    with pytest.raises(ValueError) as error:
+        convert(key_map, tensors, abstract)
+    assert "2 of another kind" in str(error.value) and "conv.weight int64 (for params/stem/kernel)" in str(error.value)
+    what = "norm.running_mean and conv.bias float64 (for batch_stats/norm/mean): too large for float32"
+    assert what in str(error.value)
+    tensors |= {"conv.weight": np.ones((4, 3, 2, 2), np.float16), "norm.running_mean": np.full(4, np.inf)}
+    assert np.all(np.isinf(convert(key_map, tensors, abstract)["batch_stats"]["norm"]["mean"]))  # as it is in the file
+
+
 def test_what_the_source_cannot_express_is_not_written():
     key_map, tensors, abstract = small()
     variables = convert(key_map, tensors, abstract)

@@ -97,12 +97,12 @@ def convert(
     keys that stand for nothing in the function (PyTorch's num_batches_tracked).
 
     Raises one ValueError that lists everything that does not fit: leaves without a tensor, tensors that no leaf
-    wants, differing shapes.
+    wants, differing shapes, numbers of another kind (integers, text; or finite ones that our dtype cannot hold).
     """
     wanted = leaves_by_path(abstract_variables)
     missing = [f"{path} (the model has it, the key map does not)" for path in wanted if path not in key_map]
     unexpected = [f"{path} (the key map has it, the model does not)" for path in key_map if path not in wanted]
-    shapes, leaves = [], {}
+    shapes, kinds, leaves = [], [], {}
     used = {key for entry, _ in key_map.values() for key in _keys(entry)}
     unexpected += [
         key for key in tensors if key not in used and not any(re.fullmatch(pattern, key) for pattern in ignore)
@@ -115,6 +115,14 @@ def convert(
             continue
         shape, dtype = wanted[path].shape, wanted[path].dtype
         given = [np.asarray(tensors[key]) for key in keys]
+        others = [
+            f"{key} {tensor.dtype} (for {path})"
+            for key, tensor in zip(keys, given, strict=True)
+            if not jax.numpy.issubdtype(tensor.dtype, jax.numpy.floating)
+        ]
+        if others:
+            kinds += others
+            continue
         try:
             leaf = layout.load(*given)
         except ValueError:
@@ -125,8 +133,13 @@ def convert(
             sources = " and ".join(f"{key} {tensor.shape}" for key, tensor in zip(keys, given, strict=True))
             shapes.append(f"{path} {tuple(shape)}: {sources}, read as {layout.name}")
         else:
-            leaves[path] = np.ascontiguousarray(leaf, dtype=dtype)
-    problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+            with np.errstate(over="ignore"):
+                leaves[path] = np.ascontiguousarray(leaf, dtype=dtype)
+            if leaf.dtype != dtype and np.any(np.isfinite(leaf) & ~np.isfinite(leaves[path])):
+                kinds.append(f"{' and '.join(keys)} {leaf.dtype} (for {path}): too large for {np.dtype(dtype)}")
+    problems = (
+        ("missing", missing), ("unexpected", unexpected), ("of another shape", shapes), ("of another kind", kinds),
+    )  # fmt: skip
     if any(found for _, found in problems):
         lines = [f"{len(found)} {what}:\n  " + "\n  ".join(found) for what, found in problems if found]
         raise ValueError("the tensors do not fit the model\n" + "\n".join(lines))
