@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 
@@ -85,6 +86,27 @@ def test_a_scan_is_remembered_until_a_file_changes(tmp_path, monkeypatch):
     (tmp_path / "photos" / "cat" / "0.png").write_bytes(b"")
     again = open_dataset(tmp_path / "photos")
     assert len(looked) > 10 and again.left_out == ("cat/0.png: empty file (0 bytes)",)
+
+
+@pytest.mark.parametrize(
+    "module, name, error, said",
+    [
+        (os, "open", OSError(errno.EMFILE, "Too many open files"), "cannot be read (Too many open files)"),
+        (listing.FileStore, "_read", MemoryError(), "MemoryError"),
+        (scan, "pixels", MemoryError(), "does not fit in memory"),
+    ],
+)
+def test_what_may_pass_is_not_remembered(module, name, error, said, tmp_path, monkeypatch):
+    root = folder_of(tmp_path / "photos", {"cat": 5, "dog": 5})
+    source = list_source(root)
+
+    def fails(*args, **kwargs):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, fails)
+        assert set(source.scan(0).reasons.values()) == {said}
+    assert not source.scan(0).reasons
 
 
 @pytest.mark.parametrize("workers", [1, 4])

@@ -24,8 +24,16 @@ def cache_folder() -> Path:
     return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "jax-model-zoo"
 
 
-def cached(key: str, build: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Arrays from the cache, or made and put there. The checksums of the zip format reveal a damaged file."""
+def cached(
+    key: str, build: Callable[[], dict[str, NDArray[Any]]], lasting: Callable[[], bool] = lambda: True
+) -> dict[str, NDArray[Any]]:
+    """Arrays from the cache, or made and put there. The checksums of the zip format reveal a damaged file.
+
+    Args:
+        key: names them; it changes with whatever they are made from.
+        build: makes them.
+        lasting: asked after `build`: whether what it made may be kept.
+    """
     path = cache_folder() / "data" / f"{key}.npz"
     try:
         with path.open("rb") as raw:
@@ -34,6 +42,8 @@ def cached(key: str, build: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, 
     except (OSError, zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, AttributeError):
         pass  # absent or damaged: made anew
     arrays = build()
+    if not lasting():
+        return arrays
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

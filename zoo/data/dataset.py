@@ -61,7 +61,10 @@ class Store(Protocol):
     """Encoded images by number, wherever they lie. Several threads call these at once."""
 
     def fetch(self, records: Sequence[int]) -> list[bytes]:
-        """The bytes of these records. ValueError or OSError, one line, naming what cannot be read."""
+        """The bytes of these records. ValueError or OSError, one line, naming what cannot be read.
+
+        The cause of a ValueError is an OSError (`raise … from error`) where another attempt may succeed.
+        """
 
     def name(self, record: int) -> str:
         """What to call a record in messages: a path where there is one."""

@@ -38,7 +38,7 @@ class HfStore:
         try:
             return Path(cell["path"]).read_bytes()
         except (KeyError, TypeError, OSError) as error:
-            raise ValueError(f"{self.name(record)}: cannot be read ({first_line(error)})") from None
+            raise ValueError(f"{self.name(record)}: cannot be read ({first_line(error)})") from error
 
     def name(self, record: int) -> str:
         table, row = self._place(record)

@@ -66,8 +66,8 @@ def opened(data: bytes, name: str = "image") -> Iterator[Any]:
         raise ValueError(f"{name}: {_what_it_is(data)}") from None
     except Image.DecompressionBombError:
         raise ValueError(f"{name}: has more pixels than can be decoded safely; scale it down first") from None
-    except MemoryError:
-        raise ValueError(f"{name}: does not fit in memory") from None
+    except MemoryError as error:
+        raise ValueError(f"{name}: does not fit in memory") from error
     except Exception as error:  # Pillow's decoders raise nearly every type there is on damaged files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name}: damaged or not supported ({reason})") from None

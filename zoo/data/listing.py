@@ -83,7 +83,7 @@ class FileStore:
         except FileNotFoundError:
             raise ValueError(f"{self.name(record)}: no such file") from None
         except OSError as error:
-            raise ValueError(f"{self.name(record)}: cannot be read ({error.strerror})") from None
+            raise ValueError(f"{self.name(record)}: cannot be read ({error.strerror})") from error
 
     def name(self, record: int) -> str:
         return shown(self.names[record])

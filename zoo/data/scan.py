@@ -1,6 +1,7 @@
 """Looking at every image of a data set once, in parallel: size, kind, hash of the content, and what is wrong with it.
 
-What was found is kept in the cache under a stamp of the files' names, sizes and times, so that the next start is quick.
+What was found is kept in the cache under a stamp of the files' names, sizes and times, so that the next start is quick;
+not so if anything failed that may pass, such as a network's or the memory's failure, which no stamp shows.
 """
 
 from __future__ import annotations
@@ -60,6 +61,11 @@ def examine(data: bytes) -> tuple[tuple[int, int], str]:
         return (height, width), kind
 
 
+def may_pass(error: BaseException) -> bool:
+    """Whether an error says something about the moment, and nothing about the image."""
+    return any(isinstance(each, OSError | MemoryError) for each in (error, error.__cause__))
+
+
 def scan(store: Store, count: int, stamp: str, workers: int | None = None) -> Scan:
     """Examine records 0..count-1, or remember what was found before.
 
@@ -70,6 +76,8 @@ def scan(store: Store, count: int, stamp: str, workers: int | None = None) -> Sc
         workers: threads; by default one per processor. They change nothing but the speed.
     """
 
+    passing: list[int] = []  # records that may be readable the next time
+
     def look() -> dict[str, NDArray[np.generic]]:
         sizes, hashes = np.zeros((count, 2), np.int32), np.zeros((count, 16), np.uint8)
         kinds, reasons = [""] * count, {}
@@ -78,14 +86,16 @@ def scan(store: Store, count: int, stamp: str, workers: int | None = None) -> Sc
             for record in range(start, min(start + CHUNK, count)):
                 try:
                     (data,) = store.fetch([record])
-                except (ValueError, OSError) as error:
+                except (ValueError, OSError, MemoryError) as error:
                     reasons[record] = first_line(error).removeprefix(f"{store.name(record)}: ")
+                    passing.extend([record] if may_pass(error) else [])
                     continue
                 hashes[record] = np.frombuffer(blake2b(data, digest_size=16).digest(), np.uint8)
                 try:
                     sizes[record], kinds[record] = examine(data)
                 except ValueError as error:
                     reasons[record] = first_line(error).removeprefix("image: ")
+                    passing.extend([record] if may_pass(error) else [])
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on what it reads all the same
@@ -102,7 +112,7 @@ def scan(store: Store, count: int, stamp: str, workers: int | None = None) -> Sc
 
     import PIL
 
-    found = cached(f"scan-1-{PIL.__version__}-{stamp}", look)
+    found = cached(f"scan-2-{PIL.__version__}-{stamp}", look, lasting=lambda: not passing)
     about = json.loads(found["about"].tobytes())
     reasons = {int(record): reason for record, reason in about["reasons"].items()}
     hashes = found["hashes"].tobytes()

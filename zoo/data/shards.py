@@ -56,7 +56,7 @@ class TarStore:
                 file.seek(start)
                 data = file.read(length)
         except OSError as error:
-            raise ValueError(f"{self.name(record)}: cannot be read ({error.strerror})") from None
+            raise ValueError(f"{self.name(record)}: cannot be read ({error.strerror})") from error
         if len(data) != length:
             raise ValueError(f"{self.name(record)}: the shard is cut off")
         return data
