@@ -72,7 +72,7 @@ def _numbered(file: Any) -> dict[str, np.ndarray]:
     layers = _member(file, "layers")
     for place in layers:
         group = _member(layers, place)
-        values = _member(group, "vars") if "vars" in group else ()
+        values: Any = _member(group, "vars") if "vars" in group else ()
         if len(values) == 0:
             continue
         kind = re.sub(r"_\d+$", "", place)

@@ -5,6 +5,7 @@ names of WEIGHTS are fetched, converted once and kept in the user's cache as a c
 that it is for, unless it is the file of a known set. Nothing is ever dropped or made up on the way.
 """
 
+import dataclasses
 import difflib
 import os
 import shutil
@@ -33,8 +34,6 @@ SOURCES: dict[str, ModuleType] = {"torchvision": torchvision, "timm": timm, "ker
 NAMINGS = {"torch": ("torchvision", "timm", "akamaster"), "keras": ("keras",)}
 #: What wrappers (DataParallel, torch.compile, training modules) put before every key.
 PREFIXES = ("module.", "_orig_mod.", "model.")
-#: How many of the tensors that do not fit an error line names; `convert` itself names all.
-LISTED = 24
 
 
 class Imported(NamedTuple):
@@ -200,7 +199,7 @@ def import_file(
     Args:
         file: safetensors, PyTorch or Keras.
         target: a name of WEIGHTS, whose hash the file must then have; or the name of a model, where the file is of no
-            known set. Not needed for a file that has the name and the hash of a known set.
+            known set, whatever it is called. Not needed for a file that has the name and the hash of a known set.
         fields: with a model, its fields to change; the number of classes is read from the file.
         classes: the classes' names, where the file is of no known set.
 
@@ -220,26 +219,37 @@ def import_file(
         raise FileNotFoundError(f"{file}: no such weight file")
     files = {weights.file.rpartition("/")[2]: weights for weights in WEIGHTS.values() if weights.digest}
     known = files.get(file.name)
+    notes: tuple[str, ...] = ()
     if known and target in (None, known.model) and not fields and not classes:
-        return _import_known(file, known)
+        try:
+            return _import_known(file, known)
+        except Wrong:
+            if target is None:
+                raise
+            notes = (f"it is called as the file of {known.name} is, but is another one",)
     if target is None:
         raise ValueError(f"{file}: say which model it is for, e.g. model='resnet50' (--as resnet50 on a command line)")
-    return _import_unknown(file, read_tensors(file), target, fields, classes)
+    tensors = read_tensors(file)
+    return _import_unknown(file, tensors._replace(notes=(*notes, *tensors.notes)), target, fields, classes)
 
 
 def _import_known(file: Path, weights: Weights) -> Imported:
+    """A file as a known set. Raises Wrong where it is another file."""
     try:
         sha256 = check_digest(file, weights.digest)
-        tensors = read_tensors(file)
     except Wrong as error:
-        raise ValueError(
+        raise Wrong(
             f"{file}: is not the file of {weights.name}: {error}; if it is weights of your own for that network, "
             f"name the model alone: {weights.model}"
         ) from None
+    tensors = read_tensors(file)
     model = models.create(weights.model, **weights.fields)
     source = SOURCES[weights.source]
     variables = _converted(file, model, source, tensors.arrays, _shape(weights.preprocess))
-    return Imported(card_of(weights, sha256), variables, tensors.notes)
+    card = card_of(weights, sha256)
+    if tensors.notes:
+        card = dataclasses.replace(card, source="; ".join((card.source, *tensors.notes)))
+    return Imported(card, variables, tensors.notes)
 
 
 def _import_unknown(
@@ -278,9 +288,8 @@ def _converted(file: Path, model: Any, source: ModuleType, arrays: Mapping[str, 
         return convert(source.key_map(model, abstract), arrays, abstract, source.IGNORED)
     except ValueError as error:
         first, *lines = str(error).splitlines()
-        more = f"; … and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
-        problems = "; ".join(line.strip() for line in lines[:LISTED])
-        raise ValueError(f"{file}: {first}{': ' if lines else ''}{problems}{more}") from None
+        problems = "; ".join(line.strip() for line in lines)
+        raise ValueError(f"{file}: {first}{': ' if lines else ''}{problems}") from None
 
 
 def _recognised(file: Path, model: Any, tensors: Tensors) -> tuple[str, dict[str, np.ndarray], KeyMap]:
