@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from zoo.data.crop import Crop, host_crop, read_crop
 from zoo.data.dataset import ArraySplit, EncodedSplit, Split
+from zoo.data.polarity import InvertedSplit
 from zoo.data.preprocess import Preprocess, fit_images
 from zoo.data.threads import Pieces, made_ahead, run_all
 from zoo.data.views import VIEWS, check_views, fit_views
@@ -239,7 +240,8 @@ def _pieces(
             except ValueError as error:
                 raise ValueError(f"{split.name(record)}{str(error).removeprefix('image')}") from None
 
-    size = PIECE if isinstance(split, EncodedSplit) else 1024
+    inside = split.split if isinstance(split, InvertedSplit) else split
+    size = PIECE if isinstance(inside, EncodedSplit) else 1024
     starts = range(0, len(indices), size)
     return [partial(cut if crop else fit, start, min(start + size, len(indices))) for start in starts]
 

@@ -7,9 +7,10 @@ import numpy as np
 
 from zoo.data.dataset import Dataset, Labels, Pixels, Split
 from zoo.data.images import luma
-from zoo.data.preprocess import measured_polarity
+from zoo.data.preprocess import measured_polarity, sample_images
 
-SAMPLE = 1_000  # records that are looked at
+SAMPLE = 1_000  # records that are looked at; of photographs a tenth
+COVERED = (64, 64)  # what large images are shrunk to cover: enough to tell the ground from the ink
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +37,11 @@ def match_polarity(dataset: Dataset, polarity: str | None) -> Dataset:
     What decides is the background that over 90 % of the images of its first split share; of photographs, which have
     none, and for a model without polarity nothing changes.
     """
-    if polarity is None:
-        return dataset
     split = next(iter(dataset.splits.values()))
-    count = min(SAMPLE, len(split))
-    images = [
-        image if image.shape[-1] == 1 else luma(image[..., :3])
-        for image in split.read(np.arange(count) * len(split) // max(count, 1))
-    ]
+    if polarity is None or not len(split):
+        return dataset
+    sampled = sample_images(split, COVERED, SAMPLE)
+    images = [image if image.shape[-1] == 1 else luma(image[..., :3]) for image in sampled]
     found = measured_polarity(images)
     if found is None or found == polarity:
         return dataset
