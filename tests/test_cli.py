@@ -154,6 +154,8 @@ MISTAKES = [
     (["train", "--save-every", "nan"], "seconds"),
     (["info", "nowhere/best"], "no such checkpoint"),
     (["train", "--modle", "x"], "did you mean --model"),
+    (["train", "--epoch", "3"], "did you mean --epochs"),
+    (["trian"], "did you mean train"),
     (["train", "--model", "lenet"], "did you mean lenet5"),
     (["train", "--data", "digit"], "digits"),
     (["train", "--data", "nowhere.npz"], "nowhere.npz"),

@@ -183,7 +183,7 @@ def test_out_and_in_again_and_verified(resnet, folder, tmp_path, capsys, monkeyp
     [(("export", "CKPT", "--to", "safetensors", "--keys", "tf"), "--keys tf: should be one of torchvision"),
      (("export", "CKPT", "--to", "onnx", "--keys", "timm"), "onnx has none"),
      (("export", "CKPT", "--to", "pickle"), "invalid choice"),
-     (("export", "CKPT", "--to", "safetensors", "--keys", "timm", "-o", "x"), "no ResNet for small images"),
+     (("export", "CKPT", "--to", "safetensors", "--keys", "timm", "-o", "x.safetensors"), "no ResNet for small images"),
      (("import", "nowhere.pth", "--as", "resnet20", "-o", "x"), "nowhere.pth: no such weight file"),
      (("import", "nowhere.pth", "--as", "resnet20", "--set", "block=1", "-o", "x"), "did you mean blocks?"),
      (("import", "nowhere.pth", "--as", "resnet20", "--set", "blocks", "-o", "x"), "write it as field=value"),

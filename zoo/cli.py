@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from zoo.commands import SIGNAL_EXIT, one_line
 
@@ -27,7 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line, and that takes no abbreviations: they would not stay unique."""
+
+    def __init__(self, **about: Any):
+        super().__init__(**about, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {_with_nearest(self, message)}\n")
@@ -39,6 +42,10 @@ def _with_nearest(parser: argparse.ArgumentParser, message: str) -> str:
         near = difflib.get_close_matches(word, parser._option_string_actions, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; `{parser.prog} --help` lists them"
         return f"there is no option {word!r}{hint}"
+    if message.startswith("argument COMMAND: invalid choice: "):
+        word = message.split("'")[1]
+        near = difflib.get_close_matches(word, COMMANDS, n=1)
+        return f"there is no command {word!r}; " + (f"did you mean {near[0]}?" if near else f"{', '.join(COMMANDS)}")
     return message
 
 

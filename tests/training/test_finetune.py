@@ -435,6 +435,14 @@ def test_killed_around_the_phases_and_started_again(tmp_path, monkeypatch, tuned
     assert outcome(tmp_path / "run") == outcome(tuned.workdir)
 
 
+def test_patience_waits_for_the_last_phase(checkpoint_folder, tmp_path, monkeypatch):
+    """A head that stops improving must not end the run before the body has learnt at all."""
+    monkeypatch.setattr(loop, "monitor_score", lambda result, monitor: [0.0])  # never better after the first
+    done = tune(checkpoint_folder, tmp_path / "run", dataclasses.replace(TUNE, patience=1, monitor="accuracy"))
+    steps = [row["step"] for row in done.history]
+    assert steps[-1] > 6 and steps[:2] == [6, 12]
+
+
 def test_another_checkpoint_of_the_same_name_is_another_run(tmp_path, tuned):
     other = start_of("resnet20", seed=4, **TINY)
     folder = tmp_path / "ckpt"

@@ -2,7 +2,7 @@
 
 import argparse
 
-from zoo.commands import amount, start_jax
+from zoo.commands import amount, require_writable, start_jax
 
 #: form -> the ending of its files
 FORMS = {"safetensors": ".safetensors", "stablehlo": ".stablehlo", "onnx": ".onnx"}
@@ -26,9 +26,10 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--keys {options.keys}: names the tensors of safetensors; {options.to} has none")
     if options.keys and options.keys not in export.KEYS:
         raise ValueError(f"--keys {options.keys}: should be one of {', '.join(export.KEYS)}")
-    loaded = api.load(options.checkpoint)
     name = Path(options.checkpoint).name.replace(":", "-")
     file = Path(options.output or f"{name}{FORMS[options.to]}")
+    require_writable(file, FORMS[options.to])
+    loaded = api.load(options.checkpoint)
     about = ""
     if options.to == "safetensors":
         about = f", names of {export.write_safetensors(loaded, file, options.keys)}"

@@ -1,9 +1,10 @@
 """`zoo features`: what an endpoint of a checkpoint says of every image of a data set, as arrays."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from zoo.commands import count, counter, start_jax
+from zoo.commands import count, counter, require_writable, start_jax
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +36,7 @@ def extract(options: argparse.Namespace, splits: list[str] | None) -> Any:
 
 
 def run(options: argparse.Namespace) -> int:
-    if not options.output.lower().endswith(".npz"):
-        raise ValueError(f"-o {options.output}: writes arrays; the name should end in .npz")
+    require_writable(Path(options.output), ".npz")
     start_jax()
     found = extract(options, options.split)
     found.save(options.output)

@@ -122,7 +122,7 @@ def config_of(options: argparse.Namespace) -> Any:
     known = models.defining_fields(models.create(model, **fields))
     if options.data and base and options.data != base.data:
         fields.pop("num_classes", None)
-    if base and not options.recipe and not options.init:
+    if base and not options.recipe:
         recipe = base.recipe
     else:
         recipe = finetune.recipe_for(options.recipe, start, model, data)

@@ -77,6 +77,7 @@ class Start:
         saved, wanted = flatten(self.variables), flatten(fresh)
         if preprocess.channels != self.card.preprocess.channels:
             mixing = _mixing(self.card.preprocess.channels, preprocess.channels)
+            mixing = mixing * np.divide.outer(preprocess.std, self.card.preprocess.std).astype(np.float32)
             for path, axis in _channel_axes(model, shape).items():
                 if path in saved and saved[path].shape[axis] % mixing.shape[1] == 0:
                     saved[path] = _mixed(np.asarray(saved[path]), axis, mixing)
@@ -125,8 +126,9 @@ def _some(names: Sequence[str], most: int = 10) -> str:
 def _mixing(old: str, new: str) -> np.ndarray:
     """[new, old] channels: what each new input channel of a kernel is made of.
 
-    Grey takes the sum over RGB, and RGB a third of grey each, so that a grey image in three equal channels gives the
-    same answer as before; the practice of timm (`adapt_input_conv`). RGB and BGR change places.
+    Grey takes the sum over RGB, and RGB a third of grey each, so that a grey image in three equal channels gives nearly
+    the same answer as before (the channels' means are averaged); the practice of timm (`adapt_input_conv`). RGB and BGR
+    change places.
     """
     if len(new) == 1:
         return np.ones((1, len(old)), np.float32)

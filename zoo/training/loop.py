@@ -429,8 +429,12 @@ class Trainer:
         )
         if progress.step >= job.total_steps:
             progress.stopped = "all steps done"
-        elif job.recipe.patience and progress.stale >= job.recipe.patience:
+        elif job.recipe.patience and progress.stale >= job.recipe.patience and self.in_last_phase():
             progress.stopped = f"no better {job.recipe.monitor} in {progress.stale} evaluations"
+
+    def in_last_phase(self) -> bool:
+        """Whether the last step was of the last phase: before that, what is frozen has not had its turn."""
+        return self.job.phase(self.progress.step - 1) is self.job.phases[-1]
 
     def commit(self) -> None:
         """Save the whole state, then the best checkpoint."""

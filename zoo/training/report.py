@@ -19,6 +19,8 @@ from zoo.training.run import Progress
 if TYPE_CHECKING:
     from zoo.training.loop import Plan
 
+FEW_STEPS = 50  # in which hardly any network learns
+
 
 def describe(job: "Plan", folder: Path, say: Callable[[str], None]) -> None:
     """What is about to be trained, on what, how and where."""
@@ -36,6 +38,8 @@ def describe(job: "Plan", folder: Path, say: Callable[[str], None]) -> None:
         f"{counted(recipe.epochs, 'epoch')} = {counted(job.total_steps, 'step')} of {job.batch_size}; "
         f"{'; '.join(recipe.augment) or 'no augmentation'}"
     )
+    if job.total_steps < FEW_STEPS:
+        say("      so few updates teach a network little; a smaller --batch-size or more --epochs make more of them")
     if job.start is not None:
         for line in job.start.report(job.model, job.preprocess, job.dataset.class_names):
             say(line)
@@ -85,7 +89,8 @@ def finish(job: "Plan", folder: Path, best: dict, progress: Progress, display: D
     )  # fmt: skip
     summary = {"stopped": progress.stopped, "best_step": progress.best_step, **results}
     runs.write_atomically(folder / runs.RESULTS, json.dumps(summary, indent=1) + "\n")
-    display.say(f"{progress.stopped}; best at step {progress.best_step:,}")
+    epoch = progress.best_step / job.steps_per_epoch
+    display.say(f"{progress.stopped}; best after epoch {epoch:.1f} (step {progress.best_step:,})")
     for name, result in results.items():
         display.say(
             f"{name:>10}: accuracy {100 * result['accuracy']:.2f} %  loss {result['loss']:.4f}  macro F1 "
