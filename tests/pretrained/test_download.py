@@ -1,5 +1,6 @@
 """The whole download path against a server on this machine: resumed, checked, and nothing wrong is left behind."""
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import http.server
@@ -12,6 +13,7 @@ import torch_bytes as tb
 from networks import small
 
 import zoo
+from zoo import checkpoint
 from zoo.pretrained import download, weights
 from zoo.pretrained.table import WEIGHTS
 
@@ -93,8 +95,10 @@ def published(server, monkeypatch):
 
 
 def cache():
+    """What is kept, but for locks; names without the format and the hash of their row."""
     folder = weights.cache_folder() / "weights"
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    names = [path.name for path in folder.iterdir() if path.suffix != ".lock"] if folder.exists() else []
+    return sorted(re.sub(rf"-{checkpoint.FORMAT}-[0-9a-f]{{8}}$", "", name) for name in names)
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +113,41 @@ def test_fetched_once_converted_and_kept(server, published):
         assert np.array_equal(loaded.variables["params"]["head"]["bias"], tensors["module.linear.bias"])
     assert len(server.asked) == 1 and cache() == ["akamaster-resnet8"]
     assert "sha256 " in loaded.card.source and loaded.card.classes == row.classes
+
+
+def test_two_at_once_fetch_once(server, published, monkeypatch):
+    """The second waits for the first, which is still fetching, and finds the set."""
+    pytest.importorskip("fcntl")
+    row, _, tensors = published
+    fetch, begun, inside, most = weights.fetch, threading.Barrier(2), [], []
+
+    def slowly(*arguments):
+        inside.append(1)
+        most.append(len(inside))
+        threading.Event().wait(0.2)
+        try:
+            return fetch(*arguments)
+        finally:
+            inside.pop()
+
+    def load(_):
+        begun.wait()
+        return zoo.load(row.name).variables["params"]["head"]["bias"]
+
+    monkeypatch.setattr(weights, "fetch", slowly)
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        for bias in threads.map(load, range(2)):
+            assert np.array_equal(bias, tensors["module.linear.bias"])
+    assert most == [1] and len(server.asked) == 1 and cache() == ["akamaster-resnet8"]
+
+
+def test_another_row_or_format_is_another_copy(published, monkeypatch):
+    row, _, _ = published
+    folders = {weights.cached_folder(row), weights.cached_folder(dataclasses.replace(row, licence="other"))}
+    assert weights.cached_folder(dataclasses.replace(row)) in folders
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    folders.add(weights.cached_folder(row))
+    assert len(folders) == 3 and len({folder.parent for folder in folders}) == 1
 
 
 def test_a_damaged_copy_is_fetched_anew(server, published):

@@ -5,11 +5,13 @@ names of WEIGHTS are fetched, converted once and kept in the user's cache as a c
 that it is for, unless it is the file of a known set. Nothing is ever dropped or made up on the way.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -88,8 +90,9 @@ def find(spec: str | Path) -> Path | Weights:
 
 
 def cached_folder(weights: Weights) -> Path:
-    """Where a set is kept once it is converted."""
-    return cache_folder() / "weights" / weights.name.replace(":", "-")
+    """Where a set is kept once it is converted: another place for another format or another row of the table."""
+    row = hashlib.sha256(repr(weights).encode()).hexdigest()[:8]
+    return cache_folder() / "weights" / f"{weights.name.replace(':', '-')}-{checkpoint.FORMAT}-{row}"
 
 
 def folder_of(spec: str | Path) -> Path:
@@ -133,20 +136,34 @@ def open_weights(
     if isinstance(found, Path):
         return checkpoint.load_checkpoint(found)
     folder = cached_folder(found)
-    if folder.exists():
+    with _locked(folder):
+        if folder.exists():
+            try:
+                checkpoint.check_manifest(folder)
+            except DamagedCheckpoint:
+                shutil.rmtree(folder)  # it can be made again
+            else:
+                return checkpoint.load_checkpoint(folder)
+        file = fetch(found, folder.parent)
         try:
-            checkpoint.check_manifest(folder)
-        except DamagedCheckpoint:
-            shutil.rmtree(folder)  # it can be made again
-        else:
-            return checkpoint.load_checkpoint(folder)
-    file = fetch(found, folder.parent)
-    try:
-        imported = import_file(file, found.name)
-        keep(imported, folder)
-    finally:
-        file.unlink()
+            imported = import_file(file, found.name)
+            keep(imported, folder)
+        finally:
+            file.unlink()
     return imported.card, imported.variables
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time, the others wait; nothing where the system has no such locks or the cache is read-only."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(folder.with_name(f"{folder.name}.lock").open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def keep(imported: Imported, folder: Path) -> Card:
