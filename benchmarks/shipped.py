@@ -4,7 +4,8 @@
     python -m benchmarks.shipped --table          # writes checkpoints/README.md from the cards
 
 The data lie, or are linked to, under runs/data: tfds (TensorFlow Datasets' folder), fashion-mnist (its IDX files, and
-classes.txt with the names), cifar10 (a folder of class folders). Names are relative, so that a card's command is one that others can type.
+classes.txt with the names), cifar10 (a folder of class folders). Names are relative, so that a card's command is one
+that others can type.
 """
 
 import argparse
