@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from zoo.checkpoint import unflatten
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -71,17 +73,6 @@ def leaves_by_path(variables: Mapping) -> dict[str, Any]:
     """{"params/stem/conv/kernel": leaf, …} of nested dicts."""
     flat = jax.tree_util.tree_leaves_with_path(variables)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
-
-
-def _nested(leaves: Mapping[str, Any]) -> dict:
-    tree: dict = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
 
 
 def _keys(entry: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -143,7 +134,7 @@ def convert(
     if any(found for _, found in problems):
         lines = [f"{len(found)} {what}:\n  " + "\n  ".join(found) for what, found in problems if found]
         raise ValueError("the tensors do not fit the model\n" + "\n".join(lines))
-    return {"params": {}, "batch_stats": {}} | _nested(leaves)
+    return {"params": {}, "batch_stats": {}} | unflatten(leaves)
 
 
 def export(key_map: KeyMap, variables: Mapping) -> dict[str, np.ndarray]:

@@ -255,10 +255,9 @@ def fit(
 
     model: a name of MODELS, `fields` changes its fields; None for that of `init`, the checkpoint to start from. data:
     what `open_dataset` takes, or a Dataset. recipe: a Recipe, a name of RECIPES, or None for the one that suits. The
-    state is committed at least every `save_seconds`,
-    and every `save_steps` steps if that is not 0. `workers` threads read data that is not kept in memory; None: one per
-    processor. Raises ValueError for what does not fit together, Diverged for a
-    loss that is not finite, Interrupted after SIGINT or SIGTERM.
+    state is committed at least every `save_seconds`, and every `save_steps` steps if that is not 0. `workers` threads
+    read data that is not kept in memory; None: one per processor. Raises ValueError for what does not fit together,
+    Diverged for a loss that is not finite, Interrupted after SIGINT or SIGTERM.
     """
     job = plan(model, data, recipe, init=init, fields=fields, data_dir=data_dir, limit=limit)
     folder = runs.open_folder(workdir, job.config, command)
