@@ -288,6 +288,9 @@ def test_what_is_kept_is_opened_without_a_network(published, monkeypatch):
     name, file, tensors = published
     keep(import_file(file, name), weights.cached_folder(WEIGHTS[name]))
     monkeypatch.setattr(weights, "fetch", lambda *_: pytest.fail("nothing needs to be fetched"))
+    hashed, original = [], zoo.checkpoint._sha256
+    monkeypatch.setattr(zoo.checkpoint, "_sha256", lambda part: hashed.append(part) or original(part))
     loaded = zoo.load(name)
+    assert hashed and len(hashed) == len(set(hashed))  # large files are read once for it, not twice
     assert np.array_equal(loaded.variables["params"]["head"]["bias"], tensors["module.linear.bias"])
     assert weights.read_card(name) == loaded.card and weights.folder_of(name).is_dir()

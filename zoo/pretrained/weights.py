@@ -139,11 +139,9 @@ def open_weights(
     with _locked(folder):
         if folder.exists():
             try:
-                checkpoint.check_manifest(folder)
-            except DamagedCheckpoint:
-                shutil.rmtree(folder)  # it can be made again
-            else:
                 return checkpoint.load_checkpoint(folder)
+            except (DamagedCheckpoint, FileNotFoundError):
+                shutil.rmtree(folder)  # it can be made again
         file = fetch(found, folder.parent)
         try:
             imported = import_file(file, found.name)
