@@ -32,7 +32,8 @@ def start_jax() -> None:
         except OSError:  # a home that cannot be written to: compile every time
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    # The small functions too: a dozen of them run before the first step, a second's compiling in all.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
