@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from photos import encoded, folder_of, photo
 
 from zoo import cli
 from zoo.data import listing, scan
+from zoo.data.cache import cache_folder
 from zoo.data.images import read_image
 from zoo.data.sources import list_source, open_dataset
 
@@ -48,7 +50,7 @@ def check_hostile(root, count, tmp_path, monkeypatch, capfd):
     assert any("no images" in note for note in found["notes"]) and any("readme.txt" in note for note in found["notes"])
     assert found["sizes"]["smallest"] == [1, 1] and [16, 12, 1] in found["sizes"]["common"]  # the one that is turned
     assert found["kinds"].keys() >= {"JPEG CMYK", "PNG RGB", "GIF P", "WEBP RGB"}
-    assert (tmp_path / "contact-sheet.png").stat().st_size > 1000
+    assert Path(found["contact_sheet"]).stat().st_size > 1000 and not (tmp_path / "contact-sheet.png").exists()
     assert len(out.splitlines()) > 20 and all(line.isprintable() for line in out.splitlines())
 
 
@@ -142,8 +144,36 @@ def test_the_sheets_of_the_command(tmp_path, capsys, monkeypatch):
     assert "made.png (resized_crop; flip)" in out
     sheet, made = read_image("all.png"), read_image("made.png")
     assert sheet.shape[2] == made.shape[2] == 3 and made.shape[0] > sheet.shape[0] > 200
-    first, second = made[22:100, 4:100], made[22:100, 104:200]
+    first, second = made[58:136, 4:100], made[58:136, 104:200]
     assert np.abs(first.astype(int) - second).mean() > 5  # the second column is augmented
+    for n in range(8):  # every column has a name above it, the first line says what is done
+        assert made[22:40, 4 + 100 * n : 100 + 100 * n].min() < 128
+    assert made[4:22].min() < 128
+
+
+def test_sheets_that_nobody_named_lie_in_the_cache(tmp_path, capsys, monkeypatch):
+    """People have contact-sheet.png and augmented.png of their own."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("contact-sheet.png", "augmented.png"):
+        Path(name).write_bytes(b"mine")
+    assert cli.main(["data", "digits", "--augmented", "--augment", "flip"]) == 0
+    out = capsys.readouterr().out
+    for what in ("contact sheet: ", "augmented: "):
+        (line,) = [line for line in out.splitlines() if line.startswith(what)]
+        place = Path(line.removeprefix(what).split(" (")[0])
+        assert place.is_relative_to(cache_folder()) and read_image(place).shape[1] == 804
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "contact-sheet.png": b"mine",
+        "augmented.png": b"mine",
+    }
+
+
+def test_a_sheet_that_nobody_asked_for_may_be_impossible(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    assert cli.main(["data", "digits"]) == 0
+    out = capsys.readouterr().out
+    assert "contact sheet: not drawn (" in out and "--sheet FILE.png says where" in out and "try: zoo train" in out
 
 
 def test_data_of_other_kinds(tmp_path, capsys, monkeypatch):

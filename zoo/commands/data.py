@@ -1,7 +1,13 @@
-"""`zoo data`: look at a data set before training on it."""
+"""`zoo data`: look at a data set before training on it.
+
+Drawings for which no file is named go to the user's cache folder: looking at data writes nothing where people work.
+"""
 
 import argparse
+import hashlib
+import re
 from pathlib import Path
+from typing import Any
 
 from zoo.commands import count, one_line, require_writable
 
@@ -10,10 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("data", metavar="DATA", help="what `zoo train --data` takes: a folder, a table, tar shards, tfds:NAME, …")
     add("--data-dir", metavar="DIR", help="where TensorFlow Datasets and datasets keep their data")
-    add("--sheet", metavar="FILE.png", default="contact-sheet.png", help="images of each class (contact-sheet.png)")
-    add(
-        "--augmented", metavar="FILE.png", nargs="?", const="augmented.png", help="draw what augmentation makes of some"
-    )
+    add("--sheet", metavar="FILE.png", help="images of each class (default: a file in the cache, whose name is shown)")
+    add("--augmented", metavar="FILE.png", nargs="?", const="", help="draw what augmentation makes of some images")
     add("--augment", metavar="X", help="with --augmented: operations, as for `zoo train` (default: the recipe's)")
     add("--recipe", metavar="NAME", help="with --augmented: the recipe (default: the one that suits)")
     add("--image-size", metavar="N", type=count, default=0, help="with --augmented: side in pixels; 0: the images' own")
@@ -38,20 +42,45 @@ def run(options: argparse.Namespace) -> int:
         found = listing.scan(options.workers)
         dataset = open_listing(listing, found=found)
     figures = survey.survey(dataset, listing, found)
-    if options.json:
-        print(json.dumps(figures, indent=1))
-    else:
-        print("\n".join([*survey.describe(figures), *describe_left_out(dataset)]))
-    contact_sheet(dataset, Path(options.sheet))
-    drawn = [f"contact sheet: {options.sheet}"]
-    if options.augmented:
-        drawn.append(f"augmented: {options.augmented} ({_draw_augmented(options, dataset, figures)})")
     if not options.json:
-        print("\n".join([*drawn, f"try: {figures['command']}"]))
+        print("\n".join([*survey.describe(figures), *describe_left_out(dataset)]))
+    drawn: dict[str, str] = {}
+    lines = []
+    try:
+        sheet = _place(options.sheet, options.data, "contact-sheet")
+        contact_sheet(dataset, sheet)
+        drawn["contact_sheet"] = str(sheet)
+        lines.append(f"contact sheet: {sheet}")
+    except OSError as error:  # such as a home that cannot be written to: nobody asked for a sheet there
+        if options.sheet:
+            raise
+        lines.append(f"contact sheet: not drawn ({one_line(error)}); --sheet FILE.png says where")
+    if options.augmented is not None:
+        made = _place(options.augmented, options.data, "augmented")
+        lines.append(f"augmented: {made} ({_draw_augmented(options, dataset, figures, made)})")
+        drawn["augmented"] = str(made)
+    if options.json:
+        print(json.dumps({**figures, **drawn}, indent=1))
+    else:
+        print("\n".join([*lines, f"try: {figures['command']}"]))
     return 0
 
 
-def _draw_augmented(options: argparse.Namespace, dataset, figures) -> str:
+def _place(asked: str | None, data: str, kind: str) -> Path:
+    """The file to draw into: what was asked for, else one for these data in the cache folder. OSError for none."""
+    from zoo.data.sources import cache_folder
+
+    if asked:
+        return Path(asked)
+    path = Path(data).expanduser()
+    digest = hashlib.sha256(str(path.resolve() if path.exists() else data).encode("utf-8", "replace")).hexdigest()[:8]
+    word = re.sub(r"[^A-Za-z0-9]+", "-", path.stem).strip("-") or "data"
+    folder = cache_folder() / "sheets"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{word[:60]}-{digest}-{kind}.png"
+
+
+def _draw_augmented(options: argparse.Namespace, dataset: Any, figures: Any, file: Path) -> str:
     """Draw the second sheet; says what was done to the images."""
     from zoo.commands import start_jax
 
@@ -71,7 +100,7 @@ def _draw_augmented(options: argparse.Namespace, dataset, figures) -> str:
     median = figures["sizes"].get("median", [224, 224])
     side = options.image_size or min(224, *median)
     try:
-        augmented_sheet(dataset, preprocess_for(dataset, (side, side)), augment, Path(options.augmented))
+        augmented_sheet(dataset, preprocess_for(dataset, (side, side)), augment, file)
     except ValueError as error:
         raise ValueError(f"--augmented: {one_line(error)}") from None
     return "; ".join(augment) or "the recipe does not augment"

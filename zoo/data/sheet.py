@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from zoo.data.images import Uint8
 from zoo.data.preprocess import Preprocess, fit_image
 
 COLUMNS, ROWS, SIDE, GAP, TEXT = 8, 12, 96, 4, 18  # pictures, pictures, pixels, pixels, pixels
+LETTERS = 120  # of a heading that fit into a line
 
 
 def contact_sheet(dataset: Dataset, path: Path) -> None:
@@ -31,7 +33,8 @@ def contact_sheet(dataset: Dataset, path: Path) -> None:
 def augmented_sheet(dataset: Dataset, preprocess: Preprocess, augment: Sequence[str], path: Path) -> None:
     """Draw up to 12 images of the train split, each followed by seven that training may make of it, as a PNG.
 
-    The functions are those of training, on the host and on the device; the columns are seven epochs.
+    The functions are those of training, on the host and on the device; the columns are seven epochs. A line above them
+    says what is done, and each row its class.
     """
     import jax
     import jax.numpy as jnp
@@ -59,7 +62,9 @@ def augmented_sheet(dataset: Dataset, preprocess: Preprocess, augment: Sequence[
     if preprocess.channels == "BGR":
         columns = [column[..., ::-1] for column in columns]
     rows = [[_thumbnail(column[n]) for column in columns] for n in range(len(records))]
-    _draw(rows, [dataset.class_names[split.labels[record]] for record in records], path)
+    heading = f"augmentation: {'; '.join(augment) or 'none'}"
+    titles = [dataset.class_names[split.labels[record]] for record in records]
+    _draw(rows, titles, path, heading, ["as it is", *(f"epoch {epoch}" for epoch in range(1, COLUMNS))])
 
 
 def _chosen_classes(dataset: Dataset) -> list[int]:
@@ -77,18 +82,31 @@ def _thumbnail(image: Uint8) -> Any:
     return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR)
 
 
-def _draw(rows: Sequence[Sequence[Any]], titles: Sequence[str], path: Path) -> None:
+def _draw(
+    rows: Sequence[Sequence[Any]], titles: Sequence[str], path: Path, heading: str = "", columns: Sequence[str] = ()
+) -> None:
+    """Draw rows of pictures, each under its title, below a heading and the names of the columns."""
     from PIL import Image, ImageDraw
 
     step = SIDE + GAP
-    sheet = Image.new("RGB", (COLUMNS * step + GAP, len(rows) * (step + TEXT) + GAP), "white")
+    lines = textwrap.wrap(heading, LETTERS)
+    head = GAP + (len(lines) + bool(columns)) * TEXT
+    sheet = Image.new("RGB", (COLUMNS * step + GAP, head + len(rows) * (step + TEXT)), "white")
     draw = ImageDraw.Draw(sheet)
-    for n, (row, title) in enumerate(zip(rows, titles, strict=True)):
-        top = n * (step + TEXT) + GAP
+
+    def write(left: int, top: int, text: str) -> None:
         try:
-            draw.text((GAP, top), title, fill="black")
+            draw.text((left, top), text, fill="black")
         except UnicodeEncodeError:  # Pillow was built without a font that has more than Latin letters
-            draw.text((GAP, top), title.encode("ascii", "replace").decode(), fill="black")
+            draw.text((left, top), text.encode("ascii", "replace").decode(), fill="black")
+
+    for n, line in enumerate(lines):
+        write(GAP, GAP + n * TEXT, line)
+    for column, name in enumerate(columns):
+        write(column * step + GAP, head - TEXT, name)
+    for n, (row, title) in enumerate(zip(rows, titles, strict=True)):
+        top = head + n * (step + TEXT)
+        write(GAP, top, title)
         for column, picture in enumerate(row):
             left = column * step + GAP + (SIDE - picture.width) // 2
             sheet.paste(picture, (left, top + TEXT + (SIDE - picture.height) // 2))
