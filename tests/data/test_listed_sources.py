@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from photos import encoded, folder_of, photo
 
-from zoo.data import shards
+from zoo.data import imagenet, shards
 from zoo.data.imagenet import class_names, wnids
 from zoo.data.listing import open_listing
 from zoo.data.shards import braces
@@ -97,7 +97,7 @@ def test_a_class_called_train(tmp_path):
 def test_what_is_left_aside_is_said(tmp_path):
     folder_of(tmp_path, {"train/a": 10, "train/b": 10, "train/c": 0, "extra/a": 3, "test": 4, "train": 2})
     notes = " | ".join(open_dataset(tmp_path).notes)
-    for words in ("train/c", "extra", "4 images in test", "2 images in train"):
+    for words in ("train/c", "extra", "4 images in test", "2 images in train", "belong in train/cat"):
         assert words in notes, notes
 
 
@@ -118,8 +118,8 @@ def test_a_class_that_train_lacks_is_said(tmp_path):
     [
         ({"train/a": 2, "training/a": 2}, ["train and training are both the train split"]),
         ({"train/a": 10, "test/a": 2}, ["all images are of one class, a"]),
-        ({"": 3}, ["class folders"]),
-        ({"train": 3, "test": 3}, ["no image in it is in a folder of a class", "3 images in train"]),
+        ({"": 3}, ["put each class's images in a folder", "3 images in the folder itself", "belong in cat"]),
+        ({"train": 3, "test": 3}, ["no image in it is in a folder of a class", "3 images in train", "in train/cat"]),
         ({"a": 0}, ["class folders"]),
     ],
 )
@@ -146,6 +146,29 @@ def test_imagenets_folder_has_words_for_classes(tmp_path):
     assert len(set(class_names())) == 1000 and list(wnids()) == sorted(wnids())
 
 
+def test_imagenets_validation_images_may_lie_loose(tmp_path, monkeypatch):
+    """As they come out of the archive; their classes are in a list that TensorFlow Datasets brings."""
+    wnid = {1: "n01751748", 2: "n09193705", 3: "n02105855", 49_999: "n10148035", 50_000: "n02437616"}
+    layout = {f"train/{name}": 9 for name in wnid.values()}
+    root = folder_of(tmp_path / "ILSVRC", {**layout, "val": 1}, size=(6, 8))
+    for number in wnid:
+        (root / "val" / f"ILSVRC2012_val_{number:08}.JPEG").write_bytes(encoded(photo(6, 8, number), "JPEG"))
+    dataset = open_dataset(root)
+    assert sizes(dataset)["test"] == 5 and dataset.num_classes == 5
+    names = sorted(wnid.values())
+    assert names_of(dataset.splits["test"]) == {
+        f"val/ILSVRC2012_val_{number:08}.JPEG": names.index(name) for number, name in wnid.items()
+    }
+    assert any("5 images in val have their classes from" in note for note in dataset.notes)
+    assert any("not used: 1 images in val" in note for note in dataset.notes)
+    alone = open_dataset(root / "val")
+    assert sizes(alone) == {"test": 5} and alone.num_classes == 5
+    assert alone.class_names[0] == "sea snake"
+    monkeypatch.setattr(imagenet, "_validation_list", lambda: ())
+    with pytest.raises(ValueError, match="put each class's images in a folder of its name"):
+        open_dataset(root / "val")
+
+
 def test_names_that_only_look_like_wnids_stay(tmp_path):
     folder_of(tmp_path, {"n00000001": 10, "n00000002": 10})
     assert open_dataset(tmp_path).class_names == ("n00000001", "n00000002")
@@ -167,6 +190,15 @@ TABLES = {
     "c.tsv": table([(b, "x", a, c) for a, b, c in ROWS], ("category", "remark", "image_path", "Set"), "\t"),
     "d.jsonl": "\n\n".join(json.dumps({"image": a, "label": b, "split": c, "by": "me"}) for a, b, c in ROWS),
 }
+READ = {
+    "a.csv": "read as a table with commas between cells: path from 'path', label from 'label', split from 'split'",
+    "b.csv": "read as a table with semicolons between cells: path from 'File Name', label from 'Class', split from "
+    "'subset'",
+    "c.tsv": "read as a table with tabs between cells: path from 'image_path', label from 'category', split from "
+    "'Set'; not used: 'remark'",
+    "d.jsonl": "read as a table of JSON objects: path from 'image', label from 'label', split from 'split'; not used: "
+    "'by'",
+}
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +213,14 @@ def test_tables_of_every_form(name, pictures):
     assert sizes(dataset) == {"train": 12, "validation": 4, "test": 4} and dataset.class_names == ("cat", "dog")
     assert names_of(dataset.splits["test"]) == {path: label == "dog" for path, label, split in ROWS if split == "test"}
     np.testing.assert_array_equal(dataset.splits["train"].read([0])[0], photo(24, 32, seed=0))
+    assert dataset.notes == (READ[name],)
 
 
 def test_a_table_of_two_columns_needs_no_header(pictures):
     (pictures / "plain.csv").write_text(table([row[:2] for row in ROWS], None))
-    assert sizes(open_dataset(pictures / "plain.csv")) == {"train": 14, "validation": 2, "test": 4}
+    dataset = open_dataset(pictures / "plain.csv")
+    assert sizes(dataset) == {"train": 14, "validation": 2, "test": 4}
+    assert dataset.notes[0] == "read as a table without a header: column 1 is the path, column 2 is the label"
 
 
 def test_without_a_header_a_third_column_is_the_split(pictures):

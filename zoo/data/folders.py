@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zoo.data.imagenet import validation_wnid
 from zoo.data.listing import FileStore, Listing, shown, some, split_of, stamp_of_files
 
 # Files by these names are looked at; other files are, too, if they begin like an image.
@@ -48,9 +49,7 @@ class Walk:
         folders, files = self.entries(folder)
         for name in files:
             path = os.path.join(folder, name)
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES or _begins_like_an_image(
-                os.path.join(self.root, path)
-            ):
+            if _is_named_image(name) or _begins_like_an_image(os.path.join(self.root, path)):
                 yield path
             else:
                 self.others.append(path)
@@ -84,18 +83,23 @@ def _begins_like_an_image(path: str) -> bool:
     return start.startswith(MAGIC) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
 
 
-def has_images_below(folder: Path) -> bool:
-    """Whether there is anything to do for `list_folder`: a folder in it holds an image by name, however deep."""
+def has_images(folder: Path) -> bool:
+    """Whether there is anything for `list_folder` to list, or to say: an image by name, however deep."""
     walk = Walk(str(folder))
-    folders, _ = walk.entries("")
-    return any(next(walk.images(name), None) is not None for name in folders)
+    folders, files = walk.entries("")
+    return any(map(_is_named_image, files)) or any(next(walk.images(name), None) is not None for name in folders)
+
+
+def _is_named_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def list_folder(folder: Path) -> Listing:
     """List the images of a folder of class folders, with train, validation and test in any usual spelling above them.
 
     Without them, the folders in it are classes. What lies deeper in a class's folder is of that class. A folder that
-    holds one folder only stands for that one, as unpacked archives do.
+    holds one folder only stands for that one, as unpacked archives do. ImageNet's validation images may lie loose:
+    their classes are known by their names.
 
     Raises:
         ValueError: two folders for one split.
@@ -123,10 +127,18 @@ def list_folder(folder: Path) -> Listing:
                 empty.append(os.path.join(part, shown(name)))
         if empty:
             notes.append(f"empty, and no classes: {some(empty)}")
-        if unsorted := [name for name in files if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]:
+        known = {name: wnid for name in files if (wnid := validation_wnid(name))}
+        names += [os.path.join(place, name) for name in known]
+        splits += [split or "test"] * len(known)  # as everybody uses it
+        labels += known.values()
+        here = shown(place) or "the folder itself"
+        if known:
+            notes.append(f"{len(known):,} images in {here} have their classes from ImageNet's validation list, by name")
+        if unsorted := [name for name in files if _is_named_image(name) and name not in known]:
             notes.append(
-                f"not used: {len(unsorted):,} images in {shown(place) or 'the folder itself'} that are in no class's "
-                f"folder ({some([shown(name) for name in unsorted], 2)})"
+                f"not used: {len(unsorted):,} images in {here} that are in no class's folder "
+                f"({some([shown(name) for name in unsorted], 2)}); those of a class cat belong in "
+                f"{os.path.join(shown(place), 'cat')}"
             )
     if parts and (aside := [shown(name) for name in folders if name not in parts.values()]):
         notes.append(f"not used: beside {', '.join(parts.values())} there is {some(aside)}")

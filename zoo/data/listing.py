@@ -148,7 +148,8 @@ def open_listing(listing: Listing, found: Scan | None = None) -> Dataset:
     """
     if not listing.labels:
         raise ValueError(
-            f"{listing.name}: no image in it is in a folder of a class" + "".join(f"; {n}" for n in listing.notes)
+            f"{listing.name}: no image in it is in a folder of a class; put each class's images in a folder of its "
+            "name, or name them in a table of path and label" + "".join(f"; {n}" for n in listing.notes)
         )
     found = found or listing.scan()
     left_out = left_out_of(listing, found)

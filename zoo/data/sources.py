@@ -16,7 +16,7 @@ from zoo.data.array_files import digits, idx_files, idx_folder, npz
 from zoo.data.arrays import from_arrays
 from zoo.data.cache import cache_folder
 from zoo.data.dataset import ArraySplit, Dataset, EncodedSplit, Split, held_out, nearest_names, record_keys, subset
-from zoo.data.folders import has_images_below, list_folder
+from zoo.data.folders import has_images, list_folder
 from zoo.data.hf import list_hf
 from zoo.data.listing import Listing, open_listing
 from zoo.data.shards import TAR, braces, list_shards, tar_files
@@ -49,7 +49,7 @@ LISTED_FILES: tuple[tuple[str, Callable[[Path], Listing]], ...] = (
 )
 LISTED_FOLDERS: tuple[tuple[Callable[[Path], Any], Callable[[Path], Listing]], ...] = (
     (tar_files, list_shards),
-    (has_images_below, list_folder),
+    (has_images, list_folder),
 )
 
 UNDERSTOOD = (

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.data.listing import FileStore, Listing, split_of, stamp_of_files
+from zoo.data.listing import FileStore, Listing, shown, some, split_of, stamp_of_files
 
 # What people call the columns; case, "_", "-" and spaces do not count
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -18,6 +18,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "label": ("label", "labels", "class", "classname", "category", "target", "y", "species", "diagnosis"),
     "split": ("split", "set", "subset", "partition", "fold"),
 }
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 def list_table(file: Path) -> Listing:
@@ -33,7 +35,8 @@ def list_table(file: Path) -> Listing:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{file}: is not a table in UTF-8") from None
-    rows = _json_rows(text, file) if file.suffix.lower() in (".jsonl", ".ndjson") else _separated_rows(text, file)
+    read = _json_rows if file.suffix.lower() in (".jsonl", ".ndjson") else _separated_rows
+    rows, how = read(text, file)
     if not rows:
         raise ValueError(f"{file}: has no rows")
     names, labels, splits = [], [], []
@@ -57,6 +60,7 @@ def list_table(file: Path) -> Listing:
         splits=tuple(splits),
         labels=tuple(labels),
         stamp=stamp_of_files(str(file.parent), [file.name, *names]),
+        notes=(f"read as a table {how}",),
     )
 
 
@@ -77,41 +81,56 @@ def _roles(columns: Sequence[str], file: Path) -> dict[str, str]:
     return found
 
 
-def _separated_rows(text: str, file: Path) -> list[tuple[int, Mapping[str, str]]]:
+def _understood(roles: Mapping[str, str], columns: Sequence[str]) -> str:
+    """What was made of the columns, for people to check."""
+    taken = ", ".join(f"{role} from {shown(column)!r}" for role, column in roles.items())
+    aside = [repr(shown(column)) for column in columns if column not in roles.values()]
+    return taken + ("" if "split" in roles else ", no split") + (f"; not used: {some(aside)}" if aside else "")
+
+
+def _separated_rows(text: str, file: Path) -> tuple[list[tuple[int, Mapping[str, str]]], str]:
+    """(line number, {role: cell}) of every row, and a few words on how the table was read."""
     first = text.split("\n", 1)[0]
-    separator = "\t" if file.suffix.lower() in (".tsv", ".tab") else max(",;\t", key=first.count)
+    separator = "\t" if file.suffix.lower() in (".tsv", ".tab") else max(SEPARATORS, key=first.count)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise ValueError(f"{file}: is not a table that can be read ({error})") from None
     if not lines:
-        return []
+        return [], ""
     header = [cell.strip() for cell in lines[0][1]]
     if len(header) in (2, 3) and os.path.isfile(file.parent / header[0]):  # no header
         places = {role: place for place, role in enumerate(("path", "label", "split")[: len(header)])}
+        how = f"without a header: {', '.join(f'column {place + 1} is the {role}' for role, place in places.items())}"
     else:
-        places = {role: header.index(column) for role, column in _roles(header, file).items()}
+        roles = _roles(header, file)
+        places = {role: header.index(column) for role, column in roles.items()}
+        how = f"with {SEPARATORS[separator]} between cells: {_understood(roles, header)}"
         del lines[0]
     rows: list[tuple[int, Mapping[str, str]]] = []
     for number, row in lines:
         if len(row) != len(header):
             raise ValueError(f"{file}, line {number}: has {len(row)} cells where the first line has {len(header)}")
         rows.append((number, {role: row[place].strip() for role, place in places.items()}))
-    return rows
+    return rows, how
 
 
-def _json_rows(text: str, file: Path) -> list[tuple[int, Mapping[str, str]]]:
+def _json_rows(text: str, file: Path) -> tuple[list[tuple[int, Mapping[str, str]]], str]:
+    """As `_separated_rows`, of JSON objects; the columns are the names in the first one."""
     rows: list[tuple[int, Mapping[str, str]]] = []
     roles: dict[str, str] = {}
+    columns: list[str] = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         where = f"{file}, line {number}:"
         record = json_object(line, where)
-        roles = roles or _roles(list(record), file)
+        if not roles:
+            columns = list(record)
+            roles = _roles(columns, file)
         rows.append((number, {role: json_cell(record, column, where) for role, column in roles.items()}))
-    return rows
+    return rows, f"of JSON objects: {_understood(roles, columns)}"
 
 
 def json_object(text: str, where: str) -> dict[str, Any]:
