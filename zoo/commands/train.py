@@ -20,6 +20,8 @@ RECIPE_FLAGS = {
     "augment": "operations with commas between, such as flip,pad_crop(pad=4)",
     "precision": "",
     "image-size": "side in pixels of what the model sees",
+    "progressive": "sides in pixels that training grows through in equal parts, such as 128,160,192",
+    "test-size": "side in pixels that validation, test and the checkpoint see; 0: as training",
     "monitor": "what on the validation split chooses the best checkpoint: ",
     "patience": "stop after so many evaluations without a better one; 0: never",
     "seed": "of everything that is drawn",

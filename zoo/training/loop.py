@@ -29,7 +29,7 @@ from zoo.data.polarity import match_polarity
 from zoo.data.preprocess import Preprocess, preprocess_for
 from zoo.data.sources import Dataset, open_dataset, subset
 from zoo.prediction import Prediction, predict
-from zoo.training import finetune, report
+from zoo.training import finetune, report, sizes
 from zoo.training import run as runs
 from zoo.training.display import Display, duration
 from zoo.training.evaluation import evaluate
@@ -38,6 +38,7 @@ from zoo.training.optim import make_optimizer
 from zoo.training.parallel import compiled
 from zoo.training.recipes import Recipe
 from zoo.training.run import Config, Logs, Progress
+from zoo.training.sizes import Stretch
 from zoo.training.step import TrainState, create_state, evaluated_variables, make_train_step, restarted
 
 _DTYPES = {"float32": jax.numpy.float32, "bfloat16": jax.numpy.bfloat16}
@@ -77,10 +78,12 @@ class Plan:
     model: nn.Module
     dataset: Dataset
     preprocess: Preprocess
+    """Of evaluation and of the card; `seen` has that of training."""
     batch_size: int
     steps_per_epoch: float
     total_steps: int
     phases: tuple[Phase, ...]
+    stretches: tuple[Stretch, ...]
     abstract: dict
     """The variables' shapes and dtypes."""
     start: Start | None
@@ -100,12 +103,13 @@ class Plan:
         return (*self.preprocess.size, self.preprocess.num_channels)
 
     def batches(self, step: int = 0, workers: int | None = None) -> Generator[Any]:
-        """What training sees from `step` on, on the device. The host cuts the crops where `device_augment` says so."""
+        """What training sees from `step` on, on the device, in the size of that step. The host cuts the crops where
+        `device_augment` says so."""
         split = self.dataset.splits["train"]
         recipe = self.recipe
         return on_device(
             train_batches(
-                split, self.preprocess, batch_size=self.batch_size, seed=recipe.seed, start_step=step,
+                split, self.seen(step), batch_size=self.batch_size, seed=recipe.seed, start_step=step,
                 augment=recipe.augment, workers=workers,
             )
         )  # fmt: skip
@@ -117,6 +121,10 @@ class Plan:
     def phase(self, step: int) -> Phase:
         """The phase of the step that follows after `step` steps; after the last one, its own."""
         return next(phase for phase in self.phases if step < phase.stop or phase is self.phases[-1])
+
+    def seen(self, step: int) -> Preprocess:
+        """What training sees of an image in the step that follows after `step` steps."""
+        return next(s.preprocess for s in self.stretches if step < s.stop or s is self.stretches[-1])
 
     def optimizer(self, phase: Phase) -> optax.GradientTransformation:
         return self._optimizer(phase)[0]
@@ -166,18 +174,20 @@ def plan(
     if fields["num_classes"] != dataset.num_classes:
         raise ValueError(f"num_classes={fields['num_classes']}, but {dataset.name} has {dataset.num_classes} classes")
     network = models.create(model, **fields)
-    if recipe.image_size and "image_size" in models.defining_fields(network):
-        network = models.create(model, **{**fields, "image_size": recipe.image_size})
+    if recipe.last_size and "image_size" in models.defining_fields(network):
+        network = models.create(model, **{**fields, "image_size": recipe.last_size})
     fingerprint = dataset.fingerprint()
     if init:
-        preprocess = init.preprocess(recipe.image_size, recipe.channels)
-        dataset = match_polarity(dataset, preprocess.polarity)
+        seen = init.preprocess(recipe.last_size, recipe.channels)
+        dataset = match_polarity(dataset, seen.polarity)
     else:
-        size = (recipe.image_size, recipe.image_size) if recipe.image_size else network.input_shape[:2]
-        preprocess = preprocess_for(dataset, size, recipe.channels or getattr(network, "channels", None))
+        size = (recipe.last_size, recipe.last_size) if recipe.last_size else network.input_shape[:2]
+        seen = preprocess_for(dataset, size, recipe.channels or getattr(network, "channels", None))
     network = models.with_runtime(network, dtype=_DTYPES[recipe.precision])
     # Tracing the model here finds what its fields or the image size make impossible before anything is written.
-    abstract = models.abstract_variables(network, (*preprocess.size, preprocess.num_channels))
+    abstract = models.abstract_variables(network, (*seen.size, seen.num_channels))
+    sizes.check(network, recipe, seen)
+    preprocess = sizes.tested(recipe, seen)
     if init:
         blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
         init.variables_for(network, preprocess, dataset.class_names, blank)  # what does not fit is listed now
@@ -193,7 +203,8 @@ def plan(
         *((init.spec, init.digest()) if init else ()),
     )  # fmt: skip
     return Plan(
-        config, network, dataset, preprocess, batch_size, steps_per_epoch, total_steps, phases, abstract, init
+        config, network, dataset, preprocess, batch_size, steps_per_epoch, total_steps, phases,
+        sizes.stretches(recipe, seen, total_steps, steps_per_epoch), abstract, init,
     )  # fmt: skip
 
 
@@ -219,16 +230,16 @@ def class_weights(plan: Plan) -> tuple[float, ...] | None:
     return tuple(float(w) for w in counts.sum() / (len(counts) * np.maximum(counts, 1)))
 
 
-def compile_step(plan: Plan, phase: Phase, state: TrainState) -> Any:
-    """The training step of a phase, compiled ahead of time for this plan's shapes."""
-    augment = device_augment(plan.dataset.splits["train"], plan.preprocess, plan.recipe.augment)
+def compile_step(plan: Plan, phase: Phase, seen: Preprocess, state: TrainState) -> Any:
+    """The training step of a phase and a size of images, compiled ahead of time for this plan's shapes."""
+    augment = device_augment(plan.dataset.splits["train"], seen, plan.recipe.augment)
     recipe = dataclasses.replace(plan.recipe, augment=augment)
     step = make_train_step(
-        plan.model, recipe, plan.preprocess, plan.optimizer(phase), class_weights=class_weights(plan),
+        plan.model, recipe, seen, plan.optimizer(phase), class_weights=class_weights(plan),
         frozen=phase.frozen, unroll=jax.default_backend() == "cpu",
     )  # fmt: skip
     batch = {
-        "image": jax.ShapeDtypeStruct((plan.batch_size, *plan.image_shape), np.uint8),
+        "image": jax.ShapeDtypeStruct((plan.batch_size, *seen.size, seen.num_channels), np.uint8),
         "label": jax.ShapeDtypeStruct((plan.batch_size,), np.int32),
         "weight": jax.ShapeDtypeStruct((plan.batch_size,), np.float32),
     }
@@ -327,8 +338,8 @@ class Trainer:
 
     def run(self, caught: list[int], save_seconds: float, save_steps: int, workers: int | None) -> None:
         job, progress = self.job, self.progress
-        phase = job.phase(progress.step)
-        step = self.compile(phase)
+        phase, seen = job.phase(progress.step), job.seen(progress.step)
+        step = self.compile(phase, seen)
         batches = job.batches(progress.step, workers)
         while not progress.stopped:
             began = time.monotonic()
@@ -341,11 +352,16 @@ class Trainer:
                 self.settle(*self.pending.pop(0))
             if job.is_evaluation(progress.step):
                 self.validate()
-            if job.phase(progress.step) != phase and not progress.stopped:
-                phase = job.phase(progress.step)
-                self.state = restarted(self.state, job.optimizer(phase), phase.frozen)
+            before = phase, seen
+            phase, seen = job.phase(progress.step), job.seen(progress.step)
+            if (phase, seen) != before and not progress.stopped:
+                if phase != before[0]:
+                    self.state = restarted(self.state, job.optimizer(phase), phase.frozen)
+                if seen != before[1]:
+                    batches.close()
+                    batches = job.batches(progress.step, workers)
                 progress.stale = 0
-                step = self.compile(phase)
+                step = self.compile(phase, seen)
             due = save_steps and progress.step % save_steps == 0
             if due or progress.stopped or caught or time.monotonic() - self.committed >= save_seconds:
                 self.commit()
@@ -353,12 +369,13 @@ class Trainer:
                 name = signal.Signals(caught[0]).name
                 raise Interrupted(caught[0], f"{name}: saved at step {progress.step:,} of {job.total_steps:,}")
 
-    def compile(self, phase: Phase) -> Any:
-        """The step of a phase, compiled."""
+    def compile(self, phase: Phase, seen: Preprocess) -> Any:
+        """The step of a phase and a size of images, compiled."""
         self.drain()
-        self.display.say(f"compiling the training step of {self.job.config.model} …")
+        size = " for {}x{} pixels".format(*seen.size) if len(self.job.stretches) > 1 else ""
+        self.display.say(f"compiling the training step of {self.job.config.model}{size} …")
         began = time.monotonic()
-        step = compile_step(self.job, phase, self.state)
+        step = compile_step(self.job, phase, seen, self.state)
         self.display.say(f"compiled in {time.monotonic() - began:.1f} s")
         self.display.pause()
         return step
@@ -428,12 +445,13 @@ class Trainer:
         )
         if progress.step >= job.total_steps:
             progress.stopped = "all steps done"
-        elif job.recipe.patience and progress.stale >= job.recipe.patience and self.in_last_phase():
+        elif job.recipe.patience and progress.stale >= job.recipe.patience and self.in_last_part():
             progress.stopped = f"no better {job.recipe.monitor} in {progress.stale} evaluations"
 
-    def in_last_phase(self) -> bool:
-        """Whether the last step was of the last phase: before that, what is frozen has not had its turn."""
-        return self.job.phase(self.progress.step - 1) is self.job.phases[-1]
+    def in_last_part(self) -> bool:
+        """Whether the last step was of the last phase and size: what is frozen, and the full size, have their turn."""
+        job, last = self.job, self.progress.step - 1
+        return job.phase(last) is job.phases[-1] and last >= job.stretches[-1].start
 
     def commit(self) -> None:
         """Save the whole state, then the best checkpoint."""
@@ -458,17 +476,17 @@ def monitor_score(result: dict[str, Any], monitor: str) -> list[float]:
 
 def dry_run(job: Plan) -> Iterator[str]:
     """Lines on shapes, parameters, memory and time; a few steps of a throw-away state are timed, nothing is kept."""
-    phase = job.phases[-1]  # the dearest, where parts are frozen at first
+    phase, seen = job.phases[-1], job.seen(job.total_steps)  # the dearest, where parts are frozen or small at first
     state = restarted(job.first_state(), job.optimizer(phase), phase.frozen)
     began = time.monotonic()
-    step = compile_step(job, phase, state)
+    step = compile_step(job, phase, seen, state)
     yield f"compiled in {time.monotonic() - began:.1f} s"
     memory = step.memory_analysis()
     if memory is not None:
         held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
         own = memory.temp_size_in_bytes
         yield f"memory of a step: {held / 2**20:,.0f} MiB, of which {own / 2**20:,.0f} MiB for what passes through it"
-    batches = job.batches()
+    batches = job.batches(job.total_steps - 1)
     times = []
     for _ in range(4):
         batch, began = next(batches), time.monotonic()
@@ -476,7 +494,8 @@ def dry_run(job: Plan) -> Iterator[str]:
         jax.block_until_ready(metrics)
         times.append(time.monotonic() - began)
     each = min(times[1:])
-    yield f"a step takes {1000 * each:,.0f} ms ({job.batch_size / each:,.0f} images/s); training about " + duration(
+    about = "about" if len(job.stretches) == 1 else "at most"
+    yield f"a step takes {1000 * each:,.0f} ms ({job.batch_size / each:,.0f} images/s); training {about} " + duration(
         each * job.total_steps
     )
     yield "dry run: nothing was trained or written"

@@ -12,6 +12,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 Optimizer = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "lion", "lars", "lamb"]
@@ -33,6 +34,13 @@ class Recipe:
     """An epoch has at least this many steps: over few images it is several passes."""
     image_size: int = 0
     """Side in pixels of what the model sees. 0: the model's native size, or that of the checkpoint it starts from."""
+    progressive: tuple[int, ...] = ()
+    """Sides in pixels that training grows through, in equal parts; the last one is `image_size` (Tan and Le 2021)."""
+    progressive_at: tuple[float, ...] = ()
+    """The epochs at which the second size of `progressive`, the third, … begin. (): equal parts."""
+    test_size: int = 0
+    """Side in pixels that validation, test and the checkpoint see, often larger than in training (Touvron et al. 2019,
+    arXiv:1906.06423). 0: as training, in its end."""
     channels: Literal["", "L", "RGB", "BGR"] = ""
     """What the model sees of an image: grey or colour. "": what the data have, or the checkpoint it starts from."""
 
@@ -121,6 +129,7 @@ class Recipe:
             "micro_batch",
             "min_epoch_steps",
             "image_size",
+            "test_size",
             "head_epochs",
             "unfreeze_at",
             "head_lr",
@@ -139,6 +148,15 @@ class Recipe:
         missing = "there is no `freeze` that could join then (how long a new head is trained alone is head_epochs)"
         require(not self.unfreeze_at or bool(self.freeze), "unfreeze_at", missing)
         require(self.warmup_epochs <= self.epochs, "warmup_epochs", f"the training has only {self.epochs:g} epochs")
+        sides, starts = self.progressive, self.progressive_at
+        require(all(a < b for a, b in pairwise((0, *sides))), "progressive", "must be growing sides in pixels")
+        require(
+            not sides or self.image_size in (0, sides[-1]), "progressive",
+            f"must end with image_size={self.image_size}, or image_size be left out",
+        )  # fmt: skip
+        fits = len(starts) == len(sides) - 1 and all(a < b for a, b in pairwise((0, *starts, self.epochs)))
+        wanted = f"must be one epoch fewer than progressive={sides} has sizes, rising and below epochs={self.epochs:g}"
+        require(not starts or fits, "progressive_at", wanted)
         rising = all(0 < a < b for a, b in zip(self.milestones, (*self.milestones[1:], 1.0), strict=True))
         require(rising, "milestones", "must be rising fractions of the training, between 0 and 1")
         require(self.seed < 2**32, "seed", "must be below 2**32")
@@ -149,6 +167,11 @@ class Recipe:
 
             for op in self.augment:
                 parse(op)
+
+    @property
+    def last_size(self) -> int:
+        """Side in pixels of what the model sees in the end of training. 0: as for `image_size`."""
+        return self.progressive[-1] if self.progressive else self.image_size
 
 
 _TYPES = typing.get_type_hints(Recipe)
@@ -339,14 +362,14 @@ RECIPES: dict[str, Recipe] = {
         "0.05 is a field of the model)",
     ),
     "rsb-a3": Recipe(
-        epochs=100, batch_size=2048, image_size=160, optimizer="lamb", learning_rate=8e-3, weight_decay=0.02,
-        warmup_epochs=5, loss="sigmoid", epsilon=1e-6,
+        epochs=100, batch_size=2048, image_size=160, test_size=224, optimizer="lamb", learning_rate=8e-3,
+        weight_decay=0.02, warmup_epochs=5, loss="sigmoid", epsilon=1e-6,
         augment=(*_IMAGENET, "rand_augment(number=2, magnitude=6)", "mixup_or_cutmix(mixup=0.1, cutmix=1)"),
         source="Wightman et al. 2021 (arXiv:2110.00476), table 2, A3 (trained at 160 pixels, tested at 224)",
     ),
     "torchvision-v2": Recipe(
-        epochs=600, batch_size=1024, image_size=176, optimizer="momentum", learning_rate=0.5, warmup_epochs=5, l2=2e-5,
-        label_smoothing=0.1, ema=0.99998,
+        epochs=600, batch_size=1024, image_size=176, test_size=224, optimizer="momentum", learning_rate=0.5,
+        warmup_epochs=5, l2=2e-5, label_smoothing=0.1, ema=0.99998,
         augment=(*_IMAGENET, "trivial_augment", "random_erasing(p=0.1)", "mixup_or_cutmix(mixup=0.2, cutmix=1)"),
         source="torchvision's second set of weights (its blog, 2021): trained at 176 pixels, tested at 224; without "
         "its repeated augmentation",

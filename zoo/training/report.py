@@ -10,7 +10,7 @@ import jax
 
 from zoo import checkpoint
 from zoo.data.listing import describe_left_out
-from zoo.training import finetune
+from zoo.training import finetune, sizes
 from zoo.training import run as runs
 from zoo.training.display import Display, counted
 from zoo.training.evaluation import evaluate
@@ -25,10 +25,12 @@ FEW_STEPS = 50  # in which hardly any network learns
 def describe(job: "Plan", folder: Path, say: Callable[[str], None]) -> None:
     """What is about to be trained, on what, how and where."""
     recipe = job.recipe
-    sizes = ", ".join(f"{name} {len(split):,}" for name, split in job.dataset.splits.items())
+    counts = ", ".join(f"{name} {len(split):,}" for name, split in job.dataset.splits.items())
     height, width, channels = job.image_shape
     say(f"model: {job.config.model}, {job.parameters:,} parameters, images {height}x{width}x{channels}")
-    say(f"data: {job.dataset.name}, {job.dataset.num_classes} classes; {sizes}")
+    for line in sizes.describe(job.stretches, job.preprocess, job.steps_per_epoch):
+        say(f"       {line}")
+    say(f"data: {job.dataset.name}, {job.dataset.num_classes} classes; {counts}")
     for note in job.dataset.notes:
         say(f"      {note}")
     for line in describe_left_out(job.dataset):
