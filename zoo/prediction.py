@@ -38,12 +38,12 @@ def fit(image: np.ndarray, preprocess: Preprocess, tta: str = "") -> np.ndarray:
 
 
 def classify(
-    model: nn.Module, variables: dict, card: Card, pixels: Sequence[np.ndarray], top: int = 5
+    model: nn.Module, variables: dict, card: Card, pixels: Sequence[np.ndarray], top: int = 5, batch_size: int = 0
 ) -> list[Prediction]:
-    """One Prediction per image that `fit` made."""
+    """One Prediction per image that `fit` made; `batch_size` as in `evaluation.predict`."""
     if not pixels:
         return []
-    probabilities = evaluation.predict(model, variables, np.stack(pixels), card.preprocess)
+    probabilities = evaluation.predict(model, variables, np.stack(pixels), card.preprocess, batch_size)
     return [_prediction(row, card.classes, top) for row in probabilities]
 
 

@@ -61,6 +61,9 @@ def predictions(loaded: Any, files: Sequence[Path], top: int, tta: str, problems
     from zoo.data.images import read_image
     from zoo.data.threads import made_ahead
     from zoo.prediction import classify, fit
+    from zoo.training.evaluation import prediction_batch
+
+    size = prediction_batch(len(files), GROUP)  # of all groups: the network is compiled once, whatever can be read
 
     def read(file: Path, found: dict[Path, Any]) -> None:
         try:
@@ -77,7 +80,8 @@ def predictions(loaded: Any, files: Sequence[Path], top: int, tta: str, problems
         group = files[number * GROUP : (number + 1) * GROUP]
         problems += [found[file] for file in group if isinstance(found[file], str)]
         good = [file for file in group if not isinstance(found[file], str)]
-        named = classify(loaded.model, loaded.variables, loaded.card, [found[file] for file in good], top)
+        pixels = [found[file] for file in good]
+        named = classify(loaded.model, loaded.variables, loaded.card, pixels, top, size)
         yield from zip(good, named, strict=True)
 
 

@@ -255,7 +255,7 @@ class BatchNorm(nn.Module):
     as in the paper's algorithm 2 and in PyTorch (Flax's own layer takes the biased one). `momentum` is the share of
     the old value that is kept. Statistics are float32 whatever the compute dtype. With `axis_name` they are shared
     over that pmap axis. `use_running_average` is an argument of the call, so that it can be set by path from outside
-    (`nn.intercept_methods`).
+    (`nn.intercept_methods`). Where zoo/folding.py has put the rest into the convolution before it, a bias is added.
     """
 
     momentum: float = 0.9
@@ -267,6 +267,8 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, use_running_average: bool):
+        if use_running_average and self.has_variable("folded", "bias"):
+            return x + self.get_variable("folded", "bias").astype(x.dtype)
         features = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)

@@ -12,6 +12,7 @@ from zoo.data.loader import eval_batches, on_device
 from zoo.data.preprocess import Preprocess
 from zoo.data.sources import Split
 from zoo.data.views import VIEWS
+from zoo.folding import fold, folded_on_device
 from zoo.training import metrics
 from zoo.training.parallel import compiled
 from zoo.training.step import make_eval_step
@@ -41,7 +42,7 @@ def evaluate(
     ValueError for an empty split.
     """
     step = _eval_step(model, preprocess)
-    variables = jax.device_put(variables)
+    variables = jax.device_put(fold(model, variables, _shape(preprocess)))
     views = VIEWS[tta][1] if tta else 1
     size = min(max(1, batch_size // views), _power_of_two(len(split)))
     gather = len(split) * len(class_names) <= metrics.SCORE_LIMIT
@@ -73,23 +74,36 @@ def evaluate(
 
 
 def predict(
-    model: nn.Module, variables: dict, images: np.ndarray, preprocess: Preprocess, batch_size: int = 64
+    model: nn.Module, variables: dict, images: np.ndarray, preprocess: Preprocess, batch_size: int = 0
 ) -> np.ndarray:
     """Probabilities float32 [N, K] for fitted images uint8 [N, H, W, C], or views of them [N, V, H, W, C].
 
-    Batches are padded to powers of two, so that any number of images needs few compilations.
+    `batch_size`: of every batch, the last one filled up, so that calls with the same one share a compilation; 0: of
+    `prediction_batch`, so that seven compilations do for any number of images.
     """
     step = _eval_step(model, preprocess)
-    variables = jax.device_put(variables)
+    variables = folded_on_device(model, variables, _shape(preprocess))
+    size = batch_size or prediction_batch(len(images))
     rows = []
-    for start in range(0, len(images), batch_size):
-        part = images[start : start + batch_size]
-        size = min(_power_of_two(len(part)), batch_size)
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
         padded = np.zeros((size, *part.shape[1:]), np.uint8)
         padded[: len(part)] = part
         batch = {"image": padded, "label": np.zeros(size, np.int32), "weight": np.zeros(size, np.float32)}
         rows.append(np.asarray(step(variables, batch)[1])[: len(part)])
     return np.concatenate(rows) if rows else np.zeros((0, model.num_classes or 0), np.float32)
+
+
+def prediction_batch(count: int, limit: int = 64) -> int:
+    """The batch for `count` images in all: the largest power of two, up to `limit`, that fills up at most a quarter."""
+    size = limit
+    while size > 1 and -count % size > count / 4:
+        size //= 2
+    return size
+
+
+def _shape(preprocess: Preprocess) -> tuple[int, int, int]:
+    return (*preprocess.size, preprocess.num_channels)
 
 
 def _power_of_two(count: int) -> int:
