@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "loader.json"
 PEERS = Path(__file__).with_name("loader_peers.py")
 
-# Why tf.data is ahead at 500x375 (by a tenth in this loop, side by side: 351 to 382 images per second of processor time,
+# Why tf.data is ahead at 500x375 (by a tenth in this loop, side by side: 351 to 382 images a second of processor time,
 # ours 308 to 341), and what was tried against it. It decodes the columns of a patch alone, which Pillow cannot. Of our
 # 2.4 ms an image, 1.0 to 1.2 go into the rows that are needed and 0.9 to 1.0 into resizing. Milliseconds of an image in
 # a loop of its own, fastest runs, then what came of it here; two cores with other work on them.
