@@ -7,6 +7,7 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["ZOO_MESH"] = "data=1"  # what does not say otherwise runs on the first of them
 if "ZOO_TEST_CACHE" not in os.environ:  # the first process makes it; workers and child processes share it
     os.environ["ZOO_TEST_CACHE"] = tempfile.mkdtemp(prefix="zoo-tests-")
     atexit.register(shutil.rmtree, os.environ["ZOO_TEST_CACHE"], ignore_errors=True)

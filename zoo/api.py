@@ -13,13 +13,14 @@ from zoo.checkpoint import Card
 from zoo.data.dataset import with_classes
 from zoo.data.polarity import match_polarity
 from zoo.data.preprocess import Preprocess
-from zoo.data.sources import Dataset, from_arrays, open_dataset
+from zoo.data.sources import Dataset, from_arrays, limited, open_dataset
 from zoo.data.views import at_size
 from zoo.prediction import Prediction, predict
 from zoo.pretrained import weights
 from zoo.training import evaluation, loop, run
 from zoo.training.finetune import Start, model_and_fields, recipe_for
 from zoo.training.recipes import Recipe
+from zoo.training.sharding import layout_for
 
 
 class Checkpoint(NamedTuple):
@@ -94,6 +95,8 @@ def fit(
     workdir: str | Path | None = None,
     data_dir: str | None = None,
     limit: int = 0,
+    parallel: str = "jit",
+    mesh: str = "",
     quiet: bool = False,
     workers: int | None = None,
     **changes: Any,
@@ -104,8 +107,10 @@ def fit(
     normalisation are the checkpoint's; heads are replaced where classes differ, rows of equal class names are kept.
     data: what `open_dataset` takes, a Dataset, or arrays (images, labels), of which validation and test are held out.
     recipe: a name of RECIPES or a Recipe; by default the one that suits. changes: fields of the recipe to change.
-    fields: fields of the model to change. workers: threads that read data which is not kept in memory; they change
-    nothing but the speed. An unfinished run of the same configuration is continued.
+    fields: fields of the model to change. parallel, mesh: "jit" or "pmap", over "data=4,model=2", "fsdp=8", …; all
+    devices along "data" by default. micro_batch="auto": the largest that fits into memory. workers: threads that read
+    data which is not kept in memory; they change nothing but the speed. An unfinished run of the same configuration is
+    continued.
     """
     if isinstance(data, tuple):
         data = from_arrays(data)
@@ -117,13 +122,16 @@ def fit(
     model, fields = model_and_fields(start, model, fields or {})
     name = data.name if isinstance(data, Dataset) else str(data)
     base = recipe if isinstance(recipe, Recipe) else recipe_for(recipe, start, model, name)
+    auto = changes.get("micro_batch") == "auto"
+    if auto:
+        changes["micro_batch"] = 0
     unknown = sorted(set(changes) - {field.name for field in dataclasses.fields(Recipe)})
     if unknown:
         raise ValueError(f"fit: {', '.join(unknown)} is neither an argument nor a field of Recipe")
     return loop.fit(
         model, data if isinstance(data, Dataset) else str(data), dataclasses.replace(base, **changes),
         init=start, fields=fields, data_dir=data_dir, limit=limit, workdir=workdir, quiet=quiet,
-        workers=workers,
+        layout=layout_for(parallel, mesh), auto_micro_batch=auto, workers=workers,
     )  # fmt: skip
 
 
@@ -147,12 +155,12 @@ def evaluate(
     loaded = load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     if limit:
-        dataset = loop.limited(dataset, limit)
+        dataset = limited(dataset, limit)
     dataset = match_polarity(with_classes(dataset, loaded.card.classes), loaded.card.preprocess.polarity)
     if split not in dataset.splits:
         raise ValueError(f"{dataset.name}: has no split {split!r}; it has {', '.join(dataset.splits)}")
     preprocess = at_size(loaded.card.preprocess, image_size) if image_size else loaded.card.preprocess
     return evaluation.evaluate(
         loaded.model, loaded.variables, dataset.splits[split], preprocess, loaded.card.classes,
-        batch_size=batch_size, on_batch=on_batch, tta=tta,
+        batch_size=batch_size, on_batch=on_batch, tta=tta, layout=layout_for(),
     )  # fmt: skip

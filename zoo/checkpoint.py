@@ -16,6 +16,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,16 +79,20 @@ def save_checkpoint(path: str | Path, card: Card, variables: Mapping) -> Card:
     variables = jax.tree.map(np.asarray, dict(variables))
     card = dataclasses.replace(card, leaves=tuple(leaf_table(variables)))
     path = Path(path)
-    _finish_replacement(path)
-    if path.exists() and not (path / MANIFEST).exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"{path}: is there already and is no checkpoint; it is not overwritten, choose another name")
     temporary = path.with_name(f".{path.name}.tmp")
-    _clear(temporary)
-    temporary.mkdir(parents=True)
-    _write_json(temporary / CARD, card.to_json())
+    if _is_first():
+        _finish_replacement(path)
+        if path.exists() and not (path / MANIFEST).exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise ValueError(
+                f"{path}: is there already and is no checkpoint; it is not overwritten, choose another name"
+            )
+        _clear(temporary)
+        temporary.mkdir(parents=True)
+        _write_json(temporary / CARD, card.to_json())
     _write_arrays(temporary / ARRAYS, variables)
-    _write_manifest(temporary)
-    _replace(temporary, path)
+    if _is_first():
+        _write_manifest(temporary)
+        _replace(temporary, path)
     return card
 
 
@@ -269,20 +274,23 @@ def match_leaves(variables: Mapping, abstract: Mapping, what: str) -> dict:
 def save_state(folder: str | Path, step: int, arrays: Any, progress: Mapping[str, Any], keep: int = 2) -> Path:
     """Commit a run's whole state under folder/step_N; only the newest `keep` commits stay.
 
-    `arrays` is any pytree, `progress` is JSON: everything else that decides the future of the run. The commit exists
-    only once its folder has its name, which is the last thing that happens.
+    `arrays` is any pytree, `progress` is JSON: everything else that decides the future of the run. Of several processes
+    all call this, with the same whole arrays, and see the same folder. The commit exists only once its folder has its
+    name, which is the last thing that happens.
     """
     folder = Path(folder)
     path = folder / f"step_{step:09d}"
     temporary = folder / f".{path.name}.tmp"
-    _clear(temporary)
-    temporary.mkdir(parents=True)
-    _write_json(temporary / PROGRESS, dict(progress))
+    if _is_first():
+        _clear(temporary)
+        temporary.mkdir(parents=True)
+        _write_json(temporary / PROGRESS, dict(progress))
     _write_arrays(temporary / ARRAYS, _plain(arrays))
-    _write_manifest(temporary)
-    _replace(temporary, path)
-    for old in _commits(folder)[:-keep]:
-        _clear(old)
+    if _is_first():
+        _write_manifest(temporary)
+        _replace(temporary, path)
+        for old in _commits(folder)[:-keep]:
+            _clear(old)
     return path
 
 
@@ -431,10 +439,33 @@ def _read_arrays(path: Path) -> dict:
     from orbax.checkpoint import v1
 
     try:
-        tree = (v1.load if hasattr(v1, "load") else v1.load_pytree)(path.absolute())
+        with _alone():
+            tree = (v1.load if hasattr(v1, "load") else v1.load_pytree)(path.absolute())
     except Exception as error:  # Orbax and TensorStore raise many kinds for a folder that is not theirs
         raise DamagedCheckpoint(f"{path}: Orbax cannot read it ({type(error).__name__})") from None
     return jax.tree.map(np.asarray, tree)
+
+
+def _is_first() -> bool:
+    """Whether this process is the one that writes: of several that train together only Orbax is called by all."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def _alone() -> AbstractContextManager:
+    """Orbax's reading in this process by itself: of several that train together it waits for none."""
+    import jax
+    from orbax.checkpoint import v1
+
+    if jax.process_count() == 1:
+        return nullcontext()
+    own = jax.process_index()
+    context = v1.Context()
+    context.multiprocessing.primary_host = own
+    context.multiprocessing.active_processes = {own}
+    context.multiprocessing.barrier_sync_key_prefix = f"process{own}"
+    return context
 
 
 def _clear(path: Path) -> None:

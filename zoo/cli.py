@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("info", "a model's layers, or a checkpoint's card"),
     "import": ("import_weights", "a weight file of another project as a checkpoint"),
     "export": ("export", "a checkpoint as safetensors, StableHLO or ONNX"),
+    "devices": ("devices", "what there is to compute with, and what a training would use"),
+    "launch": ("launch", "a training as several processes on this machine"),
     "verify": ("verify", "every file and leaf of a checkpoint against its hashes"),
 }
 
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) or os.environ.get("ZOO_TRACEBACK"):
             raise
-        what = "the memory does not suffice; try a smaller --batch-size or --set micro_batch=N, which accumulates"
+        what = "the memory does not suffice; try a smaller --batch-size or --micro-batch N, which accumulates"
         print(f"zoo {options.command}: {what}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

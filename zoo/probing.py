@@ -18,7 +18,7 @@ from zoo import api
 from zoo.data.loader import eval_batches
 from zoo.data.polarity import match_polarity
 from zoo.data.preprocess import Preprocess, normalise
-from zoo.data.sources import Dataset, open_dataset
+from zoo.data.sources import Dataset, limited, open_dataset
 from zoo.training import loop, metrics
 from zoo.training.evaluation import BATCH_SIZE
 from zoo.training.parallel import compiled
@@ -96,7 +96,7 @@ def features(
     loaded = api.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     if limit:
-        dataset = loop.limited(dataset, limit)
+        dataset = limited(dataset, limit)
     preprocess = loaded.card.preprocess
     dataset = match_polarity(dataset, preprocess.polarity)
     known = endpoints(loaded.model, preprocess)

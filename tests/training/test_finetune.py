@@ -14,7 +14,7 @@ from zoo.checkpoint import Card, flatten
 from zoo.data.polarity import match_polarity
 from zoo.data.preprocess import Preprocess
 from zoo.data.sources import from_arrays
-from zoo.training import finetune, loop, run
+from zoo.training import finetune, loop, planning, run
 from zoo.training.finetune import Phase, Start
 from zoo.training.optim import make_optimizer
 from zoo.training.recipes import Recipe, find_recipe
@@ -452,7 +452,7 @@ def test_another_checkpoint_of_the_same_name_is_another_run(tmp_path, tuned):
 
 
 def test_a_phase_starts_its_optimiser_afresh(checkpoint_folder):
-    job = loop.plan(None, coloured(NEW), TUNE, init=api.start_from(checkpoint_folder))
+    job = planning.plan(None, coloured(NEW), TUNE, init=api.start_from(checkpoint_folder))
     state = job.first_state()
     for phase in job.phases:
         state = restarted(state, job.optimizer(phase), phase.frozen)
@@ -480,10 +480,10 @@ def test_zoo_fit_from_a_checkpoint_learns_and_chooses_its_recipe(tmp_path, tuned
 
 def test_another_size_and_other_channels_where_asked(checkpoint_folder):
     recipe = dataclasses.replace(TUNE, image_size=24, channels="L")
-    job = loop.plan(None, coloured(NEW), recipe, init=api.start_from(checkpoint_folder))
+    job = planning.plan(None, coloured(NEW), recipe, init=api.start_from(checkpoint_folder))
     assert job.image_shape == (24, 24, 1) and job.preprocess.resize == (24, 24)
     assert job.abstract["params"]["stem"]["conv"]["kernel"].shape[2] == 1
-    assert loop.plan("lenet5", coloured(NEW), dataclasses.replace(PLAIN, channels="L")).image_shape == (32, 32, 1)
+    assert planning.plan("lenet5", coloured(NEW), dataclasses.replace(PLAIN, channels="L")).image_shape == (32, 32, 1)
 
 
 def test_mistakes_are_answered_in_a_line(tmp_path, checkpoint_folder):

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from zoo import checkpoint
-from zoo.data.sources import from_arrays
-from zoo.training import loop, run
+from zoo.data.sources import from_arrays, limited
+from zoo.training import loop, planning, run
 from zoo.training.recipes import Recipe
 
 RECIPE = Recipe(
@@ -310,7 +310,7 @@ def test_other_data_of_the_same_name_is_another_run(left_alone):
     other = from_arrays(arrays(seed=5), validation=misleading(), test=arrays(60, seed=2), name="made")
     with pytest.raises(ValueError, match=r"holds another run; data\.fingerprint is"):
         loop.fit("mlp", other, RECIPE, workdir=left_alone[0].workdir, **MODEL)
-    ours, theirs = (loop.plan("mlp", data, RECIPE, fields=MODEL["fields"]).config for data in (dataset(), other))
+    ours, theirs = (planning.plan("mlp", data, RECIPE, fields=MODEL["fields"]).config for data in (dataset(), other))
     assert ours.default_name() != theirs.default_name()
 
 
@@ -333,7 +333,7 @@ def test_default_names_differ_by_what_changes_the_result():
 @pytest.mark.parametrize("batch_size", [0, 1, 7, 400])
 def test_full_batch_mini_batch_and_single_sample(tmp_path, batch_size):
     recipe = Recipe(epochs=1.0 if batch_size < 400 else 6.0, batch_size=batch_size, optimizer="sgd", learning_rate=1e-3)
-    job = loop.plan("mlp", dataset(), recipe, fields=MODEL["fields"])
+    job = planning.plan("mlp", dataset(), recipe, fields=MODEL["fields"])
     count = len(job.dataset.splits["train"])
     assert job.batch_size == (batch_size or count)
     assert job.total_steps == -(-int(recipe.epochs) * count // job.batch_size)
@@ -345,17 +345,17 @@ def test_full_batch_mini_batch_and_single_sample(tmp_path, batch_size):
 def test_images_are_adapted_to_what_a_model_takes():
     rng = np.random.default_rng(0)
     colour = from_arrays((rng.integers(0, 255, (200, 20, 24, 3)).astype(np.uint8), np.arange(200) % 10), name="colour")
-    assert loop.plan("lenet5_1998", colour, RECIPE).image_shape == (32, 32, 1)
-    assert loop.plan("lenet5", colour, RECIPE).image_shape == (32, 32, 3)
+    assert planning.plan("lenet5_1998", colour, RECIPE).image_shape == (32, 32, 1)
+    assert planning.plan("lenet5", colour, RECIPE).image_shape == (32, 32, 3)
 
 
 def test_a_limit_takes_records_at_even_distances():
     whole = dataset()
-    few = loop.limited(whole, 10)
+    few = limited(whole, 10)
     assert {name: len(split) for name, split in few.splits.items()} == {"train": 10, "validation": 10, "test": 10}
     images = whole.splits["train"].read(np.arange(len(whole.splits["train"])))
     assert np.array_equal(few.splits["train"].read(np.array([0, 9])), images[[0, -1]])
-    assert loop.limited(whole, 10**6).splits["test"] is whole.splits["test"]
+    assert limited(whole, 10**6).splits["test"] is whole.splits["test"]
 
 
 def test_class_weights_balance():
@@ -364,10 +364,12 @@ def test_class_weights_balance():
     images, labels = arrays(300)
     keep = (labels > 0) | (np.arange(300) % 5 == 0)
     made = from_arrays((images[keep], labels[keep]), validation=arrays(60, seed=1), name="made")
-    job = loop.plan("mlp", made, dataclasses.replace(RECIPE, class_weights="balanced"), fields=MODEL["fields"])
-    weights, counts = np.array(loop.class_weights(job)), np.bincount(labels[keep])
+    job = planning.plan("mlp", made, dataclasses.replace(RECIPE, class_weights="balanced"), fields=MODEL["fields"])
+    weights, counts = np.array(planning.class_weights(job)), np.bincount(labels[keep])
     np.testing.assert_allclose(weights * counts, counts.sum() / 3)
-    assert loop.class_weights(dataclasses.replace(job, config=dataclasses.replace(job.config, recipe=RECIPE))) is None
+    assert (
+        planning.class_weights(dataclasses.replace(job, config=dataclasses.replace(job.config, recipe=RECIPE))) is None
+    )
 
 
 def test_the_rate_is_of_training_alone(monkeypatch):

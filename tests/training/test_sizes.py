@@ -14,7 +14,7 @@ from zoo import checkpoint, cli, models
 from zoo.data import loader
 from zoo.data.preprocess import Preprocess
 from zoo.data.sources import from_arrays
-from zoo.training import loop, plots, run, sizes
+from zoo.training import loop, planning, plots, run, sizes
 from zoo.training.recipes import RECIPES, Recipe, recipe_from_json
 
 PLAIN = Recipe(epochs=4, batch_size=10, learning_rate=0.01)
@@ -187,7 +187,7 @@ def watch(monkeypatch, module, name, note):
 
 def test_patience_waits_for_the_last_size(tmp_path):
     """Evaluations while images are small do not count."""
-    plan = loop.plan("resnet20", in_memory(tmp_path), GROWING, fields=SMALL)
+    plan = planning.plan("resnet20", in_memory(tmp_path), GROWING, fields=SMALL)
     trainers = [SimpleNamespace(job=plan, progress=SimpleNamespace(step=step)) for step in (5, 6, 7, 16)]
     assert [loop.Trainer.in_last_part(trainer) for trainer in trainers] == [False, False, True, True]
 
@@ -197,16 +197,16 @@ def test_fine_tuning_keeps_the_tested_size(tmp_path):
     model = models.create("resnet20", **SMALL, num_classes=2)
     zoo.save(tmp_path / "start", model, zoo.init(model, 0, (24, 24, 3)), ("0", "1"), Preprocess((24, 24), (24, 24)))
     start = zoo.api.start_from(tmp_path / "start")
-    plan = loop.plan(None, in_memory(tmp_path), PLAIN, init=start)
+    plan = planning.plan(None, in_memory(tmp_path), PLAIN, init=start)
     assert plan.preprocess.size == plan.seen(0).size == (24, 24)
-    plan = loop.plan(
+    plan = planning.plan(
         None, in_memory(tmp_path), dataclasses.replace(PLAIN, progressive=(8, 16), test_size=20), init=start
     )
     assert [plan.seen(n).size[0] for n in (0, 15, 99)] == [8, 16, 16] and plan.preprocess.size == (20, 20)
 
 
 def test_a_dry_run_is_of_the_largest_size(tmp_path):
-    plan = loop.plan("resnet20", in_memory(tmp_path), GROWING, fields=SMALL)
+    plan = planning.plan("resnet20", in_memory(tmp_path), GROWING, fields=SMALL)
     lines = list(loop.dry_run(plan))
     assert any("a step takes" in line and "training at most" in line for line in lines)
 

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from zoo.commands import SIGNAL_EXIT, count, seconds, start_jax
+from zoo.commands.devices import add_device_options, layout_of
 
 #: Flags that are recipe fields, and what help says of them; `--set` reaches the rest.
 RECIPE_FLAGS = {
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--recipe", metavar="NAME", help="one of `zoo list --recipes` (default: the one that suits)")
     for flag, text in RECIPE_FLAGS.items():
         add(f"--{flag}", metavar="X", help=text + ", ".join(choices_of(_field(flag))))
+    add("--micro-batch", metavar="N", help="images per pass, gradients are accumulated; auto: the most that fit")
     add("--set", metavar="FIELD=VALUE", action="append", default=[], help="any field of the recipe or the model")
     add("--config", metavar="FILE", help="a run's config.json: train it anew, with what else is given changed")
     add("--workdir", metavar="DIR", help="the run's folder (default: one under runs/)")
@@ -58,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="shapes, memory and a time estimate; nothing is trained")
     add("--save-every", metavar="SECONDS", type=seconds, default=60.0, help="commit the state this often (default: 60)")
     add("--save-steps", metavar="N", type=count, default=0, help="and every N steps")
+    add_device_options(parser)
     add("--deterministic", action="store_true", help="the same bits every time on a GPU too, where that is slower")
     add("--quiet", action="store_true", help="print nothing but errors")
 
@@ -67,15 +70,17 @@ def run(options: argparse.Namespace) -> int:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     start_jax()
-    from zoo.training import loop, report
+    layout = layout_of(options)
+    from zoo.training import loop, planning, processes, report
     from zoo.training.run import folder_of
 
     config, start = config_of(options)
     about = {
         "init": start, "fields": config.fields, "data_dir": config.data_dir, "limit": config.limit,
+        "layout": layout,
     }  # fmt: skip
     if options.dry_run:
-        job = loop.plan(config.model, config.data, config.recipe, **about)
+        job = planning.plan(config.model, config.data, config.recipe, **about)
         report.describe(job, folder_of(options.workdir, job.config), print)
         for line in loop.dry_run(job):
             print(line, flush=True)
@@ -84,11 +89,13 @@ def run(options: argparse.Namespace) -> int:
     try:
         loop.fit(
             config.model, config.data, config.recipe, **about, workdir=options.workdir, command=command,
+            auto_micro_batch=options.micro_batch == "auto",
             save_seconds=options.save_every, save_steps=options.save_steps, quiet=options.quiet,
             workers=options.workers,
         )  # fmt: skip
     except loop.Interrupted as stop:
-        print(f"zoo train: {stop}; the same command goes on from there: {command}", file=sys.stderr)
+        if processes.is_first():
+            print(f"zoo train: {stop}; the same command goes on from there: {command}", file=sys.stderr)
         return SIGNAL_EXIT + stop.signum
     return 0
 
@@ -133,6 +140,8 @@ def config_of(options: argparse.Namespace) -> Any:
         text = getattr(options, field)
         if text is not None:
             changes[field] = recipes.parse_field(field, text)
+    if options.micro_batch is not None:
+        changes["micro_batch"] = recipes.parse_field("micro_batch", options.micro_batch.replace("auto", "0"))
     recipe_fields = [field.name for field in dataclasses.fields(recipes.Recipe)]
     for assignment in options.set:
         where, field, text = split_assignment(assignment, recipe_fields, list(known))

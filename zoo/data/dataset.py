@@ -258,6 +258,20 @@ def subset(split: Split, mask: NDArray[np.bool_]) -> Split:
     return ArraySplit(array.images[mask], array.labels[mask])
 
 
+def limited(dataset: Dataset, limit: int) -> Dataset:
+    """At most `limit` records of each split, taken at even distances."""
+
+    def cut(split):
+        if len(split) <= limit:
+            return split
+        mask = np.zeros(len(split), bool)
+        mask[np.linspace(0, len(split) - 1, limit).round().astype(int)] = True
+        return subset(split, mask)
+
+    splits = {name: cut(split) for name, split in dataset.splits.items()}
+    return replace(dataset, splits=splits)
+
+
 def complete(splits: dict[str, Split]) -> tuple[dict[str, Split], list[str]]:
     """Hold out what is missing; train alone gives up 20 % for test and 10 % for validation, else only the latter."""
     notes = []

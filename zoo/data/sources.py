@@ -15,7 +15,17 @@ from typing import Any
 from zoo.data.array_files import digits, idx_files, idx_folder, npz
 from zoo.data.arrays import from_arrays
 from zoo.data.cache import cache_folder
-from zoo.data.dataset import ArraySplit, Dataset, EncodedSplit, Split, held_out, nearest_names, record_keys, subset
+from zoo.data.dataset import (
+    ArraySplit,
+    Dataset,
+    EncodedSplit,
+    Split,
+    held_out,
+    limited,
+    nearest_names,
+    record_keys,
+    subset,
+)
 from zoo.data.folders import has_images, list_folder
 from zoo.data.hf import list_hf
 from zoo.data.listing import Listing, open_listing
@@ -31,6 +41,7 @@ __all__ = [
     "cache_folder",
     "from_arrays",
     "held_out",
+    "limited",
     "open_dataset",
     "record_keys",
     "subset",

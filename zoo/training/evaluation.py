@@ -1,7 +1,8 @@
 """Evaluation and prediction with given variables: exact over a split, one compilation per model and batch size."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,14 +16,17 @@ from zoo.data.views import VIEWS
 from zoo.folding import fold, folded_on_device
 from zoo.training import metrics
 from zoo.training.parallel import compiled
+from zoo.training.processes import host
+from zoo.training.sharding import ONE_DEVICE, Layout, put_batch, put_variables, shard, whole
 from zoo.training.step import make_eval_step
 
 BATCH_SIZE = 256
 
 
 @lru_cache(maxsize=16)
-def _eval_step(model: nn.Module, preprocess: Preprocess) -> Callable:
-    return compiled(make_eval_step(model, preprocess))
+def _eval_step(model: nn.Module, preprocess: Preprocess, layout: Layout = ONE_DEVICE) -> Callable:
+    step = make_eval_step(model, preprocess)
+    return compiled(step) if layout.is_plain else compiled(step, out_shardings=whole(layout))
 
 
 def evaluate(
@@ -35,35 +39,43 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
     on_batch: Callable[[int], Any] | None = None,
     tta: str = "",
+    layout: Layout = ONE_DEVICE,
 ) -> dict[str, Any]:
     """Every metric of `metrics.summarise` over the whole split; each example counts once at any batch size.
 
-    `on_batch` is called with the number of images done. `tta` names the VIEWS of each image that are averaged. Raises
-    ValueError for an empty split.
+    `on_batch` is called with the number of images done. `tta` names the VIEWS of each image that are averaged. Over the
+    devices of a layout every process has the same result; pmap's are taken as jit's. Raises ValueError for an empty
+    split.
     """
-    step = _eval_step(model, preprocess)
-    variables = jax.device_put(fold(model, variables, _shape(preprocess)))
+    layout = ONE_DEVICE if layout.is_plain else dataclasses.replace(layout, how="jit")
+    step = _eval_step(model, preprocess, layout)
+    folded = fold(model, host(variables), _shape(preprocess))
+    variables = put_variables(layout, model.family, folded)
+    put = None if layout.is_plain else partial(put_batch, layout)
     views = VIEWS[tta][1] if tta else 1
     size = min(max(1, batch_size // views), _power_of_two(len(split)))
+    size = -(-size // layout.devices) * layout.devices
     gather = len(split) * len(class_names) <= metrics.SCORE_LIMIT
     total, scores, done = None, [], 0
 
     def results():
-        """What the device made of each batch, one batch late, so that the host reads on meanwhile."""
+        """What the devices made of each batch, one batch late, so that the host reads on meanwhile."""
         late = None
-        for batch in on_device(eval_batches(split, preprocess, batch_size=size, tta=tta)):
-            now = (np.asarray(batch["weight"]) > 0, step(variables, batch))
+        batches = eval_batches(split, preprocess, batch_size=size, shard=shard(layout), tta=tta)
+        for batch in on_device(batches, put):
+            now = step(variables, batch)
             if late is not None:
                 yield late
             late = now
         if late is not None:
             yield late
 
-    for real, (sums, probabilities) in results():
+    for sums, probabilities in results():
         total = metrics.add(total, sums)
+        real = min(size, len(split) - done)
         if gather:
-            scores.append(np.asarray(probabilities)[real])
-        done += int(real.sum())
+            scores.append(np.asarray(probabilities)[:real])
+        done += real
         if on_batch:
             on_batch(done)
     if total is None:

@@ -10,38 +10,28 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import numpy as np
-import optax
 
-from zoo import checkpoint, models
-from zoo.data.crop import device_augment
-from zoo.data.loader import on_device, train_batches
-from zoo.data.polarity import match_polarity
-from zoo.data.preprocess import Preprocess, preprocess_for
-from zoo.data.sources import Dataset, open_dataset, subset
+from zoo import checkpoint
+from zoo.data.preprocess import Preprocess
+from zoo.data.sources import Dataset
 from zoo.prediction import Prediction, predict
-from zoo.training import finetune, report, sizes
+from zoo.training import memory, processes, report
 from zoo.training import run as runs
 from zoo.training.display import Display, duration
 from zoo.training.evaluation import evaluate
 from zoo.training.finetune import Phase, Start
-from zoo.training.optim import make_optimizer
-from zoo.training.parallel import compiled
+from zoo.training.planning import Plan, compile_step, plan
 from zoo.training.recipes import Recipe
-from zoo.training.run import Config, Logs, Progress
-from zoo.training.sizes import Stretch
-from zoo.training.step import TrainState, create_state, evaluated_variables, make_train_step, restarted
-
-_DTYPES = {"float32": jax.numpy.float32, "bfloat16": jax.numpy.bfloat16}
+from zoo.training.run import Logs, Progress
+from zoo.training.sharding import Layout
+from zoo.training.step import TrainState, evaluated_variables, restarted
 
 
 class Fitted(NamedTuple):
@@ -70,182 +60,6 @@ class Diverged(ValueError):
     """The loss is not finite."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Everything that is settled before the first step."""
-
-    config: Config
-    model: nn.Module
-    dataset: Dataset
-    preprocess: Preprocess
-    """Of evaluation and of the card; `seen` has that of training."""
-    batch_size: int
-    steps_per_epoch: float
-    total_steps: int
-    phases: tuple[Phase, ...]
-    stretches: tuple[Stretch, ...]
-    abstract: dict
-    """The variables' shapes and dtypes."""
-    start: Start | None
-    """The checkpoint that training starts from."""
-
-    @property
-    def evaluated(self) -> nn.Module:
-        """The model as a checkpoint of it will be run: in float32, whatever it is trained in."""
-        return models.with_runtime(self.model, dtype=jax.numpy.float32)
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.config.recipe
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return (*self.preprocess.size, self.preprocess.num_channels)
-
-    def batches(self, step: int = 0, workers: int | None = None) -> Generator[Any]:
-        """What training sees from `step` on, on the device, in the size of that step. The host cuts the crops where
-        `device_augment` says so."""
-        split = self.dataset.splits["train"]
-        recipe = self.recipe
-        return on_device(
-            train_batches(
-                split, self.seen(step), batch_size=self.batch_size, seed=recipe.seed, start_step=step,
-                augment=recipe.augment, workers=workers,
-            )
-        )  # fmt: skip
-
-    @property
-    def parameters(self) -> int:
-        return models.count_parameters(self.abstract)
-
-    def phase(self, step: int) -> Phase:
-        """The phase of the step that follows after `step` steps; after the last one, its own."""
-        return next(phase for phase in self.phases if step < phase.stop or phase is self.phases[-1])
-
-    def seen(self, step: int) -> Preprocess:
-        """What training sees of an image in the step that follows after `step` steps."""
-        return next(s.preprocess for s in self.stretches if step < s.stop or s is self.stretches[-1])
-
-    def optimizer(self, phase: Phase) -> optax.GradientTransformation:
-        return self._optimizer(phase)[0]
-
-    def learning_rate(self, step: int) -> float:
-        """Of step 0, 1, …, before what single parts have it multiplied with."""
-        phase = self.phase(step)
-        return float(self._optimizer(phase)[1](step - phase.start))
-
-    def _optimizer(self, phase: Phase) -> tuple[optax.GradientTransformation, optax.Schedule]:
-        rates = finetune.rates(self.recipe, self.model, self.abstract["params"])
-        return make_optimizer(self.recipe, phase.stop - phase.start, self.steps_per_epoch, rates)
-
-    def first_state(self) -> TrainState:
-        """Before step 0."""
-        first, start = self.phases[0], None
-        if self.start is not None:
-            start = partial(self.start.variables_for, self.model, self.preprocess, self.dataset.class_names)
-        optimizer = self.optimizer(first)
-        return create_state(self.model, optimizer, self.recipe, self.image_shape, start=start, frozen=first.frozen)
-
-    def is_evaluation(self, step: int) -> bool:
-        """Whether validation follows after `step` steps: every eval_every_epochs, and at the end."""
-        every = self.steps_per_epoch * self.recipe.eval_every_epochs
-        return step == self.total_steps or math.floor(step / every) > math.floor((step - 1) / every)
-
-
-def plan(
-    model: str | None, data: str | Dataset, recipe: Recipe | str | None = None, *, init: Start | None = None,
-    fields: dict[str, Any] | None = None, data_dir: str | None = None, limit: int = 0,
-) -> Plan:  # fmt: skip
-    """Open the data and settle model, preprocess, phases. ValueError for what does not fit together.
-
-    With `init`, model, fields and preprocess are its card's where nothing else is said.
-    """
-    model, fields = finetune.model_and_fields(init, model, fields or {})
-    models.create(model, **fields)  # names are checked before data is read
-    dataset = open_dataset(data, data_dir) if isinstance(data, (str, Path)) else data
-    if "train" not in dataset.splits or "validation" not in dataset.splits:
-        raise ValueError(f"{dataset.name}: has no training split; it can be evaluated, not trained on")
-    if limit:
-        dataset = limited(dataset, limit)
-    if not isinstance(recipe, Recipe):
-        recipe = finetune.recipe_for(recipe, init, model, dataset.name)
-
-    fields.setdefault("num_classes", dataset.num_classes)
-    if fields["num_classes"] != dataset.num_classes:
-        raise ValueError(f"num_classes={fields['num_classes']}, but {dataset.name} has {dataset.num_classes} classes")
-    network = models.create(model, **fields)
-    if recipe.last_size and "image_size" in models.defining_fields(network):
-        network = models.create(model, **{**fields, "image_size": recipe.last_size})
-    fingerprint = dataset.fingerprint()
-    if init:
-        seen = init.preprocess(recipe.last_size, recipe.channels)
-        dataset = match_polarity(dataset, seen.polarity)
-    else:
-        size = (recipe.last_size, recipe.last_size) if recipe.last_size else network.input_shape[:2]
-        seen = preprocess_for(dataset, size, recipe.channels or getattr(network, "channels", None))
-    network = models.with_runtime(network, dtype=_DTYPES[recipe.precision])
-    # Tracing the model here finds what its fields or the image size make impossible before anything is written.
-    abstract = models.abstract_variables(network, (*seen.size, seen.num_channels))
-    sizes.check(network, recipe, seen)
-    preprocess = sizes.tested(recipe, seen)
-    if init:
-        blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
-        init.variables_for(network, preprocess, dataset.class_names, blank)  # what does not fit is listed now
-
-    count = len(dataset.splits["train"])
-    batch_size = recipe.batch_size or count
-    steps_per_epoch = max(count / batch_size, recipe.min_epoch_steps)
-    total_steps = max(math.ceil(recipe.epochs * steps_per_epoch), 1)
-    new_head = init is not None and init.has_new_rows(dataset.class_names)
-    phases = finetune.phases(recipe, network, abstract, total_steps, steps_per_epoch, new_head)
-    config = Config(
-        model, models.defining_fields(network), dataset.name, recipe, limit, fingerprint, data_dir,
-        *((init.spec, init.digest()) if init else ()),
-    )  # fmt: skip
-    return Plan(
-        config, network, dataset, preprocess, batch_size, steps_per_epoch, total_steps, phases,
-        sizes.stretches(recipe, seen, total_steps, steps_per_epoch), abstract, init,
-    )  # fmt: skip
-
-
-def limited(dataset: Dataset, limit: int) -> Dataset:
-    """At most `limit` records of each split, taken at even distances."""
-
-    def cut(split):
-        if len(split) <= limit:
-            return split
-        mask = np.zeros(len(split), bool)
-        mask[np.linspace(0, len(split) - 1, limit).round().astype(int)] = True
-        return subset(split, mask)
-
-    splits = {name: cut(split) for name, split in dataset.splits.items()}
-    return dataclasses.replace(dataset, splits=splits)
-
-
-def class_weights(plan: Plan) -> tuple[float, ...] | None:
-    """N / (K * count) for each class of the training split, where the recipe asks for it."""
-    if plan.recipe.class_weights == "none":
-        return None
-    counts = np.bincount(plan.dataset.splits["train"].labels, minlength=plan.dataset.num_classes)
-    return tuple(float(w) for w in counts.sum() / (len(counts) * np.maximum(counts, 1)))
-
-
-def compile_step(plan: Plan, phase: Phase, seen: Preprocess, state: TrainState) -> Any:
-    """The training step of a phase and a size of images, compiled ahead of time for this plan's shapes."""
-    augment = device_augment(plan.dataset.splits["train"], seen, plan.recipe.augment)
-    recipe = dataclasses.replace(plan.recipe, augment=augment)
-    step = make_train_step(
-        plan.model, recipe, seen, plan.optimizer(phase), class_weights=class_weights(plan),
-        frozen=phase.frozen, unroll=jax.default_backend() == "cpu",
-    )  # fmt: skip
-    batch = {
-        "image": jax.ShapeDtypeStruct((plan.batch_size, *seen.size, seen.num_channels), np.uint8),
-        "label": jax.ShapeDtypeStruct((plan.batch_size,), np.int32),
-        "weight": jax.ShapeDtypeStruct((plan.batch_size,), np.float32),
-    }
-    return compiled(step, donate=(0,)).lower(state, batch).compile()
-
-
 def fit(
     model: str | None,
     data: str | Dataset = "digits",
@@ -255,6 +69,8 @@ def fit(
     fields: dict[str, Any] | None = None,
     data_dir: str | None = None,
     limit: int = 0,
+    layout: Layout | None = None,
+    auto_micro_batch: bool = False,
     workdir: str | Path | None = None,
     save_seconds: float = 60.0,
     save_steps: int = 0,
@@ -265,26 +81,98 @@ def fit(
     """Train, or go on with, the run that the arguments describe, and return its best checkpoint.
 
     model: a name of MODELS, `fields` changes its fields; None for that of `init`, the checkpoint to start from. data:
-    what `open_dataset` takes, or a Dataset. recipe: a Recipe, a name of RECIPES, or None for the one that suits. The
-    state is committed at least every `save_seconds`, and every `save_steps` steps if that is not 0. `workers` threads
-    read data that is not kept in memory; None: one per processor. Raises ValueError for what does not fit together,
-    Diverged for a loss that is not finite, Interrupted after SIGINT or SIGTERM.
+    what `open_dataset` takes, or a Dataset. recipe: a Recipe, a name of RECIPES, or None for the one that suits.
+    layout: over which devices, all by default; it changes the numbers by rounding at most, and a run may go on over
+    others. auto_micro_batch: where memory does not suffice, the largest micro-batch that fits is taken, once, and is
+    then part of the run. The state is committed at least every `save_seconds`, and every `save_steps` steps if that is
+    not 0. `workers` threads read data that is not kept in memory; None: one per processor. Of several processes each
+    calls this, and the first writes. Raises ValueError for what does not fit together, memory.TooLarge before the first
+    step, Diverged for a loss that is not finite, Interrupted after SIGINT or SIGTERM.
     """
-    job = plan(model, data, recipe, init=init, fields=fields, data_dir=data_dir, limit=limit)
-    folder = runs.open_folder(workdir, job.config, command)
-    with Display(job.total_steps, job.batch_size, job.recipe.epochs, quiet=quiet) as display:
-        report.describe(job, folder, display.say)
-        with runs.locked(folder):
-            if (folder / runs.RESULTS).exists():
-                display.say(
-                    f"this run is finished; for another, change the seed, another option or the folder: {folder}"
-                )
-                display.say(f"   try it: zoo predict {folder / runs.BEST} IMAGE …")
-            else:
-                train(job, folder, display, save_seconds, save_steps, workers)
-    card, variables = checkpoint.load_checkpoint(folder / runs.BEST)
-    rows = read_rows(folder)
-    return Fitted(job.evaluated, jax.device_put(variables), card, rows, folder)
+    job = plan(model, data, recipe, init=init, fields=fields, data_dir=data_dir, limit=limit, layout=layout)
+    quiet = quiet or not processes.is_first()
+    with Display(job.total_steps, job.batch_size, job.recipe.epochs, quiet=quiet) as display, ExitStack() as lock:
+        if auto_micro_batch:
+            workdir = runs.folder_of(workdir, job.config)
+            job = with_micro_batch(job, workdir, display.say)
+
+        def open_run() -> tuple[str, bool]:
+            folder = runs.open_folder(workdir, job.config, command)
+            report.describe(job, folder, display.say)
+            lock.enter_context(runs.locked(folder))
+            return str(folder), (folder / runs.RESULTS).exists()
+
+        name, finished = processes.by_first(open_run)
+        folder = Path(name)
+        if finished:
+            display.say(f"this run is finished; for another, change the seed, another option or the folder: {folder}")
+            display.say(f"   try it: zoo predict {folder / runs.BEST} IMAGE …")
+        else:
+            train(job, folder, display, save_seconds, save_steps, workers)
+    return read_result(job, folder)
+
+
+def with_micro_batch(job: Plan, folder: Path, say: Callable) -> Plan:
+    """The plan with the micro-batch that the run in `folder` was begun with; of a new one, with the largest that fits.
+
+    ValueError where none does.
+    """
+
+    def recorded() -> int | None:
+        return runs.read_config(folder).recipe.micro_batch if (folder / runs.CONFIG).exists() else None
+
+    def with_size(size: int) -> Plan:
+        recipe = dataclasses.replace(job.recipe, micro_batch=size)
+        return dataclasses.replace(job, config=dataclasses.replace(job.config, recipe=recipe))
+
+    size = processes.by_first(recorded)
+    if size is None:
+        phase, state, seen = dearest_step(job)
+        say("compiling the training step to see what memory it needs …")
+        short = memory.shortage(compile_step(job, phase, seen, state))
+        size = 0
+        if short:
+            fitting = micro_batch_that_fits(job, phase, seen, state, short)
+            if fitting is None:
+                raise memory.TooLarge(memory.explain(short, job.batch_size, None))
+            size = fitting
+    say(f"micro-batch: {size}, gradients are accumulated" if size else "micro-batch: none, the whole batch fits")
+    return with_size(size)
+
+
+def dearest_step(job: Plan) -> tuple[Phase, TrainState, Preprocess]:
+    """Phase, a throw-away state and size of the last steps: at first parts may be frozen, or images small."""
+    phase = job.phases[-1]
+    state = job.placed(restarted(job.first_state(), job.optimizer(phase), phase.frozen))
+    return phase, state, job.seen(job.total_steps)
+
+
+def micro_batch_that_fits(
+    job: Plan, phase: Phase, seen: Preprocess, state: TrainState, short: tuple[int, int]
+) -> int | None:
+    """The largest micro-batch below the present one with which a step of the phase fits into memory, or None."""
+    most, least = job.recipe.micro_batch or job.batch_size, job.layout.devices
+    sizes = [size for size in range(least, most, least) if job.recipe.batch_size % size == 0]
+
+    def compile_with(size: int) -> Any:
+        recipe = dataclasses.replace(job.recipe, micro_batch=size)
+        config = dataclasses.replace(job.config, recipe=recipe)
+        return compile_step(dataclasses.replace(job, config=config), phase, seen, state)
+
+    return memory.largest_that_fits(sizes, most, short, compile_with)
+
+
+def read_result(job: Plan, folder: Path) -> Fitted:
+    """What `fit` returns of a finished run."""
+
+    def read() -> tuple[dict, list]:
+        card, variables = checkpoint.load_checkpoint(folder / runs.BEST)
+        return {"card": card.to_json(), "rows": read_rows(folder)}, jax.tree.leaves(variables)
+
+    told, leaves = processes.from_first(read)
+    variables = jax.tree.unflatten(jax.tree.structure(job.abstract), leaves)
+    card = checkpoint.card_from_json(told["card"], str(folder))
+    return Fitted(job.evaluated, jax.device_put(variables), card, told["rows"], folder)
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -296,7 +184,8 @@ def train(
 ) -> None:
     """From the last commit (or step 0) to the end, then the report."""
     state, best, progress = resume(job, folder, job.first_state(), display.say)
-    logs = Logs(folder, progress.history)
+    state = job.placed(state)
+    logs = Logs(folder, progress.history) if processes.is_first() else None
     trainer = Trainer(job, folder, display, logs, state, best, progress)
     first, began = progress.step, time.monotonic()
     try:
@@ -305,8 +194,9 @@ def train(
                 trainer.run(caught, save_seconds, save_steps, workers)
         report.finish(job, folder, trainer.best, progress, display)
     finally:
-        logs.close()
-        runs.note_timing(folder, first, progress.step, job.batch_size, time.monotonic() - began)
+        if logs is not None:
+            logs.close()
+            runs.note_timing(folder, first, progress.step, job.batch_size, time.monotonic() - began)
 
 
 def resume(job: Plan, folder: Path, state: TrainState, say: Callable) -> tuple[TrainState, dict, Progress]:
@@ -317,11 +207,15 @@ def resume(job: Plan, folder: Path, state: TrainState, say: Callable) -> tuple[T
         phase = job.phase(step)
         return {"state": restarted(state, job.optimizer(phase), phase.frozen), "best": best}
 
-    found = checkpoint.restore_state(folder / runs.CHECKPOINTS, like, say)
-    if found is None:
+    def newest() -> tuple[dict | None, list]:
+        found = checkpoint.restore_state(folder / runs.CHECKPOINTS, like, say)
+        return (None, []) if found is None else (found[1], jax.tree.leaves(found[0]))
+
+    saved, leaves = processes.from_first(newest)
+    if saved is None:
         return state, best, Progress()
-    arrays, saved = found
     progress = Progress(**saved)
+    arrays = jax.tree.unflatten(jax.tree.structure(jax.eval_shape(lambda: like(progress.step))), leaves)
     say(f"going on from step {progress.step:,} of {job.total_steps:,}")
     return jax.tree.map(jax.numpy.asarray, arrays["state"]), arrays["best"], progress
 
@@ -329,7 +223,7 @@ def resume(job: Plan, folder: Path, state: TrainState, say: Callable) -> tuple[T
 class Trainer:
     """The loop and what it holds between steps."""
 
-    def __init__(self, job: Plan, folder: Path, display: Display, logs: Logs, state, best, progress: Progress):
+    def __init__(self, job: Plan, folder: Path, display: Display, logs: Logs | None, state, best, progress: Progress):
         self.job, self.folder, self.display, self.logs = job, folder, display, logs
         self.state, self.best, self.progress = state, best, progress
         self.pending: list[tuple[int, dict]] = []
@@ -356,18 +250,20 @@ class Trainer:
             phase, seen = job.phase(progress.step), job.seen(progress.step)
             if (phase, seen) != before and not progress.stopped:
                 if phase != before[0]:
-                    self.state = restarted(self.state, job.optimizer(phase), phase.frozen)
+                    self.state = job.placed(restarted(self.state, job.optimizer(phase), phase.frozen))
                 if seen != before[1]:
                     batches.close()
                     batches = job.batches(progress.step, workers)
                 progress.stale = 0
                 step = self.compile(phase, seen)
             due = save_steps and progress.step % save_steps == 0
-            if due or progress.stopped or caught or time.monotonic() - self.committed >= save_seconds:
+            waited = time.monotonic() - self.committed >= save_seconds
+            signum, late = processes.agree(progress.step, caught[0] if caught else 0, waited)
+            if due or progress.stopped or signum or late:
                 self.commit()
-            if caught and not progress.stopped:
-                name = signal.Signals(caught[0]).name
-                raise Interrupted(caught[0], f"{name}: saved at step {progress.step:,} of {job.total_steps:,}")
+            if signum and not progress.stopped:
+                name = signal.Signals(signum).name
+                raise Interrupted(signum, f"{name}: saved at step {progress.step:,} of {job.total_steps:,}")
 
     def compile(self, phase: Phase, seen: Preprocess) -> Any:
         """The step of a phase and a size of images, compiled."""
@@ -377,6 +273,10 @@ class Trainer:
         began = time.monotonic()
         step = compile_step(self.job, phase, seen, self.state)
         self.display.say(f"compiled in {time.monotonic() - began:.1f} s")
+        if short := memory.shortage(step):
+            self.display.say("memory does not suffice; looking for the micro-batch that fits …")
+            fitting = micro_batch_that_fits(self.job, phase, seen, self.state, short)
+            raise memory.TooLarge(memory.explain(short, self.job.batch_size, fitting))
         self.display.pause()
         return step
 
@@ -414,14 +314,16 @@ class Trainer:
         variables = evaluated_variables(self.state)
         split = job.dataset.splits["validation"]
         show = self.display.evaluating("validation", len(split))
-        result = evaluate(job.evaluated, variables, split, job.preprocess, job.dataset.class_names, on_batch=show)
+        result = evaluate(
+            job.evaluated, variables, split, job.preprocess, job.dataset.class_names, on_batch=show, layout=job.layout
+        )
         self.display.pause()
         self.require_finite("validation loss", result["loss"], progress.step)
         score = monitor_score({**result, "last": progress.step}, job.recipe.monitor)
         better = progress.best_score is None or score > progress.best_score
         if better:
             progress.best_score, progress.best_step, progress.stale = score, progress.step, 0
-            self.best = jax.device_get(variables)
+            self.best = processes.host(variables)
         else:
             progress.stale += 1
         sums, epoch = progress.sums, progress.step / job.steps_per_epoch
@@ -436,7 +338,8 @@ class Trainer:
         }
         progress.sums = {}
         progress.history.append(row)
-        self.logs.add(row)
+        if self.logs is not None:
+            self.logs.add(row)
         self.display.say(
             f"epoch {epoch:.1f}/{job.recipe.epochs:g}  train loss {row['train_loss']:.4f} accuracy "
             f"{100 * row['train_accuracy']:.2f} %  validation loss {result['loss']:.4f} accuracy "
@@ -456,7 +359,8 @@ class Trainer:
     def commit(self) -> None:
         """Save the whole state, then the best checkpoint."""
         self.drain()
-        arrays = {"state": self.state, "best": self.best}
+        state = processes.host(self.state) if processes.several() else self.state
+        arrays = {"state": state, "best": self.best}
         checkpoint.save_state(self.folder / runs.CHECKPOINTS, self.progress.step, arrays, self.progress.to_json())
         if self.progress.history and self.exported != self.progress.best_step:
             report.save_best(self.job, self.folder, self.best, self.progress, {})
@@ -476,8 +380,7 @@ def monitor_score(result: dict[str, Any], monitor: str) -> list[float]:
 
 def dry_run(job: Plan) -> Iterator[str]:
     """Lines on shapes, parameters, memory and time; a few steps of a throw-away state are timed, nothing is kept."""
-    phase, seen = job.phases[-1], job.seen(job.total_steps)  # the dearest, where parts are frozen or small at first
-    state = restarted(job.first_state(), job.optimizer(phase), phase.frozen)
+    phase, state, seen = dearest_step(job)
     began = time.monotonic()
     step = compile_step(job, phase, seen, state)
     yield f"compiled in {time.monotonic() - began:.1f} s"
@@ -485,7 +388,11 @@ def dry_run(job: Plan) -> Iterator[str]:
     if memory is not None:
         held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
         own = memory.temp_size_in_bytes
-        yield f"memory of a step: {held / 2**20:,.0f} MiB, of which {own / 2**20:,.0f} MiB for what passes through it"
+        where = " on each device" if job.layout.devices > 1 else ""
+        yield (
+            f"memory of a step{where}: {held / 2**20:,.0f} MiB, of which {own / 2**20:,.0f} MiB for what passes "
+            "through it"
+        )
     batches = job.batches(job.total_steps - 1)
     times = []
     for _ in range(4):

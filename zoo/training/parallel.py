@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from zoo.models.layers import formulation
+from zoo.training.sharding import PMAP_AXIS, Layout, devices_of, rows, shardings, whole
+from zoo.training.step import TrainState
 
 # What XLA:CPU is told, each on its own tried before it is used, as these are names of its internals:
 _CPU_OPTIONS: tuple[dict[str, Any], ...] = (
@@ -45,8 +47,15 @@ def _works(option: dict[str, Any]) -> bool:
         return False
 
 
-def compiled(function: Callable, *, donate: tuple[int, ...] = ()) -> Any:
-    """`function` under jax.jit with what suits the platform; arguments `donate` give their memory to the result."""
+def compiled(function: Callable, *, donate: tuple[int, ...] = (), **shardings: Any) -> Any:
+    """`function` under jax.jit with what suits the platform; arguments `donate` give their memory to the result.
+
+    shardings: jax.jit's in_shardings and out_shardings.
+    """
+    return jax.jit(_formulated(function), donate_argnums=donate, compiler_options=compiler_options(), **shardings)
+
+
+def _formulated(function: Callable) -> Callable:
     name = "cpu" if jax.default_backend() == "cpu" else "plain"
 
     @wraps(function)
@@ -54,7 +63,28 @@ def compiled(function: Callable, *, donate: tuple[int, ...] = ()) -> Any:
         with formulation(name):
             return function(*args, **kwargs)
 
-    return jax.jit(formulated, donate_argnums=donate, compiler_options=compiler_options())
+    return formulated
+
+
+def compiled_step(step: Callable, layout: Layout, family: str, state: TrainState, batch: Any) -> Any:
+    """A training step (state, batch) -> (state, metrics), compiled ahead of time for a layout; the state is donated.
+
+    state: as `sharding.put_state` returns it. batch: as `sharding.abstract_batch`. Under pmap, which takes no compiler
+    options, a CPU does without those above.
+    """
+    if layout.is_plain:
+        jitted = compiled(step, donate=(0,))
+    elif layout.how == "pmap":
+        jitted = jax.pmap(
+            _formulated(step), axis_name=PMAP_AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=(0,),
+            devices=devices_of(layout),
+        )  # fmt: skip
+    else:
+        places = shardings(layout, family, state, state.variables["params"])
+        jitted = compiled(
+            step, donate=(0,), in_shardings=(places, rows(layout)), out_shardings=(places, whole(layout))
+        )  # fmt: skip
+    return jitted.lower(state, batch).compile()
 
 
 def keep_freed_memory() -> bool:

@@ -4,25 +4,22 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 
 from zoo import checkpoint
 from zoo.data.listing import describe_left_out
-from zoo.training import finetune, sizes
+from zoo.training import finetune, processes, sharding, sizes
 from zoo.training import run as runs
 from zoo.training.display import Display, counted
 from zoo.training.evaluation import evaluate
+from zoo.training.planning import Plan
 from zoo.training.run import Progress
-
-if TYPE_CHECKING:
-    from zoo.training.loop import Plan
 
 FEW_STEPS = 50  # in which hardly any network learns
 
 
-def describe(job: "Plan", folder: Path, say: Callable[[str], None]) -> None:
+def describe(job: Plan, folder: Path, say: Callable[[str], None]) -> None:
     """What is about to be trained, on what, how and where."""
     recipe = job.recipe
     counts = ", ".join(f"{name} {len(split):,}" for name, split in job.dataset.splits.items())
@@ -47,11 +44,31 @@ def describe(job: "Plan", folder: Path, say: Callable[[str], None]) -> None:
             say(line)
     for line in finetune.describe(job.phases, job.model, job.abstract["params"], job.steps_per_epoch):
         say(f"      {line}")
-    others = f" (one of {jax.device_count()} devices)" if jax.device_count() > 1 else ""
+    for line in describe_layout(job):
+        say(line)
+    others = f" (one of {jax.device_count()} devices)" if job.layout.devices < jax.device_count() else ""
+    if job.layout.devices > 1:
+        others = f" x {job.layout.devices}"
     say(f"run: {folder} on {jax.devices()[0].device_kind}{others}, {recipe.precision}")
 
 
-def save_best(job: "Plan", folder: Path, variables: dict, progress: Progress, results: dict) -> checkpoint.Card:
+def describe_layout(job: Plan) -> list[str]:
+    """Lines on what lies where, and what that does to batch and learning rate; none for one device."""
+    layout, recipe = job.layout, job.recipe
+    if layout.is_plain:
+        return []
+    where = f", {jax.process_count()} processes" if processes.several() else ""
+    lines = [
+        f"devices: {layout}{where}; the batch of {job.batch_size} is {job.batch_size // layout.devices} images on each",
+        f"      the learning rate {recipe.learning_rate:g} is for the whole batch; it is not scaled with devices",
+    ]
+    cut = sharding.cut_parameters(layout, job.model.family, job.abstract["params"])
+    if dict(layout.axes).keys() & {"model", "fsdp"}:
+        lines.append(f"      {cut:,} of {job.parameters:,} parameters are cut among devices, the rest is on each")
+    return lines
+
+
+def save_best(job: Plan, folder: Path, variables: dict, progress: Progress, results: dict) -> checkpoint.Card:
     row = next(row for row in progress.history if row["step"] == progress.best_step)
     made = json.loads((folder / runs.CONFIG).read_text())["made_with"]
     validation = {key.removeprefix("validation_"): value for key, value in row.items() if key.startswith("validation_")}
@@ -71,18 +88,25 @@ def save_best(job: "Plan", folder: Path, variables: dict, progress: Progress, re
     return checkpoint.save_checkpoint(folder / runs.BEST, card, variables)
 
 
-def finish(job: "Plan", folder: Path, best: dict, progress: Progress, display: Display) -> None:
+def finish(job: Plan, folder: Path, best: dict, progress: Progress, display: Display) -> None:
     """Evaluate the best checkpoint on every held-out split, draw, and write results.json last."""
-    from zoo.training import plots
-
     results = {}
     for name in ("validation", "test"):
         if name in job.dataset.splits:
             split = job.dataset.splits[name]
             show = display.evaluating(name, len(split))
-            results[name] = evaluate(job.evaluated, best, split, job.preprocess, job.dataset.class_names, on_batch=show)
+            results[name] = evaluate(
+                job.evaluated, best, split, job.preprocess, job.dataset.class_names, on_batch=show, layout=job.layout
+            )
     brief = {name: {key: result[key] for key in result if key != "confusion"} for name, result in results.items()}
     save_best(job, folder, best, progress, brief)
+    processes.by_first(lambda: write_results(job, folder, progress, results, display))
+
+
+def write_results(job: Plan, folder: Path, progress: Progress, results: dict, display: Display) -> None:
+    """The pictures, and results.json last."""
+    from zoo.training import plots
+
     plots.draw_curves(progress.history, folder / "curves.png", best_step=progress.best_step)
     shown = "test" if "test" in results else "validation"
     plots.draw_confusion(

@@ -5,7 +5,7 @@
 Both are made here from a model, a recipe and a preprocess, and compiled elsewhere (parallel.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -76,6 +76,8 @@ def make_train_step(
     class_weights: tuple[float, ...] | None = None,
     frozen: frozenset[str] = frozenset(),
     axis_name: str | None = None,
+    spread: Callable[[jax.Array], jax.Array] = lambda pieces: pieces,
+    gather: Callable[[Mapping], Mapping] = lambda params: params,
     unroll: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The pure function (state, batch) -> (state, metrics).
@@ -84,14 +86,16 @@ def make_train_step(
     (counts; under mixing labels an example is right when its heaviest class wins), "update" (norm of the step taken:
     where it is not finite, neither are the parameters any more). `frozen` paths ("stem/conv/kernel", "stem/norm/mean")
     stay as they are, without gradient or optimiser state, and a batch norm whose statistics are frozen normalises with
-    them. `axis_name` is pmap's axis, over which gradients and sums are shared. `unroll` lays gradient accumulation out
-    flat: a convolution inside a loop is slow on CPU.
+    them. `axis_name` is pmap's axis, over which gradients and sums are shared. `spread` takes a batch cut into pieces
+    [pieces, micro-batch, …] and says where they lie: each over all devices. `gather` makes parameters that are cut
+    among devices whole for the pass through the network. `unroll` lays gradient accumulation out flat: a convolution
+    inside a loop is slow on CPU.
     """
     classes = model.num_classes
     weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
 
     def objective(free, params, batch_stats, images, targets, dropout_key):
-        variables = {"params": joined(params, free) if frozen else free, "batch_stats": batch_stats}
+        variables = {"params": gather(joined(params, free) if frozen else free), "batch_stats": batch_stats}
         with _stored_statistics(frozen):
             (logits, ends), updates = model.apply(
                 variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
@@ -130,6 +134,8 @@ def make_train_step(
             return jax.value_and_grad(objective, has_aux=True)(free, params, batch_stats, images, targets, key)
 
         size = recipe.micro_batch or count
+        if axis_name is not None and recipe.micro_batch:
+            size = max(recipe.micro_batch // jax.lax.axis_size(axis_name), 1)
         pieces, rest = divmod(count, size) if size < count else (1, 0)
         if pieces == 1 and not rest:
             (value, (batch_stats, sums)), grads = gradient(batch_stats, images, targets, dropout_key)
@@ -143,7 +149,7 @@ def make_train_step(
                 return (batch_stats, jax.tree.map(jnp.add, total, (value, sums, grads))), None
 
             whole = pieces * size
-            split = jax.tree.map(lambda x: x[:whole].reshape(pieces, size, *x.shape[1:]), (images, targets))
+            split = jax.tree.map(lambda x: spread(x[:whole].reshape(pieces, size, *x.shape[1:])), (images, targets))
             first = split[0][0], split[1][0]
             (value, (_, sums)), grads = jax.eval_shape(gradient, batch_stats, *first, dropout_key)
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, sums, grads))

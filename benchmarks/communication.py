@@ -1,0 +1,158 @@
+"""Scaling on paper: what the devices send each other per step against what they compute, from the compiled program.
+
+    python -m benchmarks.communication              # compiles for 8 simulated devices, writes docs/scaling.md
+
+The real training step is compiled for 8 devices, at a fixed batch per device, and every collective's size and group is
+read out of the compiled program. For more devices the sizes stay and the groups along "data" or "fsdp" grow; what is as
+long as the whole batch grows with them. A device then sends, over a ring, 2 (g - 1) / g of an all-reduce's bytes in a
+group of g, and (g - 1) / g of what an all-gather or a reduce-scatter makes or takes.
+"""
+
+import argparse
+import math
+import os
+import re
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
+
+import jax
+import jax.numpy as jnp
+
+from zoo import models
+from zoo.data.preprocess import Preprocess
+from zoo.training import parallel, sharding
+from zoo.training.optim import make_optimizer
+from zoo.training.recipes import find_recipe
+from zoo.training.step import TrainState, make_train_step, restarted
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
+COMPILED, SIZES = 8, (8, 64, 1024)
+#: What the last column assumes of a device, and nothing else does: it computes and sends one after the other.
+FLOPS_PER_SECOND, BYTES_PER_SECOND = 100e12, 50e9
+
+#: (model, recipe, images per device)
+TRAININGS = (("resnet50", "he2015-imagenet", 32), ("alexnet_owt", "alexnet-2012", 128))
+MESHES = ("data=8", "data=4,model=2", "fsdp=8")
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
+
+
+class Collective(NamedTuple):
+    """A result of a collective: bytes on each device, its first dimension, and how many devices take part."""
+
+    kind: str
+    bytes: int
+    rows: int
+    group: int
+
+
+def collectives(text: str, devices: int) -> list[Collective]:
+    """Every collective of a compiled program in XLA's text form, one entry for each array it makes."""
+    found = []
+    for line in text.splitlines():
+        match = re.search(rf"= (.+?) ({'|'.join(KINDS)})(?:-start)?\(", line)
+        if match is None:
+            continue
+        group = _group(line, devices)
+        for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", match.group(1)):
+            shape = [int(size) for size in dims.split(",") if size]
+            size = math.prod(shape) * _BYTES.get(dtype, 4)
+            found.append(Collective(match.group(2), size, shape[0] if shape else 0, group))
+    return found
+
+
+def _group(line: str, devices: int) -> int:
+    """How many devices exchange something with each other."""
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
+        return int(match.group(2))
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return len(match.group(1).split(","))
+    return devices
+
+
+def sent(found: list[Collective], devices: int, model: int, batch: int) -> float:
+    """Bytes that each of `devices` sends in a step; `found` and the whole `batch` are of COMPILED devices."""
+    total, growth = 0.0, devices / COMPILED
+    for each in found:
+        group = each.group if each.group == model else each.group * growth
+        size = each.bytes * (growth if each.rows == batch and each.group != model else 1)
+        total += size * (group - 1) / group * (2 if each.kind == "all-reduce" else 1)
+    return total
+
+
+def measure(name: str, recipe_name: str, per_device: int, mesh: str) -> tuple[list[Collective], float]:
+    """The collectives of a step for COMPILED devices, and the floating-point operations of each device."""
+    model, recipe = models.create(name), find_recipe(recipe_name)
+    height, width, channels = model.input_shape
+    plain = Preprocess(
+        size=(height, width), resize=(height, width), channels="RGB", polarity=None, mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+    optimizer, _ = make_optimizer(recipe, 1000, 100)
+
+    def fresh(variables):
+        ema = variables if recipe.ema else None
+        state = TrainState(jnp.zeros((), jnp.int32), variables, (), ema, jax.random.key_data(jax.random.key(0)))
+        return restarted(state, optimizer, frozenset())
+
+    state = jax.eval_shape(fresh, models.abstract_variables(model, (height, width, channels)))
+    layout = sharding.layout_for(mesh=mesh)
+    gather = partial(sharding.gathered, layout, model.family)
+    step = make_train_step(model, recipe, plain, optimizer, gather=gather)
+    batch = sharding.abstract_batch(layout, per_device * COMPILED, (height, width, channels))
+    program = parallel.compiled_step(step, layout, model.family, state, batch)
+    return collectives(program.as_text(), COMPILED), jax.jit(step).lower(state, batch).cost_analysis()[
+        "flops"
+    ] / COMPILED
+
+
+def table() -> str:
+    lines = [
+        "| model | mesh | images per device | devices | GFLOP per device | MB sent per device | compute : sending |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, recipe, per_device in TRAININGS:
+        for mesh in MESHES:
+            found, flops = measure(name, recipe, per_device, mesh)
+            axes = dict(sharding.layout_for(mesh=mesh).axes)
+            for devices in SIZES:
+                size = sent(found, devices, axes.get("model", 0), per_device * COMPILED)
+                shown = ",".join(
+                    f"{axis}={count if axis == 'model' else count * devices // COMPILED}"
+                    for axis, count in axes.items()
+                )
+                ratio = (flops / FLOPS_PER_SECOND) / (size / BYTES_PER_SECOND)
+                numbers = f"{flops / 1e9:,.0f} | {size / 1e6:,.1f} | {ratio:.2f}"
+                lines.append(f"| {name} | {shown} | {per_device} | {devices:,} | {numbers} |")
+            print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+def document() -> str:
+    said = (__doc__ or "").split("\n\n")[2].strip().replace("\n", " ")
+    return f"""# Scaling on paper
+
+Written by `python -m benchmarks.communication`. {said}
+
+{table()}
+
+The last column is time to compute over time to send for a device that computes {FLOPS_PER_SECOND / 1e12:.0f} TFLOP/s
+and sends {BYTES_PER_SECOND / 1e9:.0f} GB/s: above 1 the sending can hide behind the computing. Numbers are float32.
+Augmentation is part of the step. Under fsdp the parameters are gathered and their gradients reduced; the compiler for
+CPU writes a reduce-scatter as an all-reduce of which each device keeps a part, and it is counted as that: on a GPU or
+a TPU, whose compilers merge the two, gradients cost half of it.
+"""
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    DOCUMENT.write_text(document(), encoding="utf-8")
+    print(f"written to {DOCUMENT}")
+
+
+if __name__ == "__main__":
+    main()

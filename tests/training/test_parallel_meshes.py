@@ -1,0 +1,353 @@
+"""The same training over one device and over many: meshes, pmap, fully sharded; and what is said of them."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from zoo import models
+from zoo.checkpoint import flatten
+from zoo.data.sources import from_arrays
+from zoo.training import loop, memory, parallel, planning, report, sharding
+from zoo.training.evaluation import evaluate
+from zoo.training.recipes import Recipe
+from zoo.training.sharding import layout_for
+
+RECIPE = Recipe(
+    epochs=2, batch_size=16, optimizer="momentum", learning_rate=0.02, schedule="constant", l2=1e-3, clip_norm=5.0,
+    label_smoothing=0.1, ema=0.9, augment=("shift(pixels=1)", "flip"),
+)  # fmt: skip
+PERCEPTRON = ("mlp", {"widths": (1024,), "image_size": 8, "dropout": 0.2})
+RESIDUAL = ("resnet20", {"blocks": (1,), "width": 16})
+
+
+def data(side=8, count=160, classes=4, channels=1):
+    def some(count, seed):
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(0, classes, count)
+        images = rng.integers(0, 100, (count, side, side, channels)) + 35 * labels[:, None, None, None]
+        return images.astype(np.uint8), labels
+
+    return from_arrays(some(count, 0), validation=some(61, 1), test=some(40, 2), name="made")
+
+
+def train(model, layout, recipe=RECIPE, steps=10, dataset=None):
+    """Losses of every step, and the state on the host."""
+    name, fields = model
+    job = planning.plan(name, dataset or data(), recipe, fields=fields, layout=layout)
+    state = job.placed(job.first_state())
+    step = planning.compile_step(job, job.phases[0], job.preprocess, state)
+    batches, losses = job.batches(), []
+    for _ in range(steps):
+        state, metrics = step(state, next(batches))
+        losses.append([float(metrics[key]) for key in ("loss", "objective", "top1", "examples", "update")])
+    return np.array(losses), jax.device_get(state._replace(key=None))
+
+
+def same(got, expected, tolerance=2e-4):
+    np.testing.assert_allclose(got[0], expected[0], rtol=tolerance, atol=tolerance)
+    paths = jax.tree_util.tree_flatten_with_path(expected[1])[0]
+    for (path, want), leaf in zip(paths, jax.tree.leaves(got[1]), strict=True):
+        where = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(leaf, want, rtol=tolerance, atol=tolerance, err_msg=where)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return train(RESIDUAL, layout_for())
+
+
+@pytest.mark.parametrize(("how", "mesh"), [("jit", "data=4,model=2"), ("jit", "fsdp=8"), ("pmap", "data=2")])
+def test_many_devices_train_as_one_does(alone, how, mesh):
+    """Batch norm sees the whole batch, and what augmentation draws depends on the place in it."""
+    same(train(RESIDUAL, layout_for(how, mesh)), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data=8", "data=4,model=2", "fsdp=8"])
+def test_dropout_and_mixing_too(mesh):
+    recipe = dataclasses.replace(RECIPE, augment=(*RECIPE.augment, "mixup(alpha=0.2)"))
+    same(train(PERCEPTRON, layout_for(mesh=mesh), recipe), train(PERCEPTRON, layout_for(), recipe))
+
+
+@pytest.mark.slow
+def test_micro_batches_are_the_same_rows_of_the_batch():
+    recipe = dataclasses.replace(RECIPE, micro_batch=8)
+    meshed = train(RESIDUAL, layout_for(mesh="data=4"), recipe, steps=2)
+    same(meshed, train(RESIDUAL, layout_for(), recipe, steps=2))
+
+
+#: A small instance of each family: model, fields, side of the images.
+FAMILIES = [
+    ("mlp", {"widths": (32,)}, 8),
+    ("highway", {"depth": 4}, 8),
+    ("lenet5", {}, 32),
+    ("alexnet_owt_small", {"width": 0.0625, "dropout": 0.0}, 32),
+    ("googlenet_bn_small", {"width": 0.125, "dropout": 0.0}, 32),
+    ("inception_v2_small", {"width": 0.125, "dropout": 0.0}, 32),
+    ("inception_v3_small", {"width": 0.125, "dropout": 0.0}, 32),
+    ("inception_v4_small", {"width": 0.1, "dropout": 0.0}, 32),
+    ("inception_resnet_v2_small", {"width": 0.1, "dropout": 0.0}, 32),
+    ("resnet20", {"width": 8}, 16),
+    ("resnet50_v2_small", {"blocks": (1, 1, 1, 1), "width": 8}, 32),
+    ("wide_resnet16_8", {"widen": 1, "depth": 10, "dropout": 0.0}, 16),
+    ("xception_small", {"width": 0.125, "dropout": 0.0}, 32),
+]
+LAYOUTS = [
+    ("jit", "data=2"), ("jit", "data=4"), ("jit", "data=8"), ("jit", "data=4,model=2"), ("jit", "data=2,model=4"),
+    ("jit", "fsdp=2"), ("jit", "fsdp=8"), ("pmap", "data=1"), ("pmap", "data=2"), ("pmap", "data=4"),
+    ("pmap", "data=8"),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "fields", "side"), FAMILIES, ids=[row[0] for row in FAMILIES])
+def test_every_family_over_every_layout(name, fields, side):
+    """Deep networks on tiny batches make rounding grow, hence the tolerance and the small rate."""
+    known = models.defining_fields(models.create(name))
+    model = (name, {key: value for key, value in fields.items() if key in known})
+    dataset, recipe = data(side, channels=3), dataclasses.replace(RECIPE, learning_rate=1e-3)
+    alone = train(model, layout_for(mesh="data=1"), recipe, dataset=dataset)
+    for layout in LAYOUTS:
+        got = train(model, layout_for(*layout), recipe, dataset=dataset)
+        try:
+            same(got, alone, 2e-3)
+        except AssertionError as error:
+            raise AssertionError(f"{name} over {layout}: {error}") from None
+
+
+def test_fully_sharded_needs_an_eighth():
+    """Of parameters, optimiser state and moving average, up to the leaves that are too small to cut."""
+    recipe = dataclasses.replace(RECIPE, optimizer="adamw")
+    layout = layout_for(mesh="fsdp=8")
+    job = planning.plan("mlp", data(), recipe, fields={"widths": (2048, 100), "image_size": 8}, layout=layout)
+    state = job.placed(job.first_state())
+    held, smallest = [0] * 8, 0
+    leaves = jax.tree.leaves((state.variables["params"], state.opt_state, state.ema["params"]))
+    for leaf in leaves:
+        for shard in leaf.addressable_shards:
+            held[shard.device.id] += shard.data.nbytes
+        smallest += leaf.nbytes if leaf.sharding.is_fully_replicated else 0
+    whole = sum(leaf.nbytes for leaf in leaves)
+    assert held == [(whole - smallest) // 8 + smallest] * 8
+    assert smallest < 0.02 * whole
+
+
+def test_fully_sharded_gathers_parameters_and_no_activations():
+    """What is sent does not grow with the batch, and so not with the number of devices."""
+    from benchmarks.communication import collectives
+
+    def sent(batch_size):
+        recipe = dataclasses.replace(RECIPE, batch_size=batch_size, augment=())
+        layout = layout_for(mesh="fsdp=8")
+        job = planning.plan("mlp", data(), recipe, fields={"widths": (2048,), "image_size": 8}, layout=layout)
+        state = job.placed(job.first_state())
+        program = planning.compile_step(job, job.phases[0], job.preprocess, state).as_text()
+        return sum(each.bytes for each in collectives(program, 8))
+
+    assert 64 * 2048 * 4 < sent(16) == sent(128)
+
+
+def test_model_cuts_the_dense_layers():
+    layout = layout_for(mesh="data=4,model=2")
+    job = planning.plan("alexnet_owt_small", data(32, channels=3), RECIPE, fields={"width": 0.125}, layout=layout)
+    params = flatten(job.abstract["params"])
+    cut = {path for path, leaf in params.items() if any(sharding.spec_of(layout, "alexnet", path, leaf.shape))}
+    assert cut == {f"{layer}/{part}" for layer in ("dense6", "dense7", "head") for part in ("kernel", "bias")}
+    lines = report.describe_layout(job)
+    assert "jit over data=4,model=2; the batch of 16 is 2 images on each" in lines[0] and "not scaled" in lines[1]
+    assert f"{sum(params[path].size for path in cut):,} of {job.parameters:,}" in lines[2]
+
+
+@pytest.mark.slow
+def test_every_pattern_of_the_table_fits_a_model():
+    """Of each family some model has layers that it cuts in two."""
+    layout = layout_for(mesh="model=2")
+    uncut = set(sharding.MODEL_PARALLEL)
+    for name in ("mlp", "alexnet", "googlenet", "inception_v2", "inception_v3", "inception_v4", "inception_resnet_v2",
+                 "resnet50", "resnet50_v2", "wide_resnet16_8", "xception"):  # fmt: skip
+        model = models.create(name)
+        params = flatten(models.abstract_variables(model)["params"])
+        for pattern in sharding.MODEL_PARALLEL[model.family]:
+            only = {model.family: (pattern,)}
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sharding, "MODEL_PARALLEL", only)
+                assert any(any(sharding.spec_of(layout, model.family, p, v.shape)) for p, v in params.items()), pattern
+        uncut.discard(model.family)
+    assert not uncut
+
+
+@pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", "data=2,model=2"])
+def test_evaluation_counts_each_example_once(mesh):
+    """61 examples over 8 devices; the counts are the same, the sums of losses to rounding."""
+    job = planning.plan("mlp", data(), RECIPE, fields={"widths": (1024,), "image_size": 8})
+    variables = job.first_state().variables
+    arguments = (job.model, variables, job.dataset.splits["validation"], job.preprocess, job.dataset.class_names)
+    alone, over = evaluate(*arguments), evaluate(*arguments, batch_size=24, layout=layout_for(mesh=mesh))
+    assert alone["examples"] == 61
+    for key in ("examples", "accuracy", "top5", "confusion", "macro_f1"):
+        assert over[key] == alone[key]
+    for key in ("loss", "roc_auc", "ece"):
+        assert over[key] == pytest.approx(alone[key], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_over_other_devices(tmp_path, monkeypatch):
+    """Stopped over data x model, gone on with fully sharded, finished under pmap: the curve of one device."""
+    fields, recipe = {"widths": (1024,), "image_size": 8}, dataclasses.replace(RECIPE, epochs=3)
+    commit = loop.Trainer.commit
+
+    def commit_and_stop(self):
+        commit(self)
+        raise KeyboardInterrupt
+
+    for how, mesh in (("jit", "data=4,model=2"), ("jit", "fsdp=8")):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop.Trainer, "commit", commit_and_stop)
+            with pytest.raises(KeyboardInterrupt):
+                loop.fit("mlp", data(), recipe, fields=fields, layout=layout_for(how, mesh), workdir=tmp_path / "moved",
+                         save_steps=11, quiet=True)  # fmt: skip
+    moved = loop.fit("mlp", data(), recipe, fields=fields, layout=layout_for("pmap", "data=2"),
+                     workdir=tmp_path / "moved", quiet=True)  # fmt: skip
+    stayed = loop.fit("mlp", data(), recipe, fields=fields, workdir=tmp_path / "stayed", quiet=True)
+    assert len(moved.history) == len(stayed.history) == 3
+    for one, other in zip(moved.history, stayed.history, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+    same((0, moved.variables), (0, stayed.variables))
+
+
+# --- what is asked for, and what is there -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parallel", "mesh", "message"),
+    [
+        ("jit", "data=16", "16 devices are asked for and 8 are there"),
+        ("jit", "rows=2", "write data=N, fsdp=N, or data=N,model=M"),
+        ("jit", "data=2,data=4", "write data=N"),
+        ("jit", "data=0", "write data=N"),
+        ("jit", "data", "write data=N"),
+        ("pmap", "fsdp=4", "pmap cuts the batch alone: write --mesh data=4"),
+        ("xmap", "", "choose jit or pmap"),
+    ],
+)
+def test_a_layout_that_cannot_be(parallel, mesh, message):
+    with pytest.raises(ValueError, match=message):
+        layout_for(parallel, mesh)
+
+
+def test_all_devices_by_default(monkeypatch):
+    assert layout_for().is_plain  # as these tests ask for
+    monkeypatch.delenv("ZOO_MESH")
+    assert layout_for() == sharding.Layout("jit", (("data", 8),))
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "message"),
+    [
+        (20, 0, "a batch of 20 cannot be divided among 8 devices: --batch-size 16 or 24 can.*--mesh data=5"),
+        (3, 0, "--batch-size 8 can.*--mesh data=3"),
+        (16, 4, "a micro-batch of 4 cannot be divided among 8 devices: --micro-batch 8 can.*--mesh data=4"),
+    ],
+)
+def test_what_does_not_divide_says_what_does(batch, micro, message):
+    recipe = dataclasses.replace(RECIPE, batch_size=batch, micro_batch=micro)
+    with pytest.raises(ValueError, match=message):
+        planning.plan("mlp", data(), recipe, layout=layout_for(mesh="data=8"))
+
+
+def test_one_device_is_compiled_as_ever(monkeypatch):
+    """No mesh, no placement, no copy of the batch: the plain jax.jit."""
+    monkeypatch.setattr(sharding, "mesh_of", None)
+    for name in ("_put", "rows", "whole", "shardings"):
+        monkeypatch.setattr(sharding, name, None)
+    job = planning.plan("mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8})
+    state, batch = job.first_state(), {"image": np.zeros(3)}
+    assert job.placed(state) is state and sharding.put_batch(job.layout, batch) is batch
+    lowered = []
+    monkeypatch.setattr(parallel, "compiled", lambda step, **options: lowered.append(options) or Jitted())
+    planning.compile_step(job, job.phases[0], job.preprocess, state)
+    assert lowered == [{"donate": (0,)}]
+
+
+class Jitted:
+    """Stands for what jax.jit returns."""
+
+    def lower(self, *arguments):
+        return self
+
+    def compile(self):
+        return self
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+class Compiled:
+    """Stands for a compiled step that needs 100 bytes for each image of a pass, and 1,000."""
+
+    def __init__(self, job):
+        self.bytes = 1000 + 100 * (job.recipe.micro_batch or job.batch_size)
+
+
+@pytest.fixture
+def memory_of(monkeypatch):
+    """Say how much is free, for steps that are never compiled, of runs that end where training would begin."""
+    monkeypatch.setattr(memory, "needed", lambda step: step.bytes)
+    monkeypatch.setattr(loop, "compile_step", lambda job, phase, seen, state: Compiled(job))
+    return lambda size: monkeypatch.setattr(memory, "free", lambda: size)
+
+
+@pytest.mark.parametrize(("there", "fits"), [(2600, 0), (2599, 8), (1800, 8), (1500, 4), (1100, 1), (1099, None)])
+def test_the_largest_micro_batch_that_fits(tmp_path, memory_of, monkeypatch, there, fits):
+    """Of the divisors of 16; taken once, and recorded: with more memory the run stays what it is."""
+    arguments = {"fields": {"widths": (8,), "image_size": 8}, "workdir": tmp_path / "run", "auto_micro_batch": True}
+    monkeypatch.setattr(loop, "train", lambda job, *rest: stop(f"trains with {job.recipe.micro_batch}"))
+    memory_of(there)
+    if fits is None:
+        with pytest.raises(memory.TooLarge, match="no micro-batch fits either"):
+            loop.fit("mlp", data(), RECIPE, quiet=True, **arguments)
+        return
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt, match=f"trains with {fits}"):
+            loop.fit("mlp", data(), RECIPE, quiet=True, **arguments)
+        assert json.loads((tmp_path / "run/config.json").read_text())["recipe"]["micro_batch"] == fits
+        memory_of(10**6)
+
+
+def stop(why):
+    raise KeyboardInterrupt(why)
+
+
+def test_too_little_memory_is_said_before_the_first_step(tmp_path, memory_of):
+    memory_of(1500)
+    with pytest.raises(memory.TooLarge, match=r"16 images needs .* on each device.*--micro-batch 4 fits.*batch auto"):
+        loop.fit("mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8}, workdir=tmp_path / "run", quiet=True)
+
+
+def test_memory_of_a_real_step_and_of_this_machine(tmp_path):
+    step = jax.jit(lambda x: x + 1).lower(np.ones((256, 256), np.float32)).compile()
+    assert 256 * 256 * 4 <= memory.needed(step) < 3 * 256 * 256 * 4
+    file = tmp_path / "meminfo"
+    file.write_text("MemTotal: 100 kB\nMemAvailable:    64 kB\n")
+    assert memory._available_to_programs(str(file)) == 65536
+    assert memory._available_to_programs(str(tmp_path / "none")) is None
+
+
+def test_collectives_are_read_from_a_compiled_program():
+    """A sum over all eight, and one over pairs, of known sizes."""
+    from benchmarks.communication import collectives, sent
+
+    layout = layout_for(mesh="data=4,model=2")
+    rows = sharding.rows(layout)
+    program = jax.jit(lambda x: x.sum(0), in_shardings=rows, out_shardings=sharding.whole(layout))
+    (found,) = collectives(program.lower(np.ones((16, 32), np.float32)).compile().as_text(), 8)
+    assert (found.kind, found.bytes, found.group) == ("all-reduce", 128, 8)
+    assert sent([found], 8, 2, 16) == 128 * 2 * 7 / 8
+    assert sent([found], 64, 2, 16) == 128 * 2 * 63 / 64
+    (pair,) = collectives("%g = f32[16,8]{1,0} all-gather(%x), replica_groups={{0,1},{2,3},{4,5},{6,7}}", 8)
+    assert sent([pair], 1024, 2, 64) == 16 * 8 * 4 / 2
+    (long,) = collectives("%g = f32[64,8]{1,0} all-gather(%x), replica_groups=[1,8]<=[8]", 8)
+    assert sent([long], 16, 0, 64) == 2 * 64 * 8 * 4 * 15 / 16

@@ -1,0 +1,129 @@
+"""Several processes on one machine: found, started, stopped, killed; what they make is what one process makes."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from zoo.commands import launch
+from zoo.training import processes
+
+TRAIN = shlex.split(
+    "train --model mlp --data digits --epochs 6 --set widths=(32,) --augment flip --save-steps 4 --quiet"
+)
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [
+        ({}, ""),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, ""),  # in an allocation, but not started by srun
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"}, "Slurm"),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, ""),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}, "Open MPI"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "a TPU pod slice"),
+        ({"TPU_WORKER_HOSTNAMES": "a"}, ""),
+    ],
+)
+def test_what_started_several_processes(environment, found):
+    assert processes.launcher(environment) == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("host:1",), "belong together"),
+        (("", 2, 0), "belong together"),
+        (("host:1", 2), "belong together"),
+        (("host", 2, 0), "write it as HOST:PORT"),
+        (("host:1", 2, 2), "of 2 processes the last is 1"),
+    ],
+)
+def test_half_an_answer_is_an_error(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        processes.join(*arguments)
+
+
+def test_alone_everything_is_the_plain_thing():
+    processes.join("none")
+    assert processes.is_first() and not processes.several()
+    assert processes.agree(3, 15, True) == (15, True)
+    assert processes.by_first(lambda: "told") == "told"
+
+
+def test_each_has_its_share_of_the_machine(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(launch, "_gpu_files", lambda: ["/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia2", "/dev/nvidia3"])
+    shares = [launch.share_of({}, number, 2) for number in (0, 1)]
+    assert [share["PJRT_NPROC"] for share in shares] == ["4", "4"]
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["0,1", "2,3"]
+    assert launch.share_of({"CUDA_VISIBLE_DEVICES": "5,7"}, 1, 2)["CUDA_VISIBLE_DEVICES"] == "7"
+    with pytest.raises(ValueError, match="4 GPUs cannot be divided among 3"):
+        launch.share_of({}, 0, 3)
+
+
+def child(code):
+    return subprocess.Popen([sys.executable, "-S", "-c", code])
+
+
+def test_the_worst_code_is_the_launcher_s(monkeypatch):
+    assert launch._wait([child("pass"), child("pass")]) == 0
+    assert launch._wait([child("pass"), child("raise SystemExit(3)")]) == 3
+    monkeypatch.setattr(launch, "GRACE", 0.2)
+    stuck = child("import time; time.sleep(60)")
+    assert launch._wait([stuck, child("import os; os.kill(os.getpid(), 9)")]) == 137
+    assert stuck.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("words", [["--processes", "2", "--", "eval", "x"], ["--processes", "0", "--", "train"]])
+def test_what_cannot_be_launched(words, capsys):
+    from zoo import cli
+
+    assert cli.main(["launch", *words]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def environment(port, number):
+    own = {"ZOO_COORDINATOR": f"127.0.0.1:{port}", "ZOO_PROCESSES": "2", "ZOO_PROCESS": str(number), "ZOO_MESH": ""}
+    return {**os.environ, **own, "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_two_processes_end_early_and_one_goes_on(tmp_path, how):
+    """The same curve as of one process that was left alone; a signal to one of them stops both at the same step."""
+    from zoo import cli
+
+    folder, port = tmp_path / "run", launch._free_port()
+    command = [sys.executable, "-m", "zoo.cli", *TRAIN, "--workdir", str(folder)]
+    both = [
+        subprocess.Popen(command, env=environment(port, number), stderr=subprocess.PIPE, text=True) for number in (0, 1)
+    ]
+    deadline = time.monotonic() + 300
+    while not list(folder.glob("checkpoints/step_*")) and time.monotonic() < deadline:
+        assert both[0].poll() is None, both[0].stderr.read()
+        time.sleep(0.05)
+    if how == "killed":
+        for process in both:
+            process.kill()
+    else:
+        both[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120)[1] for process in both]
+    code = -signal.SIGKILL if how == "killed" else 128 + signal.SIGTERM
+    assert [process.returncode for process in both] == [code, code], said
+    assert not (folder / "results.json").exists()
+    assert cli.main([*TRAIN, "--workdir", str(folder)]) == 0
+    assert cli.main([*TRAIN, "--workdir", str(tmp_path / "alone")]) == 0
+    resumed, alone = rows(folder), rows(tmp_path / "alone")
+    assert len(resumed) == len(alone) == 6
+    for one, other in zip(resumed, alone, strict=True):
+        assert {**one, "best": 0} == pytest.approx({**other, "best": 0}, rel=5e-3, abs=1e-4)

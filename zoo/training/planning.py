@@ -1,0 +1,203 @@
+"""What a run will do, settled before its first step: data, model, preprocess, phases, layout; and its compiled step."""
+
+import dataclasses
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from zoo import models
+from zoo.data.crop import device_augment
+from zoo.data.loader import on_device, train_batches
+from zoo.data.polarity import match_polarity
+from zoo.data.preprocess import Preprocess, preprocess_for
+from zoo.data.sources import Dataset, limited, open_dataset
+from zoo.training import finetune, sharding, sizes
+from zoo.training.finetune import Phase, Start
+from zoo.training.optim import make_optimizer
+from zoo.training.parallel import compiled_step
+from zoo.training.recipes import Recipe
+from zoo.training.run import Config
+from zoo.training.sharding import Layout
+from zoo.training.sizes import Stretch
+from zoo.training.step import TrainState, create_state, make_train_step
+
+_DTYPES = {"float32": jax.numpy.float32, "bfloat16": jax.numpy.bfloat16}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is settled before the first step."""
+
+    config: Config
+    model: nn.Module
+    dataset: Dataset
+    preprocess: Preprocess
+    """Of evaluation and of the card; `seen` has that of training."""
+    batch_size: int
+    steps_per_epoch: float
+    total_steps: int
+    phases: tuple[Phase, ...]
+    stretches: tuple[Stretch, ...]
+    abstract: dict
+    """The variables' shapes and dtypes."""
+    start: Start | None
+    """The checkpoint that training starts from."""
+    layout: Layout = sharding.ONE_DEVICE
+    """What of it runs where; no part of what the run is."""
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model as a checkpoint of it will be run: in float32, whatever it is trained in."""
+        return models.with_runtime(self.model, dtype=jax.numpy.float32)
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.config.recipe
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (*self.preprocess.size, self.preprocess.num_channels)
+
+    def batches(self, step: int = 0, workers: int | None = None) -> Generator[Any]:
+        """What training sees from `step` on, on the device, in the size of that step.
+
+        The host cuts the crops where `device_augment` says so.
+        """
+        split = self.dataset.splits["train"]
+        recipe = self.recipe
+        rows = train_batches(
+            split, self.seen(step), batch_size=self.batch_size, seed=recipe.seed, start_step=step,
+            shard=sharding.shard(self.layout), augment=recipe.augment, workers=workers,
+        )  # fmt: skip
+        return on_device(rows, None if self.layout.is_plain else partial(sharding.put_batch, self.layout))
+
+    @property
+    def parameters(self) -> int:
+        return models.count_parameters(self.abstract)
+
+    def phase(self, step: int) -> Phase:
+        """The phase of the step that follows after `step` steps; after the last one, its own."""
+        return next(phase for phase in self.phases if step < phase.stop or phase is self.phases[-1])
+
+    def seen(self, step: int) -> Preprocess:
+        """What training sees of an image in the step that follows after `step` steps."""
+        return next(s.preprocess for s in self.stretches if step < s.stop or s is self.stretches[-1])
+
+    def optimizer(self, phase: Phase) -> optax.GradientTransformation:
+        return self._optimizer(phase)[0]
+
+    def learning_rate(self, step: int) -> float:
+        """Of step 0, 1, …, before what single parts have it multiplied with."""
+        phase = self.phase(step)
+        return float(self._optimizer(phase)[1](step - phase.start))
+
+    def _optimizer(self, phase: Phase) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        rates = finetune.rates(self.recipe, self.model, self.abstract["params"])
+        return make_optimizer(self.recipe, phase.stop - phase.start, self.steps_per_epoch, rates)
+
+    def first_state(self) -> TrainState:
+        """Before step 0."""
+        first, start = self.phases[0], None
+        if self.start is not None:
+            start = partial(self.start.variables_for, self.model, self.preprocess, self.dataset.class_names)
+        optimizer = self.optimizer(first)
+        return create_state(self.model, optimizer, self.recipe, self.image_shape, start=start, frozen=first.frozen)
+
+    def placed(self, state: TrainState) -> TrainState:
+        """A state where the layout wants it."""
+        return sharding.put_state(self.layout, self.model.family, state)
+
+    def is_evaluation(self, step: int) -> bool:
+        """Whether validation follows after `step` steps: every eval_every_epochs, and at the end."""
+        every = self.steps_per_epoch * self.recipe.eval_every_epochs
+        return step == self.total_steps or math.floor(step / every) > math.floor((step - 1) / every)
+
+
+def plan(
+    model: str | None, data: str | Dataset, recipe: Recipe | str | None = None, *, init: Start | None = None,
+    fields: dict[str, Any] | None = None, data_dir: str | None = None, limit: int = 0, layout: Layout | None = None,
+) -> Plan:  # fmt: skip
+    """Open the data and settle model, preprocess, phases. ValueError for what does not fit together.
+
+    With `init`, model, fields and preprocess are its card's where nothing else is said. layout: all devices by default.
+    """
+    layout = layout or sharding.layout_for()
+    model, fields = finetune.model_and_fields(init, model, fields or {})
+    models.create(model, **fields)  # names are checked before data is read
+    dataset = open_dataset(data, data_dir) if isinstance(data, (str, Path)) else data
+    if "train" not in dataset.splits or "validation" not in dataset.splits:
+        raise ValueError(f"{dataset.name}: has no training split; it can be evaluated, not trained on")
+    if limit:
+        dataset = limited(dataset, limit)
+    if not isinstance(recipe, Recipe):
+        recipe = finetune.recipe_for(recipe, init, model, dataset.name)
+
+    fields.setdefault("num_classes", dataset.num_classes)
+    if fields["num_classes"] != dataset.num_classes:
+        raise ValueError(f"num_classes={fields['num_classes']}, but {dataset.name} has {dataset.num_classes} classes")
+    network = models.create(model, **fields)
+    if recipe.last_size and "image_size" in models.defining_fields(network):
+        network = models.create(model, **{**fields, "image_size": recipe.last_size})
+    fingerprint = dataset.fingerprint()
+    if init:
+        seen = init.preprocess(recipe.last_size, recipe.channels)
+        dataset = match_polarity(dataset, seen.polarity)
+    else:
+        size = (recipe.last_size, recipe.last_size) if recipe.last_size else network.input_shape[:2]
+        seen = preprocess_for(dataset, size, recipe.channels or getattr(network, "channels", None))
+    network = models.with_runtime(network, dtype=_DTYPES[recipe.precision])
+    # Tracing the model here finds what its fields or the image size make impossible before anything is written.
+    abstract = models.abstract_variables(network, (*seen.size, seen.num_channels))
+    sizes.check(network, recipe, seen)
+    preprocess = sizes.tested(recipe, seen)
+    if init:
+        blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
+        init.variables_for(network, preprocess, dataset.class_names, blank)  # what does not fit is listed now
+
+    count = len(dataset.splits["train"])
+    batch_size = recipe.batch_size or count
+    sharding.check_batch(layout, batch_size, recipe.micro_batch)
+    steps_per_epoch = max(count / batch_size, recipe.min_epoch_steps)
+    total_steps = max(math.ceil(recipe.epochs * steps_per_epoch), 1)
+    new_head = init is not None and init.has_new_rows(dataset.class_names)
+    phases = finetune.phases(recipe, network, abstract, total_steps, steps_per_epoch, new_head)
+    config = Config(
+        model, models.defining_fields(network), dataset.name, recipe, limit, fingerprint, data_dir,
+        *((init.spec, init.digest()) if init else ()),
+    )  # fmt: skip
+    return Plan(
+        config, network, dataset, preprocess, batch_size, steps_per_epoch, total_steps, phases,
+        sizes.stretches(recipe, seen, total_steps, steps_per_epoch), abstract, init, layout,
+    )  # fmt: skip
+
+
+def class_weights(plan: Plan) -> tuple[float, ...] | None:
+    """N / (K * count) for each class of the training split, where the recipe asks for it."""
+    if plan.recipe.class_weights == "none":
+        return None
+    counts = np.bincount(plan.dataset.splits["train"].labels, minlength=plan.dataset.num_classes)
+    return tuple(float(w) for w in counts.sum() / (len(counts) * np.maximum(counts, 1)))
+
+
+def compile_step(plan: Plan, phase: Phase, seen: Preprocess, state: TrainState) -> Any:
+    """The training step of a phase and a size of images, compiled ahead of time for this plan's shapes and layout."""
+    layout = plan.layout
+    model = models.with_runtime(plan.model, axis_name=layout.axis_name)
+    augment = device_augment(plan.dataset.splits["train"], seen, plan.recipe.augment)
+    recipe = dataclasses.replace(plan.recipe, augment=augment)
+    step = make_train_step(
+        model, recipe, seen, plan.optimizer(phase), class_weights=class_weights(plan),
+        frozen=phase.frozen, axis_name=layout.axis_name, spread=partial(sharding.spread, layout),
+        gather=partial(sharding.gathered, layout, model.family),
+        unroll=jax.default_backend() == "cpu",
+    )  # fmt: skip
+    batch = sharding.abstract_batch(layout, plan.batch_size, (*seen.size, seen.num_channels))
+    return compiled_step(step, layout, model.family, state, batch)

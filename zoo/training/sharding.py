@@ -1,0 +1,275 @@
+"""How a training is laid out over devices: which part of the batch and of the parameters lies where.
+
+Every axis of the mesh cuts the batch. Over "data" everything else is whole on every device. Over "model" the widest
+layers are cut by output features (MODEL_PARALLEL): convolutions see their share of the batch, the compiler gathers
+activations where a cut layer reads them, which are fewer numbers than its parameters (Krizhevsky 2014,
+arXiv:1404.5997). Over "fsdp" every large leaf of parameters, optimiser state and moving average is cut.
+"""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from zoo.checkpoint import flatten
+from zoo.training import processes
+
+AXES = ("data", "model", "fsdp")
+
+#: The axis over which pmap shares gradients and batch statistics.
+PMAP_AXIS = "batch"
+
+#: family -> patterns of the parameters that "model" cuts along their last axis, the output features.
+MODEL_PARALLEL: Mapping[str, tuple[str, ...]] = {
+    "perceptron": (r"hidden\d+/(kernel|bias)",),
+    "alexnet": (r"(dense6|dense7|head)/(kernel|bias)",),
+    "googlenet": (r"(aux\d/dense|aux\d/head|head)/(kernel|bias)",),
+    "inception_v2": (r"(aux\d/dense|aux\d/head|head)/(kernel|bias)",),
+    "inception_v3": (r"aux1/conv1/conv/kernel", r"(aux1/head|head)/(kernel|bias)"),
+    "inception_v4": (r"head/(kernel|bias)",),
+    "inception_resnet_v2": (r"head/(kernel|bias)",),
+    "resnet": (r"stage4_block\d+/conv\d/conv/kernel", r"head/(kernel|bias)"),
+    "resnet_v2": (r"stage4_block\d+/conv\d/kernel", r"head/(kernel|bias)"),
+    "wide_resnet": (r"stage3_block\d+/conv\d/kernel", r"head/(kernel|bias)"),
+    "xception": (r"exit_\w+/pointwise/kernel", r"head/(kernel|bias)"),
+}
+
+#: Leaves of fewer elements stay whole under "fsdp": norm scales and biases, whose exchange costs more than they do.
+SMALLEST_CUT = 1024
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`how`: "jit" or "pmap". `axes`: name and size of each axis of the mesh, in order; () is one device."""
+
+    how: str = "jit"
+    axes: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def devices(self) -> int:
+        return math.prod(size for _, size in self.axes)
+
+    @property
+    def is_plain(self) -> bool:
+        """One device under jit: nothing is placed, nothing is cut."""
+        return self.how == "jit" and self.devices == 1
+
+    @property
+    def axis_name(self) -> str | None:
+        """The axis that the step shares its sums over by itself."""
+        return PMAP_AXIS if self.how == "pmap" else None
+
+    def __str__(self) -> str:
+        return f"{self.how} over {','.join(f'{name}={size}' for name, size in self.axes) or 'data=1'}"
+
+
+ONE_DEVICE = Layout()
+
+
+def layout_for(parallel: str = "jit", mesh: str = "") -> Layout:
+    """The layout that `--parallel` and `--mesh` describe, checked against the devices there are.
+
+    mesh: "data=4,model=2", "fsdp=8", …; by default that of the environment variable ZOO_MESH, or all devices along
+    "data". ValueError naming what would be right.
+    """
+    there = jax.device_count()
+    if parallel not in ("jit", "pmap"):
+        raise ValueError(f"--parallel {parallel}: choose jit or pmap")
+    text = mesh or os.environ.get("ZOO_MESH", "") or f"data={there}"
+    axes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = (word.strip() for word in part.partition("="))
+        if name not in AXES or name in axes or not size.isdigit() or int(size) < 1:
+            raise ValueError(f"--mesh {text}: write data=N, fsdp=N, or data=N,model=M")
+        axes[name] = int(size)
+    layout = Layout(parallel, tuple(axes.items()))
+    if layout.devices > there:
+        raise ValueError(f"--mesh {text}: {layout.devices} devices are asked for and {there} are there (`zoo devices`)")
+    if processes.several() and layout.devices < there:
+        raise ValueError(f"--mesh {text}: with several processes every device takes part, and there are {there}")
+    if parallel == "pmap" and set(axes) != {"data"}:
+        raise ValueError(f"--parallel pmap cuts the batch alone: write --mesh data={layout.devices}, or leave pmap out")
+    if parallel == "pmap" and processes.several():
+        raise ValueError("--parallel pmap runs in one process; leave it out, and jit runs over all of them")
+    return layout
+
+
+def check_batch(layout: Layout, batch_size: int, micro_batch: int = 0) -> None:
+    """ValueError naming the sizes that do, unless batch and micro-batch divide among the devices."""
+    count = layout.devices
+    for what, flag, size in (("batch", "--batch-size", batch_size), ("micro-batch", "--micro-batch", micro_batch)):
+        if size % count:
+            below = size // count * count
+            sizes = f"{below} or {below + count}" if below else f"{count}"
+            fewer = max(n for n in range(1, count) if size % n == 0)
+            raise ValueError(
+                f"a {what} of {size} cannot be divided among {count} devices: {flag} {sizes} can, "
+                f"or fewer devices: --mesh data={fewer}"
+            )
+
+
+@lru_cache
+def mesh_of(layout: Layout) -> Mesh:
+    """The mesh, the devices of each process side by side, so that its rows of a batch are."""
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))[: layout.devices]
+    sizes, names = [size for _, size in layout.axes] or [1], [name for name, _ in layout.axes] or ["data"]
+    return Mesh(np.array(devices).reshape(sizes), names)
+
+
+def devices_of(layout: Layout) -> list:
+    """The devices in the order in which they take their parts of a batch."""
+    return list(mesh_of(layout).devices.flat)
+
+
+def whole(layout: Layout) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh_of(layout), PartitionSpec())
+
+
+def rows(layout: Layout, axis: int = 0) -> NamedSharding:
+    """This axis cut among all devices."""
+    mesh = mesh_of(layout)
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
+
+
+def spec_of(layout: Layout, family: str, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+    """How a parameter is cut: over "model" as the family's table says, over "fsdp" along its longest axis that divides.
+
+    What does not divide stays whole, and under "fsdp" what is smaller than SMALLEST_CUT.
+    """
+    sizes = dict(layout.axes)
+    model, fsdp = sizes.get("model", 1), sizes.get("fsdp", 1)
+    listed = any(re.fullmatch(pattern, path) for pattern in MODEL_PARALLEL.get(family, ()))
+    if model > 1 and listed and shape[-1] % model == 0:
+        return PartitionSpec(*[None] * (len(shape) - 1), "model")
+    if fsdp > 1 and math.prod(shape) >= SMALLEST_CUT:
+        divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+        if divisible:
+            longest = max(divisible, key=lambda axis: (shape[axis], axis))
+            return PartitionSpec(*[None] * longest, "fsdp")
+    return PartitionSpec()
+
+
+def shardings(layout: Layout, family: str, tree: Any, params: Mapping) -> Any:
+    """A NamedSharding for every leaf of `tree`: variables, or a TrainState.
+
+    A leaf whose path ends in that of a parameter, and has its shape, lies as that one does: in the optimiser state and
+    in the moving average. Everything else is whole.
+    """
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
+
+    def of(path, leaf):
+        keys = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        name = "/".join(keys[1:] if keys[:1] == ["params"] else keys)
+        shape = shapes.get(name)
+        cut = spec_of(layout, family, name, shape) if shape and shape == tuple(leaf.shape) else PartitionSpec()
+        return NamedSharding(mesh_of(layout), cut)
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def cut_parameters(layout: Layout, family: str, params: Mapping) -> int:
+    """How many parameters lie in parts on several devices."""
+    leaves = flatten(params).items()
+    return sum(leaf.size for path, leaf in leaves if any(spec_of(layout, family, path, tuple(leaf.shape))))
+
+
+# --- taking things to the devices -------------------------------------------------------------------------------------
+
+
+def put_state(layout: Layout, family: str, state: Any) -> Any:
+    """A TrainState where its layout wants it; as it is for one device."""
+    if layout.is_plain:
+        return state
+    return _put(state, shardings(layout, family, state, state.variables["params"]))
+
+
+def put_variables(layout: Layout, family: str, variables: Mapping) -> Any:
+    """Variables, on the host or already there, where the layout wants them."""
+    if layout.is_plain:
+        return jax.device_put(variables)
+    return _put(variables, shardings(layout, family, variables, variables["params"]))
+
+
+def _put(tree: Any, places: Any) -> Any:
+    def put(leaf, place):
+        if place.is_fully_addressable:
+            return jax.device_put(leaf, place)
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return leaf if leaf.sharding == place else jax.jit(_same, out_shardings=place)(leaf)
+        data = np.asarray(leaf)
+        return jax.make_array_from_callback(data.shape, place, lambda index: data[index])
+
+    return jax.tree.map(put, tree, places)
+
+
+def _same(x):
+    return x
+
+
+def put_batch(layout: Layout, batch: Mapping[str, np.ndarray]) -> Any:
+    """A batch, of which this process has its rows, as the step of this layout takes it."""
+    if layout.is_plain:
+        return batch
+    if layout.how == "pmap":
+        return {key: value.reshape(_per_device(layout, value.shape)) for key, value in batch.items()}
+    place = rows(layout)
+    return {key: jax.make_array_from_process_local_data(place, value) for key, value in batch.items()}
+
+
+def _per_device(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (layout.devices, shape[0] // layout.devices, *shape[1:])
+
+
+def spread(layout: Layout, pieces: jax.Array) -> jax.Array:
+    """Pieces of a batch [pieces, micro-batch, …] inside a step: each is cut among all devices, as a batch is."""
+    if layout.is_plain or layout.how == "pmap":
+        return pieces
+    return jax.lax.with_sharding_constraint(pieces, rows(layout, axis=1))
+
+
+def gathered(layout: Layout, family: str, params: Mapping) -> Mapping:
+    """Parameters as the network reads them inside a step: whole where "fsdp" cuts them, their gradients cut again.
+
+    Left to itself the compiler may gather the activations instead, which grow with the number of devices.
+    """
+    if dict(layout.axes).get("fsdp", 1) == 1:
+        return params
+    return jax.tree.map(_gather, params, shardings(layout, family, params, params))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(leaf: jax.Array, place: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(leaf, NamedSharding(place.mesh, PartitionSpec()))
+
+
+def _gather_forward(leaf, place):
+    return _gather(leaf, place), None
+
+
+def _gather_backward(place, _, gradient):
+    return (jax.lax.with_sharding_constraint(gradient, place),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def abstract_batch(layout: Layout, batch_size: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Shapes and dtypes of what `put_batch` returns."""
+    shapes = {"image": (batch_size, *image_shape), "label": (batch_size,), "weight": (batch_size,)}
+    dtypes = {"image": np.uint8, "label": np.int32, "weight": np.float32}
+    if layout.how == "pmap":
+        shapes = {key: _per_device(layout, shape) for key, shape in shapes.items()}
+    return {key: jax.ShapeDtypeStruct(shapes[key], dtypes[key]) for key in shapes}
+
+
+def shard(layout: Layout) -> tuple[int, int]:
+    """(rank, count): which rows of each global batch are this process's."""
+    return (0, 1) if layout.is_plain else (jax.process_index(), jax.process_count())
