@@ -82,10 +82,10 @@ def test_micro_batches_are_the_same_rows_of_the_batch():
 #: A small instance of each family: model, fields, side of the images.
 FAMILIES = [
     ("mlp", {"widths": (32,)}, 8),
-    ("highway", {"depth": 4}, 8),
+    ("highway", {"layers": 4}, 8),
     ("lenet5", {}, 32),
     ("alexnet_owt_small", {"width": 0.0625, "dropout": 0.0}, 32),
-    ("googlenet_bn_small", {"width": 0.125, "dropout": 0.0}, 32),
+    ("googlenet_bn_small", {"width": 0.125, "dropout": 0.0, "aux_dropout": 0.0}, 32),
     ("inception_v2_small", {"width": 0.125, "dropout": 0.0}, 32),
     ("inception_v3_small", {"width": 0.125, "dropout": 0.0}, 32),
     ("inception_v4_small", {"width": 0.1, "dropout": 0.0}, 32),
@@ -96,26 +96,31 @@ FAMILIES = [
     ("xception_small", {"width": 0.125, "dropout": 0.0}, 32),
 ]
 LAYOUTS = [
-    ("jit", "data=2"), ("jit", "data=4"), ("jit", "data=8"), ("jit", "data=4,model=2"), ("jit", "data=2,model=4"),
-    ("jit", "fsdp=2"), ("jit", "fsdp=8"), ("pmap", "data=1"), ("pmap", "data=2"), ("pmap", "data=4"),
-    ("pmap", "data=8"),
+    ("jit", "data=2"), ("jit", "data=4"), ("jit", "data=8"), ("jit", "data=4,model=2"), ("jit", "fsdp=8"),
+    ("pmap", "data=2"), ("pmap", "data=8"),
 ]  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "fields", "side"), FAMILIES, ids=[row[0] for row in FAMILIES])
-def test_every_family_over_every_layout(name, fields, side):
-    """Deep networks on tiny batches make rounding grow, hence the tolerance and the small rate."""
-    known = models.defining_fields(models.create(name))
-    model = (name, {key: value for key, value in fields.items() if key in known})
+def test_every_family_over_every_layout(name, fields, side, monkeypatch):
+    """Losses, and parameters and statistics within a fiftieth of the way that 10 steps took them.
+
+    Rounding that puts one unit to the other side of a ReLU changes that much; a gradient that is not shared, or a batch
+    norm that sees its own device alone, changes more. No compiler options, as pmap takes none.
+    """
+    monkeypatch.setattr(parallel, "compiler_options", lambda: None)
     dataset, recipe = data(side, channels=3), dataclasses.replace(RECIPE, learning_rate=1e-3)
-    alone = train(model, layout_for(mesh="data=1"), recipe, dataset=dataset)
+    job = planning.plan(name, dataset, recipe, fields=fields)
+    start = jax.tree_util.tree_flatten_with_path(jax.device_get(job.first_state().variables))[0]
+    alone = train((name, fields), layout_for(mesh="data=1"), recipe, dataset=dataset)
     for layout in LAYOUTS:
-        got = train(model, layout_for(*layout), recipe, dataset=dataset)
-        try:
-            same(got, alone, 2e-3)
-        except AssertionError as error:
-            raise AssertionError(f"{name} over {layout}: {error}") from None
+        got = train((name, fields), layout_for(*layout), recipe, dataset=dataset)
+        np.testing.assert_allclose(got[0][:, :2], alone[0][:, :2], rtol=2e-3, err_msg=f"losses over {layout}")
+        leaves = (jax.tree.leaves(result[1].variables) for result in (alone, got))
+        for (path, before), expected, leaf in zip(start, *leaves, strict=True):
+            way, off = (np.linalg.norm(expected - other) for other in (before, leaf))
+            assert off <= 0.02 * way + 1e-6, f"{jax.tree_util.keystr(path)} over {layout}: {off} of {way}"
 
 
 def test_fully_sharded_needs_an_eighth():

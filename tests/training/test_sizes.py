@@ -142,7 +142,9 @@ def test_a_run_of_growing_images(make, moments, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(plots, drawing, lambda *arguments, **more: None)
     data, compiled, trained, tested = make(tmp_path), [], [], []
     watch(monkeypatch, loop, "compile_step", lambda plan, phase, seen, state: compiled.append(seen.size[0]))
-    watch(monkeypatch, planning, "train_batches", lambda *a, start_step, **k: trained.append((start_step, a[1].size[0])))
+    watch(
+        monkeypatch, planning, "train_batches", lambda *a, start_step, **k: trained.append((start_step, a[1].size[0]))
+    )
     watch(monkeypatch, loop, "evaluate", lambda *arguments, **more: tested.append(arguments[3].size[0]))
 
     def fit(name):
