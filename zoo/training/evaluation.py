@@ -6,7 +6,6 @@ from functools import lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 
 from zoo.data.loader import eval_batches, on_device
