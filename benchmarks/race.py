@@ -1,0 +1,230 @@
+"""Who is faster: this project and one peer after another, alternating in one run. See training.py and inference.py.
+
+Each contender is a process of its own (race_peers.py), started, compiled and warmed up one after another; then all take
+turns, several rounds of some seconds, while the others wait. Every round is kept; what counts is the ratio of the
+medians. A peer's figures stand beside those of this project from the same run, so that models and peers can be raced
+one at a time: what was not raced stays in the file as it is.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+#: name -> (what a picture is, classes, batch)
+MODELS: dict[str, tuple[tuple[int, int, int], int, int]] = {
+    "lenet5": ((32, 32, 1), 10, 256),
+    "resnet20": ((32, 32, 3), 10, 128),
+    "alexnet_owt": ((224, 224, 3), 1000, 32),
+    "googlenet_bn": ((224, 224, 3), 1000, 8),
+    "resnet50": ((224, 224, 3), 1000, 8),
+}
+PEERS = ("flax", "keras", "torch", "torch-compile")
+
+
+class Failed(Exception):
+    """A contender that cannot run, and why."""
+
+
+class Runner:
+    """A contender's process. Raises Failed where it ends, or is not ready in time."""
+
+    def __init__(self, name: str, python: str, asked: dict[str, Any], patience: float):
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        self.process = subprocess.Popen(
+            [python, "-m", "benchmarks.race_peers", name, json.dumps(asked)], text=True, cwd=ROOT, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self.complaints: list[str] = []
+        threading.Thread(target=lambda: self.complaints.extend(self.process.stderr or ()), daemon=True).start()
+        watch = threading.Timer(patience, self.process.kill)
+        watch.start()
+        try:
+            self.ready = self.answer(f"was not ready within {patience:.0f} s, or ")
+        finally:
+            watch.cancel()
+
+    def answer(self, otherwise: str = "") -> dict[str, Any]:
+        line = self.process.stdout.readline() if self.process.stdout else ""
+        if not line:
+            self.process.wait()
+            time.sleep(0.1)  # for the last of what it says
+            last = next((line.strip() for line in reversed(self.complaints) if line.strip()), "without a word")
+            raise Failed(f"{otherwise}ended with {self.process.returncode}: {last[:300]}")
+        return json.loads(line)
+
+    def take(self, steps: int) -> float:
+        """Seconds of so many steps."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return self.answer()["seconds"]
+
+    def finish(self) -> int:
+        """Bytes at most in use while it ran."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.answer()["peak_bytes"]
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def race(model: str, training: bool, pythons: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
+    """Peer -> its figures beside ours, or why there are none. `pythons`: contender -> its Python, "zoo" among them."""
+    shape, classes, batch = MODELS[model]
+    asked = {
+        "model": model, "training": training, "shape": shape, "classes": classes, "batch": options.batch or batch,
+        "threads": options.threads,
+    }  # fmt: skip
+    runners: dict[str, Runner] = {}
+    missing: dict[str, str] = {}
+    rounds: dict[str, list[float]] = {}
+    peaks: dict[str, int] = {}
+    load = round(os.getloadavg()[0], 2)
+    try:
+        for name, python in pythons.items():
+            try:
+                runners[name] = Runner(name, python, asked, options.patience)
+                print(f"   {name}: ready, first step after {runners[name].ready['first_step']:.1f} s", flush=True)
+            except (Failed, OSError) as error:
+                missing[name] = str(error)
+                print(f"   {name}: {error}", flush=True)
+        if "zoo" in missing:
+            raise SystemExit(f"{model}: this project itself cannot run: {missing['zoo']}")
+        steps = {name: max(1, round(options.seconds / runner.ready["step"])) for name, runner in runners.items()}
+        rounds = {name: [] for name in runners}
+        order = list(runners)
+        for number in range(options.rounds):
+            for name in order[number % len(order) :] + order[: number % len(order)]:
+                taken = runners[name].take(steps[name])
+                rounds[name].append(round(steps[name] * asked["batch"] / taken, 2))
+        peaks = {name: runner.finish() for name, runner in runners.items()}
+    finally:
+        for runner in runners.values():
+            runner.stop()
+    about = {"batch": asked["batch"], "threads": options.threads or os.cpu_count(), "steps_a_round": steps["zoo"]}
+    about |= {"load_before": load, "when": time.strftime("%Y-%m-%d %H:%M")}
+
+    def figures(name: str) -> dict[str, Any]:
+        speeds = rounds[name]
+        return {
+            "images_per_second": statistics.median(speeds), "best": max(speeds), "rounds": speeds,
+            "peak_mib": round(peaks[name] / 2**20), "first_step_seconds": round(runners[name].ready["first_step"], 1),
+            "parameters": runners[name].ready["parameters"],
+        }  # fmt: skip
+
+    ours, found = figures("zoo"), {}
+    for name in pythons:
+        if name in missing:
+            found[name] = {"missing": missing[name]}
+        elif name != "zoo":
+            theirs = figures(name)
+            ratio = ours["images_per_second"] / theirs["images_per_second"]
+            found[name] = {"ratio": round(ratio, 3), "zoo": ours, "peer": theirs, **about}
+    return found if len(pythons) > 1 else {"alone": {"zoo": ours, **about}}
+
+
+def merge(results: dict[str, Any], model: str, found: dict[str, Any]) -> None:
+    """Put what was found in its place; a peer that could not run leaves older figures alone."""
+    known = results.setdefault("models", {}).setdefault(model, {})
+    for name, row in found.items():
+        if "missing" not in row or "ratio" not in known.get(name, {}):
+            known[name] = row
+
+
+def machine() -> dict[str, Any]:
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass
+    return {"processor": name, "cores": os.cpu_count(), "system": platform.platform()}
+
+
+def draw(results: dict[str, Any], file: Path, title: str) -> None:
+    """Images a second of each peer as bars, as a fraction of this project's: below the line, this project is faster."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    models = [name for name in MODELS if name in results["models"]]
+    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    for number, peer in enumerate(PEERS):
+        rows = [(place, results["models"][name].get(peer, {})) for place, name in enumerate(models)]
+        raced = [(place, 1 / row["ratio"]) for place, row in rows if "ratio" in row]
+        places = [place + 0.2 * (number - 1.5) for place, _ in raced]
+        axes.bar(places, [height for _, height in raced], 0.18, label=peer)
+    axes.axhline(1, color="black", linewidth=1)
+    axes.set_xticks(range(len(models)), [f"{name}\nbatch {MODELS[name][2]}" for name in models])
+    axes.set_ylabel("images a second, this project = 1")
+    axes.set_title(title)
+    axes.legend()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: images a second of this project and of each peer, and the ratio."""
+    lines = [
+        "| model, batch | peer | zoo, images/s | peer, images/s | zoo/peer | memory, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in MODELS:
+        for peer, row in results["models"].get(model, {}).items():
+            if "missing" in row:
+                lines.append(f"| {model} | {peer} | | {row['missing']} | | |")
+            elif "ratio" in row:
+                zoo, other = row["zoo"], row["peer"]
+                speeds = f"{zoo['images_per_second']:,.4g} | {other['images_per_second']:,.4g} | {row['ratio']:.2f}"
+                memory = f"{zoo['peak_mib']:,} / {other['peak_mib']:,}"
+                lines.append(f"| {model}, {row['batch']} | {peer} | {speeds} | {memory} |")
+    return "\n".join(lines)
+
+
+def main(what: str, training: bool, description: str) -> None:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("models", metavar="MODEL", nargs="*", help=f"some of {', '.join(MODELS)} (default: all)")
+    add(
+        "--peer", metavar="NAME[=PYTHON]", action="append", default=[],
+        help=f"some of {', '.join(PEERS)}, and the Python that has it (default: flax, in this one)",
+    )  # fmt: skip
+    add("--rounds", type=int, default=5, help="turns of each (default: 5)")
+    add("--seconds", type=float, default=5, help="about how long a turn is (default: 5)")
+    add("--threads", type=int, default=0, help="processors for each (default: all)")
+    add("--batch", type=int, default=0, help="images a step (default: the model's own)")
+    add("--patience", type=float, default=900, help="seconds that a contender may take to compile (default: 900)")
+    add("--output", metavar="FILE.json", type=Path, default=RESULTS / f"{what}.json", help="merged into this file")
+    options = parser.parse_args()
+    peers = dict(peer.partition("=")[::2] for peer in options.peer or ["flax"])
+    unknown = [name for name in options.models if name not in MODELS] + [name for name in peers if name not in PEERS]
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; models: {', '.join(MODELS)}; peers: {', '.join(PEERS)}")
+    pythons = {"zoo": sys.executable, **{name: python or sys.executable for name, python in peers.items()}}
+    left_out = [name for name in PEERS if name not in peers]
+    if left_out:
+        print(f"not raced: {', '.join(left_out)} (--peer {left_out[0]}=PYTHON)")
+    for model in options.models or MODELS:
+        print(f"{model}:", flush=True)
+        found = race(model, training, pythons, options)
+        results = json.loads(options.output.read_text()) if options.output.exists() else {}
+        results["machine"] = machine()
+        merge(results, model, found)
+        options.output.write_text(json.dumps(results, indent=1) + "\n")
+        draw(results, options.output.with_suffix(".png"), f"{what} on {results['machine']['processor']}")
+    print(table(results))

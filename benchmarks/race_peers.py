@@ -1,0 +1,216 @@
+"""One contender of benchmarks/race.py, in a process of its own: python -m benchmarks.race_peers NAME JSON.
+
+It prepares, warms up, and says so in a line of JSON; then for each line N on its standard input it takes N steps and
+says how many seconds they took; at the end of its input, what memory they needed. The peers need nothing of this
+project but this folder, so they run in environments of their own.
+
+Everyone has the same batch, in memory, in single precision: images that are normalised already, but for this project,
+whose step takes bytes and normalises them itself. A training step is SGD with momentum on the softmax cross-entropy.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+#: What each contender gives: a function that takes so many steps and waits for the last, and its parameters' number.
+Contender = tuple[Callable[[int], Any], int]
+
+
+def drawn(shape, classes, batch):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (batch, *shape), np.uint8), rng.integers(0, classes, batch).astype(np.int32)
+
+
+def normalised(pixels):
+    return (pixels.astype(np.float32) - 127.5) / 63.75
+
+
+def zoo(model: str, training: bool, pixels, labels) -> Contender:
+    import jax
+
+    from zoo import models
+    from zoo.data.preprocess import Preprocess
+    from zoo.folding import folded_on_device
+    from zoo.training.optim import make_optimizer
+    from zoo.training.parallel import compiled
+    from zoo.training.recipes import Recipe
+    from zoo.training.step import create_state, make_eval_step, make_train_step
+
+    height, width, channels = shape = pixels.shape[1:]
+    network = models.create(model, **({"aux_heads": False} if model == "googlenet_bn" else {}))
+    statistics = {"mean": (0.5,) * channels, "std": (0.25,) * channels, "channels": "L" if channels == 1 else "RGB"}
+    seen = Preprocess((height, width), (height, width), **statistics)
+    recipe = Recipe(optimizer="sgd", momentum=0.9, learning_rate=0.01, schedule="constant", batch_size=len(pixels))
+    optimizer, _ = make_optimizer(recipe, 1000, 100)
+    state = create_state(network, optimizer, recipe, shape)
+    count = models.count_parameters(state.variables)
+    batch = jax.device_put({"image": pixels, "label": labels, "weight": np.ones(len(labels), np.float32)})
+    if training:
+        unroll = jax.default_backend() == "cpu"
+        step = compiled(make_train_step(network, recipe, seen, optimizer, unroll=unroll), donate=(0,))
+
+        def run(steps):
+            nonlocal state
+            for _ in range(steps):
+                state, metrics = step(state, batch)
+            jax.block_until_ready(metrics)
+
+    else:
+        step, variables = compiled(make_eval_step(network, seen)), folded_on_device(network, state.variables, shape)
+
+        def run(steps):
+            for _ in range(steps):
+                answer = step(variables, batch)
+            jax.block_until_ready(answer)
+
+    return run, count
+
+
+def flax(model: str, training: bool, pixels, labels) -> Contender:
+    from functools import partial
+
+    import jax
+    import optax
+
+    from benchmarks.linen_networks import NETWORKS
+
+    network, optimizer = NETWORKS[model](), optax.sgd(0.01, momentum=0.9)
+    images, labels = jax.device_put((normalised(pixels), labels))
+    variables = jax.jit(network.init)(jax.random.key(0), images[:1])
+    stats = variables.get("batch_stats", {})
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state, images, labels):
+        params, stats, opt_state, key = state
+        key, dropout = jax.random.split(key)
+
+        def loss(params):
+            variables = {"params": params, "batch_stats": stats}
+            logits, updates = network.apply(
+                variables, images, True, mutable=["batch_stats"], rngs={"dropout": dropout}
+            )  # fmt: skip
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean(), updates.get("batch_stats", {})
+
+        (value, new_stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), new_stats, opt_state, key), value
+
+    @jax.jit
+    def predict(variables, images):
+        return jax.nn.softmax(network.apply(variables, images))
+
+    state = (variables["params"], stats, optimizer.init(variables["params"]), jax.random.key(0))
+
+    def run(steps):
+        nonlocal state
+        for _ in range(steps):
+            if training:
+                state, answer = step(state, images, labels)
+            else:
+                answer = predict(variables, images)
+        jax.block_until_ready(answer)
+
+    return run, count
+
+
+def keras(model: str, training: bool, pixels, labels) -> Contender:
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    from benchmarks.keras_networks import NETWORKS
+
+    network = NETWORKS[model]()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    network.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
+    images = normalised(pixels)
+
+    def run(steps):
+        for _ in range(steps):
+            answer = network.train_on_batch(images, labels) if training else network.predict_on_batch(images)
+        return np.asarray(answer)
+
+    return run, sum(int(np.prod(weight.shape)) for weight in network.trainable_weights)
+
+
+def torch(model: str, training: bool, pixels, labels, compiled: bool = False) -> Contender:
+    import torch
+
+    from benchmarks.torch_networks import NETWORKS, trainer
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    net = NETWORKS[model]().to(memory_format=torch.channels_last)
+    count = sum(p.numel() for p in net.parameters())
+    images = torch.from_numpy(normalised(pixels).transpose(0, 3, 1, 2)).to(memory_format=torch.channels_last)
+    targets = torch.from_numpy(labels.astype(np.int64))
+    net.train(training)
+    if compiled:
+        import torch._inductor.config as inductor
+
+        inductor.freezing = not training  # folds batch norm
+        net = torch.compile(net)
+    step = trainer(net, images, targets) if training else lambda: net(images).softmax(1)
+
+    def run(steps):
+        with torch.inference_mode(not training):
+            for _ in range(steps):
+                step()
+
+    return run, count
+
+
+def torch_compile(*args) -> Contender:
+    return torch(*args, compiled=True)
+
+
+CONTENDERS = {"zoo": zoo, "flax": flax, "keras": keras, "torch": torch, "torch-compile": torch_compile}
+
+
+def peak_bytes(reset: bool = False) -> int:
+    """The most memory that this process has had in use, since the last reset where the system can (Linux)."""
+    try:
+        if reset:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main() -> None:
+    name, asked = sys.argv[1], json.loads(sys.argv[2])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    if asked["threads"]:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: asked["threads"]])
+    began = time.perf_counter()
+    pixels, labels = drawn(asked["shape"], asked["classes"], asked["batch"])
+    run, parameters = CONTENDERS[name](asked["model"], asked["training"], pixels, labels)
+    run(1)
+    ready = time.perf_counter() - began
+    run(2)  # what libraries try out, and what they do differently the second time
+    peak_bytes(reset=True)
+    began = time.perf_counter()
+    run(1)
+    said = {"parameters": parameters, "first_step": ready, "step": time.perf_counter() - began}
+    print(json.dumps(said), file=answers, flush=True)
+    for line in sys.stdin:
+        began = time.perf_counter()
+        run(int(line))
+        print(json.dumps({"seconds": time.perf_counter() - began}), file=answers, flush=True)
+    print(json.dumps({"peak_bytes": peak_bytes()}), file=answers, flush=True)
+    answers.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

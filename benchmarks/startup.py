@@ -1,0 +1,111 @@
+"""How long it takes until something happens: help, and the first training step, cold and with a compilation cache.
+
+    python -m benchmarks.startup                    # five rounds; results in benchmarks/results/startup.json
+
+Every measurement is a process of its own, from before it is started until `zoo --help` has ended, or until the first
+step of `python train.py` (LeNet-5 on digits) is done. "cold": nothing is compiled yet; "warm": the same command has run
+before. They take turns; all rounds are kept. Targets on an idle machine of two cores: 1 s, 8 s and 4 s.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.race import RESULTS, ROOT, machine
+
+TARGETS = {"help": 1.0, "cold": 8.0, "warm": 4.0}
+
+
+def first_step() -> None:
+    """The process that trains: as train.py, but that it says where the time went after the first step, and ends."""
+    began = float(os.environ["BEGAN"])
+    marks = {"python": time.time() - began}
+    from zoo.cli import main
+    from zoo.training import loop
+
+    marks["imports"] = time.time() - began
+    plan, compile_step = loop.plan, loop.compile_step
+
+    def planned(*args, **kwargs):
+        job = plan(*args, **kwargs)
+        marks["plan"] = time.time() - began
+        return job
+
+    def compiled(*args):
+        import jax
+
+        marks["state"] = time.time() - began
+        step = compile_step(*args)
+        marks["compiled"] = time.time() - began
+
+        class Stepped:
+            """The compiled step, all else that is asked of it included."""
+
+            def __getattr__(self, name):
+                return getattr(step, name)
+
+            def __call__(self, *args):
+                jax.block_until_ready(step(*args))
+                marks["step"] = time.time() - began
+                print(json.dumps({name: round(seconds, 3) for name, seconds in marks.items()}), flush=True)
+                os._exit(0)
+
+        return Stepped()
+
+    loop.plan, loop.compile_step = planned, compiled
+    raise SystemExit(main(["train", *sys.argv[1:]]) or "no step was taken")
+
+
+def help_shown() -> dict[str, float]:
+    began = time.time()
+    subprocess.run([sys.executable, "-m", "zoo.cli", "--help"], check=True, capture_output=True, cwd=ROOT)
+    return {"end": round(time.time() - began, 3)}
+
+
+def trained(cache: Path, arguments: list[str]) -> dict[str, float]:
+    """Seconds from the start until each thing was done; the last one is the first step."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+        environment |= {"XDG_CACHE_HOME": str(cache), "BEGAN": str(time.time())}
+        code = "from benchmarks.startup import first_step; first_step()"
+        done = subprocess.run(
+            [sys.executable, "-c", code, "--quiet", "--workdir", f"{folder}/run", *arguments], cwd=ROOT,
+            env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=RESULTS / "startup.json")
+    parser.add_argument("train", metavar="ARGUMENT", nargs="*", help="of train.py, after --, such as --model resnet20")
+    options = parser.parse_args()
+    results: dict = {
+        "machine": machine(), "when": time.strftime("%Y-%m-%d %H:%M"), "load_before": round(os.getloadavg()[0], 2),
+        "command": ["train.py", *options.train],
+    }  # fmt: skip
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in TARGETS}
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            rounds["help"].append(help_shown())
+            rounds["cold"].append(trained(Path(cache), options.train))
+            rounds["warm"].append(trained(Path(cache), options.train))
+    for name, found in rounds.items():
+        middle = {mark: round(statistics.median(each[mark] for each in found), 2) for mark in found[0]}
+        seconds = list(middle.values())[-1]
+        results[name] = {"seconds": seconds, "target": TARGETS[name], "median_marks": middle, "rounds": found}
+        print(f"{name}: {seconds:.2f} s (target {TARGETS[name]:g} s)  {middle}")
+    options.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

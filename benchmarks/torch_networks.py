@@ -1,0 +1,69 @@
+"""The networks that are raced, in PyTorch: torchvision's, the two small ones by hand. A peer, not a part of this."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.loader_peers import torch_vision
+
+
+def lenet5():
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
+    )  # fmt: skip
+
+
+class Block(nn.Module):
+    def __init__(self, channels, width, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+        self.stride, self.missing = stride, (width - channels) // 2
+
+    def forward(self, x):
+        y = functional.relu(self.norm1(self.conv1(x)), inplace=True)
+        y = self.norm2(self.conv2(y))
+        if self.stride > 1:
+            x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.missing, self.missing))
+        return functional.relu(x + y, inplace=True)
+
+
+def resnet20():
+    blocks, channels = [], 16
+    for stage in range(3):
+        for block in range(3):
+            width = 16 * 2**stage
+            blocks.append(Block(channels, width, 2 if stage > 0 and block == 0 else 1))
+            channels = width
+    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+def _torchvision(name, **fields):
+    torch_vision()
+    import torchvision
+
+    return getattr(torchvision.models, name)(weights=None, **fields)
+
+
+NETWORKS = {
+    "lenet5": lenet5,
+    "resnet20": resnet20,
+    "alexnet_owt": lambda: _torchvision("alexnet"),
+    "googlenet_bn": lambda: _torchvision("googlenet", aux_logits=False, init_weights=False),
+    "resnet50": lambda: _torchvision("resnet50"),
+}
+
+
+def trainer(net, images, labels):
+    """The function of one step of SGD with momentum."""
+    optimiser = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
+
+    def step():
+        optimiser.zero_grad(set_to_none=True)
+        functional.cross_entropy(net(images), labels).backward()
+        optimiser.step()
+
+    return step
