@@ -1,5 +1,6 @@
 """The loop: runs end with the same bits however often they are killed, and choose by the validation split alone."""
 
+import dataclasses
 import json
 import os
 import random
@@ -298,8 +299,6 @@ def test_what_is_not_finite_stops_in_words_and_is_not_saved(tmp_path, batch_size
 
 
 def test_another_configuration_in_the_same_folder_is_refused(left_alone):
-    import dataclasses
-
     folder = left_alone[0].workdir
     other = dataclasses.replace(RECIPE, seed=1, learning_rate=0.02)
     with pytest.raises(ValueError, match=r"recipe\.learning_rate is 0\.02 here, 0\.01 there; recipe\.seed is 1 here"):
@@ -321,8 +320,6 @@ def test_one_process_at_a_time_in_a_folder(left_alone):
 
 
 def test_default_names_differ_by_what_changes_the_result():
-    import dataclasses
-
     config = run.Config("mlp", {"widths": (3,)}, "tfds:mnist", RECIPE)
     assert config.default_name().startswith("mlp-mnist-")
     assert dataclasses.replace(config, data_dir="/elsewhere").default_name() == config.default_name()
@@ -349,6 +346,14 @@ def test_images_are_adapted_to_what_a_model_takes():
     assert planning.plan("lenet5", colour, RECIPE).image_shape == (32, 32, 3)
 
 
+def test_activations_computed_again_are_for_training_and_for_models_with_blocks():
+    recipe = dataclasses.replace(RECIPE, remat=True)
+    job = planning.plan("resnet20", dataset(), recipe, fields={"blocks": (1,)})
+    assert job.model.remat and not job.evaluated.remat
+    with pytest.raises(ValueError, match="remat=True: lenet5 has no blocks"):
+        planning.plan("lenet5", dataset(), recipe)
+
+
 def test_a_limit_takes_records_at_even_distances():
     whole = dataset()
     few = limited(whole, 10)
@@ -359,8 +364,6 @@ def test_a_limit_takes_records_at_even_distances():
 
 
 def test_class_weights_balance():
-    import dataclasses
-
     images, labels = arrays(300)
     keep = (labels > 0) | (np.arange(300) % 5 == 0)
     made = from_arrays((images[keep], labels[keep]), validation=arrays(60, seed=1), name="made")
@@ -413,8 +416,6 @@ def test_one_is_singular(count, text):
 
 
 def test_a_finished_run_is_trained_further_from_its_checkpoint(left_alone):
-    import dataclasses
-
     folder = left_alone[0].workdir
     with pytest.raises(
         ValueError, match=r"recipe\.epochs is 12 here, 9 there.*to train its result further, --init .*best"

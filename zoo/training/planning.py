@@ -55,8 +55,8 @@ class Plan:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model as a checkpoint of it will be run: in float32, whatever it is trained in."""
-        return models.with_runtime(self.model, dtype=jax.numpy.float32)
+        """The model as a checkpoint of it will be run: in float32 and plainly, however it is trained."""
+        return models.with_runtime(self.model, dtype=jax.numpy.float32, remat=False)
 
     @property
     def recipe(self) -> Recipe:
@@ -153,7 +153,9 @@ def plan(
     else:
         size = (recipe.last_size, recipe.last_size) if recipe.last_size else network.input_shape[:2]
         seen = preprocess_for(dataset, size, recipe.channels or getattr(network, "channels", None))
-    network = models.with_runtime(network, dtype=_DTYPES[recipe.precision])
+    if recipe.remat and "remat" not in models.runtime_fields(network):
+        raise ValueError(f"recipe field remat=True: {model} has no blocks whose activations could be computed again")
+    network = models.with_runtime(network, dtype=_DTYPES[recipe.precision], remat=recipe.remat)
     # Tracing the model here finds what its fields or the image size make impossible before anything is written.
     abstract = models.abstract_variables(network, (*seen.size, seen.num_channels))
     sizes.check(network, recipe, seen)

@@ -104,6 +104,8 @@ class Recipe:
     # Numbers, choices, stopping
     precision: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; parameters and statistics stay float32."""
+    remat: bool = False
+    """Keep no activations within a block, but compute them again on the way back: less memory, a third more time."""
     eval_every_epochs: float = 1.0
     monitor: Monitor = "accuracy"
     """What on the validation split chooses the best checkpoint (ties go to the lower loss) and stops early. "last":
