@@ -85,8 +85,8 @@ def table() -> str:
         "",
         "Accuracy: one run each (seed 0), single crop, the checkpoint chosen on the validation split, the test split",
         f"opened once. Hardware: {hardware}, which had other work at the same time: the times are upper bounds.",
-        "`fashion-mnist` and `cifar10` are folders: Fashion-MNIST's IDX files, and CIFAR-10 as JPEG files of quality 75",
-        "in class folders. Made by `python -m benchmarks.shipped --table`.",
+        "`fashion-mnist` and `cifar10` are folders: Fashion-MNIST's IDX files, and CIFAR-10 as JPEG files of quality",
+        "75 in class folders. Made by `python -m benchmarks.shipped --table`.",
         "",
     ]
     return "\n".join(lines)
