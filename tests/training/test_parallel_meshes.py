@@ -80,21 +80,21 @@ def test_micro_batches_are_the_same_rows_of_the_batch():
     same(meshed, train(RESIDUAL, layout_for(), recipe, steps=2))
 
 
-#: A small instance of each family: model, fields, side of the images.
+#: An instance of each family with each of its kinds of block: model, fields, side of the images.
 FAMILIES = [
     ("mlp", {"widths": (32,)}, 8),
     ("highway", {"layers": 4}, 8),
     ("lenet5", {}, 32),
     ("alexnet_owt_small", {"width": 0.0625, "dropout": 0.0}, 32),
-    ("googlenet_bn_small", {"width": 0.125, "dropout": 0.0, "aux_dropout": 0.0}, 32),
-    ("inception_v2_small", {"width": 0.125, "dropout": 0.0}, 32),
-    ("inception_v3_small", {"width": 0.125, "dropout": 0.0}, 32),
-    ("inception_v4_small", {"width": 0.1, "dropout": 0.0}, 32),
-    ("inception_resnet_v2_small", {"width": 0.1, "dropout": 0.0}, 32),
-    ("resnet20", {"width": 8}, 16),
-    ("resnet50_v2_small", {"blocks": (1, 1, 1, 1), "width": 8}, 32),
+    ("googlenet_bn_small", {"width": 0.1, "blocks": (1, 1, 0), "dropout": 0.0, "aux_dropout": 0.0}, 32),
+    ("inception_v2_small", {"width": 0.1, "blocks": (1, 0, 0), "dropout": 0.0}, 32),
+    ("inception_v3_small", {"width": 0.1, "blocks": (1, 0, 0), "dropout": 0.0}, 32),
+    ("inception_v4_small", {"width": 0.1, "blocks": (1, 0, 0), "dropout": 0.0}, 32),
+    ("inception_resnet_v2_small", {"width": 0.1, "blocks": (1, 0, 0), "dropout": 0.0}, 32),
+    ("resnet20", {"width": 8, "blocks": (1, 1)}, 16),
+    ("resnet50_v2_small", {"blocks": (1, 1), "width": 8}, 16),
     ("wide_resnet16_8", {"widen": 1, "depth": 10, "dropout": 0.0}, 16),
-    ("xception_small", {"width": 0.125, "dropout": 0.0}, 32),
+    ("xception_small", {"width": 0.1, "blocks": (0,), "dropout": 0.0}, 32),
 ]
 LAYOUTS = [
     ("jit", "data=2"), ("jit", "data=4"), ("jit", "data=4,model=2"), ("jit", "fsdp=8"), ("pmap", "data=2"),
