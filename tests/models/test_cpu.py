@@ -119,7 +119,7 @@ def test_batch_norm_shared_over_devices():
 
 
 def as_64(model, image_shape):
-    variables = models.init(model, 0, image_shape)
+    variables = models.abstract_variables(model, image_shape)
     wide = jax.tree.map(lambda leaf: random(leaf.size, *leaf.shape) * 0.3 + (leaf.ndim == 1), variables)
     return models.with_runtime(model, dtype=jnp.float64), wide
 
@@ -131,7 +131,22 @@ def as_64(model, image_shape):
         ("lenet5", {"pool": "avg", "activation": "tanh", "image_size": 20}, (20, 20, 3)),
         ("resnet20", {"blocks": (1, 1), "width": 4}, (8, 8, 3)),
         ("resnet50", {"blocks": (1,), "width": 4}, (24, 24, 3)),
-        ("resnet50_v2_small", {"blocks": (1,), "width": 4}, (8, 8, 3)),
+        *[
+            pytest.param(name, fields, shape, marks=pytest.mark.slow)
+            for name, fields, shape in [
+                ("resnet50_v2_small", {"blocks": (1,), "width": 4}, (8, 8, 3)),
+                ("wide_resnet16_8", {"widen": 1, "depth": 10}, (8, 8, 3)),
+                ("highway_conv", {"layers": 4, "image_size": 8}, (8, 8, 3)),
+                ("alexnet_small", {"width": 0.0625, "dropout": 0.0}, (28, 28, 3)),
+                ("alexnet_owt_small", {"width": 0.0625, "dropout": 0.0}, (28, 28, 3)),
+                ("googlenet_bn_small", {"width": 0.1, "blocks": (1, 0, 0), "dropout": 0.0}, (16, 16, 3)),
+                ("inception_v2_small", {"width": 0.1, "blocks": (1, 0, 0), "dropout": 0.0}, (16, 16, 3)),
+                ("inception_v3_small", {"width": 0.1, "blocks": (1, 0, 0), "dropout": 0.0}, (16, 16, 3)),
+                ("inception_v4_small", {"width": 0.1, "blocks": (1, 0, 0), "dropout": 0.0}, (16, 16, 3)),
+                ("inception_resnet_v2_small", {"width": 0.1, "blocks": (1, 0, 0), "dropout": 0.0}, (16, 16, 3)),
+                ("xception_small", {"width": 0.1, "blocks": (0,), "dropout": 0.0}, (16, 16, 3)),
+            ]
+        ],
     ],
 )
 def test_training_of_a_family(name, fields, shape):

@@ -131,7 +131,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     ("make", "moments"),
-    [(in_memory, (6, 12)), (streamed, (4,))],
+    [(in_memory, (6, 12)), pytest.param(streamed, (4,), marks=pytest.mark.slow)],
     ids=["between and in the second size", "in the first"],
 )
 def test_a_run_of_growing_images(make, moments, tmp_path, monkeypatch, capsys):

@@ -146,9 +146,7 @@ def _check_field(what: str, default: Any, value: Any) -> None:
 def init(model: nn.Module, key: jax.Array | int, image_shape: tuple[int, int, int] | None = None) -> dict:
     """Fresh variables {"params": …, "batch_stats": …} for images [H, W, C] (the model's native shape by default)."""
     key = jax.random.key(key) if isinstance(key, int) else key
-    fresh = partial(_fresh, model, image_shape=image_shape)
-    # It runs once, so what it costs is compiling a random draw per leaf: six times less without optimisation.
-    return jax.jit(fresh, compiler_options={"xla_backend_optimization_level": 0})(key)
+    return _init(model, key, image_shape and tuple(image_shape))
 
 
 def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] | None = None) -> dict:
@@ -165,6 +163,10 @@ def _abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] | No
 def _fresh(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int] | None = None) -> dict:
     variables = model.init(key, jnp.zeros((1, *(image_shape or model.input_shape))), train=False)
     return {"params": variables.get("params", {}), "batch_stats": variables.get("batch_stats", {})}
+
+
+# It runs once or twice, so what it costs is compiling a random draw per leaf: six times less without optimisation.
+_init = jax.jit(_fresh, static_argnums=(0, 2), compiler_options={"xla_backend_optimization_level": 0})
 
 
 def count_parameters(variables: Mapping) -> int:
