@@ -122,3 +122,18 @@ def test_plain_by_default():
     assert tangent.shape == (2, 3)
     with layers.formulation("cpu"), pytest.raises(TypeError, match="custom_vjp"):
         jax.jvp(lambda images: logits(images), (images,), (images,))
+
+
+def test_plain_on_request():
+    """Also where it is compiled for the platform: whoever compiles inside of `formulation` has the last word."""
+
+    def function(x):
+        return layers.relu(layers.max_pool(x, 2, 2)).sum()
+
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    with layers.formulation("plain"):
+        plain = parallel.compiled(function)
+    value, tangent = jax.jvp(plain, (x,), (jnp.ones_like(x),))
+    assert (value, tangent) == (5 + 7 + 13 + 15, 4)
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.jvp(parallel.compiled(function), (x,), (jnp.ones_like(x),))

@@ -40,7 +40,7 @@ def explicit_padding(padding: Padding, size: tuple[int, int], stride: tuple[int,
 
 # --- which formulation of the mathematics ------------------------------------------------------------------------
 
-_formulation: ContextVar[str] = ContextVar("formulation", default="plain")
+_formulation: ContextVar[str | None] = ContextVar("formulation", default=None)
 
 
 @contextmanager
@@ -48,13 +48,18 @@ def formulation(name: str) -> Iterator[None]:
     """What is traced inside is written down as `name` says: "plain" lax, or "cpu", faster there.
 
     Plain is the default and what export and forward-mode differentiation need; `zoo.training.parallel.compiled` sets
-    the one that suits the platform. To rounding both are the same function.
+    the one that suits the platform, unless it is called inside of this. To rounding both are the same function.
     """
     token = _formulation.set(name)
     try:
         yield
     finally:
         _formulation.reset(token)
+
+
+def asked_formulation() -> str | None:
+    """The name that `formulation` was given, inside of it."""
+    return _formulation.get()
 
 
 def _on_cpu() -> bool:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zoo.models.layers import formulation
+from zoo.models.layers import asked_formulation, formulation
 from zoo.training.sharding import PMAP_AXIS, Layout, devices_of, rows, shardings, whole
 from zoo.training.step import TrainState
 
@@ -56,7 +56,7 @@ def compiled(function: Callable, *, donate: tuple[int, ...] = (), **shardings: A
 
 
 def _formulated(function: Callable) -> Callable:
-    name = "cpu" if jax.default_backend() == "cpu" else "plain"
+    name = asked_formulation() or ("cpu" if jax.default_backend() == "cpu" else "plain")
 
     @wraps(function)
     def formulated(*args, **kwargs):
