@@ -34,8 +34,8 @@ COMPILED, SIZES = 8, (8, 64, 1024)
 #: What the last column assumes of a device, and nothing else does: it computes and sends one after the other.
 FLOPS_PER_SECOND, BYTES_PER_SECOND = 100e12, 50e9
 
-#: (model, recipe, images per device)
-TRAININGS = (("resnet50", "he2015-imagenet", 32), ("alexnet_owt", "alexnet-2012", 128))
+#: (model, recipe, images per device): the whole batch must be no layer's width, or `sent` takes that for the batch.
+TRAININGS = (("resnet50", "he2015-imagenet", 36), ("alexnet_owt", "alexnet-2012", 128))
 MESHES = ("data=8", "data=4,model=2", "fsdp=8")
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")

@@ -33,7 +33,6 @@ DOCUMENT = ROOT / "docs" / "parallel.md"
 MODELS: dict[str, tuple[dict, int, int]] = {
     "lenet5": ({}, 32, 128),
     "alexnet_owt_small": ({}, 32, 64),
-    "googlenet_bn_small": ({}, 32, 32),
     "resnet20": ({}, 32, 128),
 }
 LAYOUTS = (("jit", "data=1"), ("pmap", "data=1"), ("jit", "data=2"), ("pmap", "data=2"), ("jit", "fsdp=2"))

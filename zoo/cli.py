@@ -5,6 +5,7 @@ import difflib
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -94,5 +95,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return SIGNAL_EXIT + 2
 
 
+def run(arguments: Sequence[str] | None = None) -> None:
+    """The program: `main`, and an end that waits for nobody where it failed."""
+    try:
+        code = main(arguments)
+    except Exception:
+        if not _one_of_several():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and _one_of_several():
+        # Leaving as usual, JAX would wait minutes for the other processes, and they for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _one_of_several() -> bool:
+    processes = sys.modules.get("zoo.training.processes")
+    return processes is not None and processes.several()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -274,6 +274,18 @@ def test_what_does_not_divide_says_what_does(batch, micro, message):
         planning.plan("mlp", data(), recipe, layout=layout_for(mesh="data=8"))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"micro_batch": 8}, "pmap takes no --micro-batch"),
+        ({"augment": ("flip", "mixup(alpha=0.2)"), "batch_size": 10}, "even number of images, not 5.*--batch-size 4"),
+    ],
+)
+def test_what_pmap_would_do_to_other_rows(change, message):
+    with pytest.raises(ValueError, match=message):
+        planning.plan("mlp", data(), dataclasses.replace(RECIPE, **change), layout=layout_for("pmap", "data=2"))
+
+
 def test_one_device_is_compiled_as_ever(monkeypatch):
     """No mesh, no placement, no copy of the batch: the plain jax.jit."""
     monkeypatch.setattr(sharding, "mesh_of", None)
@@ -343,6 +355,17 @@ def test_too_little_memory_is_said_before_the_first_step(tmp_path, memory_of):
         loop.fit("mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8}, workdir=tmp_path / "run", quiet=True)
 
 
+def test_auto_takes_what_the_line_before_advised(tmp_path, memory_of, monkeypatch):
+    """The run that found too little memory has a folder with a config, and nothing else of worth."""
+    arguments = {"fields": {"widths": (8,), "image_size": 8}, "workdir": tmp_path / "run", "quiet": True}
+    memory_of(1500)
+    with pytest.raises(memory.TooLarge, match="--micro-batch auto takes it"):
+        loop.fit("mlp", data(), RECIPE, **arguments)
+    monkeypatch.setattr(loop, "train", lambda job, *rest: stop(f"trains with {job.recipe.micro_batch}"))
+    with pytest.raises(KeyboardInterrupt, match="trains with 4"):
+        loop.fit("mlp", data(), RECIPE, auto_micro_batch=True, **arguments)
+
+
 def test_memory_of_a_real_step_and_of_this_machine(tmp_path):
     step = jax.jit(lambda x: x + 1).lower(np.ones((256, 256), np.float32)).compile()
     assert 256 * 256 * 4 <= memory.needed(step) < 3 * 256 * 256 * 4
@@ -350,6 +373,11 @@ def test_memory_of_a_real_step_and_of_this_machine(tmp_path):
     file.write_text("MemTotal: 100 kB\nMemAvailable:    64 kB\n")
     assert memory._available_to_programs(str(file)) == 65536
     assert memory._available_to_programs(str(tmp_path / "none")) is None
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("2000\n")
+    assert memory._left_in_container(str(tmp_path)) == 3000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._left_in_container(str(tmp_path)) is None
 
 
 def test_collectives_are_read_from_a_compiled_program():

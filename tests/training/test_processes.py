@@ -67,6 +67,32 @@ def test_each_has_its_share_of_the_machine(monkeypatch):
         launch.share_of({}, 0, 3)
 
 
+def test_no_gpus_where_none_are_wanted(monkeypatch):
+    monkeypatch.setattr(launch, "_gpu_files", lambda: ["/dev/nvidia0"])
+    assert "CUDA_VISIBLE_DEVICES" not in launch.share_of({"JAX_PLATFORMS": "cpu"}, 0, 2)
+    assert launch.share_of({"CUDA_VISIBLE_DEVICES": ""}, 0, 2)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.slow
+def test_where_one_fails_nobody_waits(tmp_path, monkeypatch):
+    """JAX alone would wait five minutes at its end; the code is the failed one's, and its line is there."""
+    code = (
+        "import os; from zoo import cli; from zoo.training import loop\n"
+        "def fail(*args): raise OSError('the disk is full')\n"
+        "if os.environ['ZOO_PROCESS'] == '1': loop.Trainer.settle = fail\n"
+        f"cli.run({[*TRAIN, '--workdir', str(tmp_path / 'run')]!r})"
+    )
+    port, began = launch._free_port(), time.monotonic()
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment(port, number), stderr=subprocess.PIPE, text=True)
+        for number in (0, 1)
+    ]
+    monkeypatch.setattr(launch, "GRACE", 1.0)
+    assert launch._wait(both) == 2
+    said = [process.communicate()[1] for process in both]
+    assert "the disk is full" in said[1] and time.monotonic() - began < 120
+
+
 def child(code):
     return subprocess.Popen([sys.executable, "-S", "-c", code])
 

@@ -41,6 +41,7 @@ def launch(command: Sequence[str], processes: int) -> int:
     coordinator = f"127.0.0.1:{_free_port()}"
     arguments = [sys.executable, "-m", "zoo.cli", *command]
     children: list[subprocess.Popen] = []
+    printers: list[threading.Thread] = []
     with _passed_on(children):
         for number in range(processes):
             environment = share_of(os.environ, number, processes) | {
@@ -53,16 +54,23 @@ def launch(command: Sequence[str], processes: int) -> int:
             )  # fmt: skip
             children.append(child)
             if child.stdout is not None:
-                threading.Thread(target=_prefixed, args=(child.stdout, number), daemon=True).start()
-        return _wait(children)
+                printers.append(threading.Thread(target=_prefixed, args=(child.stdout, number), daemon=True))
+                printers[-1].start()
+        code = _wait(children)
+    for printer in printers:
+        printer.join(timeout=1)
+    return code
 
 
 def share_of(environment: Mapping[str, str], number: int, processes: int) -> dict[str, str]:
     """The environment in which process `number` sees its share of this machine's CPU threads and NVIDIA GPUs."""
     threads = max((os.cpu_count() or 1) // processes, 1)
     share = {**environment, "PJRT_NPROC": str(threads)}
-    listed = environment.get("CUDA_VISIBLE_DEVICES", "")
-    gpus = listed.split(",") if listed else [name.removeprefix("/dev/nvidia") for name in _gpu_files()]
+    if environment.get("JAX_PLATFORMS", "cuda").partition(",")[0] not in ("cuda", "gpu"):
+        return share
+    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    found = [name.removeprefix("/dev/nvidia") for name in _gpu_files()] if listed is None else listed.split(",")
+    gpus = [gpu for gpu in found if gpu]
     if gpus:
         each, rest = divmod(len(gpus), processes)
         if rest:

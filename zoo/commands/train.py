@@ -141,7 +141,8 @@ def config_of(options: argparse.Namespace) -> Any:
         if text is not None:
             changes[field] = recipes.parse_field(field, text)
     if options.micro_batch is not None:
-        changes["micro_batch"] = recipes.parse_field("micro_batch", options.micro_batch.replace("auto", "0"))
+        size = "0" if options.micro_batch == "auto" else options.micro_batch
+        changes["micro_batch"] = recipes.parse_field("micro_batch", size)
     recipe_fields = [field.name for field in dataclasses.fields(recipes.Recipe)]
     for assignment in options.set:
         where, field, text = split_assignment(assignment, recipe_fields, list(known))

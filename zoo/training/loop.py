@@ -115,11 +115,14 @@ def fit(
 def with_micro_batch(job: Plan, folder: Path, say: Callable) -> Plan:
     """The plan with the micro-batch that the run in `folder` was begun with; of a new one, with the largest that fits.
 
-    ValueError where none does.
+    A run that has committed nothing, for want of memory perhaps, counts as new. ValueError where none fits.
     """
 
     def recorded() -> int | None:
-        return runs.read_config(folder).recipe.micro_batch if (folder / runs.CONFIG).exists() else None
+        if not (folder / runs.CONFIG).exists():
+            return None
+        begun = runs.read_config(folder).recipe.micro_batch
+        return begun if begun or checkpoint.newest_commit(folder / runs.CHECKPOINTS) else None
 
     def with_size(size: int) -> Plan:
         recipe = dataclasses.replace(job.recipe, micro_batch=size)
@@ -136,6 +139,7 @@ def with_micro_batch(job: Plan, folder: Path, say: Callable) -> Plan:
             if fitting is None:
                 raise memory.TooLarge(memory.explain(short, job.batch_size, None))
             size = fitting
+            processes.by_first(lambda: runs.change_micro_batch(folder, size))
     say(f"micro-batch: {size}, gradients are accumulated" if size else "micro-batch: none, the whole batch fits")
     return with_size(size)
 

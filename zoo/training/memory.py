@@ -1,6 +1,7 @@
 """Whether a compiled step fits into the devices' memory, said before the first step; and the micro-batch that does."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,12 +25,13 @@ def needed(step: Any) -> int | None:
 def free() -> int | None:
     """Bytes that are free on the fullest of this process's devices; None where nobody says.
 
-    CPU devices share the machine's memory evenly.
+    CPU devices share the machine's memory, or the container's, evenly with those of all processes.
     """
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
-        available = _available_to_programs()
-        return None if available is None else available // len(devices)
+        sizes = [size for size in (_available_to_programs(), _left_in_container()) if size is not None]
+        available = min(sizes, default=None)
+        return None if available is None else available // (len(devices) * jax.process_count())
     statistics = [device.memory_stats() or {} for device in devices]
     if not all("bytes_limit" in each for each in statistics):
         return None
@@ -43,6 +45,15 @@ def _available_to_programs(file: str = "/proc/meminfo") -> int | None:
             sizes = dict(line.split(":", 1) for line in lines)
         return int(sizes["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
+        return None
+
+
+def _left_in_container(folder: str = "/sys/fs/cgroup") -> int | None:
+    """What the limit of a container (cgroup v2) leaves; None without a limit."""
+    try:
+        limit, used = (Path(folder, f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
+        return int(limit) - int(used)
+    except (OSError, ValueError):  # "max" is no limit
         return None
 
 

@@ -167,6 +167,8 @@ def plan(
     count = len(dataset.splits["train"])
     batch_size = recipe.batch_size or count
     sharding.check_batch(layout, batch_size, recipe.micro_batch)
+    if layout.how == "pmap":
+        sharding.check_pmap(layout, batch_size, recipe)
     steps_per_epoch = max(count / batch_size, recipe.min_epoch_steps)
     total_steps = max(math.ceil(recipe.epochs * steps_per_epoch), 1)
     new_head = init is not None and init.has_new_rows(dataset.class_names)

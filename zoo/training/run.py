@@ -130,6 +130,15 @@ def open_folder(workdir: str | Path | None, config: Config, command: str) -> Pat
     return path
 
 
+def change_micro_batch(folder: Path, size: int) -> None:
+    """Write another micro-batch into the config of a run that has not begun to train; nothing where there is none."""
+    file = folder / CONFIG
+    if file.exists():
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config["recipe"]["micro_batch"] = size
+        write_atomically(file, json.dumps(config, indent=1) + "\n")
+
+
 def differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
     """A line for each key whose value differs: "recipe.seed is 1 here, 0 there"."""
     absent = "absent"

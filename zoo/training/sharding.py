@@ -19,7 +19,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zoo.checkpoint import flatten
+from zoo.data.augment import PAIRING, parse
 from zoo.training import processes
+from zoo.training.recipes import Recipe
 
 AXES = ("data", "model", "fsdp")
 
@@ -109,10 +111,20 @@ def check_batch(layout: Layout, batch_size: int, micro_batch: int = 0) -> None:
             below = size // count * count
             sizes = f"{below} or {below + count}" if below else f"{count}"
             fewer = max(n for n in range(1, count) if size % n == 0)
-            raise ValueError(
-                f"a {what} of {size} cannot be divided among {count} devices: {flag} {sizes} can, "
-                f"or fewer devices: --mesh data={fewer}"
-            )
+            advice = "" if processes.several() else f", or fewer devices: --mesh data={fewer}"
+            raise ValueError(f"a {what} of {size} cannot be divided among {count} devices: {flag} {sizes} can{advice}")
+
+
+def check_pmap(layout: Layout, batch_size: int, recipe: Recipe) -> None:
+    """ValueError for what a device that sees its own rows alone would do to other rows than one that sees them all."""
+    if recipe.micro_batch:
+        raise ValueError("--parallel pmap takes no --micro-batch, whose images would be others; leave pmap out")
+    mixing = [text for text in recipe.augment if parse(text)[0] in PAIRING]
+    if mixing and batch_size // layout.devices % 2:
+        raise ValueError(
+            f"{mixing[0]} mixes pairs of neighbours: under pmap each device needs an even number of images, not "
+            f"{batch_size // layout.devices}; take --batch-size {2 * layout.devices} or a multiple, or leave pmap out"
+        )
 
 
 @lru_cache
