@@ -137,7 +137,7 @@ def as_64(model, image_shape):
                 ("resnet50_v2_small", {"blocks": (1,), "width": 4}, (8, 8, 3)),
                 ("wide_resnet16_8", {"widen": 1, "depth": 10}, (8, 8, 3)),
                 ("highway_conv", {"layers": 4, "image_size": 8}, (8, 8, 3)),
-                ("alexnet_small", {"width": 0.0625, "dropout": 0.0}, (28, 28, 3)),
+                ("alexnet_small", {"width": 0.0625, "dropout": 0.0}, (32, 32, 3)),
                 ("alexnet_owt_small", {"width": 0.0625, "dropout": 0.0}, (28, 28, 3)),
                 ("googlenet_bn_small", {"width": 0.1, "blocks": (1, 0, 0), "dropout": 0.0}, (16, 16, 3)),
                 ("inception_v2_small", {"width": 0.1, "blocks": (1, 0, 0), "dropout": 0.0}, (16, 16, 3)),
