@@ -9,14 +9,13 @@ Every seed that was run is reported. Test split, single crop, the checkpoint tha
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.machine import hardware
 from zoo.training import run
 
 ROOT = Path(__file__).parents[1]
@@ -93,18 +92,10 @@ def measure(name: str, data: dict[str, str | None]) -> dict:
         "mean": statistics.mean(test),
         "std": statistics.stdev(test),
         "seeds": rows,
-        "hardware": f"{processor()}, {os.cpu_count()} cores",
+        "hardware": hardware(),
         "versions": made[0]["versions"],
         "git": made[0]["git"],
     }
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def render(results: dict) -> str:

@@ -8,7 +8,6 @@ of each class of its test split. Every seed is reported, in benchmarks/results/f
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -18,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.accuracy import FASHION, processor
+from benchmarks.accuracy import FASHION
+from benchmarks.machine import hardware
 from zoo.data.sources import open_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +84,7 @@ def main() -> None:
     table = {way: {"command": f"zoo {WAYS[way]}", "mean": statistics.mean(rows), "std": statistics.stdev(rows),
                    "seeds": rows} for way, rows in found.items()}  # fmt: skip
     about = {"checkpoint": options.checkpoint, "images of a class": options.images, "test images": 10 * TEST_IMAGES}
-    result = {**about, "hardware": f"{processor()}, {os.cpu_count()} cores", "ways": table}
+    result = {**about, "hardware": hardware(), "ways": table}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     for way, row in table.items():
         print(f"{way}: {100 * row['mean']:.2f} ± {100 * row['std']:.2f} %")

@@ -3,6 +3,8 @@
 import keras
 from keras import layers as kl
 
+from benchmarks.googlenet_modules import MODULES, POOLED
+
 
 def conv(x, features, kernel, stride=1, padding=None, norm=True):
     """Convolution padded by half its kernel, batch norm; biased without the norm."""
@@ -54,15 +56,11 @@ def googlenet_bn():
     x = start = keras.Input((224, 224, 3))
     x = pool(unit(x, 64, 7, 2))
     x = pool(unit(unit(x, 64, 1), 192, 3))
-    x = inception(x, 64, 96, 128, 16, 32, 32)
-    x = pool(inception(x, 128, 128, 192, 32, 96, 64))
-    x = inception(x, 192, 96, 208, 16, 48, 64)
-    x = inception(x, 160, 112, 224, 24, 64, 64)
-    x = inception(x, 128, 128, 256, 24, 64, 64)
-    x = inception(x, 112, 144, 288, 32, 64, 64)
-    x = pool(inception(x, 256, 160, 320, 32, 128, 128), 2)
-    x = inception(x, 256, 160, 320, 32, 128, 128)
-    x = kl.GlobalAveragePooling2D()(inception(x, 384, 192, 384, 48, 128, 128))
+    for number, sizes in enumerate(MODULES):
+        x = inception(x, *sizes)
+        if number in POOLED:
+            x = pool(x, POOLED[number])
+    x = kl.GlobalAveragePooling2D()(x)
     return keras.Model(start, kl.Dense(1000)(kl.Dropout(0.2)(x)))
 
 

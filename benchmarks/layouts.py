@@ -20,7 +20,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 import jax
 import numpy as np
 
-from benchmarks.accuracy import processor
+from benchmarks.machine import hardware
 from zoo.data.sources import from_arrays
 from zoo.training import planning, sharding
 from zoo.training.recipes import Recipe
@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    results: dict = {"hardware": f"{processor()}, {os.cpu_count()} cores", "models": {}}
+    results: dict = {"hardware": hardware(), "models": {}}
     for name in MODELS:
         results["models"][name] = measure(name, options.rounds)
         print(render(results).splitlines()[-3], flush=True)

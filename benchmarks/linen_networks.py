@@ -5,6 +5,8 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
+from benchmarks.googlenet_modules import MODULES, POOLED
+
 SAME = [(1, 1), (1, 1)]
 
 
@@ -55,15 +57,11 @@ class GoogLeNet(nn.Module):
 
         x = pool(conv(x, 64, 7, 2))
         x = pool(conv(conv(x, 64, 1), 192, 3))
-        x = inception(x, 64, 96, 128, 16, 32, 32)
-        x = pool(inception(x, 128, 128, 192, 32, 96, 64))
-        x = inception(x, 192, 96, 208, 16, 48, 64)
-        x = inception(x, 160, 112, 224, 24, 64, 64)
-        x = inception(x, 128, 128, 256, 24, 64, 64)
-        x = inception(x, 112, 144, 288, 32, 64, 64)
-        x = pool(inception(x, 256, 160, 320, 32, 128, 128), 2)
-        x = inception(x, 256, 160, 320, 32, 128, 128)
-        x = inception(x, 384, 192, 384, 48, 128, 128).mean((1, 2))
+        for number, sizes in enumerate(MODULES):
+            x = inception(x, *sizes)
+            if number in POOLED:
+                x = pool(x, POOLED[number])
+        x = x.mean((1, 2))
         return nn.Dense(1000)(nn.Dropout(0.2, deterministic=not train)(x))
 
 

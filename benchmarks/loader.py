@@ -12,7 +12,6 @@ process and its workers, which other work on the machine disturbs less. It is al
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.machine import machine
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "loader.json"
@@ -147,7 +148,7 @@ def main() -> None:
     options = parser.parse_args()
     pythons = {"zoo": sys.executable, **dict(peer.split("=", 1) for peer in options.peer)}
     results: dict = {
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": machine(),
         "load_before": [round(v, 1) for v in os.getloadavg()],
         "workers": options.workers,
         "batch": BATCH,

@@ -9,7 +9,6 @@ one at a time: what was not raced stays in the file as it is.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.machine import machine
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -143,16 +144,6 @@ def merge(results: dict[str, Any], model: str, found: dict[str, Any]) -> None:
     for name, row in found.items():
         if "missing" not in row or "ratio" not in known.get(name, {}):
             known[name] = row
-
-
-def machine() -> dict[str, Any]:
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass
-    return {"processor": name, "cores": os.cpu_count(), "system": platform.platform()}
 
 
 def draw(results: dict[str, Any], file: Path, title: str) -> None:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.accuracy import processor
+from benchmarks.machine import hardware
 from zoo import checkpoint
 from zoo.training import run
 
@@ -52,7 +52,7 @@ def train(name: str) -> None:
     shutil.copytree(folder / run.BEST, destination)
     rows = json.loads(TIMES.read_text()) if TIMES.exists() else {}
     seconds = round(sum(life["seconds"] for life in lives))
-    rows[name] = {"seconds": seconds, "hardware": f"{processor()}, {os.cpu_count()} cores"}
+    rows[name] = {"seconds": seconds, "hardware": hardware()}
     TIMES.write_text(json.dumps({key: rows[key] for key in CHECKPOINTS if key in rows}, indent=1) + "\n")
 
 

@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.race import RESULTS, ROOT, machine
+from benchmarks.machine import machine
+from benchmarks.race import RESULTS, ROOT
 
 TARGETS = {"help": 1.0, "cold": 8.0, "warm": 4.0}
 

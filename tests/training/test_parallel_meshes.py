@@ -286,6 +286,15 @@ def test_what_pmap_would_do_to_other_rows(change, message):
         planning.plan("mlp", data(), dataclasses.replace(RECIPE, **change), layout=layout_for("pmap", "data=2"))
 
 
+def test_pmap_is_never_advised_a_micro_batch(tmp_path, memory_of):
+    arguments = {"fields": {"widths": (8,), "image_size": 8}, "layout": layout_for("pmap", "data=2"), "quiet": True}
+    with pytest.raises(ValueError, match="pmap takes no --micro-batch"):
+        loop.fit("mlp", data(), RECIPE, workdir=tmp_path / "auto", auto_micro_batch=True, **arguments)
+    memory_of(1500)
+    with pytest.raises(memory.TooLarge, match="are free; without --parallel pmap, --micro-batch auto"):
+        loop.fit("mlp", data(), RECIPE, workdir=tmp_path / "run", **arguments)
+
+
 def test_one_device_is_compiled_as_ever(monkeypatch):
     """No mesh, no placement, no copy of the batch: the plain jax.jit."""
     monkeypatch.setattr(sharding, "mesh_of", None)

@@ -22,7 +22,7 @@ from zoo import checkpoint
 from zoo.data.preprocess import Preprocess
 from zoo.data.sources import Dataset
 from zoo.prediction import Prediction, predict
-from zoo.training import memory, processes, report
+from zoo.training import memory, processes, report, sharding
 from zoo.training import run as runs
 from zoo.training.display import Display, duration
 from zoo.training.evaluation import evaluate
@@ -117,6 +117,8 @@ def with_micro_batch(job: Plan, folder: Path, say: Callable) -> Plan:
 
     A run that has committed nothing, for want of memory perhaps, counts as new. ValueError where none fits.
     """
+    if job.layout.how == "pmap":
+        raise ValueError(sharding.NO_MICRO_BATCH)
 
     def recorded() -> int | None:
         if not (folder / runs.CONFIG).exists():
@@ -137,7 +139,7 @@ def with_micro_batch(job: Plan, folder: Path, say: Callable) -> Plan:
         if short:
             fitting = micro_batch_that_fits(job, phase, seen, state, short)
             if fitting is None:
-                raise memory.TooLarge(memory.explain(short, job.batch_size, None))
+                raise memory.TooLarge(memory.explain(short, job.batch_size, memory.advice(None)))
             size = fitting
             processes.by_first(lambda: runs.change_micro_batch(folder, size))
     say(f"micro-batch: {size}, gradients are accumulated" if size else "micro-batch: none, the whole batch fits")
@@ -278,9 +280,12 @@ class Trainer:
         step = compile_step(self.job, phase, seen, self.state)
         self.display.say(f"compiled in {time.monotonic() - began:.1f} s")
         if short := memory.shortage(step):
-            self.display.say("memory does not suffice; looking for the micro-batch that fits …")
-            fitting = micro_batch_that_fits(self.job, phase, seen, self.state, short)
-            raise memory.TooLarge(memory.explain(short, self.job.batch_size, fitting))
+            if self.job.layout.how == "pmap":
+                advice = "without --parallel pmap, --micro-batch auto takes the largest that fits"
+            else:
+                self.display.say("memory does not suffice; looking for the micro-batch that fits …")
+                advice = memory.advice(micro_batch_that_fits(self.job, phase, seen, self.state, short))
+            raise memory.TooLarge(memory.explain(short, self.job.batch_size, advice))
         self.display.pause()
         return step
 
@@ -315,7 +320,7 @@ class Trainer:
         """Evaluate on the validation split; keep the best, count the stale, stop early, write the row."""
         self.drain()
         job, progress = self.job, self.progress
-        variables = evaluated_variables(self.state)
+        variables = processes.host(evaluated_variables(self.state))
         split = job.dataset.splits["validation"]
         show = self.display.evaluating("validation", len(split))
         result = evaluate(
@@ -327,7 +332,7 @@ class Trainer:
         better = progress.best_score is None or score > progress.best_score
         if better:
             progress.best_score, progress.best_step, progress.stale = score, progress.step, 0
-            self.best = processes.host(variables)
+            self.best = variables
         else:
             progress.stale += 1
         sums, epoch = progress.sums, progress.step / job.steps_per_epoch
@@ -388,10 +393,10 @@ def dry_run(job: Plan) -> Iterator[str]:
     began = time.monotonic()
     step = compile_step(job, phase, seen, state)
     yield f"compiled in {time.monotonic() - began:.1f} s"
-    memory = step.memory_analysis()
-    if memory is not None:
-        held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-        own = memory.temp_size_in_bytes
+    analysis = step.memory_analysis()
+    if analysis is not None:
+        held = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes
+        own = analysis.temp_size_in_bytes
         where = " on each device" if job.layout.devices > 1 else ""
         yield (
             f"memory of a step{where}: {held / 2**20:,.0f} MiB, of which {own / 2**20:,.0f} MiB for what passes "

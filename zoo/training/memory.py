@@ -92,14 +92,17 @@ def _fits(compile_with: Callable[[int], Any], size: int) -> bool:
         return False
 
 
-def explain(short: tuple[int, int], batch_size: int, micro_batch: int | None) -> str:
+def advice(micro_batch: int | None) -> str:
+    """What to do, where this is the largest micro-batch that fits."""
+    if micro_batch is None:
+        return "no micro-batch fits either: take a smaller model or image size, or --mesh fsdp=N over several devices"
+    return (
+        f"--micro-batch {micro_batch} fits, which accumulates the gradient (batch norm then sees {micro_batch} images "
+        "at a time); --micro-batch auto takes it"
+    )
+
+
+def explain(short: tuple[int, int], batch_size: int, advice: str) -> str:
     """The line for a step that does not fit, with what would."""
     wanted, there = (f"{size / 2**30:,.1f} GiB" for size in short)
-    if micro_batch is None:
-        advice = "no micro-batch fits either: take a smaller model or image size, or --mesh fsdp=N over several devices"
-    else:
-        advice = (
-            f"--micro-batch {micro_batch} fits, which accumulates the gradient (batch norm then sees "
-            f"{micro_batch} images at a time); --micro-batch auto takes it"
-        )
     return f"a step of {batch_size} images needs {wanted} of memory on each device, and {there} are free; {advice}"

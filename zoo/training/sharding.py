@@ -27,6 +27,7 @@ AXES = ("data", "model", "fsdp")
 
 #: The axis over which pmap shares gradients and batch statistics.
 PMAP_AXIS = "batch"
+NO_MICRO_BATCH = "--parallel pmap takes no --micro-batch, whose images would be others; leave pmap out"
 
 #: family -> patterns of the parameters that "model" cuts along their last axis, the output features.
 MODEL_PARALLEL: Mapping[str, tuple[str, ...]] = {
@@ -118,7 +119,7 @@ def check_batch(layout: Layout, batch_size: int, micro_batch: int = 0) -> None:
 def check_pmap(layout: Layout, batch_size: int, recipe: Recipe) -> None:
     """ValueError for what a device that sees its own rows alone would do to other rows than one that sees them all."""
     if recipe.micro_batch:
-        raise ValueError("--parallel pmap takes no --micro-batch, whose images would be others; leave pmap out")
+        raise ValueError(NO_MICRO_BATCH)
     mixing = [text for text in recipe.augment if parse(text)[0] in PAIRING]
     if mixing and batch_size // layout.devices % 2:
         raise ValueError(
@@ -242,7 +243,7 @@ def _per_device(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def spread(layout: Layout, pieces: jax.Array) -> jax.Array:
     """Pieces of a batch [pieces, micro-batch, …] inside a step: each is cut among all devices, as a batch is."""
-    if layout.is_plain or layout.how == "pmap":
+    if layout.is_plain:
         return pieces
     return jax.lax.with_sharding_constraint(pieces, rows(layout, axis=1))
 

@@ -134,8 +134,6 @@ def make_train_step(
             return jax.value_and_grad(objective, has_aux=True)(free, params, batch_stats, images, targets, key)
 
         size = recipe.micro_batch or count
-        if axis_name is not None and recipe.micro_batch:
-            size = max(recipe.micro_batch // jax.lax.axis_size(axis_name), 1)
         pieces, rest = divmod(count, size) if size < count else (1, 0)
         if pieces == 1 and not rest:
             (value, (batch_stats, sums)), grads = gradient(batch_stats, images, targets, dropout_key)
