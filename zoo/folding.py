@@ -59,12 +59,14 @@ def folded_on_device(model: nn.Module, variables: dict, image_shape: tuple[int, 
     """`fold`, on the device; not done anew while the same arrays of JAX are given (others may have changed inside)."""
     leaves, tree = jax.tree.flatten(variables)
     key = (model, tuple(image_shape), tree)
-    if _last and _last[0][0] == key and all(ref() is leaf for ref, leaf in zip(_last[0][1], leaves, strict=True)):
-        return _last[0][2]
+    for known, refs, placed in tuple(_last):
+        if known == key and all(ref() is leaf for ref, leaf in zip(refs, leaves, strict=True)):
+            return placed
     folded = fold(model, variables, image_shape)
     placed = jax.device_put(folded)
     if folded is not variables and all(isinstance(leaf, jax.Array) for leaf in leaves):
         _last[:] = [(key, [weakref.ref(leaf) for leaf in leaves], placed)]
+        weakref.finalize(leaves[0], _last.clear).atexit = False  # what was folded goes when its source does
     return placed
 
 

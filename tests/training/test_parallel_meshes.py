@@ -333,7 +333,7 @@ class Compiled:
 def memory_of(monkeypatch):
     """Say how much is free, for steps that are never compiled, of runs that end where training would begin."""
     monkeypatch.setattr(memory, "needed", lambda step: step.bytes)
-    monkeypatch.setattr(loop, "compile_step", lambda job, phase, seen, state: Compiled(job))
+    monkeypatch.setattr(memory, "compile_step", lambda job, phase, seen, state: Compiled(job))
     return lambda size: monkeypatch.setattr(memory, "free", lambda: size)
 
 
@@ -373,6 +373,50 @@ def test_auto_takes_what_the_line_before_advised(tmp_path, memory_of, monkeypatc
     monkeypatch.setattr(loop, "train", lambda job, *rest: stop(f"trains with {job.recipe.micro_batch}"))
     with pytest.raises(KeyboardInterrupt, match="trains with 4"):
         loop.fit("mlp", data(), RECIPE, auto_micro_batch=True, **arguments)
+
+
+def test_memory_of_a_later_phase_is_said_before_the_first_step(tmp_path, memory_of, monkeypatch):
+    """Growing images need most at the end; that step is then not compiled again."""
+    recipe = dataclasses.replace(RECIPE, progressive=(8, 16), image_size=0)
+    arguments = {"fields": {"width": 4}, "workdir": tmp_path / "run", "quiet": True}
+    sizes = []
+    compiled = memory.compile_step
+    monkeypatch.setattr(memory, "compile_step", lambda job, *rest: sizes.append(rest[1].size) or compiled(job, *rest))
+    monkeypatch.setattr(loop, "train", lambda job, *rest: stop(f"the last is of {rest[-1].seen.size[0]} pixels"))
+    memory_of(2599)
+    with pytest.raises(memory.TooLarge, match="--micro-batch 8 fits"):
+        loop.fit("resnet20", data(), recipe, **arguments)
+    memory_of(2600)
+    with pytest.raises(KeyboardInterrupt, match="the last is of 16 pixels"):
+        loop.fit("resnet20", data(), recipe, **arguments)
+    assert set(sizes) == {(16, 16)}
+
+
+def test_a_compiler_that_refuses_is_a_line_too(tmp_path, monkeypatch):
+    """As XLA does for a TPU, whose programs are laid out beforehand."""
+
+    def refuse(job, phase, seen, state):
+        if (job.recipe.micro_batch or job.batch_size) > 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
+        return Compiled(job)
+
+    monkeypatch.setattr(memory, "compile_step", refuse)
+    monkeypatch.setattr(memory, "needed", lambda step: step.bytes)
+    monkeypatch.setattr(memory, "free", lambda: 10**6)
+    arguments = {"fields": {"widths": (8,), "image_size": 8}, "workdir": tmp_path / "run", "quiet": True}
+    with pytest.raises(memory.TooLarge, match="16 images needs more memory than a device has; --micro-batch 2 fits"):
+        loop.fit("mlp", data(), RECIPE, **arguments)
+
+
+def test_a_dry_run_says_what_would_not_fit(memory_of):
+    job = planning.plan("mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8}, layout=layout_for())
+    memory_of(1500)
+    with pytest.raises(memory.TooLarge, match="--micro-batch 4 fits"):
+        loop.dry_run(job, lambda line: None)
+    lines: list[str] = []
+    with pytest.raises(AttributeError):  # what stands for the compiled step cannot be run
+        loop.dry_run(job, lines.append, auto_micro_batch=True)
+    assert "micro-batch: 4" in lines
 
 
 def test_memory_of_a_real_step_and_of_this_machine(tmp_path):

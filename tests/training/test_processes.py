@@ -153,3 +153,35 @@ def test_two_processes_end_early_and_one_goes_on(tmp_path, how):
     assert len(resumed) == len(alone) == 6
     for one, other in zip(resumed, alone, strict=True):
         assert {**one, "best": 0} == pytest.approx({**other, "best": 0}, rel=5e-3, abs=1e-4)
+
+
+RESIDUAL = shlex.split(
+    "train --model resnet20 --set blocks=(1,) --set width=16 --data digits --limit 256 --epochs 2 "
+    "--set eval_every_epochs=1 --set warmup_epochs=0 --set learning_rate=0.02"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data=2", "fsdp=2"])
+def test_launched_processes_share_batch_statistics_and_cut_parameters(tmp_path, mesh, capfd, monkeypatch):
+    """Through `zoo launch`, with batch norm: the curve and the checkpoint are those of one process."""
+    from zoo import checkpoint, cli
+    from zoo.training import run
+
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    here, there = [*RESIDUAL, "--workdir", str(tmp_path / "alone")], ["--workdir", str(tmp_path / "launched")]
+    assert cli.main(["launch", "--processes", "2", "--", *RESIDUAL, "--mesh", mesh, *there]) == 0
+    said = [line for line in capfd.readouterr().out.splitlines() if "[Gloo]" not in line]  # which no flag silences
+    assert any(mesh in line for line in said) and not any(line.startswith("[1] ") for line in said)
+    assert cli.main([*here, "--mesh", "data=1"]) == 0
+    found, alone = rows(tmp_path / "launched"), rows(tmp_path / "alone")
+    assert len(found) == len(alone) == 2
+    for one, other in zip(found, alone, strict=True):
+        assert {**one, "best": 0} == pytest.approx({**other, "best": 0}, rel=5e-3, abs=1e-3)
+    first, second = (
+        checkpoint.flatten(checkpoint.load_checkpoint(tmp_path / name / run.BEST)[1]) for name in ("alone", "launched")
+    )
+    assert first.keys() == second.keys() and any(path.startswith("batch_stats/") for path in first)
+    for path, leaf in first.items():
+        assert second[path] == pytest.approx(leaf, rel=2e-2, abs=2e-3), path

@@ -14,7 +14,7 @@ from zoo import checkpoint, cli, models
 from zoo.data import loader
 from zoo.data.preprocess import Preprocess
 from zoo.data.sources import from_arrays
-from zoo.training import loop, planning, plots, run, sizes
+from zoo.training import loop, memory, planning, plots, run, sizes
 from zoo.training.recipes import RECIPES, Recipe, recipe_from_json
 
 PLAIN = Recipe(epochs=4, batch_size=10, learning_rate=0.01)
@@ -135,13 +135,14 @@ class Killed(BaseException):
     ids=["between and in the second size", "in the first"],
 )
 def test_a_run_of_growing_images(make, moments, tmp_path, monkeypatch, capsys):
-    """16 steps: 6 of 8x8 pixels, then 16x16; everything is measured at 24x24. Stopped, it ends with the same bits."""
+    """16 steps: 6 of 8x8 pixels, then 16x16; everything is measured at 24x24. The larger step is
+    compiled first, once, to know that its memory suffices. Stopped, it ends with the same bits."""
     if make is streamed:
         monkeypatch.setattr(loader, "FIT_ONCE", 0)
     for drawing in ("draw_curves", "draw_confusion"):
         monkeypatch.setattr(plots, drawing, lambda *arguments, **more: None)
     data, compiled, trained, tested = make(tmp_path), [], [], []
-    watch(monkeypatch, loop, "compile_step", lambda plan, phase, seen, state: compiled.append(seen.size[0]))
+    watch(monkeypatch, memory, "compile_step", lambda plan, phase, seen, state: compiled.append(seen.size[0]))
     watch(
         monkeypatch, planning, "train_batches", lambda *a, start_step, **k: trained.append((start_step, a[1].size[0]))
     )
@@ -151,7 +152,7 @@ def test_a_run_of_growing_images(make, moments, tmp_path, monkeypatch, capsys):
         return loop.fit("resnet20", data, GROWING, fields=SMALL, workdir=tmp_path / name, save_steps=moments[0])
 
     fitted = fit("alone")
-    assert compiled == [8, 16] and trained == [(0, 8), (6, 16)] and set(tested) == {24} and len(tested) == 5
+    assert compiled == [16, 8] and trained == [(0, 8), (6, 16)] and set(tested) == {24} and len(tested) == 5
     assert fitted.card.preprocess.size == (24, 24) and fitted.card.recipe["progressive"] == [8, 16]
     said = capsys.readouterr().out
     assert "epochs 0 to 1.5: images of 8x8 pixels" in said and "the checkpoint: 24x24 pixels" in said
@@ -209,7 +210,8 @@ def test_fine_tuning_keeps_the_tested_size(tmp_path):
 
 def test_a_dry_run_is_of_the_largest_size(tmp_path):
     plan = planning.plan("resnet20", in_memory(tmp_path), GROWING, fields=SMALL)
-    lines = list(loop.dry_run(plan))
+    lines: list[str] = []
+    loop.dry_run(plan, lines.append)
     assert any("a step takes" in line and "training at most" in line for line in lines)
 
 

@@ -90,9 +90,10 @@ def _free_port() -> int:
 
 
 def _prefixed(stream: IO[bytes], number: int) -> None:
-    for line in stream:
-        sys.stdout.write(f"[{number}] {line.decode(errors='replace')}")
-        sys.stdout.flush()
+    with stream:
+        for line in stream:
+            sys.stdout.write(f"[{number}] {line.decode(errors='replace')}")
+            sys.stdout.flush()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import difflib
 import os
 import shlex
 import sys
+from functools import partial
 from typing import Any
 
 from zoo.commands import SIGNAL_EXIT, count, seconds, start_jax
@@ -79,17 +80,18 @@ def run(options: argparse.Namespace) -> int:
         "init": start, "fields": config.fields, "data_dir": config.data_dir, "limit": config.limit,
         "layout": layout,
     }  # fmt: skip
+    auto = options.micro_batch == "auto"
     if options.dry_run:
         job = planning.plan(config.model, config.data, config.recipe, **about)
-        report.describe(job, folder_of(options.workdir, job.config), print)
-        for line in loop.dry_run(job):
-            print(line, flush=True)
+        say = partial(print, flush=True) if processes.is_first() else lambda line: None
+        report.describe(job, folder_of(options.workdir, job.config), say)
+        loop.dry_run(job, say, auto_micro_batch=auto)
         return 0
     command = shlex.join(["zoo", *options.words])
     try:
         loop.fit(
             config.model, config.data, config.recipe, **about, workdir=options.workdir, command=command,
-            auto_micro_batch=options.micro_batch == "auto",
+            auto_micro_batch=auto,
             save_seconds=options.save_every, save_steps=options.save_steps, quiet=options.quiet,
             workers=options.workers,
         )  # fmt: skip

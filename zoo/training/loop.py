@@ -4,7 +4,6 @@ Everything a run does follows from its config, and its position is the step numb
 a run that is killed and started again ends with the same bits as one that was left alone.
 """
 
-import dataclasses
 import json
 import math
 import signal
@@ -22,12 +21,12 @@ from zoo import checkpoint
 from zoo.data.preprocess import Preprocess
 from zoo.data.sources import Dataset
 from zoo.prediction import Prediction, predict
-from zoo.training import memory, processes, report, sharding
+from zoo.training import memory, processes, report
 from zoo.training import run as runs
 from zoo.training.display import Display, duration
 from zoo.training.evaluation import evaluate
 from zoo.training.finetune import Phase, Start
-from zoo.training.planning import Plan, compile_step, plan
+from zoo.training.planning import Plan, plan
 from zoo.training.recipes import Recipe
 from zoo.training.run import Logs, Progress
 from zoo.training.sharding import Layout
@@ -94,7 +93,7 @@ def fit(
     with Display(job.total_steps, job.batch_size, job.recipe.epochs, quiet=quiet) as display, ExitStack() as lock:
         if auto_micro_batch:
             workdir = runs.folder_of(workdir, job.config)
-            job = with_micro_batch(job, workdir, display.say)
+            job = memory.with_micro_batch(job, workdir, display.say)
 
         def open_run() -> tuple[str, bool]:
             folder = runs.open_folder(workdir, job.config, command)
@@ -108,64 +107,9 @@ def fit(
             display.say(f"this run is finished; for another, change the seed, another option or the folder: {folder}")
             display.say(f"   try it: zoo predict {folder / runs.BEST} IMAGE …")
         else:
-            train(job, folder, display, save_seconds, save_steps, workers)
+            last = None if auto_micro_batch else memory.last_step_of_a_new_run(job, folder, display.say)
+            train(job, folder, display, save_seconds, save_steps, workers, last)
     return read_result(job, folder)
-
-
-def with_micro_batch(job: Plan, folder: Path, say: Callable) -> Plan:
-    """The plan with the micro-batch that the run in `folder` was begun with; of a new one, with the largest that fits.
-
-    A run that has committed nothing, for want of memory perhaps, counts as new. ValueError where none fits.
-    """
-    if job.layout.how == "pmap":
-        raise ValueError(sharding.NO_MICRO_BATCH)
-
-    def recorded() -> int | None:
-        if not (folder / runs.CONFIG).exists():
-            return None
-        begun = runs.read_config(folder).recipe.micro_batch
-        return begun if begun or checkpoint.newest_commit(folder / runs.CHECKPOINTS) else None
-
-    def with_size(size: int) -> Plan:
-        recipe = dataclasses.replace(job.recipe, micro_batch=size)
-        return dataclasses.replace(job, config=dataclasses.replace(job.config, recipe=recipe))
-
-    size = processes.by_first(recorded)
-    if size is None:
-        phase, state, seen = dearest_step(job)
-        say("compiling the training step to see what memory it needs …")
-        short = memory.shortage(compile_step(job, phase, seen, state))
-        size = 0
-        if short:
-            fitting = micro_batch_that_fits(job, phase, seen, state, short)
-            if fitting is None:
-                raise memory.TooLarge(memory.explain(short, job.batch_size, memory.advice(None)))
-            size = fitting
-            processes.by_first(lambda: runs.change_micro_batch(folder, size))
-    say(f"micro-batch: {size}, gradients are accumulated" if size else "micro-batch: none, the whole batch fits")
-    return with_size(size)
-
-
-def dearest_step(job: Plan) -> tuple[Phase, TrainState, Preprocess]:
-    """Phase, a throw-away state and size of the last steps: at first parts may be frozen, or images small."""
-    phase = job.phases[-1]
-    state = job.placed(restarted(job.first_state(), job.optimizer(phase), phase.frozen))
-    return phase, state, job.seen(job.total_steps)
-
-
-def micro_batch_that_fits(
-    job: Plan, phase: Phase, seen: Preprocess, state: TrainState, short: tuple[int, int]
-) -> int | None:
-    """The largest micro-batch below the present one with which a step of the phase fits into memory, or None."""
-    most, least = job.recipe.micro_batch or job.batch_size, job.layout.devices
-    sizes = [size for size in range(least, most, least) if job.recipe.batch_size % size == 0]
-
-    def compile_with(size: int) -> Any:
-        recipe = dataclasses.replace(job.recipe, micro_batch=size)
-        config = dataclasses.replace(job.config, recipe=recipe)
-        return compile_step(dataclasses.replace(job, config=config), phase, seen, state)
-
-    return memory.largest_that_fits(sizes, most, short, compile_with)
 
 
 def read_result(job: Plan, folder: Path) -> Fitted:
@@ -186,13 +130,14 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def train(
-    job: Plan, folder: Path, display: Display, save_seconds: float, save_steps: int, workers: int | None = None
-) -> None:
+    job: Plan, folder: Path, display: Display, save_seconds: float, save_steps: int, workers: int | None = None,
+    ahead: memory.CompiledAhead | None = None,
+) -> None:  # fmt: skip
     """From the last commit (or step 0) to the end, then the report."""
     state, best, progress = resume(job, folder, job.first_state(), display.say)
     state = job.placed(state)
     logs = Logs(folder, progress.history) if processes.is_first() else None
-    trainer = Trainer(job, folder, display, logs, state, best, progress)
+    trainer = Trainer(job, folder, display, logs, state, best, progress, ahead)
     first, began = progress.step, time.monotonic()
     try:
         with catch_signals() as caught:
@@ -229,10 +174,14 @@ def resume(job: Plan, folder: Path, state: TrainState, say: Callable) -> tuple[T
 class Trainer:
     """The loop and what it holds between steps."""
 
-    def __init__(self, job: Plan, folder: Path, display: Display, logs: Logs | None, state, best, progress: Progress):
+    def __init__(
+        self, job: Plan, folder: Path, display: Display, logs: Logs | None, state, best, progress: Progress,
+        ahead: memory.CompiledAhead | None = None,
+    ):  # fmt: skip
         self.job, self.folder, self.display, self.logs = job, folder, display, logs
         self.state, self.best, self.progress = state, best, progress
         self.pending: list[tuple[int, dict]] = []
+        self.ahead = ahead
         self.exported = -1  # the best step that best/ holds
         self.committed = time.monotonic()
 
@@ -274,18 +223,9 @@ class Trainer:
     def compile(self, phase: Phase, seen: Preprocess) -> Any:
         """The step of a phase and a size of images, compiled."""
         self.drain()
-        size = " for {}x{} pixels".format(*seen.size) if len(self.job.stretches) > 1 else ""
-        self.display.say(f"compiling the training step of {self.job.config.model}{size} …")
-        began = time.monotonic()
-        step = compile_step(self.job, phase, seen, self.state)
-        self.display.say(f"compiled in {time.monotonic() - began:.1f} s")
-        if short := memory.shortage(step):
-            if self.job.layout.how == "pmap":
-                advice = "without --parallel pmap, --micro-batch auto takes the largest that fits"
-            else:
-                self.display.say("memory does not suffice; looking for the micro-batch that fits …")
-                advice = memory.advice(micro_batch_that_fits(self.job, phase, seen, self.state, short))
-            raise memory.TooLarge(memory.explain(short, self.job.batch_size, advice))
+        if self.ahead and (self.ahead.phase, self.ahead.seen) == (phase, seen):
+            return self.ahead.step
+        step = memory.compile_that_fits(self.job, phase, seen, self.state, self.display.say)
         self.display.pause()
         return step
 
@@ -387,18 +327,19 @@ def monitor_score(result: dict[str, Any], monitor: str) -> list[float]:
     return [result[monitor], -result["loss"]]
 
 
-def dry_run(job: Plan) -> Iterator[str]:
-    """Lines on shapes, parameters, memory and time; a few steps of a throw-away state are timed, nothing is kept."""
-    phase, state, seen = dearest_step(job)
-    began = time.monotonic()
-    step = compile_step(job, phase, seen, state)
-    yield f"compiled in {time.monotonic() - began:.1f} s"
+def dry_run(job: Plan, say: Callable[[str], None], *, auto_micro_batch: bool = False) -> None:
+    """Say shapes, parameters, memory and time; a few steps of a throw-away state are timed, nothing is kept."""
+    if auto_micro_batch:
+        job = memory.with_micro_batch_that_fits(job, say)
+        say(f"micro-batch: {job.recipe.micro_batch or 'none, the whole batch fits'}")
+    phase, state, seen = memory.dearest_step(job)
+    step = memory.compile_that_fits(job, phase, seen, state, say)
     analysis = step.memory_analysis()
     if analysis is not None:
         held = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes
         own = analysis.temp_size_in_bytes
         where = " on each device" if job.layout.devices > 1 else ""
-        yield (
+        say(
             f"memory of a step{where}: {held / 2**20:,.0f} MiB, of which {own / 2**20:,.0f} MiB for what passes "
             "through it"
         )
@@ -411,10 +352,9 @@ def dry_run(job: Plan) -> Iterator[str]:
         times.append(time.monotonic() - began)
     each = min(times[1:])
     about = "about" if len(job.stretches) == 1 else "at most"
-    yield f"a step takes {1000 * each:,.0f} ms ({job.batch_size / each:,.0f} images/s); training {about} " + duration(
-        each * job.total_steps
-    )
-    yield "dry run: nothing was trained or written"
+    whole = duration(each * job.total_steps)
+    say(f"a step takes {1000 * each:,.0f} ms ({job.batch_size / each:,.0f} images/s); training {about} {whole}")
+    say("dry run: nothing was trained or written")
 
 
 @contextmanager

@@ -1,12 +1,22 @@
-"""Whether a compiled step fits into the devices' memory, said before the first step; and the micro-batch that does."""
+"""Whether a run's steps fit into the devices' memory, said before the first of them; and the micro-batch that does."""
 
+import dataclasses
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from zoo.training import processes
+from zoo import checkpoint
+from zoo.data.preprocess import Preprocess
+from zoo.training import processes, sharding
+from zoo.training import run as runs
+from zoo.training.finetune import Phase
+from zoo.training.planning import Plan, compile_step
+from zoo.training.step import TrainState, restarted
 
 
 class TooLarge(ValueError):
@@ -57,39 +67,60 @@ def _left_in_container(folder: str = "/sys/fs/cgroup") -> int | None:
         return None
 
 
-def shortage(step: Any) -> tuple[int, int] | None:
-    """(bytes needed, bytes free) where a compiled step does not fit on some process's devices; None where it does."""
-    wanted, there = needed(step), free()
-    short = wanted is not None and there is not None and wanted > there
+@dataclass(frozen=True)
+class Shortage:
+    """Bytes that a step needs on each device, and that are free; None where the compiler refused without a figure."""
+
+    needed: int | None
+    free: int | None
+
+
+def tried(compile_step: Callable[[], Any]) -> tuple[Any, Shortage | None]:
+    """(compiled step, None), or (None, what it lacks) where it does not fit on some process's devices.
+
+    All processes call this together and come to the same, whichever of them it does not fit on.
+    """
+    try:
+        step = compile_step()
+        wanted, there = needed(step), free()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        step = wanted = there = None
+    short = step is None or (wanted is not None and there is not None and wanted > there)
     if not any(processes.agree(0, int(short))):
-        return None
-    return wanted or 0, there or 0
+        return step, None
+    return None, _of_all(Shortage(wanted, there))
+
+
+def _of_all(short: Shortage) -> Shortage:
+    """The most that is needed and the least that is free among all processes, in MiB, so that all decide alike."""
+    if not processes.several():
+        return short
+    mib, unknown = 2**20, 2**31 - 1
+    wanted = 0 if short.needed is None else short.needed // mib
+    there = unknown if short.free is None else short.free // mib
+    wanted, minus_there = processes.agree(0, wanted, -there)
+    return Shortage(wanted * mib or None, None if minus_there == -unknown else -minus_there * mib)
 
 
 def largest_that_fits(
-    sizes: Iterable[int], batch_size: int, short: tuple[int, int], compile_with: Callable[[int], Any]
+    sizes: Iterable[int], batch_size: int, short: Shortage, compile_with: Callable[[int], Any]
 ) -> int | None:
     """The first of `sizes`, falling, with which the step fits; None if none does.
 
     Each try is a compilation, so it begins where activations, which grow with the micro-batch, would fit on their own,
     and then halves. compile_with: micro-batch -> compiled step.
     """
-    most = batch_size * short[1] / max(short[0], 1)
+    most = batch_size / 2
+    if short.needed and short.free is not None:
+        most = batch_size * short.free / short.needed
     for size in sorted(sizes, reverse=True):
         if size <= most:
-            if _fits(compile_with, size):
+            if tried(partial(compile_with, size))[1] is None:
                 return size
             most = size / 2
     return None
-
-
-def _fits(compile_with: Callable[[int], Any], size: int) -> bool:
-    try:
-        return shortage(compile_with(size)) is None
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return False
 
 
 def advice(micro_batch: int | None) -> str:
@@ -102,7 +133,105 @@ def advice(micro_batch: int | None) -> str:
     )
 
 
-def explain(short: tuple[int, int], batch_size: int, advice: str) -> str:
+def explain(short: Shortage, batch_size: int, what_to_do: str) -> str:
     """The line for a step that does not fit, with what would."""
-    wanted, there = (f"{size / 2**30:,.1f} GiB" for size in short)
-    return f"a step of {batch_size} images needs {wanted} of memory on each device, and {there} are free; {advice}"
+    if short.needed is None or short.free is None:
+        return f"a step of {batch_size} images needs more memory than a device has; {what_to_do}"
+    wanted, there = (f"{size / 2**30:,.1f} GiB" for size in (short.needed, short.free))
+    return f"a step of {batch_size} images needs {wanted} of memory on each device, and {there} are free; {what_to_do}"
+
+
+def with_micro_batch(job: Plan, folder: Path, say: Callable) -> Plan:
+    """The plan with the micro-batch that the run in `folder` was begun with; of a new one, with the largest that fits.
+
+    A run that has committed nothing, for want of memory perhaps, counts as new. TooLarge where none fits.
+    """
+    if job.layout.how == "pmap":
+        raise ValueError(sharding.NO_MICRO_BATCH)
+
+    def recorded() -> int | None:
+        if not (folder / runs.CONFIG).exists():
+            return None
+        begun = runs.read_config(folder).recipe.micro_batch
+        return begun if begun or checkpoint.newest_commit(folder / runs.CHECKPOINTS) else None
+
+    size = processes.by_first(recorded)
+    if size is None:
+        job = with_micro_batch_that_fits(job, say)
+        size = job.recipe.micro_batch
+        if size:
+            processes.by_first(lambda: runs.change_micro_batch(folder, size))
+    say(f"micro-batch: {size}, gradients are accumulated" if size else "micro-batch: none, the whole batch fits")
+    return with_size(job, size)
+
+
+def with_micro_batch_that_fits(job: Plan, say: Callable) -> Plan:
+    """The plan as it is if its steps fit into memory, or else with the largest micro-batch that does. TooLarge."""
+    say("compiling the training step to see what memory it needs …")
+    phase, state, seen = dearest_step(job)
+    short = tried(lambda: compile_step(job, phase, seen, state))[1]
+    if short is None:
+        return job
+    fitting = micro_batch_that_fits(job, phase, seen, state, short)
+    if fitting is None:
+        raise TooLarge(explain(short, job.batch_size, advice(None)))
+    return with_size(job, fitting)
+
+
+def with_size(job: Plan, micro_batch: int) -> Plan:
+    recipe = dataclasses.replace(job.recipe, micro_batch=micro_batch)
+    return dataclasses.replace(job, config=dataclasses.replace(job.config, recipe=recipe))
+
+
+def dearest_step(job: Plan) -> tuple[Phase, TrainState, Preprocess]:
+    """Phase, a throw-away state and size of the last steps: at first parts may be frozen, or images small."""
+    phase = job.phases[-1]
+    state = job.placed(restarted(job.first_state(), job.optimizer(phase), phase.frozen))
+    return phase, state, job.seen(job.total_steps)
+
+
+def compile_that_fits(job: Plan, phase: Phase, seen: Preprocess, state: TrainState, say: Callable) -> Any:
+    """The compiled step. TooLarge, with what to do, where it does not fit into the devices' memory."""
+    size = " for {}x{} pixels".format(*seen.size) if len(job.stretches) > 1 else ""
+    say(f"compiling the training step of {job.config.model}{size} …")
+    began = time.monotonic()
+    step, short = tried(lambda: compile_step(job, phase, seen, state))
+    say(f"compiled in {time.monotonic() - began:.1f} s")
+    if short is None:
+        return step
+    if job.layout.how == "pmap":
+        what_to_do = "without --parallel pmap, --micro-batch auto takes the largest that fits"
+    else:
+        say("memory does not suffice; looking for the micro-batch that fits …")
+        what_to_do = advice(micro_batch_that_fits(job, phase, seen, state, short))
+    raise TooLarge(explain(short, job.batch_size, what_to_do))
+
+
+class CompiledAhead(NamedTuple):
+    """A step that was compiled before its time."""
+
+    phase: Phase
+    seen: Preprocess
+    step: Any
+
+
+def last_step_of_a_new_run(job: Plan, folder: Path, say: Callable) -> CompiledAhead | None:
+    """The step of a new run's last phase where it is not the first one: whether it fits is said before the first step.
+
+    None of a run that has begun, and where nobody knows how much memory there is. TooLarge.
+    """
+    later = job.phases[-1] is not job.phases[0] or len(job.stretches) > 1
+    if not later or free() is None:
+        return None
+    if not processes.by_first(lambda: checkpoint.newest_commit(folder / runs.CHECKPOINTS) is None):
+        return None
+    phase, state, seen = dearest_step(job)
+    say("the last phase first, to know that the memory suffices to the end")
+    return CompiledAhead(phase, seen, compile_that_fits(job, phase, seen, state, say))
+
+
+def micro_batch_that_fits(job: Plan, phase: Phase, seen: Preprocess, state: TrainState, short: Shortage) -> int | None:
+    """The largest micro-batch below the present one with which a step of the phase fits into memory, or None."""
+    most, least = job.recipe.micro_batch or job.batch_size, job.layout.devices
+    sizes = [size for size in range(least, most, least) if job.recipe.batch_size % size == 0]
+    return largest_that_fits(sizes, most, short, lambda size: compile_step(with_size(job, size), phase, seen, state))

@@ -85,18 +85,19 @@ def layout_for(parallel: str = "jit", mesh: str = "") -> Layout:
     there = jax.device_count()
     if parallel not in ("jit", "pmap"):
         raise ValueError(f"--parallel {parallel}: choose jit or pmap")
+    named = f"--mesh {mesh}" if mesh else "the environment's ZOO_MESH={}".format(os.environ.get("ZOO_MESH", ""))
     text = mesh or os.environ.get("ZOO_MESH", "") or f"data={there}"
     axes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = (word.strip() for word in part.partition("="))
         if name not in AXES or name in axes or not size.isdigit() or int(size) < 1:
-            raise ValueError(f"--mesh {text}: write data=N, fsdp=N, or data=N,model=M")
+            raise ValueError(f"{named}: write data=N, fsdp=N, or data=N,model=M")
         axes[name] = int(size)
     layout = Layout(parallel, tuple(axes.items()))
     if layout.devices > there:
-        raise ValueError(f"--mesh {text}: {layout.devices} devices are asked for and {there} are there (`zoo devices`)")
+        raise ValueError(f"{named}: {layout.devices} devices are asked for and {there} are there (`zoo devices`)")
     if processes.several() and layout.devices < there:
-        raise ValueError(f"--mesh {text}: with several processes every device takes part, and there are {there}")
+        raise ValueError(f"{named}: with several processes every device takes part, and there are {there}")
     if parallel == "pmap" and set(axes) != {"data"}:
         raise ValueError(f"--parallel pmap cuts the batch alone: write --mesh data={layout.devices}, or leave pmap out")
     if parallel == "pmap" and processes.several():
