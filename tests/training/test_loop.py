@@ -383,7 +383,7 @@ def test_the_rate_is_of_training_alone(monkeypatch):
     monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
     shown = display.Display(100, 32, 2, quiet=True)
     for step in range(1, 20):
-        now[0] += 50.0 if step <= 5 else 0.5
+        now[0] += 50.0 if step <= 2 else 0.5
         shown.waited(0.125)
         shown.update(step, 1.0)
         if step == 10:
@@ -392,6 +392,23 @@ def test_the_rate_is_of_training_alone(monkeypatch):
     assert shown.rate == pytest.approx(64)
     assert shown.speed() == "  64 images/s, 25 % waiting for data"
     assert display.Display(1, 1, 1).speed() == ""
+    for step in range(20, 100):  # other work on the machine: the rate is what it is now
+        now[0] += 4.0
+        shown.update(step, 1.0)
+    assert shown.rate == pytest.approx(8, rel=0.02)
+
+
+def test_a_long_log_is_not_a_line_every_quarter_of_a_minute(monkeypatch, capsys):
+    from zoo.training import display
+
+    now = [0.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    shown = display.Display(7200, 32, 2)
+    for step in range(1, 7200):
+        now[0] += 1
+        shown.update(step, 1.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert 60 < len(lines) < 120 and "32 images/s" in lines[0] and "119m" not in lines[0] and "left" in lines[0]
 
 
 def test_a_long_validation_says_how_far_it_is(monkeypatch, capsys):

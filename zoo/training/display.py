@@ -5,20 +5,22 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-UNSETTLED = 5  # steps
+UNSETTLED = 2  # steps after the first compilation, which are slower than the rest
+HALF_LIFE = 30.0  # seconds of training after which a step counts half in the rate that is shown
 
 
 class Display:
     """What training shows while it runs: position, rate, time left, current metrics.
 
-    On a terminal a live bar (rich); otherwise a line every `every` seconds, so that a log stays readable.
+    On a terminal a live bar (rich); otherwise a line every `every` seconds, and in a long run every twentieth of its
+    time so far, so that a log stays readable.
     """
 
     def __init__(self, total_steps: int, batch_size: int, epochs: float, *, quiet: bool = False, every: float = 15.0):
         self.total, self.batch, self.epochs, self.quiet, self.every = total_steps, batch_size, epochs, quiet, every
-        self.spoke = time.monotonic()
+        self.began = self.spoke = time.monotonic()
         self.last: float | None = None
-        self.steps, self.seconds, self.unsettled = 0, 0.0, UNSETTLED
+        self.steps, self.seconds, self.unsettled = 0.0, 0.0, UNSETTLED  # of the last while: older steps count for less
         self.waiting, self.wait = 0.0, 0.0  # seconds for data: of the steps that count, and of the next one
         self.bar: Any = None
         self.task: Any = None
@@ -51,7 +53,7 @@ class Display:
 
     @property
     def rate(self) -> float:
-        """Images per second of training alone; 0 while that cannot be said."""
+        """Images per second of training alone, of late; 0 while that cannot be said."""
         return self.steps * self.batch / self.seconds if self.seconds else 0.0
 
     def waited(self, seconds: float) -> None:
@@ -64,11 +66,13 @@ class Display:
 
     def update(self, step: int, loss: float) -> None:
         now = time.monotonic()
-        if self.unsettled:  # the first steps after a compilation are slower than the rest
+        if self.unsettled:
             self.unsettled -= 1
         elif self.last is not None:
-            self.steps, self.seconds = self.steps + 1, self.seconds + now - self.last
-            self.waiting += self.wait
+            taken = now - self.last
+            fading = 0.5 ** (taken / HALF_LIFE)
+            self.steps, self.seconds = self.steps * fading + 1, self.seconds * fading + taken
+            self.waiting = self.waiting * fading + self.wait
         self.last, self.wait = now, 0.0
         if not self._is_time(now):
             return
@@ -100,7 +104,8 @@ class Display:
         return show
 
     def _is_time(self, now: float) -> bool:
-        if self.quiet or now - self.spoke < (0.1 if self.bar is not None else self.every):
+        wait = 0.1 if self.bar is not None else max(self.every, (self.spoke - self.began) / 20)
+        if self.quiet or now - self.spoke < wait:
             return False
         self.spoke = now
         return True
