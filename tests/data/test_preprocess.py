@@ -13,7 +13,6 @@ from PIL import Image
 
 from zoo.data.preprocess import (
     CHANNELS,
-    INTERPOLATIONS,
     SMALL,
     Preprocess,
     fit_image,
@@ -24,6 +23,7 @@ from zoo.data.preprocess import (
     read_image,
     to_polarity,
 )
+from zoo.data.resample import INTERPOLATIONS
 from zoo.data.sources import ArraySplit, Dataset, from_arrays
 
 

@@ -3,10 +3,7 @@
 `Preprocess` says everything about that path and goes into the checkpoint's card, so that training, evaluation and
 prediction cannot disagree. Pixels stay uint8 on the host; `normalise` turns them into floats on the device.
 
-Resizing is Pillow's: antialiased when shrinking, a horizontal and then a vertical pass, each rounded to 8 bits with
-22-bit coefficients. (Pillow 13 takes the passes of some tall images in the other order, which moves pixels by a few
-levels; here the order is always the older one.) `fit_image` calls Pillow; `fit_images` does the same sums for a stack
-of small images as matrix products in float64, which are exact here, so both give the same bits for a stack of any size.
+Resizing is Pillow's (resample.py): `fit_image` of one image and `fit_images` of a stack give the same bits.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -22,6 +19,7 @@ from numpy.typing import NDArray
 
 from zoo.data.images import Uint8, composite, luma
 from zoo.data.images import read_image as read_image
+from zoo.data.resample import INTERPOLATIONS, resize, resize_each, resize_stack
 from zoo.data.threads import run_all
 
 if TYPE_CHECKING:
@@ -33,7 +31,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 FITS = ("crop", "pad", "squash")
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box")
 CHANNELS = ("L", "RGB", "BGR")
 POLARITIES = (None, "light-on-dark", "dark-on-light")
 
@@ -203,7 +200,7 @@ def fit_image(image: NDArray[Any], preprocess: Preprocess, *, match_polarity: bo
         if preprocess.ink is not None:
             image = to_frame(image, preprocess.ink, _background(preprocess.polarity))
     scaled, kept = _layout(image.shape[0], image.shape[1], preprocess)
-    image = _resize(image, scaled, preprocess.interpolation)
+    image = resize(image, scaled, preprocess.interpolation)
     return np.ascontiguousarray(finish(_centre(image, kept), preprocess))
 
 
@@ -228,103 +225,9 @@ def fit_images(images: NDArray[Any] | Sequence[NDArray[Any]], preprocess: Prepro
     scaled, kept = _layout(images.shape[1], images.shape[2], preprocess)
     if images.shape[1:3] != scaled:
         largest = max(images.shape[1] * images.shape[2], scaled[0] * scaled[1]) * images.shape[3]
-        resize_all = _resize_stack if largest <= SMALL else _resize_each
+        resize_all = resize_stack if largest <= SMALL else resize_each
         images = resize_all(images, scaled, preprocess.interpolation)
     return finish(_centre(images, kept), preprocess)
-
-
-# --- resampling -------------------------------------------------------------------------------------------------------
-
-
-def _triangle(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.maximum(0.0, 1.0 - np.abs(x))
-
-
-def _cubic(x: NDArray[np.float64], a: float = -0.5) -> NDArray[np.float64]:
-    x = np.abs(x)
-    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
-    far = (((x - 5.0) * x + 8.0) * x - 4.0) * a
-    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
-
-
-def _lanczos(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where((x >= -3.0) & (x < 3.0), np.sinc(x) * np.sinc(x / 3.0), 0.0)
-
-
-def _box(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return ((x > -0.5) & (x <= 0.5)).astype(np.float64)
-
-
-_FILTERS = {"box": (_box, 0.5), "bilinear": (_triangle, 1.0), "bicubic": (_cubic, 2.0), "lanczos": (_lanczos, 3.0)}
-_BITS = 22  # of Pillow's fixed-point coefficients: 32, less 8 for the pixel, less 2 for the overshoot
-
-
-@lru_cache(maxsize=64)
-def _weights(length: int, target: int, interpolation: str) -> NDArray[np.float64]:
-    """[target, length]: the coefficients with which Pillow makes `target` pixels of `length`, multiples of 2^-22."""
-    kernel, reach = _FILTERS[interpolation]
-    scale = length / target
-    stretch = max(scale, 1.0)  # when shrinking, the filter widens: that is the antialiasing
-    centre = (np.arange(target) + 0.5) * scale
-    first = np.maximum(0, (centre - reach * stretch + 0.5).astype(np.int64))
-    last = np.minimum(length, (centre + reach * stretch + 0.5).astype(np.int64))
-    pixel = np.arange(length)
-    weights = kernel((pixel - centre[:, None] + 0.5) / stretch)
-    weights = np.where((pixel >= first[:, None]) & (pixel < last[:, None]), weights, 0.0)
-    weights = weights / weights.sum(axis=1, keepdims=True)
-    fixed = np.trunc(weights * 2.0**_BITS + np.copysign(0.5, weights))
-    return cast(NDArray[np.float64], fixed * 2.0**-_BITS)
-
-
-def _nearest(length: int, target: int) -> NDArray[np.int64]:
-    step = length / target
-    return np.minimum(np.add.accumulate(np.r_[step * 0.5, np.full(target - 1, step)]).astype(np.int64), length - 1)
-
-
-def _to_bytes(values: NDArray[np.float64]) -> Uint8:
-    values += 0.5
-    return np.clip(values, 0.0, 255.0, out=values).astype(np.uint8)
-
-
-def _resize(image: Uint8, scaled: tuple[int, int], interpolation: str) -> Uint8:
-    """Resize one [H, W, C], by Pillow, in two calls: from version 13 on one call may take the vertical pass first."""
-    from PIL import Image
-
-    if image.shape[:2] == scaled:
-        return image
-    grey = image.shape[-1] == 1
-    method = Image.Resampling[interpolation.upper()]
-    picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image))
-    resized = np.asarray(picture.resize((scaled[1], image.shape[0]), method).resize((scaled[1], scaled[0]), method))
-    return resized[..., None] if grey else resized
-
-
-def _resize_each(images: Uint8, scaled: tuple[int, int], interpolation: str) -> Uint8:
-    out = np.empty((len(images), *scaled, images.shape[-1]), np.uint8)
-    for row, image in zip(out, images, strict=True):
-        row[...] = _resize(image, scaled, interpolation)
-    return out
-
-
-def _resize_stack(images: Uint8, scaled: tuple[int, int], interpolation: str) -> Uint8:
-    """Resize [N, H, W, C] to [N, *scaled, C]. Sums of multiples of 2^-22 below 2^9 are exact in float64."""
-    count, height, width, channels = images.shape
-    if interpolation == "nearest":
-        return images[:, _nearest(height, scaled[0])][:, :, _nearest(width, scaled[1])]
-    out = np.empty((count, *scaled, channels), np.uint8)
-    chunk = max(1, 2**21 // (max(height, scaled[0]) * max(width, scaled[1]) * channels))  # some 16 MiB at a time
-    for start in range(0, count, chunk):
-        x = images[start : start + chunk]
-        if width != scaled[1]:
-            rows = x.transpose(0, 1, 3, 2).reshape(-1, width).astype(np.float64)
-            wide = _to_bytes(rows @ _weights(width, scaled[1], interpolation).T)
-            x = wide.reshape(len(x), height, channels, scaled[1]).transpose(0, 1, 3, 2)
-        if height != scaled[0]:
-            columns = x.reshape(len(x), height, -1).astype(np.float64)
-            tall = _to_bytes(_weights(height, scaled[0], interpolation) @ columns)
-            x = tall.reshape(len(x), *scaled, channels)
-        out[start : start + chunk] = x
-    return out
 
 
 # --- polarity ---------------------------------------------------------------------------------------------------------
@@ -456,7 +359,7 @@ def sample_images(split: Split, image_size: tuple[int, int], limit: int = SAMPLE
         for i in range(start, min(start + 8, count)):
             (image,) = split.read(records[i : i + 1])
             scaled, _ = _layout(image.shape[0], image.shape[1], cover)
-            kept[i] = image if scaled[0] >= image.shape[0] else _resize(image, scaled, cover.interpolation)
+            kept[i] = image if scaled[0] >= image.shape[0] else resize(image, scaled, cover.interpolation)
 
     run_all([partial(some, start) for start in range(0, count, 8)], None, "measuring images")
     return kept
