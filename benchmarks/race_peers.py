@@ -37,10 +37,11 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
     from zoo.data.preprocess import Preprocess
     from zoo.folding import folded_on_device
     from zoo.training.optim import make_optimizer
-    from zoo.training.parallel import compiled
+    from zoo.training.parallel import compiled, keep_freed_memory
     from zoo.training.recipes import Recipe
     from zoo.training.step import create_state, make_eval_step, make_train_step
 
+    keep_freed_memory()  # as `zoo train` and `zoo eval` do
     height, width, channels = shape = pixels.shape[1:]
     network = models.create(model, **({"aux_heads": False} if model == "googlenet_bn" else {}))
     statistics = {"mean": (0.5,) * channels, "std": (0.25,) * channels, "channels": "L" if channels == 1 else "RGB"}

@@ -27,8 +27,9 @@ def run(options: argparse.Namespace) -> int:
 
     from zoo import api
     from zoo.data.views import check_views
-    from zoo.training import metrics
+    from zoo.training import metrics, parallel
 
+    parallel.keep_freed_memory()
     loaded = api.load(options.checkpoint)
     if options.batch_size < 1:
         raise ValueError("--batch-size must be at least 1")

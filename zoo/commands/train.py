@@ -72,9 +72,10 @@ def run(options: argparse.Namespace) -> int:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     start_jax()
     layout = layout_of(options)
-    from zoo.training import loop, planning, processes, report
+    from zoo.training import loop, parallel, planning, processes, report
     from zoo.training.run import folder_of
 
+    parallel.keep_freed_memory()
     config, start = config_of(options)
     about = {
         "init": start, "fields": config.fields, "data_dir": config.data_dir, "limit": config.limit,

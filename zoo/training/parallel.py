@@ -88,12 +88,14 @@ def compiled_step(step: Callable, layout: Layout, family: str, state: TrainState
 
 
 def keep_freed_memory() -> bool:
-    """Tell the C library to keep what is freed instead of giving it back to the system; whether it understood.
+    """Where steps run on a CPU, tell the C library to keep what is freed; whether it was told and understood.
 
-    A step on a CPU allocates its activations anew, and the system clears every page that it hands out: a tenth of
-    ResNet-20's step where faults are dear. It concerns the whole process, so it is for programs to call, before they
+    Otherwise it goes back to the system, a step allocates its activations anew, and the system clears every page that
+    it hands out: a sixth of ResNet-20's step. It concerns the whole process, so it is for programs to call, before they
     compute, and not for libraries. glibc only; elsewhere nothing happens.
     """
+    if jax.default_backend() != "cpu":
+        return False
     mmap_threshold, trim_threshold, arena_max = -3, -1, -8  # malloc.h; other arenas than the first always give back
     try:
         mallopt = ctypes.CDLL(None).mallopt
