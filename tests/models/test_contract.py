@@ -305,10 +305,10 @@ def test_evaluation_is_pure_and_bfloat16_computes_what_float32_does_roughly(case
 
 
 @pytest.mark.parametrize("name", sorted(set(MODELS) - ONE_CHANNEL_ONLY))
-@pytest.mark.parametrize("channels", [1, 4])
-def test_any_number_of_channels_and_classes(name, channels, abstract):
+def test_any_number_of_channels_and_classes(name, abstract):
+    """Neither three channels nor one, which the small forms are given below."""
     model = shallow(name, **({} if name in TEN_CLASSES_ONLY else {"num_classes": 7}))
-    shape = (*model.input_shape[:2], channels)
+    shape = (*model.input_shape[:2], 4)
     logits, _ = shapes(model, abstract(model, shape), shape)
     assert logits.shape == (2, model.num_classes)
 
