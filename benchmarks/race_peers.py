@@ -52,8 +52,7 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
     count = models.count_parameters(state.variables)
     batch = jax.device_put({"image": pixels, "label": labels, "weight": np.ones(len(labels), np.float32)})
     if training:
-        unroll = jax.default_backend() == "cpu"
-        step = compiled(make_train_step(network, recipe, seen, optimizer, unroll=unroll), donate=(0,))
+        step = compiled(make_train_step(network, recipe, seen, optimizer), donate=(0,))
 
         def run(steps):
             nonlocal state

@@ -408,6 +408,19 @@ def test_a_compiler_that_refuses_is_a_line_too(tmp_path, monkeypatch):
         loop.fit("mlp", data(), RECIPE, **arguments)
 
 
+@pytest.mark.parametrize("micro_batch", [512, 64], ids=["laid out flat", "in a loop"])
+def test_micro_batches_need_less_memory(micro_batch):
+    """Each piece waits for the one before; otherwise the compiler keeps what the gradients of all of them need."""
+    fields = {"widths": (64, 64, 64), "image_size": 8}
+
+    def bytes_with(micro_batch):
+        recipe = dataclasses.replace(RECIPE, batch_size=2048, micro_batch=micro_batch, augment=())
+        job = planning.plan("mlp", data(count=2048), recipe, fields=fields, layout=layout_for())
+        return memory.needed(planning.compile_step(job, *memory.dearest_step(job)[::2], job.first_state()))
+
+    assert bytes_with(micro_batch) < 0.6 * bytes_with(0)
+
+
 def test_a_dry_run_says_what_would_not_fit(memory_of):
     job = planning.plan("mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8}, layout=layout_for())
     memory_of(1500)

@@ -105,7 +105,7 @@ def _of_all(short: Shortage) -> Shortage:
 
 
 def largest_that_fits(
-    sizes: Iterable[int], batch_size: int, short: Shortage, compile_with: Callable[[int], Any]
+    sizes: Iterable[int], batch_size: int, short: Shortage, compile_with: Callable[[int], Any], say: Callable
 ) -> int | None:
     """The first of `sizes`, falling, with which the step fits; None if none does.
 
@@ -117,6 +117,7 @@ def largest_that_fits(
         most = batch_size * short.free / short.needed
     for size in sorted(sizes, reverse=True):
         if size <= most:
+            say(f"   trying a micro-batch of {size} …")
             if tried(partial(compile_with, size))[1] is None:
                 return size
             most = size / 2
@@ -172,7 +173,7 @@ def with_micro_batch_that_fits(job: Plan, say: Callable) -> Plan:
     short = tried(lambda: compile_step(job, phase, seen, state))[1]
     if short is None:
         return job
-    fitting = micro_batch_that_fits(job, phase, seen, state, short)
+    fitting = micro_batch_that_fits(job, phase, seen, state, short, say)
     if fitting is None:
         raise TooLarge(explain(short, job.batch_size, advice(None)))
     return with_size(job, fitting)
@@ -203,7 +204,7 @@ def compile_that_fits(job: Plan, phase: Phase, seen: Preprocess, state: TrainSta
         what_to_do = "without --parallel pmap, --micro-batch auto takes the largest that fits"
     else:
         say("memory does not suffice; looking for the micro-batch that fits …")
-        what_to_do = advice(micro_batch_that_fits(job, phase, seen, state, short))
+        what_to_do = advice(micro_batch_that_fits(job, phase, seen, state, short, say))
     raise TooLarge(explain(short, job.batch_size, what_to_do))
 
 
@@ -230,8 +231,14 @@ def last_step_of_a_new_run(job: Plan, folder: Path, say: Callable) -> CompiledAh
     return CompiledAhead(phase, seen, compile_that_fits(job, phase, seen, state, say))
 
 
-def micro_batch_that_fits(job: Plan, phase: Phase, seen: Preprocess, state: TrainState, short: Shortage) -> int | None:
+def micro_batch_that_fits(
+    job: Plan, phase: Phase, seen: Preprocess, state: TrainState, short: Shortage, say: Callable
+) -> int | None:
     """The largest micro-batch below the present one with which a step of the phase fits into memory, or None."""
     most, least = job.recipe.micro_batch or job.batch_size, job.layout.devices
     sizes = [size for size in range(least, most, least) if job.recipe.batch_size % size == 0]
-    return largest_that_fits(sizes, most, short, lambda size: compile_step(with_size(job, size), phase, seen, state))
+
+    def compile_with(size: int) -> Any:
+        return compile_step(with_size(job, size), phase, seen, state)
+
+    return largest_that_fits(sizes, most, short, compile_with, say)

@@ -19,10 +19,9 @@ from zoo.data.loader import on_device, train_batches
 from zoo.data.polarity import match_polarity
 from zoo.data.preprocess import Preprocess, preprocess_for
 from zoo.data.sources import Dataset, limited, open_dataset
-from zoo.training import finetune, sharding, sizes
+from zoo.training import finetune, parallel, sharding, sizes
 from zoo.training.finetune import Phase, Start
 from zoo.training.optim import make_optimizer
-from zoo.training.parallel import compiled_step
 from zoo.training.recipes import Recipe
 from zoo.training.run import Config
 from zoo.training.sharding import Layout
@@ -201,7 +200,7 @@ def compile_step(plan: Plan, phase: Phase, seen: Preprocess, state: TrainState) 
         model, recipe, seen, plan.optimizer(phase), class_weights=class_weights(plan),
         frozen=phase.frozen, axis_name=layout.axis_name, spread=partial(sharding.spread, layout),
         gather=partial(sharding.gathered, layout, model.family),
-        unroll=jax.default_backend() == "cpu",
+        unroll=parallel.unrolled_pieces(),
     )  # fmt: skip
     batch = sharding.abstract_batch(layout, plan.batch_size, (*seen.size, seen.num_channels))
-    return compiled_step(step, layout, model.family, state, batch)
+    return parallel.compiled_step(step, layout, model.family, state, batch)

@@ -78,7 +78,7 @@ def make_train_step(
     axis_name: str | None = None,
     spread: Callable[[jax.Array], jax.Array] = lambda pieces: pieces,
     gather: Callable[[Mapping], Mapping] = lambda params: params,
-    unroll: bool = False,
+    unroll: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The pure function (state, batch) -> (state, metrics).
 
@@ -88,8 +88,8 @@ def make_train_step(
     stay as they are, without gradient or optimiser state, and a batch norm whose statistics are frozen normalises with
     them. `axis_name` is pmap's axis, over which gradients and sums are shared. `spread` takes a batch cut into pieces
     [pieces, micro-batch, …] and says where they lie: each over all devices. `gather` makes parameters that are cut
-    among devices whole for the pass through the network. `unroll` lays gradient accumulation out flat: a convolution
-    inside a loop is slow on CPU.
+    among devices whole for the pass through the network. At most `unroll` pieces are laid out flat instead of in
+    a loop, in which convolutions are slow on a CPU; each adds to the time of compiling.
     """
     classes = model.num_classes
     weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
@@ -142,6 +142,8 @@ def make_train_step(
             def accumulate(carry, piece):
                 batch_stats, total = carry
                 number, images, targets = piece
+                # Laid out flat, a piece must wait for the one before: the compiler would keep what all of them need.
+                images, batch_stats, total = jax.lax.optimization_barrier((images, batch_stats, total))
                 key = jax.random.fold_in(dropout_key, number)
                 (value, (batch_stats, sums)), grads = gradient(batch_stats, images, targets, key)
                 return (batch_stats, jax.tree.map(jnp.add, total, (value, sums, grads))), None
@@ -152,7 +154,7 @@ def make_train_step(
             (value, (_, sums)), grads = jax.eval_shape(gradient, batch_stats, *first, dropout_key)
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, sums, grads))
             (batch_stats, (value, sums, grads)), _ = jax.lax.scan(
-                accumulate, (batch_stats, zeros), (jnp.arange(pieces), *split), unroll=pieces if unroll else 1
+                accumulate, (batch_stats, zeros), (jnp.arange(pieces), *split), unroll=pieces if pieces <= unroll else 1
             )
             if rest:  # of a full batch that cannot be cut evenly: a smaller piece, which counts for less
                 last, share = (pieces, images[whole:], targets[whole:]), rest / size
