@@ -46,6 +46,10 @@ def test_fit_then_load_then_predict(fitted, digits):
     assert result["accuracy"] > 0.9 and result["examples"] == 359
     assert result["accuracy"] == fitted.card.metrics["test"]["accuracy"]
     assert zoo.evaluate(fitted.workdir / "best", "digits", batch_size=11)["confusion"] == result["confusion"]
+    parts = [zoo.evaluate(loaded, "digits", split) for split in ("train", "val", "test")]
+    whole = zoo.evaluate(loaded, "digits", "all")
+    assert whole["examples"] == 1797 == sum(part["examples"] for part in parts)
+    np.testing.assert_array_equal(whole["confusion"], sum(np.array(part["confusion"]) for part in parts))
 
 
 PAPER = {

@@ -10,7 +10,8 @@ import jax
 
 from zoo import checkpoint, models
 from zoo.checkpoint import Card
-from zoo.data.dataset import with_classes
+from zoo.data.dataset import all_splits, with_classes
+from zoo.data.listing import split_of
 from zoo.data.polarity import match_polarity
 from zoo.data.preprocess import Preprocess
 from zoo.data.sources import Dataset, from_arrays, limited, open_dataset
@@ -147,7 +148,7 @@ def evaluate(
     tta: str = "",
     image_size: int = 0,
 ) -> dict[str, Any]:
-    """Every metric of a checkpoint over a whole split, each example counted once.
+    """Every metric of a checkpoint over a whole split, or over "all" of them as one, each example counted once.
 
     checkpoint: what `load` or `fit` returned, or a folder. tta: a name of VIEWS, averaged. image_size: the side that
     the model is to see instead of its own; 0: its own. ValueError where a class of the data is none of the model's.
@@ -157,10 +158,14 @@ def evaluate(
     if limit:
         dataset = limited(dataset, limit)
     dataset = match_polarity(with_classes(dataset, loaded.card.classes), loaded.card.preprocess.polarity)
-    if split not in dataset.splits:
-        raise ValueError(f"{dataset.name}: has no split {split!r}; it has {', '.join(dataset.splits)}")
+    split = split_of(split) or split
+    if split != "all" and split not in dataset.splits:
+        raise ValueError(
+            f"{dataset.name}: has no split {split!r}; it has {', '.join(dataset.splits)}, and all of them: all"
+        )
+    records = all_splits(dataset) if split == "all" else dataset.splits[split]
     preprocess = at_size(loaded.card.preprocess, image_size) if image_size else loaded.card.preprocess
     return evaluation.evaluate(
-        loaded.model, loaded.variables, dataset.splits[split], preprocess, loaded.card.classes,
+        loaded.model, loaded.variables, records, preprocess, loaded.card.classes,
         batch_size=batch_size, on_batch=on_batch, tta=tta, layout=layout_for(),
     )  # fmt: skip

@@ -297,32 +297,44 @@ def save_state(folder: str | Path, step: int, arrays: Any, progress: Mapping[str
 def restore_state(
     folder: str | Path, like: Callable[[int], Any], warn: Any = print
 ) -> tuple[Any, dict[str, Any]] | None:
-    """(arrays with the structure of `like(step)`, progress) of the newest intact commit; None where there is none.
+    """(arrays with the structure of `like(step)`, progress) of the newest intact commit; None where there is none."""
+    path = intact_commit(folder, warn)
+    return None if path is None else read_commit(path, like)
 
-    What a killed save left behind is removed. A damaged commit is reported through `warn` and the one before is taken:
-    training from there gives the same bits again.
+
+def intact_commit(folder: str | Path, warn: Any = print) -> Path | None:
+    """The newest commit whose files are what was written, or None. What a killed save left behind is removed.
+
+    A damaged commit is reported through `warn` and the one before is taken: training from there gives the same bits
+    again.
     """
-    from flax import serialization
-
     folder = Path(folder)
     for leftover in folder.glob(".*.tmp"):
         _clear(leftover)
-    commits = _commits(folder)
-    for i, path in reversed(list(enumerate(commits))):
+    for i, path in reversed(list(enumerate(_commits(folder)))):
         try:
             check_manifest(path)
+            return path
         except DamagedCheckpoint as damage:
             warn(f"{damage}; {'going back to the commit before it' if i else 'starting from step 0'}")
-            continue
-        progress = _read_json(path / PROGRESS)
-        arrays = _read_arrays(path / ARRAYS)
-        template = like(int(path.name.removeprefix("step_")))
-        have, want = flatten(arrays), flatten(_plain(template))
-        if set(have) != set(want) or any(np.shape(have[key]) != np.shape(want[key]) for key in want):
-            raise ValueError(f"{path}: was written by another configuration or version; start a new run")
-        nested = _nest_like(serialization.to_state_dict(template), arrays)
-        return serialization.from_state_dict(template, nested), progress
     return None
+
+
+def read_commit(path: Path, like: Callable[[int], Any]) -> tuple[Any, dict[str, Any]]:
+    """(arrays with the structure of `like(step)`, progress) of a commit.
+
+    Of several processes all call this: Orbax numbers its calls in each, and they must agree at the next save.
+    """
+    from flax import serialization
+
+    progress = _read_json(path / PROGRESS)
+    arrays = _read_arrays(path / ARRAYS)
+    template = like(int(path.name.removeprefix("step_")))
+    have, want = flatten(arrays), flatten(_plain(template))
+    if set(have) != set(want) or any(np.shape(have[key]) != np.shape(want[key]) for key in want):
+        raise ValueError(f"{path}: was written by another configuration or version; start a new run")
+    nested = _nest_like(serialization.to_state_dict(template), arrays)
+    return serialization.from_state_dict(template, nested), progress
 
 
 def newest_commit(folder: str | Path) -> Path | None:

@@ -99,6 +99,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """The program: `main`, and an end that waits for nobody where it failed."""
     try:
         code = main(arguments)
+    except KeyboardInterrupt:  # while modules are imported
+        code = SIGNAL_EXIT + 2
     except Exception:
         if not _one_of_several():
             raise

@@ -14,10 +14,12 @@ import pytest
 from photos import encoded, folder_of, photo
 
 from zoo.data import imagenet, shards
+from zoo.data.dataset import all_splits
 from zoo.data.imagenet import class_names, wnids
 from zoo.data.listing import open_listing
 from zoo.data.shards import braces
-from zoo.data.sources import Split, list_source, open_dataset
+from zoo.data.sources import Split, from_arrays, list_source, open_dataset
+from zoo.training import planning
 
 
 def sizes(dataset):
@@ -117,7 +119,6 @@ def test_a_class_that_train_lacks_is_said(tmp_path):
     "layout, said",
     [
         ({"train/a": 2, "training/a": 2}, ["train and training are both the train split"]),
-        ({"train/a": 10, "test/a": 2}, ["all images are of one class, a"]),
         ({"": 3}, ["put each class's images in a folder", "3 images in the folder itself", "belong in cat"]),
         ({"train": 3, "test": 3}, ["no image in it is in a folder of a class", "3 images in train", "in train/cat"]),
         ({"a": 0}, ["class folders"]),
@@ -127,6 +128,37 @@ def test_folders_that_cannot_be_used(layout, said, tmp_path):
     with pytest.raises(ValueError) as caught:
         open_dataset(folder_of(tmp_path, layout))
     one_line(caught, *said)
+
+
+def test_one_class_can_be_looked_at_and_not_learnt(tmp_path):
+    dataset = open_dataset(folder_of(tmp_path, {"train/a": 10, "test/a": 2}))
+    with pytest.raises(ValueError) as caught:
+        planning.plan("lenet5", dataset)
+    one_line(caught, "all images are of one class, a")
+
+
+def test_a_class_that_is_called_like_a_split_is_said(tmp_path):
+    dataset = open_dataset(folder_of(tmp_path, {"trian/a": 5, "trian/b": 5, "val/a": 5, "val/b": 5}))
+    assert dataset.class_names == ("trian", "val")
+    assert any(note.startswith("taken for a class: val, beside trian; where it is a split") for note in dataset.notes)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_all_splits_as_one(tmp_path, streamed):
+    """Each record once, with its label."""
+    if streamed:
+        dataset = open_dataset(folder_of(tmp_path, {"a": 12, "b": 9}))
+    else:
+        images = np.arange(20, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
+        dataset = from_arrays((images, np.arange(20) % 2), name="made")
+    whole = all_splits(dataset)
+    assert len(dataset.splits) == 3 and len(whole) == sum(map(len, dataset.splits.values()))
+    at = 0
+    for split in dataset.splits.values():
+        for i in range(len(split)):
+            np.testing.assert_array_equal(whole.read(np.array([at]))[0], split.read(np.array([i]))[0])
+            assert whole.labels[at] == split.labels[i]
+            at += 1
 
 
 def test_nothing_that_can_be_read(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 
 from zoo import checkpoint
 from zoo.data.sources import from_arrays, limited
-from zoo.training import loop, planning, run
+from zoo.training import loop, planning, report, run
 from zoo.training.recipes import Recipe
 
 RECIPE = Recipe(
@@ -373,6 +373,19 @@ def test_class_weights_balance():
     assert (
         planning.class_weights(dataclasses.replace(job, config=dataclasses.replace(job.config, recipe=RECIPE))) is None
     )
+
+
+def test_what_small_data_makes_of_a_recipe_is_said(tmp_path):
+    data = dataset()
+    job = planning.plan("mlp", data, dataclasses.replace(RECIPE, batch_size=10**6, min_epoch_steps=7))
+    said: list[str] = []
+    report.describe(job, tmp_path, said.append)
+    count = len(data.splits["train"])
+    assert job.batch_size == count
+    assert any(
+        line.endswith(f"1,000,000 are more than the {count:,} training images: a batch is {count:,}") for line in said
+    )
+    assert any("with so little data an epoch is 7 steps (--set min_epoch_steps=0" in line for line in said)
 
 
 def test_the_rate_is_of_training_alone(monkeypatch):

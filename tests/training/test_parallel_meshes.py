@@ -11,7 +11,7 @@ import pytest
 from zoo import models
 from zoo.checkpoint import flatten
 from zoo.data.sources import from_arrays
-from zoo.training import loop, memory, parallel, planning, report, sharding
+from zoo.training import loop, memory, parallel, planning, report, run, sharding
 from zoo.training.evaluation import evaluate
 from zoo.training.recipes import Recipe
 from zoo.training.sharding import layout_for
@@ -334,7 +334,7 @@ def memory_of(monkeypatch):
     """Say how much is free, for steps that are never compiled, of runs that end where training would begin."""
     monkeypatch.setattr(memory, "needed", lambda step: step.bytes)
     monkeypatch.setattr(memory, "compile_step", lambda job, phase, seen, state: Compiled(job))
-    return lambda size: monkeypatch.setattr(memory, "free", lambda: size)
+    return lambda size: monkeypatch.setattr(memory, "free", lambda layout: size)
 
 
 @pytest.mark.parametrize(("there", "fits"), [(2600, 0), (2599, 8), (1800, 8), (1500, 4), (1100, 1), (1099, None)])
@@ -356,6 +356,29 @@ def test_the_largest_micro_batch_that_fits(tmp_path, memory_of, monkeypatch, the
 
 def stop(why):
     raise KeyboardInterrupt(why)
+
+
+def test_auto_leaves_the_config_of_another_run_alone(tmp_path, memory_of):
+    """Of one that has just begun, too, whose first commit is not there yet."""
+    arguments = {"fields": {"widths": (8,), "image_size": 8}, "workdir": tmp_path / "run", "quiet": True}
+    memory_of(1500)
+    with pytest.raises(memory.TooLarge):
+        loop.fit("mlp", data(), RECIPE, **arguments)
+    before = (tmp_path / "run/config.json").read_bytes()
+    with pytest.raises(ValueError, match=r"holds another run; recipe\.seed is 5 here, 0 there"):
+        loop.fit("mlp", data(), dataclasses.replace(RECIPE, seed=5), auto_micro_batch=True, **arguments)
+    with run.locked(tmp_path / "run"), pytest.raises(ValueError, match="another process is training"):
+        loop.fit("mlp", data(), RECIPE, auto_micro_batch=True, **arguments)
+    assert (tmp_path / "run/config.json").read_bytes() == before
+
+
+def test_only_what_fsdp_cuts_is_gathered():
+    """What "model" cuts stays cut in the same mesh."""
+    layout = layout_for(mesh="model=2,fsdp=4")
+    params = {"hidden1": {"kernel": np.zeros((64, 1024), np.float32), "bias": np.zeros(1024, np.float32)}}
+    gather = jax.jit(lambda params: sharding.gathered(layout, "perceptron", params))
+    cut = jax.device_put(params, sharding.shardings(layout, "perceptron", params, params))
+    assert gather(cut)["hidden1"]["kernel"].sharding.spec == cut["hidden1"]["kernel"].sharding.spec
 
 
 def test_too_little_memory_is_said_before_the_first_step(tmp_path, memory_of):
@@ -402,7 +425,7 @@ def test_a_compiler_that_refuses_is_a_line_too(tmp_path, monkeypatch):
 
     monkeypatch.setattr(memory, "compile_step", refuse)
     monkeypatch.setattr(memory, "needed", lambda step: step.bytes)
-    monkeypatch.setattr(memory, "free", lambda: 10**6)
+    monkeypatch.setattr(memory, "free", lambda layout: 10**6)
     arguments = {"fields": {"widths": (8,), "image_size": 8}, "workdir": tmp_path / "run", "quiet": True}
     with pytest.raises(memory.TooLarge, match="16 images needs more memory than a device has; --micro-batch 2 fits"):
         loop.fit("mlp", data(), RECIPE, **arguments)
@@ -441,7 +464,8 @@ def test_memory_of_a_real_step_and_of_this_machine(tmp_path):
     assert memory._available_to_programs(str(tmp_path / "none")) is None
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("2000\n")
-    assert memory._left_in_container(str(tmp_path)) == 3000
+    (tmp_path / "memory.stat").write_text("anon 900\ninactive_file 700\n")  # files that were read, kept while it lasts
+    assert memory._left_in_container(str(tmp_path)) == 3700
     (tmp_path / "memory.max").write_text("max\n")
     assert memory._left_in_container(str(tmp_path)) is None
 

@@ -35,6 +35,19 @@ def test_what_started_several_processes(environment, found):
 
 
 @pytest.mark.parametrize(
+    ("environment", "count"),
+    [
+        ({}, 1),
+        ({"ZOO_LOCAL_PROCESSES": "3"}, 3),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 4),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),5"}, 5),
+    ],
+)
+def test_how_many_share_the_memory(environment, count):
+    assert processes.on_this_host(environment) == count
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("host:1",), "belong together"),
@@ -57,7 +70,7 @@ def test_alone_everything_is_the_plain_thing():
 
 
 def test_each_has_its_share_of_the_machine(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(launch, "processors", lambda: 8)
     monkeypatch.setattr(launch, "_gpu_files", lambda: ["/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia2", "/dev/nvidia3"])
     shares = [launch.share_of({}, number, 2) for number in (0, 1)]
     assert [share["PJRT_NPROC"] for share in shares] == ["4", "4"]
@@ -124,9 +137,9 @@ def rows(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["killed", "stopped"])
-def test_two_processes_end_early_and_one_goes_on(tmp_path, how):
-    """The same curve as of one process that was left alone; a signal to one of them stops both at the same step."""
+@pytest.mark.parametrize(("how", "then"), [("killed", 1), ("stopped", 1), ("killed", 2)])
+def test_two_processes_end_early_and_are_started_again(tmp_path, how, then):
+    """As one or as two: the curve of one process that was left alone. A signal to one stops both at the same step."""
     from zoo import cli
 
     folder, port = tmp_path / "run", launch._free_port()
@@ -147,7 +160,12 @@ def test_two_processes_end_early_and_one_goes_on(tmp_path, how):
     code = -signal.SIGKILL if how == "killed" else 128 + signal.SIGTERM
     assert [process.returncode for process in both] == [code, code], said
     assert not (folder / "results.json").exists()
-    assert cli.main([*TRAIN, "--workdir", str(folder)]) == 0
+    if then == 1:
+        assert cli.main([*TRAIN, "--workdir", str(folder)]) == 0
+    else:
+        port = launch._free_port()
+        again = [subprocess.Popen(command, env=environment(port, number)) for number in (0, 1)]
+        assert [process.wait(timeout=120) for process in again] == [0, 0]
     assert cli.main([*TRAIN, "--workdir", str(tmp_path / "alone")]) == 0
     resumed, alone = rows(folder), rows(tmp_path / "alone")
     assert len(resumed) == len(alone) == 6
@@ -185,3 +203,18 @@ def test_launched_processes_share_batch_statistics_and_cut_parameters(tmp_path, 
     assert first.keys() == second.keys() and any(path.startswith("batch_stats/") for path in first)
     for path, leaf in first.items():
         assert second[path] == pytest.approx(leaf, rel=2e-2, abs=2e-3), path
+
+
+@pytest.mark.slow
+def test_processes_that_were_told_different_things_do_not_train(tmp_path):
+    port = launch._free_port()
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "zoo.cli", *TRAIN, "--workdir", str(tmp_path / "run"), "--seed", str(number)],
+            env=environment(port, number), stderr=subprocess.PIPE, text=True,
+        )
+        for number in (0, 1)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2], said
+    assert "do not train the same run: recipe.seed is 1 here, 0 there" in said[1] and not (tmp_path / "run").exists()

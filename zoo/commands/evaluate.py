@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint's folder or name")
     parser.add_argument("--data", metavar="DATA", help="default: what it was trained on")
     parser.add_argument("--data-dir", metavar="DIR", help="where TensorFlow Datasets keeps its data")
-    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
+    parser.add_argument("--split", metavar="NAME", default="", help="train, validation, test or all (default: test)")
     parser.add_argument("--limit", metavar="N", type=count, default=0, help="use at most N records; 0: all")
     parser.add_argument("--batch-size", metavar="N", type=count, default=256, help="changes nothing but the speed")
     parser.add_argument(
@@ -26,6 +26,7 @@ def run(options: argparse.Namespace) -> int:
     import json
 
     from zoo import api
+    from zoo.data.dataset import with_classes
     from zoo.data.views import check_views
     from zoo.training import metrics, parallel
 
@@ -36,8 +37,16 @@ def run(options: argparse.Namespace) -> int:
     if options.tta:
         check_views(options.tta, loaded.card.preprocess)
     dataset = dataset_of(options.checkpoint, loaded.card, options.data, options.data_dir)
+    known, dataset = dataset.notes, with_classes(dataset, loaded.card.classes)
+    for note in dataset.notes[len(known) :]:
+        print(note, file=sys.stderr)
+    split = options.split or "test"
+    if not options.split and split in dataset.splits:
+        for note in dataset.notes:
+            if note.startswith(f"no {split} split"):
+                print(f"{note}; --split all counts every one", file=sys.stderr)
     result = api.evaluate(
-        loaded, dataset, options.split, limit=options.limit, batch_size=options.batch_size,
+        loaded, dataset, split, limit=options.limit, batch_size=options.batch_size,
         on_batch=counter("evaluated"), tta=options.tta, image_size=options.image_size,
     )  # fmt: skip
     if options.json:
@@ -46,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         size = f" at {options.image_size}x{options.image_size}" if options.image_size else ""
         how = f"{options.tta} views, averaged" if options.tta else "single crop"
-        print(f"{options.checkpoint} on {dataset.name}, {options.split} split, {how}{size}")
+        print(f"{options.checkpoint} on {dataset.name}, {'every' if split == 'all' else split} split, {how}{size}")
         print(metrics.format_report(result))
     return 0
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from zoo.commands import SIGNAL_EXIT, count
+from zoo.data.threads import processors
 
 #: Seconds that the others have to end by themselves once one process has failed, and then after being told to.
 GRACE = 10.0
@@ -46,6 +47,7 @@ def launch(command: Sequence[str], processes: int) -> int:
         for number in range(processes):
             environment = share_of(os.environ, number, processes) | {
                 "ZOO_COORDINATOR": coordinator, "ZOO_PROCESSES": str(processes), "ZOO_PROCESS": str(number),
+                "ZOO_LOCAL_PROCESSES": str(processes), "ZOO_LAUNCHED": f"launch --processes {processes} --",
             }  # fmt: skip
             # A session of its own: the terminal's Ctrl-C comes through here, once, and not twice.
             child = subprocess.Popen(
@@ -54,7 +56,9 @@ def launch(command: Sequence[str], processes: int) -> int:
             )  # fmt: skip
             children.append(child)
             if child.stdout is not None:
-                printers.append(threading.Thread(target=_prefixed, args=(child.stdout, number), daemon=True))
+                printers.append(
+                    threading.Thread(target=_prefixed, args=(child.stdout, number, children[0]), daemon=True)
+                )
                 printers[-1].start()
         code = _wait(children)
     for printer in printers:
@@ -64,7 +68,7 @@ def launch(command: Sequence[str], processes: int) -> int:
 
 def share_of(environment: Mapping[str, str], number: int, processes: int) -> dict[str, str]:
     """The environment in which process `number` sees its share of this machine's CPU threads and NVIDIA GPUs."""
-    threads = max((os.cpu_count() or 1) // processes, 1)
+    threads = max(processors() // processes, 1)
     share = {**environment, "PJRT_NPROC": str(threads)}
     if environment.get("JAX_PLATFORMS", "cuda").partition(",")[0] not in ("cuda", "gpu"):
         return share
@@ -89,23 +93,29 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _prefixed(stream: IO[bytes], number: int) -> None:
+def _prefixed(stream: IO[bytes], number: int, first: subprocess.Popen) -> None:
+    """Print what a process says, until the first one has failed: from then on the others complain of nothing else."""
     with stream:
         for line in stream:
+            if first.poll():
+                continue
             sys.stdout.write(f"[{number}] {line.decode(errors='replace')}")
             sys.stdout.flush()
 
 
 @contextmanager
 def _passed_on(children: Sequence[subprocess.Popen]) -> Iterator[None]:
-    """While inside, SIGINT and SIGTERM go to the children that are there, and no further."""
+    """While inside, what would end this process ends the children that are there instead: SIGINT, SIGTERM, SIGHUP."""
 
     def forward(signum, frame):
         for child in children:
             if child.poll() is None:
-                child.send_signal(signum)
+                child.send_signal(signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
 
-    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM)}
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP"):  # a terminal that is closed
+        signals.append(signal.SIGHUP)
+    before = {signum: signal.signal(signum, forward) for signum in signals}
     try:
         yield
     finally:

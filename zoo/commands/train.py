@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
         report.describe(job, folder_of(options.workdir, job.config), say)
         loop.dry_run(job, say, auto_micro_batch=auto)
         return 0
-    command = shlex.join(["zoo", *options.words])
+    command = shlex.join(["zoo", *os.environ.get("ZOO_LAUNCHED", "").split(), *options.words])
     try:
         loop.fit(
             config.model, config.data, config.recipe, **about, workdir=options.workdir, command=command,

@@ -258,6 +258,27 @@ def subset(split: Split, mask: NDArray[np.bool_]) -> Split:
     return ArraySplit(array.images[mask], array.labels[mask])
 
 
+def all_splits(dataset: Dataset) -> Split:
+    """The records of every split as one, in the splits' order. ValueError where they cannot be put together."""
+    splits = list(dataset.splits.values())
+    if len(splits) == 1:
+        return splits[0]
+    labels = np.concatenate([split.labels for split in splits])
+    if all(isinstance(split, ArraySplit) for split in splits):
+        images = [cast(ArraySplit, split).images for split in splits]
+        if len({part.shape[1:] for part in images}) == 1:
+            return ArraySplit(np.concatenate(images), labels)
+    encoded = [split for split in splits if isinstance(split, EncodedSplit)]
+    if len(encoded) == len(splits) and len({id(split.store) for split in encoded}) == 1:
+        sizes = [split.sizes for split in encoded if split.sizes is not None]
+        return EncodedSplit(
+            encoded[0].store, np.concatenate([split.records for split in encoded]), labels,
+            tuple(key for split in encoded for key in split.keys),
+            np.concatenate(sizes) if len(sizes) == len(encoded) else None,
+        )  # fmt: skip
+    raise ValueError(f"{dataset.name}: its splits cannot be put together; name one: {', '.join(dataset.splits)}")
+
+
 def limited(dataset: Dataset, limit: int) -> Dataset:
     """At most `limit` records of each split, taken at even distances."""
 

@@ -140,6 +140,12 @@ def list_folder(folder: Path) -> Listing:
                 f"({some([shown(name) for name in unsorted], 2)}); those of a class cat belong in "
                 f"{os.path.join(shown(place), 'cat')}"
             )
+    if not parts and (called := [shown(name) for name in folders if split_of(name)]):
+        others = [shown(name) for name in folders if not split_of(name)]
+        notes.append(
+            f"taken for a class: {some(called)}, beside {some(others)}; where it is a split, call the others train, "
+            "validation or test too, with folders of classes in them"
+        )
     if parts and (aside := [shown(name) for name in folders if name not in parts.values()]):
         notes.append(f"not used: beside {', '.join(parts.values())} there is {some(aside)}")
     if walk.others:

@@ -143,7 +143,7 @@ def open_listing(listing: Listing, found: Scan | None = None) -> Dataset:
         found: what was found in it, where that is known already.
 
     Raises:
-        ValueError: no image can be read, there is only one class to train on, or the source's own classes are not what
+        ValueError: no image can be read, or the source's own classes are not what
             the images are labelled with.
     """
     if not listing.labels:
@@ -164,8 +164,6 @@ def open_listing(listing: Listing, found: Scan | None = None) -> Dataset:
         if len(chosen := good[split_names[good] == name]):
             keys = tuple(found.keys[i] for i in chosen.tolist())
             splits[name] = EncodedSplit(listing.store, chosen, labels[chosen], keys, found.sizes[chosen])
-    if "train" in splits and len(names) < 2:
-        raise ValueError(f"{listing.name}: all images are of one class, {names[0]}; at least two are needed")
     notes = list(listing.notes)
     if left_out:
         notes.append(f"{len(left_out):,} of {len(listing.labels):,} images are left out: they cannot be read")

@@ -122,7 +122,8 @@ def open_dataset(spec: str | Path, data_dir: str | Path | None = None) -> Datase
         raise ValueError(f"{path}: is not a file that is understood as data; understood are {UNDERSTOOD}")
     if re.search(r"\.\w{2,6}$", path.name) or os.sep in text:
         raise FileNotFoundError(f"{path}: no such file or folder")
-    hint = nearest_names(text, NAMED)
+    here = [name for name in os.listdir() if not name.startswith(".")]
+    hint = nearest_names(text, (*NAMED, *here))
     if colon and not hint:
         hint = nearest_names(scheme, (*SCHEMES, *LISTED_SCHEMES))
-    raise ValueError(f"data {text!r} is not understood{hint}; understood are {UNDERSTOOD}")
+    raise ValueError(f"data {text!r} is no file or folder here, and not understood{hint}; understood are {UNDERSTOOD}")

@@ -89,6 +89,7 @@ def fit(
     step, Diverged for a loss that is not finite, Interrupted after SIGINT or SIGTERM.
     """
     job = plan(model, data, recipe, init=init, fields=fields, data_dir=data_dir, limit=limit, layout=layout)
+    require_same_in_all_processes(job)
     quiet = quiet or not processes.is_first()
     with Display(job.total_steps, job.batch_size, job.recipe.epochs, quiet=quiet) as display, ExitStack() as lock:
         if auto_micro_batch:
@@ -96,9 +97,11 @@ def fit(
             job = memory.with_micro_batch(job, workdir, display.say)
 
         def open_run() -> tuple[str, bool]:
-            folder = runs.open_folder(workdir, job.config, command)
+            folder = runs.open_folder(workdir, job.config, command, [runs.MICRO_BATCH] if auto_micro_batch else [])
             report.describe(job, folder, display.say)
             lock.enter_context(runs.locked(folder))
+            if auto_micro_batch:
+                runs.change_micro_batch(folder, job.recipe.micro_batch)
             return str(folder), (folder / runs.RESULTS).exists()
 
         name, finished = processes.by_first(open_run)
@@ -112,17 +115,20 @@ def fit(
     return read_result(job, folder)
 
 
+def require_same_in_all_processes(job: Plan) -> None:
+    """ValueError in all of them where one was told to train something else."""
+    own = job.config.identity()
+    lines = runs.differences(own, processes.by_first(lambda: own))
+    if any(processes.agree(0, bool(lines))):
+        said = "; ".join(lines) or "as another process says"
+        raise ValueError(f"the processes do not train the same run: {said}. Give each the same command and data")
+
+
 def read_result(job: Plan, folder: Path) -> Fitted:
     """What `fit` returns of a finished run."""
-
-    def read() -> tuple[dict, list]:
-        card, variables = checkpoint.load_checkpoint(folder / runs.BEST)
-        return {"card": card.to_json(), "rows": read_rows(folder)}, jax.tree.leaves(variables)
-
-    told, leaves = processes.from_first(read)
-    variables = jax.tree.unflatten(jax.tree.structure(job.abstract), leaves)
-    card = checkpoint.card_from_json(told["card"], str(folder))
-    return Fitted(job.evaluated, jax.device_put(variables), card, told["rows"], folder)
+    rows = processes.by_first(lambda: read_rows(folder))
+    card, variables = checkpoint.load_checkpoint(folder / runs.BEST)
+    return Fitted(job.evaluated, jax.device_put(variables), card, rows, folder)
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -158,15 +164,15 @@ def resume(job: Plan, folder: Path, state: TrainState, say: Callable) -> tuple[T
         phase = job.phase(step)
         return {"state": restarted(state, job.optimizer(phase), phase.frozen), "best": best}
 
-    def newest() -> tuple[dict | None, list]:
-        found = checkpoint.restore_state(folder / runs.CHECKPOINTS, like, say)
-        return (None, []) if found is None else (found[1], jax.tree.leaves(found[0]))
+    def newest() -> str | None:
+        found = checkpoint.intact_commit(folder / runs.CHECKPOINTS, say)
+        return None if found is None else found.name
 
-    saved, leaves = processes.from_first(newest)
-    if saved is None:
+    name = processes.by_first(newest)
+    if name is None:
         return state, best, Progress()
+    arrays, saved = checkpoint.read_commit(folder / runs.CHECKPOINTS / name, like)
     progress = Progress(**saved)
-    arrays = jax.tree.unflatten(jax.tree.structure(jax.eval_shape(lambda: like(progress.step))), leaves)
     say(f"going on from step {progress.step:,} of {job.total_steps:,}")
     return jax.tree.map(jax.numpy.asarray, arrays["state"]), arrays["best"], progress
 
@@ -224,6 +230,7 @@ class Trainer:
         """The step of a phase and a size of images, compiled."""
         self.drain()
         if self.ahead and (self.ahead.phase, self.ahead.seen) == (phase, seen):
+            self.display.pause()
             return self.ahead.step
         step = memory.compile_that_fits(self.job, phase, seen, self.state, self.display.say)
         self.display.pause()
@@ -289,8 +296,9 @@ class Trainer:
         progress.history.append(row)
         if self.logs is not None:
             self.logs.add(row)
+        shown = f"{min(epoch, job.recipe.epochs):.1f}/{job.recipe.epochs:g}"
         self.display.say(
-            f"epoch {epoch:.1f}/{job.recipe.epochs:g}  train loss {row['train_loss']:.4f} accuracy "
+            f"epoch {shown}  train loss {row['train_loss']:.4f} accuracy "
             f"{100 * row['train_accuracy']:.2f} %  validation loss {result['loss']:.4f} accuracy "
             f"{100 * result['accuracy']:.2f} %{'  best' if better else ''}"
             f"{self.display.speed()}"

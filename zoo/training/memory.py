@@ -12,10 +12,11 @@ import jax
 
 from zoo import checkpoint
 from zoo.data.preprocess import Preprocess
-from zoo.training import processes, sharding
+from zoo.training import parallel, processes, sharding
 from zoo.training import run as runs
 from zoo.training.finetune import Phase
 from zoo.training.planning import Plan, compile_step
+from zoo.training.sharding import Layout
 from zoo.training.step import TrainState, restarted
 
 
@@ -32,16 +33,18 @@ def needed(step: Any) -> int | None:
     return memory.temp_size_in_bytes + max(new_output, 0) + memory.generated_code_size_in_bytes
 
 
-def free() -> int | None:
-    """Bytes that are free on the fullest of this process's devices; None where nobody says.
+def free(layout: Layout | None = None) -> int | None:
+    """Bytes that are free on the fullest of this process's devices in a layout (or of all); None where nobody says.
 
-    CPU devices share the machine's memory, or the container's, evenly with those of all processes.
+    CPU devices share the machine's memory, or the container's, evenly with those of all processes on it.
     """
-    devices = jax.local_devices()
+    used = set(sharding.devices_of(layout)) if layout else set(jax.devices())
+    devices = [device for device in jax.local_devices() if device in used]
     if devices[0].platform == "cpu":
+        parallel.give_back_freed_memory()
         sizes = [size for size in (_available_to_programs(), _left_in_container()) if size is not None]
         available = min(sizes, default=None)
-        return None if available is None else available // (len(devices) * jax.process_count())
+        return None if available is None else available // (len(devices) * processes.on_this_host())
     statistics = [device.memory_stats() or {} for device in devices]
     if not all("bytes_limit" in each for each in statistics):
         return None
@@ -59,11 +62,14 @@ def _available_to_programs(file: str = "/proc/meminfo") -> int | None:
 
 
 def _left_in_container(folder: str = "/sys/fs/cgroup") -> int | None:
-    """What the limit of a container (cgroup v2) leaves; None without a limit."""
+    """What the limit of a container (cgroup v2) leaves, with the files it keeps to read again; None without a limit."""
     try:
-        limit, used = (Path(folder, f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
-        return int(limit) - int(used)
-    except (OSError, ValueError):  # "max" is no limit
+        limit, used, statistics = (
+            Path(folder, f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current", "stat")
+        )
+        kept = dict(line.split() for line in statistics.splitlines())["inactive_file"]
+        return int(limit) - int(used) + int(kept)
+    except (OSError, ValueError, KeyError):  # "max" is no limit
         return None
 
 
@@ -75,14 +81,14 @@ class Shortage:
     free: int | None
 
 
-def tried(compile_step: Callable[[], Any]) -> tuple[Any, Shortage | None]:
+def tried(compile_step: Callable[[], Any], layout: Layout) -> tuple[Any, Shortage | None]:
     """(compiled step, None), or (None, what it lacks) where it does not fit on some process's devices.
 
     All processes call this together and come to the same, whichever of them it does not fit on.
     """
     try:
         step = compile_step()
-        wanted, there = needed(step), free()
+        wanted, there = needed(step), free(layout)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -105,23 +111,30 @@ def _of_all(short: Shortage) -> Shortage:
 
 
 def largest_that_fits(
-    sizes: Iterable[int], batch_size: int, short: Shortage, compile_with: Callable[[int], Any], say: Callable
-) -> int | None:
+    sizes: Iterable[int], batch_size: int, short: Shortage, compile_with: Callable[[int], Any], layout: Layout,
+    say: Callable,
+) -> int | None:  # fmt: skip
     """The first of `sizes`, falling, with which the step fits; None if none does.
 
-    Each try is a compilation, so it begins where activations, which grow with the micro-batch, would fit on their own,
-    and then halves. compile_with: micro-batch -> compiled step.
+    Each try is a compilation, so sizes are left out with which activations, which grow with the micro-batch, would not
+    fit on their own. compile_with: micro-batch -> compiled step.
     """
-    most = batch_size / 2
-    if short.needed and short.free is not None:
-        most = batch_size * short.free / short.needed
+    most = _that_would_fit(batch_size, short)
     for size in sorted(sizes, reverse=True):
         if size <= most:
             say(f"   trying a micro-batch of {size} …")
-            if tried(partial(compile_with, size))[1] is None:
+            lacking = tried(partial(compile_with, size), layout)[1]
+            if lacking is None:
                 return size
-            most = size / 2
+            most = _that_would_fit(size, lacking)
     return None
+
+
+def _that_would_fit(size: int, short: Shortage) -> float:
+    """The micro-batch that would fit if all of what this one needs grew with it; half of it where nobody knows."""
+    if short.needed and short.free is not None:
+        return size * short.free / short.needed
+    return size / 2
 
 
 def advice(micro_batch: int | None) -> str:
@@ -138,7 +151,8 @@ def explain(short: Shortage, batch_size: int, what_to_do: str) -> str:
     """The line for a step that does not fit, with what would."""
     if short.needed is None or short.free is None:
         return f"a step of {batch_size} images needs more memory than a device has; {what_to_do}"
-    wanted, there = (f"{size / 2**30:,.1f} GiB" for size in (short.needed, short.free))
+    unit, name = (2**30, "GiB") if short.needed >= 10 * 2**30 else (2**20, "MiB")
+    wanted, there = (f"{size / unit:,.1f} {name}" for size in (short.needed, short.free))
     return f"a step of {batch_size} images needs {wanted} of memory on each device, and {there} are free; {what_to_do}"
 
 
@@ -153,6 +167,7 @@ def with_micro_batch(job: Plan, folder: Path, say: Callable) -> Plan:
     def recorded() -> int | None:
         if not (folder / runs.CONFIG).exists():
             return None
+        runs.require_same_run(folder, job.config, [runs.MICRO_BATCH])
         begun = runs.read_config(folder).recipe.micro_batch
         return begun if begun or checkpoint.newest_commit(folder / runs.CHECKPOINTS) else None
 
@@ -160,8 +175,7 @@ def with_micro_batch(job: Plan, folder: Path, say: Callable) -> Plan:
     if size is None:
         job = with_micro_batch_that_fits(job, say)
         size = job.recipe.micro_batch
-        if size:
-            processes.by_first(lambda: runs.change_micro_batch(folder, size))
+    sharding.check_batch(job.layout, job.batch_size, size)
     say(f"micro-batch: {size}, gradients are accumulated" if size else "micro-batch: none, the whole batch fits")
     return with_size(job, size)
 
@@ -170,7 +184,7 @@ def with_micro_batch_that_fits(job: Plan, say: Callable) -> Plan:
     """The plan as it is if its steps fit into memory, or else with the largest micro-batch that does. TooLarge."""
     say("compiling the training step to see what memory it needs …")
     phase, state, seen = dearest_step(job)
-    short = tried(lambda: compile_step(job, phase, seen, state))[1]
+    short = tried(lambda: compile_step(job, phase, seen, state), job.layout)[1]
     if short is None:
         return job
     fitting = micro_batch_that_fits(job, phase, seen, state, short, say)
@@ -196,7 +210,7 @@ def compile_that_fits(job: Plan, phase: Phase, seen: Preprocess, state: TrainSta
     size = " for {}x{} pixels".format(*seen.size) if len(job.stretches) > 1 else ""
     say(f"compiling the training step of {job.config.model}{size} …")
     began = time.monotonic()
-    step, short = tried(lambda: compile_step(job, phase, seen, state))
+    step, short = tried(lambda: compile_step(job, phase, seen, state), job.layout)
     say(f"compiled in {time.monotonic() - began:.1f} s")
     if short is None:
         return step
@@ -222,7 +236,7 @@ def last_step_of_a_new_run(job: Plan, folder: Path, say: Callable) -> CompiledAh
     None of a run that has begun, and where nobody knows how much memory there is. TooLarge.
     """
     later = job.phases[-1] is not job.phases[0] or len(job.stretches) > 1
-    if not later or free() is None:
+    if not later or free(job.layout) is None:
         return None
     if not processes.by_first(lambda: checkpoint.newest_commit(folder / runs.CHECKPOINTS) is None):
         return None
@@ -241,4 +255,4 @@ def micro_batch_that_fits(
     def compile_with(size: int) -> Any:
         return compile_step(with_size(job, size), phase, seen, state)
 
-    return largest_that_fits(sizes, most, short, compile_with, say)
+    return largest_that_fits(sizes, most, short, compile_with, job.layout, say)

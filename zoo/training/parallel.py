@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, wraps
 from typing import Any
 
@@ -113,3 +114,9 @@ def keep_freed_memory() -> bool:
         return False
     biggest = 2**31 - 1
     return bool(mallopt(mmap_threshold, biggest) and mallopt(trim_threshold, biggest) and mallopt(arena_max, 1))
+
+
+def give_back_freed_memory() -> None:
+    """Return to the system what `keep_freed_memory` keeps and nobody uses now, so that it counts as free."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -132,6 +132,10 @@ def plan(
     model, fields = finetune.model_and_fields(init, model, fields or {})
     models.create(model, **fields)  # names are checked before data is read
     dataset = open_dataset(data, data_dir) if isinstance(data, (str, Path)) else data
+    if dataset.num_classes < 2:
+        raise ValueError(
+            f"{dataset.name}: all images are of one class, {dataset.class_names[0]}; at least two are needed"
+        )
     if "train" not in dataset.splits or "validation" not in dataset.splits:
         raise ValueError(f"{dataset.name}: has no training split; it can be evaluated, not trained on")
     if limit:
@@ -165,6 +169,8 @@ def plan(
 
     count = len(dataset.splits["train"])
     batch_size = recipe.batch_size or count
+    if batch_size > count:  # all there are, or as many as devices can share
+        batch_size = count // layout.devices * layout.devices or count
     sharding.check_batch(layout, batch_size, recipe.micro_batch)
     if layout.how == "pmap":
         sharding.check_pmap(layout, batch_size, recipe)

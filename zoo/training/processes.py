@@ -7,6 +7,7 @@ there it sends to the others. With one process each function here is the plain t
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -32,6 +33,14 @@ def launcher(environment: Mapping[str, str] = os.environ) -> str:
     if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
         return "a TPU pod slice"
     return ""
+
+
+def on_this_host(environment: Mapping[str, str] = os.environ) -> int:
+    """How many of the processes run on this machine, as what started them says; 1 where nobody does."""
+    for name in ("ZOO_LOCAL_PROCESSES", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
+        if counts := re.findall(r"(?:^|,)(\d+)", environment.get(name, "")):  # Slurm: "4(x2),3"
+            return max(map(int, counts))
+    return 1
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
@@ -106,8 +115,8 @@ def agree(step: int, *flags: int) -> tuple[int, ...]:
     return tuple(int(flag) for flag in multihost_utils.process_allgather(np.array(flags, np.int32)).max(0))
 
 
-def from_first(function: Callable[[], tuple[Any, list]]) -> tuple[Any, list]:
-    """(what JSON can hold, list of arrays) that `function` returns in the first process, in all of them.
+def by_first(function: Callable[[], Any]) -> Any:
+    """What `function` returns in the first process, as JSON, in all of them, once it is done.
 
     It is called there alone; what it raises is a ValueError in the others, so that nobody waits for nothing.
     """
@@ -115,12 +124,9 @@ def from_first(function: Callable[[], tuple[Any, list]]) -> tuple[Any, list]:
         return function()
     error: Exception | None = None
     told: dict[str, Any] = {}
-    arrays: list[np.ndarray] = []
     if is_first():
         try:
-            data, arrays = function()
-            arrays = [np.asarray(array) for array in arrays]
-            told = {"data": data, "arrays": [[array.dtype.str, array.shape] for array in arrays]}
+            told = {"data": function()}
         except Exception as caught:  # raised below, after the others have been told
             error, told = caught, {"error": " ".join(str(caught).split())}
     raw = np.frombuffer(json.dumps(told).encode(), np.uint8)
@@ -128,25 +134,7 @@ def from_first(function: Callable[[], tuple[Any, list]]) -> tuple[Any, list]:
     told = json.loads(_broadcast(raw if is_first() else np.zeros(size, np.uint8)).tobytes())
     if "error" in told:
         raise error or ValueError(told["error"])
-    received = []
-    for i, (dtype, shape) in enumerate(told["arrays"]):
-        blank = np.zeros(shape, dtype)
-        received.append(_as_sent(_broadcast(_as_bytes(arrays[i] if is_first() else blank)), blank))
-    return told["data"], received
-
-
-def by_first(function: Callable[[], Any]) -> Any:
-    """What `function` returns in the first process, as JSON, in all of them, once it is done."""
-    return from_first(lambda: (function(), []))[0]
-
-
-def _as_bytes(array: np.ndarray) -> np.ndarray:
-    """Bytes, because a broadcast is a sum, which is not the same bits for numbers such as -0."""
-    return np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
-
-
-def _as_sent(raw: np.ndarray, like: np.ndarray) -> np.ndarray:
-    return np.frombuffer(raw.tobytes(), like.dtype).reshape(like.shape)
+    return told["data"]
 
 
 def _broadcast(array: np.ndarray) -> np.ndarray:

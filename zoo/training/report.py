@@ -37,6 +37,12 @@ def describe(job: Plan, folder: Path, say: Callable[[str], None]) -> None:
         f"{counted(recipe.epochs, 'epoch')} = {counted(job.total_steps, 'step')} of {job.batch_size}; "
         f"{'; '.join(recipe.augment) or 'no augmentation'}"
     )
+    count = len(job.dataset.splits["train"])
+    if job.batch_size < recipe.batch_size:
+        say(f"      {recipe.batch_size:,} are more than the {count:,} training images: a batch is {job.batch_size:,}")
+    if job.steps_per_epoch > count / job.batch_size:
+        least = recipe.min_epoch_steps
+        say(f"      with so little data an epoch is {least} steps (--set min_epoch_steps=0: one pass over the data)")
     if job.total_steps < FEW_STEPS:
         say("      so few updates teach a network little; a smaller --batch-size or more --epochs make more of them")
     if job.start is not None:
@@ -44,6 +50,8 @@ def describe(job: Plan, folder: Path, say: Callable[[str], None]) -> None:
             say(line)
     for line in finetune.describe(job.phases, job.model, job.abstract["params"], job.steps_per_epoch):
         say(f"      {line}")
+    if job.phases[-1].frozen and not recipe.freeze:
+        say("      in so few epochs nothing else learns; more --epochs, or --head-epochs 0, train the rest too")
     for line in describe_layout(job):
         say(line)
     others = f" (one of {jax.device_count()} devices)" if job.layout.devices < jax.device_count() else ""
@@ -115,7 +123,7 @@ def write_results(job: Plan, folder: Path, progress: Progress, results: dict, di
     )  # fmt: skip
     summary = {"stopped": progress.stopped, "best_step": progress.best_step, **results}
     runs.write_atomically(folder / runs.RESULTS, json.dumps(summary, indent=1) + "\n")
-    epoch = progress.best_step / job.steps_per_epoch
+    epoch = min(progress.best_step / job.steps_per_epoch, job.recipe.epochs)
     display.say(f"{progress.stopped}; best after epoch {epoch:.1f} (step {progress.best_step:,})")
     for name, result in results.items():
         display.say(

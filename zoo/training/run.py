@@ -16,7 +16,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 from zoo.checkpoint import sync_folder
 from zoo.training.recipes import Recipe, recipe_from_json
 
+MICRO_BATCH = "recipe.micro_batch"  # in a config's identity
 CONFIG, METRICS, RESULTS, TIMING = "config.json", "metrics.jsonl", "results.json", "timing.jsonl"
 CHECKPOINTS, BEST, LOCK = "checkpoints", "best", ".lock"
 
@@ -110,16 +111,16 @@ def folder_of(workdir: str | Path | None, config: Config) -> Path:
     return Path(workdir) if workdir else Path("runs") / config.default_name()
 
 
-def open_folder(workdir: str | Path | None, config: Config, command: str) -> Path:
-    """The run's folder, made or found. ValueError listing the differences if it holds another configuration."""
+def open_folder(workdir: str | Path | None, config: Config, command: str, but: Sequence[str] = ()) -> Path:
+    """The run's folder, made or found. ValueError listing the differences if it holds another configuration.
+
+    but: what of the identity may differ.
+    """
     path = folder_of(workdir, config)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: is a file; --workdir takes a folder")
     if (path / CONFIG).exists():
-        lines = differences(config.identity(), read_config(path).identity())
-        if lines:
-            further = f"; to train its result further, --init {path / BEST}" if (path / BEST).exists() else ""
-            raise ValueError(f"{path} holds another run; {'; '.join(lines)}. Give another --workdir, or none{further}")
+        require_same_run(path, config, but)
         return path
     leftovers = {f".{CONFIG}.tmp", LOCK}  # of a kill before the config was there
     if path.exists() and any(part.name not in leftovers for part in path.iterdir()):
@@ -130,11 +131,19 @@ def open_folder(workdir: str | Path | None, config: Config, command: str) -> Pat
     return path
 
 
+def require_same_run(path: Path, config: Config, but: Sequence[str] = ()) -> None:
+    """ValueError listing the differences, those in `but` aside, where the folder holds another run than `config`."""
+    new, old = ({k: v for k, v in c.identity().items() if k not in but} for c in (config, read_config(path)))
+    if lines := differences(new, old):
+        further = f"; to train its result further, --init {path / BEST}" if (path / BEST).exists() else ""
+        raise ValueError(f"{path} holds another run; {'; '.join(lines)}. Give another --workdir, or none{further}")
+
+
 def change_micro_batch(folder: Path, size: int) -> None:
-    """Write another micro-batch into the config of a run that has not begun to train; nothing where there is none."""
+    """Write another micro-batch into the config of a run that has not begun to train; for who holds its lock."""
     file = folder / CONFIG
-    if file.exists():
-        config = json.loads(file.read_text(encoding="utf-8"))
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config["recipe"]["micro_batch"] != size:
         config["recipe"]["micro_batch"] = size
         write_atomically(file, json.dumps(config, indent=1) + "\n")
 

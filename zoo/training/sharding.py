@@ -256,7 +256,11 @@ def gathered(layout: Layout, family: str, params: Mapping) -> Mapping:
     """
     if dict(layout.axes).get("fsdp", 1) == 1:
         return params
-    return jax.tree.map(_gather, params, shardings(layout, family, params, params))
+
+    def whole_where_cut(leaf, place):
+        return _gather(leaf, place) if "fsdp" in place.spec else leaf
+
+    return jax.tree.map(whole_where_cut, params, shardings(layout, family, params, params))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
