@@ -14,7 +14,7 @@ from zoo import checkpoint, cli, models
 from zoo.data import loader
 from zoo.data.preprocess import Preprocess
 from zoo.data.sources import from_arrays
-from zoo.training import loop, memory, planning, plots, run, sizes
+from zoo.training import loop, memory, planning, plots, report, run, sizes
 from zoo.training.recipes import RECIPES, Recipe, recipe_from_json
 
 PLAIN = Recipe(epochs=4, batch_size=10, learning_rate=0.01)
@@ -146,13 +146,13 @@ def test_a_run_of_growing_images(make, moments, tmp_path, monkeypatch, capsys):
     watch(
         monkeypatch, planning, "train_batches", lambda *a, start_step, **k: trained.append((start_step, a[1].size[0]))
     )
-    watch(monkeypatch, loop, "evaluate", lambda *arguments, **more: tested.append(arguments[3].size[0]))
+    watch(monkeypatch, report, "evaluate", lambda *arguments, **more: tested.append(arguments[3].size[0]))
 
     def fit(name):
         return loop.fit("resnet20", data, GROWING, fields=SMALL, workdir=tmp_path / name, save_steps=moments[0])
 
     fitted = fit("alone")
-    assert compiled == [16, 8] and trained == [(0, 8), (6, 16)] and set(tested) == {24} and len(tested) == 5
+    assert compiled == [16, 8] and trained == [(0, 8), (6, 16)] and set(tested) == {24} and len(tested) == 5 + 2
     assert fitted.card.preprocess.size == (24, 24) and fitted.card.recipe["progressive"] == [8, 16]
     said = capsys.readouterr().out
     assert "epochs 0 to 1.5: images of 8x8 pixels" in said and "the checkpoint: 24x24 pixels" in said

@@ -24,7 +24,6 @@ from zoo.prediction import Prediction, predict
 from zoo.training import memory, processes, report
 from zoo.training import run as runs
 from zoo.training.display import Display, duration
-from zoo.training.evaluation import evaluate
 from zoo.training.finetune import Phase, Start
 from zoo.training.planning import Plan, plan
 from zoo.training.recipes import Recipe
@@ -268,11 +267,7 @@ class Trainer:
         self.drain()
         job, progress = self.job, self.progress
         variables = processes.host(evaluated_variables(self.state))
-        split = job.dataset.splits["validation"]
-        show = self.display.evaluating("validation", len(split))
-        result = evaluate(
-            job.evaluated, variables, split, job.preprocess, job.dataset.class_names, on_batch=show, layout=job.layout
-        )
+        result = report.evaluated(job, variables, "validation", self.display)
         self.display.pause()
         self.require_finite("validation loss", result["loss"], progress.step)
         score = monitor_score({**result, "last": progress.step}, job.recipe.monitor)

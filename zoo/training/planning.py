@@ -20,6 +20,7 @@ from zoo.data.polarity import match_polarity
 from zoo.data.preprocess import Preprocess, preprocess_for
 from zoo.data.sources import Dataset, limited, open_dataset
 from zoo.training import finetune, parallel, sharding, sizes
+from zoo.training.evaluation import BATCH_SIZE
 from zoo.training.finetune import Phase, Start
 from zoo.training.optim import make_optimizer
 from zoo.training.recipes import Recipe
@@ -113,6 +114,11 @@ class Plan:
     def placed(self, state: TrainState) -> TrainState:
         """A state where the layout wants it."""
         return sharding.put_state(self.layout, self.model.family, state)
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Images that are evaluated at once: no more than a step takes where memory is short."""
+        return min(self.recipe.micro_batch or BATCH_SIZE, BATCH_SIZE)
 
     def is_evaluation(self, step: int) -> bool:
         """Whether validation follows after `step` steps: every eval_every_epochs, and at the end."""

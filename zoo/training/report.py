@@ -96,16 +96,21 @@ def save_best(job: Plan, folder: Path, variables: dict, progress: Progress, resu
     return checkpoint.save_checkpoint(folder / runs.BEST, card, variables)
 
 
+def evaluated(job: Plan, variables: dict, name: str, display: Display) -> dict:
+    """Every metric of variables of the run on one of its splits."""
+    split = job.dataset.splits[name]
+    return evaluate(
+        job.evaluated, variables, split, job.preprocess, job.dataset.class_names, batch_size=job.evaluation_batch,
+        on_batch=display.evaluating(name, len(split)), layout=job.layout,
+    )  # fmt: skip
+
+
 def finish(job: Plan, folder: Path, best: dict, progress: Progress, display: Display) -> None:
     """Evaluate the best checkpoint on every held-out split, draw, and write results.json last."""
     results = {}
     for name in ("validation", "test"):
         if name in job.dataset.splits:
-            split = job.dataset.splits[name]
-            show = display.evaluating(name, len(split))
-            results[name] = evaluate(
-                job.evaluated, best, split, job.preprocess, job.dataset.class_names, on_batch=show, layout=job.layout
-            )
+            results[name] = evaluated(job, best, name, display)
     brief = {name: {key: result[key] for key in result if key != "confusion"} for name, result in results.items()}
     save_best(job, folder, best, progress, brief)
     processes.by_first(lambda: write_results(job, folder, progress, results, display))
