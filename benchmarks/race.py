@@ -187,6 +187,25 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def write_page() -> None:
+    """docs/speed.md: the tables and pictures of what was raced so far."""
+    lines = [
+        "# Speed, against others",
+        "",
+        "One batch in memory, float32, all contenders by turns in one run; medians of the rounds, all of which are in",
+        "`benchmarks/results`. PyTorch in channels_last; Flax is plain linen code; memory is the most in use while",
+        "steps run. Made by `python -m benchmarks.training` and `python -m benchmarks.inference`.",
+    ]
+    for what in ("training", "inference"):
+        file = RESULTS / f"{what}.json"
+        if file.exists():
+            results = json.loads(file.read_text())
+            on = f"{results['machine']['processor']}, {results['machine']['cores']} cores"
+            lines += ["", f"## {what.capitalize()}, {on}", "", table(results), ""]
+            lines += [f"![images a second of each peer, this project = 1](../benchmarks/results/{what}.png)"]
+    (ROOT / "docs" / "speed.md").write_text("\n".join(lines) + "\n")
+
+
 def main(what: str, training: bool, description: str) -> None:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -219,3 +238,5 @@ def main(what: str, training: bool, description: str) -> None:
         options.output.write_text(json.dumps(results, indent=1) + "\n")
         draw(results, options.output.with_suffix(".png"), f"{what} on {results['machine']['processor']}")
     print(table(results))
+    if options.output.parent == RESULTS:
+        write_page()
