@@ -18,6 +18,18 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # nearly all the time goes i
 
 import pytest
 
+# Files that take longest, so that no worker is left alone with one of them at the end.
+LONGEST = (
+    "test_contract.py", "test_augment.py", "test_finetune.py", "test_loop.py", "test_cpu.py", "test_probing.py",
+    "test_parallel_meshes.py", "test_inception.py", "test_step.py", "test_photo_augment.py", "test_golden.py",
+    "test_sizes.py", "test_folding.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
