@@ -130,8 +130,9 @@ NO_BATCH_NORM = {
     "softmax", "mlp", "lenet5", "lenet5_1998", "alexnet_small", "alexnet_owt_small", "googlenet_small",
     "highway", "highway_conv",
 }  # fmt: skip
-# Fifty convolutions side by side take long to compile: what these show in numbers is left to `-m slow`.
+# Fifty convolutions side by side, or two towers, take long to compile: what these show in numbers is left to `-m slow`.
 SLOW_TO_COMPILE = {
+    "alexnet",
     "googlenet",
     "googlenet_bn",
     "inception_v2",
@@ -314,7 +315,7 @@ def test_any_number_of_channels_and_classes(name, abstract):
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.endswith("_small")])
-@pytest.mark.parametrize("side", [28, 64])
+@pytest.mark.parametrize("side", [28, pytest.param(64, marks=pytest.mark.slow)])
 def test_small_forms_take_small_images(name, side, abstract):
     bound = "image_size" in models.defining_fields(create(name))
     model = shallow(name, **({"image_size": side} if bound else {}))
