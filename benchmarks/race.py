@@ -181,7 +181,9 @@ def table(results: dict[str, Any]) -> str:
                 lines.append(f"| {model} | {peer} | | {row['missing']} | | |")
             elif "ratio" in row:
                 zoo, other = row["zoo"], row["peer"]
-                speeds = f"{zoo['images_per_second']:,.4g} | {other['images_per_second']:,.4g} | {row['ratio']:.2f}"
+                pair = [each["images_per_second"] for each in (zoo, other)]
+                speeds = " | ".join(f"{each:,.0f}" if each >= 1000 else f"{each:.3g}" for each in pair)
+                speeds += f" | {row['ratio']:.2f}"
                 memory = f"{zoo['peak_mib']:,} / {other['peak_mib']:,}"
                 lines.append(f"| {model}, {row['batch']} | {peer} | {speeds} | {memory} |")
     return "\n".join(lines)

@@ -130,7 +130,7 @@ NO_BATCH_NORM = {
     "softmax", "mlp", "lenet5", "lenet5_1998", "alexnet_small", "alexnet_owt_small", "googlenet_small",
     "highway", "highway_conv",
 }  # fmt: skip
-# Fifty convolutions side by side, or two towers, take long to compile: what these show in numbers is left to `-m slow`.
+# What takes long to compile, fifty convolutions side by side or two towers: in numbers only with `-m slow`.
 SLOW_TO_COMPILE = {
     "alexnet",
     "googlenet",
@@ -140,6 +140,7 @@ SLOW_TO_COMPILE = {
     "inception_v4",
     "inception_resnet_v2",
     "xception",
+    "wide_resnet",
 }
 CASES = [pytest.param(case, marks=[pytest.mark.slow] if case in SLOW_TO_COMPILE else []) for case in REDUCED]
 TEN_CLASSES_ONLY = {"lenet5_1998"}
