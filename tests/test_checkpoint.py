@@ -13,6 +13,7 @@ import zoo
 from zoo import checkpoint, models
 from zoo.checkpoint import DamagedCheckpoint
 from zoo.data.preprocess import Preprocess
+from zoo.trees import flatten, merge, unflatten
 
 PREPROCESS = Preprocess(
     size=(32, 32), resize=(28, 28), fit="pad", channels="L", polarity="light-on-dark", mean=(0.1,), std=(0.3,)
@@ -37,7 +38,7 @@ def copy(saved, tmp_path):
 
 
 def leaves(tree):
-    return {path: np.asarray(leaf) for path, leaf in checkpoint.flatten(tree).items()}
+    return {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
 
 
 def same_bits(a, b):
@@ -50,7 +51,7 @@ def test_a_checkpoint_is_enough(saved):
     loaded = zoo.load(path)
     assert loaded.model == model and same_bits(loaded.variables, variables)
     assert loaded.card.preprocess == PREPROCESS and loaded.card.classes == CLASSES and loaded.card.licence == "CC0-1.0"
-    assert {row["path"] for row in loaded.card.leaves} == set(checkpoint.flatten(variables))
+    assert {row["path"] for row in loaded.card.leaves} == set(flatten(variables))
     assert len(loaded.predict(np.zeros((3, 28, 28), np.uint8)[..., None])) == 3
 
 
@@ -207,7 +208,7 @@ def made_of(**flat):
     tree = {
         path.replace("__", "/"): np.zeros(value) if isinstance(value, int) else value for path, value in flat.items()
     }
-    return checkpoint.unflatten(tree)
+    return unflatten(tree)
 
 
 FRESH = made_of(params__stem__kernel=3, params__head__kernel=2, batch_stats__stem__mean=3)
@@ -216,15 +217,15 @@ FRESH = made_of(params__stem__kernel=3, params__head__kernel=2, batch_stats__ste
 def test_a_merge_takes_every_leaf_of_every_collection():
     saved = {"params": {"stem": {"kernel": np.ones(3)}, "head": {"kernel": np.ones(2)}},
              "batch_stats": {"stem": {"mean": np.ones(3)}}}  # fmt: skip
-    merged = checkpoint.merge(FRESH, saved)
-    assert all(leaf.all() for leaf in checkpoint.flatten(merged).values())
-    headless = checkpoint.merge(FRESH, saved, skip=["params/head"])
+    merged = merge(FRESH, saved)
+    assert all(leaf.all() for leaf in flatten(merged).values())
+    headless = merge(FRESH, saved, skip=["params/head"])
     assert not headless["params"]["head"]["kernel"].any() and headless["batch_stats"]["stem"]["mean"].all()
 
 
 def test_a_merge_renames_before_it_compares():
     saved = made_of(params__backbone__conv__kernel=3, params__head__kernel=2, batch_stats__backbone__conv__mean=3)
-    assert checkpoint.merge(FRESH, saved, rename=[("backbone/conv", "stem")]).keys() == {"params", "batch_stats"}
+    assert merge(FRESH, saved, rename=[("backbone/conv", "stem")]).keys() == {"params", "batch_stats"}
 
 
 @pytest.mark.parametrize(
@@ -244,7 +245,7 @@ def test_a_merge_renames_before_it_compares():
 )  # fmt: skip
 def test_a_merge_lists_everything_unexplained(saved, options, lines):
     with pytest.raises(ValueError) as error:
-        checkpoint.merge(FRESH, saved, **options)
+        merge(FRESH, saved, **options)
     assert all(line in str(error.value) for line in lines)
     assert str(error.value).count(";") == len(lines) - 1  # and nothing else
 
@@ -264,13 +265,17 @@ def state(step):
     return {"step": np.int32(step), "params": params, "batch_stats": {}, "opt": opt_state, "ema": None}
 
 
+def restored(folder, warn=print):
+    return checkpoint.read_commit(checkpoint.intact_commit(folder, warn), state)
+
+
 def test_states_come_back_with_their_structure(tmp_path):
     import jax
 
     for step in (1, 2, 3):
         checkpoint.save_state(tmp_path, step, state(step), {"step": step, "x": [0.1, None]}, keep=2)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step_000000002", "step_000000003"]
-    arrays, progress = checkpoint.restore_state(tmp_path, state)
+    arrays, progress = restored(tmp_path)
     assert progress == {"step": 3, "x": [0.1, None]}
     assert jax.tree.structure(arrays) == jax.tree.structure(state(0))
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(arrays), jax.tree.leaves(state(3)), strict=True))
@@ -282,7 +287,7 @@ def test_a_damaged_commit_is_reported_and_the_one_before_is_taken(tmp_path):
     (tmp_path / "step_000000002" / "progress.json").write_text("{}")
     (tmp_path / ".step_000000003.tmp").mkdir()
     said = []
-    assert checkpoint.restore_state(tmp_path, state, said.append)[1] == {"step": 1}
+    assert restored(tmp_path, said.append)[1] == {"step": 1}
     assert "progress.json" in said[0] and not (tmp_path / ".step_000000003.tmp").exists()
 
 
@@ -291,15 +296,15 @@ def test_a_flipped_bit_in_the_manifest_of_a_commit_is_damage_not_a_newer_version
         checkpoint.save_state(tmp_path, step, state(step), {"step": step})
     manifest = tmp_path / "step_000000002" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 3'))
-    assert checkpoint.restore_state(tmp_path, state, lambda text: None)[1] == {"step": 1}
+    assert restored(tmp_path)[1] == {"step": 1}
 
 
 def test_a_state_of_another_shape_is_refused(tmp_path):
     checkpoint.save_state(tmp_path, 1, state(1), {})
     other = {**state(0), "params": {"a": {"kernel": np.zeros((2, 4), np.float32)}, "b": np.zeros(3, np.float32)}}
     with pytest.raises(ValueError, match="another configuration"):
-        checkpoint.restore_state(tmp_path, lambda step: other)
-    assert checkpoint.restore_state(tmp_path / "empty", state) is None
+        checkpoint.read_commit(checkpoint.intact_commit(tmp_path), lambda step: other)
+    assert checkpoint.intact_commit(tmp_path / "empty") is None
 
 
 def test_the_card_is_plain_json(saved):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from zoo import folding, models
-from zoo.checkpoint import flatten
 from zoo.data.preprocess import Preprocess, normalise
 from zoo.models.layers import BatchNorm, Conv
 from zoo.training import evaluation
+from zoo.trees import flatten
 
 # Of each family a small network: name, fields, image shape, how many of how many norms can be folded.
 NETWORKS = [

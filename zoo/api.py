@@ -22,6 +22,7 @@ from zoo.training import evaluation, loop, run
 from zoo.training.finetune import Start, model_and_fields, recipe_for
 from zoo.training.recipes import Recipe
 from zoo.training.sharding import layout_for
+from zoo.trees import match_leaves
 
 
 class Checkpoint(NamedTuple):
@@ -51,7 +52,7 @@ def load(spec: str | Path, model: str | None = None, **fields: Any) -> Checkpoin
     card, variables = weights.open_weights(spec, model, fields)
     network = models.create(card.model, **card.fields)
     shape = (*card.preprocess.size, card.preprocess.num_channels)
-    variables = checkpoint.match_leaves(variables, models.abstract_variables(network, shape), str(spec))
+    variables = match_leaves(variables, models.abstract_variables(network, shape), str(spec))
     return Checkpoint(network, jax.device_put(variables), card)
 
 
@@ -78,7 +79,7 @@ def save(
     if len(classes) != model.num_classes:
         raise ValueError(f"{len(classes)} class names for a model with {model.num_classes} classes")
     shape = (*preprocess.size, preprocess.num_channels)
-    variables = checkpoint.match_leaves(variables, models.abstract_variables(model, shape), "variables")
+    variables = match_leaves(variables, models.abstract_variables(model, shape), "variables")
     card = Card(
         model=name, fields=models.defining_fields(model), classes=classes, preprocess=preprocess,
         versions=run.versions(), **about,

@@ -14,8 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from zoo.data.preprocess import Preprocess
+from zoo.trees import flatten
 
 FORMAT = 1
 MANIFEST, CARD, PROGRESS, ARRAYS = "manifest.json", "card.json", "progress.json", "arrays"
@@ -190,84 +190,6 @@ def compare_leaves(expected: Any, found: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
-    """{"params/stem/conv/kernel": leaf, …} of a nested dict."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}/"))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
-
-
-def fits(pattern: str, path: str) -> bool:
-    """Whether a regular expression fits the whole of a path, or its beginning up to a "/": "stem" fits all of stem."""
-    try:
-        return re.fullmatch(f"(?:{pattern})(?:/.*)?", path) is not None
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
-
-
-def merge(
-    fresh: Mapping,
-    saved: Mapping,
-    *,
-    skip: Sequence[str] = (),
-    rename: Sequence[tuple[str, str]] = (),
-    what: str = "the checkpoint",
-) -> dict:
-    """`fresh` with the leaves of `saved` in their places, path by path, over all collections.
-
-    fresh: variables of the model, abstract ones where nothing is skipped. skip: patterns (see `fits`) of leaves that
-    stay as they are in `fresh`, whatever `saved` has under these paths. rename: (pattern, replacement) pairs as of
-    `re.sub`, done to each path of `saved` in turn, before anything else. Paths begin with the collection:
-    "params/head/kernel". `what` begins the message of an error.
-
-    Nothing is dropped and nothing made up: ValueError lists every leaf that is missing (-), that the model has no place
-    for (+), or that is of another shape, and the patterns that fit nothing.
-    """
-    have, want, lines = flatten(saved), flatten(fresh), []
-    for pattern, replacement in rename:
-        renamed = {path: re.sub(pattern, replacement, path) for path in have}
-        if all(path == new for path, new in renamed.items()):
-            lines.append(f"rename {pattern!r} changes no path")
-        clashes = sorted(path for path, count in Counter(renamed.values()).items() if count > 1)
-        lines += [f"rename {pattern!r} gives {path} several times" for path in clashes]
-        have = {renamed[path]: leaf for path, leaf in have.items()}
-    for pattern in skip:
-        if not any(fits(pattern, path) for path in (*have, *want)):
-            lines.append(f"skip {pattern!r} fits no leaf")
-    skipped = {path for path in (*have, *want) if any(fits(pattern, path) for pattern in skip)}
-    mine, theirs = want.keys() - skipped, have.keys() - skipped
-    lines += [f"- missing {path} {tuple(want[path].shape)}" for path in sorted(mine - theirs)]
-    lines += [f"+ unexpected {path} {tuple(have[path].shape)}" for path in sorted(theirs - mine)]
-    for path in sorted(mine & theirs):
-        if tuple(have[path].shape) != tuple(want[path].shape):
-            lines.append(f"± {path} is {tuple(have[path].shape)}, the model wants {tuple(want[path].shape)}")
-    if lines:
-        raise ValueError(f"{what} does not fit the model: {'; '.join(lines)}")
-    merged = {path: leaf if path in skipped else have[path] for path, leaf in want.items()}
-    return {"params": {}, "batch_stats": {}, **unflatten(merged)}
-
-
-def match_leaves(variables: Mapping, abstract: Mapping, what: str) -> dict:
-    """`variables` with exactly the leaves of `abstract`: a merge without exceptions."""
-    return merge(abstract, variables, what=what)
-
-
 # --- a run's rolling state -------------------------------------------------------------------------------------
 
 
@@ -292,14 +214,6 @@ def save_state(folder: str | Path, step: int, arrays: Any, progress: Mapping[str
         for old in _commits(folder)[:-keep]:
             _clear(old)
     return path
-
-
-def restore_state(
-    folder: str | Path, like: Callable[[int], Any], warn: Any = print
-) -> tuple[Any, dict[str, Any]] | None:
-    """(arrays with the structure of `like(step)`, progress) of the newest intact commit; None where there is none."""
-    path = intact_commit(folder, warn)
-    return None if path is None else read_commit(path, like)
 
 
 def intact_commit(folder: str | Path, warn: Any = print) -> Path | None:

@@ -17,11 +17,11 @@ import numpy as np
 
 from zoo import models
 from zoo.api import Checkpoint
-from zoo.checkpoint import flatten
 from zoo.data.preprocess import normalise
 from zoo.models.layers import formulation
 from zoo.pretrained.convert import export as export_tensors
 from zoo.pretrained.weights import SOURCES
+from zoo.trees import flatten
 
 #: Whose names a safetensors file may have; "zoo" is our own paths.
 KEYS = ("torchvision", "timm", "akamaster", "keras", "zoo")

@@ -18,9 +18,9 @@ import jax
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from zoo.checkpoint import flatten, unflatten
 from zoo.models import abstract_variables, with_runtime
 from zoo.models.layers import BatchNorm, Conv
+from zoo.trees import flatten, unflatten
 
 
 class Pair(NamedTuple):

@@ -74,6 +74,23 @@ def test_what_is_left_out_of_an_evaluation_is_said(dense, folder, tmp_path, caps
     assert result["examples"] == 11 and len(result["left_out"]) == 1
 
 
+def test_a_folder_without_a_test_split_says_which_part_is_counted(dense, tmp_path, capsys):
+    loose = str(folder_of(tmp_path / "loose", {"a": 10, "b": 10}, (12, 16)))
+    zoo.save(tmp_path / "c", dense.model, dense.variables, ("a", "b", "c"), dense.card.preprocess)
+
+    def evaluated(*words):
+        assert cli.main(["eval", str(tmp_path / "c"), "--data", loose, "--json", *words]) == 0
+        captured = capsys.readouterr()
+        return json.loads(captured.out)["examples"], captured.err
+
+    count, said = evaluated()
+    assert count == 4 and "4 of 20 records are held out by content; --split all counts every one" in said
+    count, said = evaluated("--split", "all")
+    assert count == 20 and "--split all" not in said
+    count, said = evaluated("--split", "test")
+    assert count == 4 and "--split all" not in said
+
+
 def test_classes_that_the_model_does_not_have(dense):
     images = np.zeros((20, 8, 8, 3), np.uint8) + np.arange(20, dtype=np.uint8)[:, None, None, None] * 12
     data = from_arrays((images, np.arange(20) % 2), class_names=["a", "z"])

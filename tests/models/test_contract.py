@@ -153,22 +153,19 @@ def paths(tree) -> set[str]:
     }
 
 
-def shapes(model, variables, image_shape, batch=2, **call):
-    images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+@cache
+def traced(model, image_shape=None):
+    """Shapes of (variables, logits, endpoints) for two images; traced once for all tests."""
+    images = jax.ShapeDtypeStruct((2, *(image_shape or model.input_shape)), jnp.float32)
     with jax.numpy_dtype_promotion("strict"):  # nothing widens by accident
-        return jax.eval_shape(partial(model.apply, **call), variables, images)
+        (logits, ends), variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    return {"batch_stats": {}, **variables}, logits, ends
 
 
 def shallow(name, **fields):
     """The model with one block a stage if it has many alike: tracing them all takes seconds, and shows no more."""
     blocks = models.defining_fields(create(name)).get("blocks")
     return create(name, **({} if blocks is None else {"blocks": (1,) * len(blocks)}), **fields)
-
-
-@pytest.fixture(scope="module")
-def abstract():
-    """model -> its variables' shapes, traced once for the whole module."""
-    return cache(models.abstract_variables)
 
 
 def test_every_model_has_a_count_and_a_reduced_instance():
@@ -187,9 +184,9 @@ def test_parameters_have_the_right_number_and_belong_to_stages(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_endpoints_and_logits(name, abstract):
+def test_endpoints_and_logits(name):
     model = shallow(name)
-    logits, ends = shapes(model, abstract(model), model.input_shape)
+    _, logits, ends = traced(model)
     assert logits.shape == ends["logits"].shape == (2, model.num_classes)
     assert logits.dtype == jnp.float32
     assert model.stages[-1] == "head" and set(model.stages[:-1]) | {"features"} <= set(ends)
@@ -198,13 +195,11 @@ def test_endpoints_and_logits(name, abstract):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_without_classes_there_is_no_head(name, abstract):
-    model = shallow(name, num_classes=None)
-    variables = abstract(model)
-    features, ends = shapes(model, variables, model.input_shape)
+def test_without_classes_there_is_no_head(name):
+    variables, features, ends = traced(shallow(name, num_classes=None))
     assert "logits" not in ends and not [end for end in ends if end.startswith("aux")]
     assert features.shape == ends["features"].shape
-    whole = paths(abstract(shallow(name)))
+    whole = paths(traced(shallow(name))[0])
     assert paths(variables) == {path for path in whole if not path.split("/")[1].startswith(("head", "aux"))}
 
 
@@ -307,31 +302,30 @@ def test_evaluation_is_pure_and_bfloat16_computes_what_float32_does_roughly(case
 
 
 @pytest.mark.parametrize("name", sorted(set(MODELS) - ONE_CHANNEL_ONLY))
-def test_any_number_of_channels_and_classes(name, abstract):
+def test_any_number_of_channels_and_classes(name):
     """Neither three channels nor one, which the small forms are given below."""
     model = shallow(name, **({} if name in TEN_CLASSES_ONLY else {"num_classes": 7}))
-    shape = (*model.input_shape[:2], 4)
-    logits, _ = shapes(model, abstract(model, shape), shape)
+    _, logits, _ = traced(model, (*model.input_shape[:2], 4))
     assert logits.shape == (2, model.num_classes)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.endswith("_small")])
 @pytest.mark.parametrize("side", [28, pytest.param(64, marks=pytest.mark.slow)])
-def test_small_forms_take_small_images(name, side, abstract):
+def test_small_forms_take_small_images(name, side):
     bound = "image_size" in models.defining_fields(create(name))
     model = shallow(name, **({"image_size": side} if bound else {}))
     assert model.input_shape[:2] == ((side, side) if bound else (32, 32))
-    _, ends = shapes(model, abstract(model, (side, side, 1)), (side, side, 1))
+    _, _, ends = traced(model, (side, side, 1))
     assert all(min(end.shape) > 0 for end in ends.values())
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_too_small_images_are_refused_in_words(name, abstract):
+def test_too_small_images_are_refused_in_words(name):
     model = shallow(name)
     with pytest.raises(ValueError, match=r"pixels.*got 3x3"):
         models.abstract_variables(model, (3, 3, 1))
     with pytest.raises(ValueError, match=r"\[B, H, W, C\]"):
-        jax.eval_shape(partial(model.apply, train=False), abstract(model), jnp.zeros((28, 28)))
+        jax.eval_shape(partial(model.apply, train=False), traced(model)[0], jnp.zeros((28, 28)))
 
 
 def test_unknown_names_and_fields_are_answered_with_the_nearest():

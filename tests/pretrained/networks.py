@@ -4,8 +4,9 @@ import numpy as np
 from seeded import seeded_tensors
 
 import zoo
-from zoo import checkpoint, models
+from zoo import models
 from zoo.pretrained.weights import SOURCES
+from zoo.trees import flatten
 
 
 def small(name="resnet20", source="akamaster", **fields):
@@ -13,7 +14,7 @@ def small(name="resnet20", source="akamaster", **fields):
     model = zoo.create(name, **{"blocks": (1, 1, 1), "num_classes": 10, **fields})
     abstract = models.abstract_variables(model)
     key_map = SOURCES[source].key_map(model, abstract)
-    leaves = checkpoint.flatten(abstract)
+    leaves = flatten(abstract)
     shapes = {}
     for path, (key, layout) in key_map.items():
         shapes[key] = layout.store(np.zeros(leaves[path].shape, np.float32))[0].shape

@@ -10,7 +10,7 @@ import pytest
 
 import zoo
 from zoo import api, checkpoint, models
-from zoo.checkpoint import Card, flatten
+from zoo.checkpoint import Card
 from zoo.data.polarity import match_polarity
 from zoo.data.preprocess import Preprocess
 from zoo.data.sources import from_arrays
@@ -19,6 +19,7 @@ from zoo.training.finetune import Phase, Start
 from zoo.training.optim import make_optimizer
 from zoo.training.recipes import Recipe, find_recipe
 from zoo.training.step import TrainState, make_eval_step, make_train_step, restarted
+from zoo.trees import flatten
 
 #: One small network per kind of building: dense, convolutions with and without batch norm, auxiliary heads, dropout.
 SMALL = {

@@ -17,6 +17,7 @@ from zoo import checkpoint
 from zoo.data.sources import from_arrays, limited
 from zoo.training import loop, planning, report, run
 from zoo.training.recipes import Recipe
+from zoo.trees import flatten
 
 RECIPE = Recipe(
     epochs=9, batch_size=20, learning_rate=0.01, augment=("shift(pixels=1)", "mixup(alpha=0.2)"), ema=0.9, patience=3,
@@ -46,12 +47,12 @@ def dataset(test_seed=2, validation=None):
 def outcome(folder: Path):
     """Everything that must be the same bits: whole state, best checkpoint, logs, results."""
     commit = checkpoint.newest_commit(folder / run.CHECKPOINTS)
-    arrays = {**checkpoint.flatten(checkpoint._read_arrays(commit / checkpoint.ARRAYS))}
+    arrays = {**flatten(checkpoint._read_arrays(commit / checkpoint.ARRAYS))}
     card, best = checkpoint.load_checkpoint(folder / run.BEST)
     return {
         "state": {path: (leaf.dtype.str, leaf.shape, leaf.tobytes()) for path, leaf in arrays.items()},
         "progress": (commit / checkpoint.PROGRESS).read_bytes(),
-        "best": {path: leaf.tobytes() for path, leaf in checkpoint.flatten(best).items()},
+        "best": {path: leaf.tobytes() for path, leaf in flatten(best).items()},
         "card": card,
         "metrics": (folder / run.METRICS).read_bytes(),
         "results": (folder / run.RESULTS).read_bytes(),

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from zoo import models
-from zoo.checkpoint import flatten
 from zoo.data.sources import from_arrays
 from zoo.training import loop, memory, parallel, planning, report, run, sharding
 from zoo.training.evaluation import evaluate
 from zoo.training.recipes import Recipe
 from zoo.training.sharding import layout_for
+from zoo.trees import flatten
 
 RECIPE = Recipe(
     epochs=2, batch_size=16, optimizer="momentum", learning_rate=0.02, schedule="constant", l2=1e-3, clip_norm=5.0,

@@ -12,6 +12,7 @@ import pytest
 
 from zoo.commands import launch
 from zoo.training import processes
+from zoo.trees import flatten
 
 TRAIN = shlex.split(
     "train --model mlp --data digits --epochs 6 --set widths=(32,) --augment flip --save-steps 4 --quiet"
@@ -198,7 +199,7 @@ def test_launched_processes_share_batch_statistics_and_cut_parameters(tmp_path, 
     for one, other in zip(found, alone, strict=True):
         assert {**one, "best": 0} == pytest.approx({**other, "best": 0}, rel=5e-3, abs=1e-3)
     first, second = (
-        checkpoint.flatten(checkpoint.load_checkpoint(tmp_path / name / run.BEST)[1]) for name in ("alone", "launched")
+        flatten(checkpoint.load_checkpoint(tmp_path / name / run.BEST)[1]) for name in ("alone", "launched")
     )
     assert first.keys() == second.keys() and any(path.startswith("batch_stats/") for path in first)
     for path, leaf in first.items():

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from zoo.checkpoint import unflatten
+from zoo.trees import unflatten
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Read off the sources themselves: torchvision 0.28 (its weight enumerations), timm 1.0.31 (its default configurations;
 accuracies from its results/results-imagenet.csv, at the set's own image size), Keras 3.15 (keras.applications;
-accuracies from its documentation; how it resized is not said, 256 / 224 is the usual), akamaster/pytorch_resnet_cifar10
-(its README).
+accuracies from keras.io's table, licences from its last pages that name them; how it resized is not said, 256 / 224 is
+the usual), akamaster/pytorch_resnet_cifar10 (its README).
 
 The first set of each network is its default, as in the source. How a file is known to be the right one:
 - torchvision, akamaster: the name of the file carries the first eight digits of its sha256;
@@ -291,11 +291,11 @@ KERAS: tuple[tuple, ...] = (
     ("ResNet152", "resnet/resnet152", "100835be76be38e30d865e96f2aaae62", "resnet152_v1",
      _V1, 224, "caffe", 76.6, 93.1, MIT),
     ("ResNet50V2", "resnet/resnet50v2", "3ef43a0b657b3be2300d5770ece849e0", "resnet50_v2",
-     _V2, 224, "tf", 76.0, 93.0, APACHE),
+     _V2, 224, "tf", 76.0, 93.0, BSD),
     ("ResNet101V2", "resnet/resnet101v2", "6343647c601c52e1368623803854d971", "resnet101_v2",
-     _V2, 224, "tf", 77.2, 93.8, APACHE),
+     _V2, 224, "tf", 77.2, 93.8, BSD),
     ("ResNet152V2", "resnet/resnet152v2", "a49b44d1979771252814e80f8ec446f9", "resnet152_v2",
-     _V2, 224, "tf", 78.0, 94.2, APACHE),
+     _V2, 224, "tf", 78.0, 94.2, BSD),
     ("InceptionV3", "inception_v3/inception_v3", "9a0d58056eeedaa3f26cb7ebd46da564", "inception_v3",
      {"aux_heads": False, "pool_padding": "nothing"}, 299, "tf", 77.9, 93.7, APACHE),
     ("InceptionResNetV2", "inception_resnet_v2/inception_resnet_v2", "e693bd0210a403b3192acc6073ad2e96",

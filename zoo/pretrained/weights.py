@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo import checkpoint, models
-from zoo.checkpoint import Card, DamagedCheckpoint, flatten
+from zoo.checkpoint import Card, DamagedCheckpoint
 from zoo.data.cache import cache_folder
 from zoo.data.imagenet import class_names
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -28,6 +28,7 @@ from zoo.pretrained.convert import KeyMap, convert
 from zoo.pretrained.download import Wrong, check_digest, fetch
 from zoo.pretrained.readers import Tensors, read_tensors
 from zoo.pretrained.table import CIFAR10, DEFAULTS, WEIGHTS, Weights
+from zoo.trees import flatten
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 

@@ -18,10 +18,11 @@ import flax.linen as nn
 import numpy as np
 
 from zoo import checkpoint, models
-from zoo.checkpoint import Card, flatten, unflatten
+from zoo.checkpoint import Card
 from zoo.data.preprocess import Preprocess
 from zoo.data.views import at_size
 from zoo.training.recipes import Recipe, default_recipe, find_recipe
+from zoo.trees import fits, flatten, merge, unflatten
 
 #: What `freeze` calls everything but the head and the auxiliary heads.
 BODY = "body"
@@ -86,7 +87,7 @@ class Start:
                 saved[path] = self._rows(saved[path], wanted[path], axis, classes)
         heads = [path for path in saved.keys() ^ wanted.keys() if is_head(model, path.split("/", 1)[1])]
         what = f"--init {self.spec}"
-        return checkpoint.merge(fresh, unflatten(saved), skip=[re.escape(path) for path in heads], what=what)
+        return merge(fresh, unflatten(saved), skip=[re.escape(path) for path in heads], what=what)
 
     def _rows(self, saved: Any, fresh: Any, axis: int, classes: Sequence[str]) -> Any:
         if np.delete(saved.shape, axis).tolist() != np.delete(fresh.shape, axis).tolist():
@@ -232,7 +233,7 @@ def select(model: nn.Module, paths: Iterable[str], names: Sequence[str]) -> froz
         elif name in model.stages:
             found = {path for path in paths if stage_of(model, path) == name}
         else:
-            found = {path for path in paths if checkpoint.fits(name, path)}
+            found = {path for path in paths if fits(name, path)}
         if not found and name != BODY:
             stages = ", ".join(model.stages)
             raise ValueError(

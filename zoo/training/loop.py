@@ -229,9 +229,9 @@ class Trainer:
         """The step of a phase and a size of images, compiled."""
         self.drain()
         if self.ahead and (self.ahead.phase, self.ahead.seen) == (phase, seen):
-            self.display.pause()
-            return self.ahead.step
-        step = memory.compile_that_fits(self.job, phase, seen, self.state, self.display.say)
+            step = self.ahead.step
+        else:
+            step = memory.compile_that_fits(self.job, phase, seen, self.state, self.display.say)
         self.display.pause()
         return step
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,20 +110,20 @@ def _of_all(short: Shortage) -> Shortage:
     return Shortage(wanted * mib or None, None if minus_there == -unknown else -minus_there * mib)
 
 
-def largest_that_fits(
-    sizes: Iterable[int], batch_size: int, short: Shortage, compile_with: Callable[[int], Any], layout: Layout,
-    say: Callable,
-) -> int | None:  # fmt: skip
-    """The first of `sizes`, falling, with which the step fits; None if none does.
+def micro_batch_that_fits(
+    job: Plan, phase: Phase, seen: Preprocess, state: TrainState, short: Shortage, say: Callable
+) -> int | None:
+    """The largest micro-batch below the present one with which a step of the phase fits into memory; None if none does.
 
     Each try is a compilation, so sizes are left out with which activations, which grow with the micro-batch, would not
-    fit on their own. compile_with: micro-batch -> compiled step.
+    fit on their own.
     """
-    most = _that_would_fit(batch_size, short)
-    for size in sorted(sizes, reverse=True):
-        if size <= most:
+    now, least = job.recipe.micro_batch or job.batch_size, job.layout.devices
+    most = _that_would_fit(now, short)
+    for size in reversed(range(least, now, least)):
+        if size <= most and job.recipe.batch_size % size == 0:
             say(f"   trying a micro-batch of {size} …")
-            lacking = tried(partial(compile_with, size), layout)[1]
+            lacking = tried(partial(compile_step, with_size(job, size), phase, seen, state), job.layout)[1]
             if lacking is None:
                 return size
             most = _that_would_fit(size, lacking)
@@ -184,7 +184,7 @@ def with_micro_batch_that_fits(job: Plan, say: Callable) -> Plan:
     """The plan as it is if its steps fit into memory, or else with the largest micro-batch that does. TooLarge."""
     say("compiling the training step to see what memory it needs …")
     phase, state, seen = dearest_step(job)
-    short = tried(lambda: compile_step(job, phase, seen, state), job.layout)[1]
+    short = tried(partial(compile_step, job, phase, seen, state), job.layout)[1]
     if short is None:
         return job
     fitting = micro_batch_that_fits(job, phase, seen, state, short, say)
@@ -210,7 +210,7 @@ def compile_that_fits(job: Plan, phase: Phase, seen: Preprocess, state: TrainSta
     size = " for {}x{} pixels".format(*seen.size) if len(job.stretches) > 1 else ""
     say(f"compiling the training step of {job.config.model}{size} …")
     began = time.monotonic()
-    step, short = tried(lambda: compile_step(job, phase, seen, state), job.layout)
+    step, short = tried(partial(compile_step, job, phase, seen, state), job.layout)
     say(f"compiled in {time.monotonic() - began:.1f} s")
     if short is None:
         return step
@@ -243,16 +243,3 @@ def last_step_of_a_new_run(job: Plan, folder: Path, say: Callable) -> CompiledAh
     phase, state, seen = dearest_step(job)
     say("the last phase first, to know that the memory suffices to the end")
     return CompiledAhead(phase, seen, compile_that_fits(job, phase, seen, state, say))
-
-
-def micro_batch_that_fits(
-    job: Plan, phase: Phase, seen: Preprocess, state: TrainState, short: Shortage, say: Callable
-) -> int | None:
-    """The largest micro-batch below the present one with which a step of the phase fits into memory, or None."""
-    most, least = job.recipe.micro_batch or job.batch_size, job.layout.devices
-    sizes = [size for size in range(least, most, least) if job.recipe.batch_size % size == 0]
-
-    def compile_with(size: int) -> Any:
-        return compile_step(with_size(job, size), phase, seen, state)
-
-    return largest_that_fits(sizes, most, short, compile_with, job.layout, say)

@@ -18,10 +18,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from zoo.checkpoint import flatten
 from zoo.data.augment import PAIRING, parse
 from zoo.training import processes
 from zoo.training.recipes import Recipe
+from zoo.trees import flatten
 
 AXES = ("data", "model", "fsdp")
 
@@ -85,8 +85,8 @@ def layout_for(parallel: str = "jit", mesh: str = "") -> Layout:
     there = jax.device_count()
     if parallel not in ("jit", "pmap"):
         raise ValueError(f"--parallel {parallel}: choose jit or pmap")
-    named = f"--mesh {mesh}" if mesh else "the environment's ZOO_MESH={}".format(os.environ.get("ZOO_MESH", ""))
     text = mesh or os.environ.get("ZOO_MESH", "") or f"data={there}"
+    named = f"--mesh {text}" if mesh else f"the environment's ZOO_MESH={text}"
     axes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = (word.strip() for word in part.partition("="))

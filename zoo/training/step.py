@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zoo.checkpoint import flatten, unflatten
 from zoo.data.augment import augment
 from zoo.data.preprocess import Preprocess, normalise
 from zoo.models import init
@@ -23,6 +22,7 @@ from zoo.training import metrics
 from zoo.training.finetune import joined, trainable
 from zoo.training.optim import penalty
 from zoo.training.recipes import Recipe
+from zoo.trees import flatten, unflatten
 
 Batch = dict[str, Any]
 
@@ -133,36 +133,9 @@ def make_train_step(
         def gradient(batch_stats, images, targets, key):
             return jax.value_and_grad(objective, has_aux=True)(free, params, batch_stats, images, targets, key)
 
-        size = recipe.micro_batch or count
-        pieces, rest = divmod(count, size) if size < count else (1, 0)
-        if pieces == 1 and not rest:
-            (value, (batch_stats, sums)), grads = gradient(batch_stats, images, targets, dropout_key)
-        else:
-
-            def accumulate(carry, piece):
-                batch_stats, total = carry
-                number, images, targets = piece
-                # Laid out flat, a piece must wait for the one before: the compiler would keep what all of them need.
-                images, batch_stats, total = jax.lax.optimization_barrier((images, batch_stats, total))
-                key = jax.random.fold_in(dropout_key, number)
-                (value, (batch_stats, sums)), grads = gradient(batch_stats, images, targets, key)
-                return (batch_stats, jax.tree.map(jnp.add, total, (value, sums, grads))), None
-
-            whole = pieces * size
-            split = jax.tree.map(lambda x: spread(x[:whole].reshape(pieces, size, *x.shape[1:])), (images, targets))
-            first = split[0][0], split[1][0]
-            (value, (_, sums)), grads = jax.eval_shape(gradient, batch_stats, *first, dropout_key)
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, sums, grads))
-            (batch_stats, (value, sums, grads)), _ = jax.lax.scan(
-                accumulate, (batch_stats, zeros), (jnp.arange(pieces), *split), unroll=pieces if pieces <= unroll else 1
-            )
-            if rest:  # of a full batch that cannot be cut evenly: a smaller piece, which counts for less
-                last, share = (pieces, images[whole:], targets[whole:]), rest / size
-                (batch_stats, (more, last_sums, last_grads)), _ = accumulate((batch_stats, zeros), last)
-                sums = jax.tree.map(jnp.add, sums, last_sums)
-                value, grads = jax.tree.map(lambda a, b: a + share * b, (value, grads), (more, last_grads))
-            whole_pieces = count / size
-            value, grads = value / whole_pieces, jax.tree.map(lambda g: g / whole_pieces, grads)
+        if recipe.micro_batch and recipe.micro_batch < count:
+            gradient = accumulated(gradient, recipe.micro_batch, spread, unroll)
+        (value, (batch_stats, sums)), grads = gradient(batch_stats, images, targets, dropout_key)
         if axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), axis_name)
             sums = jax.lax.psum(sums, axis_name)
@@ -170,22 +143,66 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, free)
         free = optax.apply_updates(free, updates)
         variables = {"params": joined(params, free) if frozen else free, "batch_stats": batch_stats}
-        ema = state.ema
-        if ema is not None:
-            # Warmed up as in TensorFlow: early averages forget the random start.
-            step = state.step.astype(jnp.float32)
-            decay = jnp.minimum(recipe.ema, (1 + step) / (10 + step))
-            before = flatten(ema)
-            after = {
-                path: before[path] if path.split("/", 1)[1] in frozen else decay * before[path] + (1 - decay) * new
-                for path, new in flatten(variables).items()
-            }
-            ema = {**ema, **unflatten(after)}
+        ema = None if state.ema is None else moved_average(state.ema, variables, recipe.ema, state.step, frozen)
         report = {**sums, "loss": sums["loss"] / sums["examples"], "objective": value}
         report["update"] = jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(updates)))
         return TrainState(state.step + 1, variables, opt_state, ema, state.key), report
 
     return train_step
+
+
+def accumulated(
+    gradient: Callable, size: int, spread: Callable[[jax.Array], jax.Array], unroll: int
+) -> Callable[[dict, jax.Array, jax.Array, jax.Array], tuple]:
+    """`gradient` of a batch, taken of `size` images at a time: the mean of value and gradients, the sum of the sums.
+
+    gradient: (batch_stats, images, targets, key) -> ((value, (batch_stats, sums)), grads), as this returns. Each piece
+    goes on with the batch statistics of the one before. `spread` and `unroll`: as in `make_train_step`.
+    """
+
+    def of_whole_batch(batch_stats: dict, images: jax.Array, targets: jax.Array, key: jax.Array):
+        def accumulate(carry, piece):
+            batch_stats, total = carry
+            number, images, targets = piece
+            # Laid out flat, a piece must wait for the one before: the compiler would keep what all of them need.
+            images, batch_stats, total = jax.lax.optimization_barrier((images, batch_stats, total))
+            (value, (batch_stats, sums)), grads = gradient(
+                batch_stats, images, targets, jax.random.fold_in(key, number)
+            )
+            return (batch_stats, jax.tree.map(jnp.add, total, (value, sums, grads))), None
+
+        pieces, rest = divmod(len(images), size)
+        whole = pieces * size
+        split = jax.tree.map(lambda x: spread(x[:whole].reshape(pieces, size, *x.shape[1:])), (images, targets))
+        (value, (_, sums)), grads = jax.eval_shape(gradient, batch_stats, split[0][0], split[1][0], key)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, sums, grads))
+        (batch_stats, (value, sums, grads)), _ = jax.lax.scan(
+            accumulate, (batch_stats, zeros), (jnp.arange(pieces), *split), unroll=pieces if pieces <= unroll else 1
+        )
+        if rest:  # of a full batch that cannot be cut evenly: a smaller piece, which counts for less
+            last, share = (pieces, images[whole:], targets[whole:]), rest / size
+            (batch_stats, (more, last_sums, last_grads)), _ = accumulate((batch_stats, zeros), last)
+            sums = jax.tree.map(jnp.add, sums, last_sums)
+            value, grads = jax.tree.map(lambda a, b: a + share * b, (value, grads), (more, last_grads))
+        count = len(images) / size
+        return (value / count, (batch_stats, sums)), jax.tree.map(lambda g: g / count, grads)
+
+    return of_whole_batch
+
+
+def moved_average(ema: dict, variables: dict, decay: float, step: jax.Array, frozen: frozenset[str]) -> dict:
+    """The exponential moving average after one more step, for what is not frozen.
+
+    Warmed up as in TensorFlow: early averages forget the random start.
+    """
+    at = step.astype(jnp.float32)
+    share = jnp.minimum(decay, (1 + at) / (10 + at))
+    before = flatten(ema)
+    after = {
+        path: before[path] if path.split("/", 1)[1] in frozen else share * before[path] + (1 - share) * new
+        for path, new in flatten(variables).items()
+    }
+    return {**ema, **unflatten(after)}
 
 
 def _stored_statistics(frozen: frozenset[str]) -> AbstractContextManager:
