@@ -37,11 +37,12 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
     from zoo.data.preprocess import Preprocess
     from zoo.folding import folded_on_device
     from zoo.training.optim import make_optimizer
-    from zoo.training.parallel import compiled, keep_freed_memory
+    from zoo.training.parallel import compiled, compiled_step, give_back_freed_memory, keep_freed_memory
     from zoo.training.recipes import Recipe
+    from zoo.training.sharding import ONE_DEVICE
     from zoo.training.step import create_state, make_eval_step, make_train_step
 
-    keep_freed_memory()  # as `zoo train` and `zoo eval` do
+    keep_freed_memory()  # as `zoo train` and `zoo eval` do, like giving back, once, what compiling took
     height, width, channels = shape = pixels.shape[1:]
     network = models.create(model, **({"aux_heads": False} if model == "googlenet_bn" else {}))
     statistics = {"mean": (0.5,) * channels, "std": (0.25,) * channels, "channels": "L" if channels == 1 else "RGB"}
@@ -52,7 +53,9 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
     count = models.count_parameters(state.variables)
     batch = jax.device_put({"image": pixels, "label": labels, "weight": np.ones(len(labels), np.float32)})
     if training:
-        step = compiled(make_train_step(network, recipe, seen, optimizer), donate=(0,))
+        step = compiled_step(
+            make_train_step(network, recipe, seen, optimizer), ONE_DEVICE, network.family, state, batch
+        )
 
         def run(steps):
             nonlocal state
@@ -61,13 +64,15 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
             jax.block_until_ready(metrics)
 
     else:
-        step, variables = compiled(make_eval_step(network, seen)), folded_on_device(network, state.variables, shape)
+        variables = folded_on_device(network, state.variables, shape)
+        step = compiled(make_eval_step(network, seen)).lower(variables, batch).compile()
 
         def run(steps):
             for _ in range(steps):
                 answer = step(variables, batch)
             jax.block_until_ready(answer)
 
+    give_back_freed_memory()
     return run, count
 
 

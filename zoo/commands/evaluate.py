@@ -45,9 +45,16 @@ def run(options: argparse.Namespace) -> int:
         for note in dataset.notes:
             if note.startswith(f"no {split} split"):
                 print(f"{note}; --split all counts every one", file=sys.stderr)
+    show = counter("evaluated")
+
+    def on_batch(done: int) -> None:
+        if done <= options.batch_size:  # the first one: what compiling took
+            parallel.give_back_freed_memory()
+        show(done)
+
     result = api.evaluate(
         loaded, dataset, split, limit=options.limit, batch_size=options.batch_size,
-        on_batch=counter("evaluated"), tta=options.tta, image_size=options.image_size,
+        on_batch=on_batch, tta=options.tta, image_size=options.image_size,
     )  # fmt: skip
     if options.json:
         left_out = {"left_out": list(dataset.left_out)} if dataset.left_out else {}
