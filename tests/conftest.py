@@ -14,8 +14,7 @@ if "ZOO_TEST_CACHE" not in os.environ:  # the first process makes it; workers an
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["ZOO_TEST_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-for library in ("OMP", "OPENBLAS"):  # NumPy's and scikit-learn's threads, which wait busily beside another worker's
-    os.environ[f"{library}_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # more would wait busily beside other workers
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # nearly all the time goes into compiling; a fifth less of it
 
 import pytest

@@ -200,6 +200,49 @@ def test_what_does_not_fit_the_model_is_not_saved(saved, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_card_that_nobody_could_have_written_is_refused_in_words(copy):
+    """A manifest says no more than that the files are those that were written: by another version, perhaps."""
+    card = json.loads((copy / "card.json").read_text())
+    for broken, said in (
+        ({**card, "preprocess": {**card["preprocess"], "tilt": 3}}, "do not fit format 1: tilt"),
+        ({**card, "preprocess": None}, "do not fit format 1: preprocess"),
+        ({**card, "leaves": [{"path": "x"}]}, "table of leaves does not fit"),
+    ):
+        (copy / "card.json").write_text(json.dumps(broken))
+        assert [line.split()[0] for line in checkpoint.verify_checkpoint(copy)] == ["card.json"]
+        (copy / "manifest.json").unlink()
+        checkpoint._write_manifest(copy)
+        with pytest.raises(ValueError, match=said):
+            zoo.load(copy)
+
+
+def test_a_checkpoint_is_the_current_folder(copy, monkeypatch, saved):
+    monkeypatch.chdir(copy)
+    assert checkpoint.verify_checkpoint(".") == [] and checkpoint.read_card(".").model == "lenet5"
+    _, model, variables = saved
+    zoo.save(".", model, variables, CLASSES, PREPROCESS)
+    assert zoo.load(copy).card.classes == CLASSES
+
+
+def test_half_precision_comes_back_in_the_models_own(tmp_path, saved):
+    import jax
+    import jax.numpy as jnp
+
+    _, model, variables = saved
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables)
+    zoo.save(tmp_path / "half", model, half, CLASSES, PREPROCESS)
+    assert {leaf.dtype for leaf in jax.tree.leaves(zoo.load(tmp_path / "half").variables)} == {jnp.dtype("float32")}
+    counts = {**variables, "params": jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.int32), variables["params"])}
+    with pytest.raises(ValueError, match="head/bias is of int32, the model wants float32"):
+        zoo.save(tmp_path / "x", model, counts, CLASSES, PREPROCESS)
+
+
+def test_class_names_must_differ(tmp_path, saved):
+    _, model, variables = saved
+    with pytest.raises(ValueError, match="several classes are called a; names must differ"):
+        zoo.save(tmp_path / "x", model, variables, ("a", *CLASSES[:9]), PREPROCESS)
+
+
 # --- merging ---------------------------------------------------------------------------------------------------
 
 

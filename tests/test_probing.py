@@ -102,6 +102,19 @@ def test_classes_with_one_example_or_none():
         zoo.probe(Features({"train": (rows, labels * 0), "test": (rows, labels)}, tuple("abcd")))
 
 
+def test_one_example_of_a_class_still_leaves_something_to_choose_by():
+    rng = np.random.default_rng(0)
+    rows, labels = rng.normal(0, 1, (41, 3)).astype(np.float32), np.array([0] * 40 + [1], np.int32)
+    rows[40] += 9
+    probed = zoo.probe(Features({"train": (rows, labels), "test": (rows, labels)}, ("a", "b", "c")))
+    assert np.isfinite(probed.cross_validated) and probed.metrics["accuracy"] > 0.9
+    with pytest.raises(ValueError, match="more than one example of a class"):
+        zoo.probe(Features({"train": (rows[39:], labels[39:]), "test": (rows, labels)}, ("a", "b", "c")))
+    unknown = zoo.probe(Features({"train": (rows, labels), "test": (rows, labels * 0 + 2)}, ("a", "b", "c")))
+    assert unknown.metrics["accuracy"] == 0 and unknown.metrics["loss"] < 100
+    assert any("nothing was trained on of c" in note for note in unknown.metrics["notes"])
+
+
 def test_the_commands(checkpoint, tmp_path, capsys):
     file = str(tmp_path / "digits.npz")
     assert main(["features", str(checkpoint), "--data", "digits", "--at", "stage2", "-o", file]) == 0
@@ -114,6 +127,12 @@ def test_the_commands(checkpoint, tmp_path, capsys):
     assert main(["features", str(checkpoint), "-o", file]) == 2
     assert "does not say what it was trained on; give --data" in capsys.readouterr().err
     (tmp_path / "x.npz").write_text("no")
+    np.save(tmp_path / "array", np.zeros(3))
+    for other in ("x.npz", (tmp_path / "array.npy").rename(tmp_path / "y.npz").name):
+        assert main(["probe", str(tmp_path / other)]) == 2
+        assert "is not a file of `zoo features`" in capsys.readouterr().err
+    assert main(["probe", file, "--at", "stage1", "--limit", "3"]) == 2
+    assert "has its features already; --limit, --at would change nothing" in capsys.readouterr().err
     assert main(["probe", str(tmp_path / "x.npz")]) == 2
     assert "is not a file of `zoo features`" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ from zoo.data.polarity import match_polarity
 from zoo.data.preprocess import Preprocess
 from zoo.data.sources import Dataset, from_arrays, limited, open_dataset
 from zoo.data.views import at_size
-from zoo.prediction import Prediction, predict
+from zoo.prediction import Prediction, predict, require_head
 from zoo.pretrained import weights
 from zoo.training import evaluation, loop, run
 from zoo.training.finetune import Start, model_and_fields, recipe_for
@@ -63,7 +63,7 @@ def start_from(init: str | Path | Checkpoint | loop.Fitted, model: str | None = 
     """
     if not isinstance(init, (str, Path)):
         return Start(f"a {init.card.model} in memory", init.card, jax.device_get(init.variables))
-    loaded = load(init, model if Path(init).is_file() else None)
+    loaded = load(init, model if Path(init).expanduser().is_file() else None)
     return Start(str(init), loaded.card, jax.device_get(loaded.variables))
 
 
@@ -76,8 +76,11 @@ def save(
     """
     name = models.name_of(model)
     classes = tuple(str(name) for name in classes)
-    if len(classes) != model.num_classes:
-        raise ValueError(f"{len(classes)} class names for a model with {model.num_classes} classes")
+    if len(classes) != (model.num_classes or 0):
+        raise ValueError(f"{len(classes)} class names for a model with {model.num_classes or 0} classes")
+    if len(set(classes)) < len(classes):
+        twice = sorted({name for name in classes if classes.count(name) > 1})
+        raise ValueError(f"several classes are called {', '.join(twice[:3])}; names must differ")
     shape = (*preprocess.size, preprocess.num_channels)
     variables = match_leaves(variables, models.abstract_variables(model, shape), "variables")
     card = Card(
@@ -155,6 +158,7 @@ def evaluate(
     the model is to see instead of its own; 0: its own. ValueError where a class of the data is none of the model's.
     """
     loaded = load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
+    require_head(loaded.card)
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     if limit:
         dataset = limited(dataset, limit)

@@ -43,8 +43,15 @@ def classify(
     """One Prediction per image that `fit` made; `batch_size` as in `evaluation.predict`."""
     if not pixels:
         return []
+    require_head(card)
     probabilities = evaluation.predict(model, variables, np.stack(pixels), card.preprocess, batch_size)
     return [_prediction(row, card.classes, top) for row in probabilities]
+
+
+def require_head(card: Card) -> None:
+    """ValueError for a checkpoint that gives features and no classes."""
+    if not card.classes:
+        raise ValueError(f"this {card.model} has no head: train one (zoo train --init), or take its features")
 
 
 def _prediction(row: np.ndarray, classes: Sequence[str], top: int) -> Prediction:

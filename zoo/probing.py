@@ -27,6 +27,7 @@ POOLS = ("mean", "flatten")
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # C, the inverse of the penalty, for 1,000 examples
 FOLDS = 5
 CROSS_VALIDATED = 10_000  # examples at most that choose the strength
+UNKNOWN = 20.0  # below the least score of a row: what a class without examples is given
 
 
 class Features(NamedTuple):
@@ -43,7 +44,8 @@ class Features(NamedTuple):
             for name, pair in self.splits.items()
             for what, array in zip(("features", "labels"), pair, strict=True)
         }
-        np.savez(file, **arrays, class_names=np.array(self.class_names), about=np.array(self.about))
+        with open(file, "wb") as stream:  # of a name, NumPy makes another one unless it ends in .npz
+            np.savez(stream, **arrays, class_names=np.array(self.class_names), about=np.array(self.about))
 
 
 def load_features(file: str | Path) -> Features:
@@ -51,6 +53,8 @@ def load_features(file: str | Path) -> Features:
     if not Path(file).exists():
         raise FileNotFoundError(f"{file}: there is no such file")
     try:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("no .npz archive")
         with np.load(file, allow_pickle=False) as arrays:
             names = [key.removesuffix("_features") for key in arrays.files if key.endswith("_features")]
             splits = {name: (arrays[f"{name}_features"], arrays[f"{name}_labels"]) for name in names}
@@ -169,16 +173,20 @@ def probe(found: Features, kind: str = "softmax", *, seed: int = 0) -> Probed:
         best = max(STRENGTHS, key=lambda strength: (round(accuracy[strength], 6), -strength))
         classifier = _classifier(kind, 1000 * best / len(labels)).fit(rows, labels)
     result = _tested(classifier, kind, *found.splits["test"], found.class_names)
-    return Probed(result, best, float(accuracy[best]), folds.get_n_splits(), classifier)
+    return Probed(result, best, float(accuracy[best]), len(folds), classifier)
 
 
-def _folds(labels: np.ndarray, seed: int) -> Any:
+def _folds(labels: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(rows to fit, rows to score) of each fold; those that would be fitted to one class alone are left out."""
     from sklearn.model_selection import KFold, StratifiedKFold
 
     fewest = int(np.unique(labels, return_counts=True)[1].min())
-    if fewest >= 2:
-        return StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=seed)
-    return KFold(min(FOLDS, len(labels)), shuffle=True, random_state=seed)
+    kind, count = (StratifiedKFold, fewest) if fewest >= 2 else (KFold, len(labels))
+    folds = kind(min(FOLDS, count), shuffle=True, random_state=seed).split(labels[:, None], labels)
+    usable = [(fit, score) for fit, score in folds if len(np.unique(labels[fit])) > 1]
+    if not usable:
+        raise ValueError("a probe needs more than one example of a class: there is nothing to choose its penalty by")
+    return usable
 
 
 def _classifier(kind: str, strength: float) -> Any:
@@ -200,12 +208,17 @@ def _tested(classifier: Any, kind: str, rows: np.ndarray, labels: np.ndarray, na
     scores = classifier.decision_function(rows)
     if scores.ndim == 1:  # of two classes scikit-learn gives the second one's alone
         scores = np.stack([np.zeros_like(scores), scores], 1) if kind == "softmax" else np.stack([-scores, scores], 1)
-    logits = np.full((len(rows), len(names)), -1e9, np.float32)  # a class without examples is never the answer
+    # A class without examples is never the answer, and as unlikely as makes no difference to the others.
+    logits = np.repeat(scores.min(1, keepdims=True).astype(np.float32) - UNKNOWN, len(names), axis=1)
     logits[:, classifier.classes_] = scores
     logs = jax.nn.log_softmax(logits)
     losses = -logs[np.arange(len(rows)), labels]
     sums = metrics.batch_sums(jax.numpy.asarray(logits), jax.numpy.asarray(labels), jax.numpy.ones(len(rows)), losses)
     result = metrics.summarise(metrics.add(None, sums), names, np.exp(np.asarray(logs)), labels)
+    unknown = [names[label] for label in np.unique(labels) if label not in classifier.classes_]
+    if unknown:
+        note = f"nothing was trained on of {', '.join(unknown)}: counted as wrong, with a loss that is only large"
+        result["notes"] = [*result["notes"], note]
     if kind == "svm":
         note = "an SVM's scores are margins: loss and calibration error are those of a softmax over them"
         result["notes"] = [*result["notes"], note]

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     """{"params/stem/conv/kernel": leaf, …} of a nested dict."""
@@ -56,7 +58,8 @@ def merge(
     "params/head/kernel". `what` begins the message of an error.
 
     Nothing is dropped and nothing made up: ValueError lists every leaf that is missing (-), that the model has no place
-    for (+), or that is of another shape, and the patterns that fit nothing.
+    for (+), or that is of another shape, and the patterns that fit nothing. What was saved in half precision comes back
+    in the model's own.
     """
     have, want, lines = flatten(saved), flatten(fresh), []
     for pattern, replacement in rename:
@@ -76,10 +79,20 @@ def merge(
     for path in sorted(mine & theirs):
         if tuple(have[path].shape) != tuple(want[path].shape):
             lines.append(f"± {path} is {tuple(have[path].shape)}, the model wants {tuple(want[path].shape)}")
+        elif not _convertible(have[path].dtype, want[path].dtype):
+            lines.append(f"± {path} is of {have[path].dtype}, the model wants {want[path].dtype}")
     if lines:
         raise ValueError(f"{what} does not fit the model: {'; '.join(lines)}")
-    merged = {path: leaf if path in skipped else have[path] for path, leaf in want.items()}
+    merged = {path: leaf if path in skipped else _as(have[path], leaf.dtype) for path, leaf in want.items()}
     return {"params": {}, "batch_stats": {}, **unflatten(merged)}
+
+
+def _convertible(have: Any, want: Any) -> bool:
+    return have == want or (jnp.issubdtype(have, jnp.floating) and jnp.issubdtype(want, jnp.floating))
+
+
+def _as(leaf: Any, dtype: Any) -> Any:
+    return leaf if leaf.dtype == dtype else leaf.astype(dtype)
 
 
 def match_leaves(variables: Mapping, abstract: Mapping, what: str) -> dict:

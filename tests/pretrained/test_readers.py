@@ -14,7 +14,7 @@ import torch_bytes as tb
 from torch_bytes import called, named, number, state_dict, storage, tensor, text, tuple_of
 
 from zoo.pretrained.readers import read_tensors
-from zoo.pretrained.torch_files import ALLOWED
+from zoo.pretrained.torch_files import ALLOWED, BESIDE
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -80,6 +80,27 @@ def test_training_checkpoints_are_unwrapped(key, tmp_path):
     assert found.notes == (f"the weights are those under {key!r}; beside it: epoch, best_prec1, log",)
 
 
+def test_what_training_scripts_save_beside_the_weights_is_not_built(tmp_path):
+    """Options, milestones and best values of torchvision's and timm's scripts, in the forms of pickle itself."""
+    scalar = called(
+        "numpy._core.multiarray", "scalar",
+        called("numpy", "dtype", text("f8"), b"\x89", b"\x88") + tuple_of(number(3)) + b"b",
+        called("_codecs", "encode", text("x"), text("latin1")),
+    )  # fmt: skip
+    beside = {
+        "args": named("argparse", "Namespace") + b")\x81" + tb.mapping({"lr": number(1)}) + b"b",
+        "milestones": called("collections", "Counter", b"}"), "best": scalar,
+        "device": called("torch", "device", text("cuda")),
+    }  # fmt: skip
+
+    def whole(tensors):
+        return tb.mapping({"model": tb.ordered(tensors), **beside})
+
+    found = read_tensors(written(tmp_path, state_dict(ARRAYS, wrap=whole)))
+    same(found.arrays, ARRAYS)
+    assert found.notes == ("the weights are those under 'model'; beside it: args, milestones, best, device",)
+
+
 def test_parameters_and_sizes_are_taken(tmp_path):
     plain = tensor(storage("0", "float32", 2), (2,), (1,))
     body = tb.mapping({
@@ -134,6 +155,7 @@ def test_what_a_pickle_wants_to_import_is_named_and_refused(what, form, tmp_path
     [
         (b"(iposix\nsystem\n", "INST"),
         (named("collections", "OrderedDict") + b")\x81", "NEWOBJ"),
+        (b"N)\x81", "NEWOBJ"),
         (b"(" + named("collections", "OrderedDict") + b"o", "OBJ"),
         (b"\x82\x01", "EXT1"),
         (named("torch", "Size") + b"}" + text("x") + number(1) + b"sb", "sets the state"),
@@ -184,6 +206,7 @@ def test_a_real_malicious_pickle_is_refused(tmp_path):
 def test_the_allow_list_is_as_short_as_it_is():
     """A name more is a door more: think before changing this number."""
     assert len(ALLOWED) == 5 and all(callable(build) for build in ALLOWED.values())
+    assert len(BESIDE) == 7 and not BESIDE & set(ALLOWED)  # of which nothing is built
 
 
 FLOAT = storage("0", "float32", 4)

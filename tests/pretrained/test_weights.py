@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 import torch_bytes as tb
 from networks import small
+from PIL import Image
 from seeded import seeded_tensors
 
 import zoo
-from zoo import export, models
+from zoo import cli, export, models
 from zoo.data.imagenet import class_names
 from zoo.models import MODELS
 from zoo.pretrained import weights
 from zoo.pretrained.convert import convert
 from zoo.pretrained.table import CIFAR10, DEFAULTS, WEIGHTS
 from zoo.pretrained.weights import SOURCES, card_of, find, import_file, keep
+from zoo.training import planning
+from zoo.training.recipes import Recipe
 
 GOLDEN = sorted((Path(__file__).parents[1] / "models" / "golden").glob("*.json"))
 #: One of each source; the key maps of the others are tried on tensors alone (tests/models/test_golden.py).
@@ -195,6 +198,41 @@ def test_what_the_file_tells_is_taken_from_it_and_noted(tmp_path):
     assert zoo.load(tmp_path / "grey").variables["params"]["stem"]["conv"]["kernel"].shape == (3, 3, 1, 16)
     with pytest.raises(ValueError, match="2 class names for 10 outputs"):
         import_file(file, "resnet20", {"blocks": (1, 1, 1)}, classes="ab")
+
+
+def test_a_network_without_its_head_is_a_start_and_no_classifier(tmp_path, capsys):
+    _, tensors = small()
+    body = {key: value for key, value in tensors.items() if not key.startswith("module.linear")}
+    file = save_torch(tmp_path / "x.pth", body | {"n_averaged": np.array(3)})
+    words = ["import", str(file), "--as", "resnet20", "--set", "blocks=1,1,1", "--set", "num_classes=none"]
+    assert cli.main([*words, "-o", str(tmp_path / "body")]) == 0
+    assert cli.main([*words, "-o", str(tmp_path / "body")]) == 2
+    assert "is a checkpoint already" in capsys.readouterr().err
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    for command in (["predict", str(tmp_path / "body"), str(tmp_path / "image.png")],
+                    ["eval", str(tmp_path / "body"), "--data", "digits"]):  # fmt: skip
+        assert cli.main(command) == 2
+        assert "has no head: train one" in capsys.readouterr().err
+    start = zoo.api.start_from(tmp_path / "body")
+    assert planning.plan(None, "digits", Recipe(), init=start).model.num_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--set", "dtype=bfloat16"], "how a model is run"),
+        (["--classes", "twice.txt"], "several classes are called b"),
+        (["--classes", "latin.txt"], "latin.txt: is not text in UTF-8"),
+    ],
+)
+def test_what_is_asked_of_an_import_in_vain(more, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "twice.txt").write_text("a\nb\nb\n\n")
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    save_torch(tmp_path / "x.pth", small()[1])
+    assert cli.main(["import", "x.pth", "--as", "resnet20", *more, "-o", "out"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
 def test_half_precision_becomes_single(tmp_path):

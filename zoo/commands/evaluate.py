@@ -28,10 +28,12 @@ def run(options: argparse.Namespace) -> int:
     from zoo import api
     from zoo.data.dataset import with_classes
     from zoo.data.views import check_views
+    from zoo.prediction import require_head
     from zoo.training import metrics, parallel
 
     parallel.keep_freed_memory()
     loaded = api.load(options.checkpoint)
+    require_head(loaded.card)
     if options.batch_size < 1:
         raise ValueError("--batch-size must be at least 1")
     if options.tta:

@@ -13,11 +13,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("checkpoint", metavar="CKPT", help="a checkpoint's folder or name")
     add("--to", choices=FORMS, required=True, help="the weights alone (safetensors), or the network with them")
     add("-o", "--output", metavar="FILE", help="default: the checkpoint's name with the form's ending")
-    add("--keys", metavar="WHOSE", help="safetensors: torchvision, timm, akamaster, keras or zoo (default: the first)")
+    add(
+        "--keys",
+        metavar="WHOSE",
+        help="safetensors: torchvision, timm, akamaster, keras or zoo (default: the first of them that has it)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     start_jax()
+    import os
     from pathlib import Path
 
     from zoo import api, export
@@ -26,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--keys {options.keys}: names the tensors of safetensors; {options.to} has none")
     if options.keys and options.keys not in export.KEYS:
         raise ValueError(f"--keys {options.keys}: should be one of {', '.join(export.KEYS)}")
-    name = Path(options.checkpoint).name.replace(":", "-")
+    name = os.path.basename(os.path.abspath(options.checkpoint)).replace(":", "-")
     file = Path(options.output or f"{name}{FORMS[options.to]}")
     require_writable(file, FORMS[options.to])
     loaded = api.load(options.checkpoint)

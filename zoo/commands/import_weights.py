@@ -21,9 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     start_jax()
+    from collections import Counter
     from pathlib import Path
 
     from zoo import models
+    from zoo.checkpoint import CARD
     from zoo.commands.train import parse_model_field
     from zoo.pretrained import weights
 
@@ -37,10 +39,19 @@ def run(options: argparse.Namespace) -> int:
         known = models.defining_fields(models.create(options.target))
         if name not in known:
             models.create(options.target, **{name: text})  # says the nearest field
+            raise ValueError(f"--set {assignment}: says how a model is run, which no checkpoint holds")
         fields[name] = parse_model_field(name, text, known[name])
+    if options.output and (Path(options.output) / CARD).exists():
+        raise ValueError(f"{options.output}: is a checkpoint already; choose another name, or remove it first")
     classes = None
     if options.classes:
-        classes = tuple(Path(options.classes).read_text(encoding="utf-8").splitlines())
+        try:
+            classes = tuple(Path(options.classes).read_text(encoding="utf-8").rstrip().splitlines())
+        except UnicodeDecodeError:
+            raise ValueError(f"{options.classes}: is not text in UTF-8") from None
+        twice = sorted(name for name, count in Counter(classes).items() if count > 1)
+        if twice:
+            raise ValueError(f"{options.classes}: several classes are called {', '.join(twice[:3])}; names must differ")
     imported = weights.import_file(options.file, options.target, fields, classes)
     for note in imported.notes:
         print(f"note: {note}")

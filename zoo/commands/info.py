@@ -49,6 +49,16 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _measured(result: dict[str, Any]) -> str:
+    """Accuracy and loss, as far as they are known; else whatever numbers there are."""
+    known = []
+    if result.get("accuracy") is not None:
+        known.append(f"accuracy {100 * result['accuracy']:.2f} %")
+    if result.get("loss") is not None:
+        known.append(f"loss {result['loss']:.4f}")
+    return ", ".join(known or [f"{key} {value}" for key, value in result.items() if isinstance(value, (int, float))])
+
+
 def print_card(path: str, card: Any) -> None:
     """What a checkpoint says about itself, shortly."""
     more = ", …" if len(card.classes) > 10 else ""
@@ -63,10 +73,9 @@ def print_card(path: str, card: Any) -> None:
     }
     for split in ("validation", "test"):
         if split in card.metrics:
-            result = card.metrics[split]
-            lines[split] = f"accuracy {100 * result['accuracy']:.2f} %, loss {result['loss']:.4f}"
+            lines[split] = _measured(card.metrics[split])
     if published := card.metrics.get("published"):
-        lines["published"] = f"accuracy {100 * published['accuracy']:.2f} % on {published['data']}"
+        lines["published"] = f"{_measured(published)} on {published.get('data', 'what it was published for')}"
     for key, value in lines.items():
         if value:
             print(f"  {key:<12}{value}")

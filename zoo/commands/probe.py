@@ -21,6 +21,11 @@ def run(options: argparse.Namespace) -> int:
     from zoo.training import metrics
 
     if options.checkpoint.lower().endswith(".npz"):
+        given = {"--data": options.data, "--data-dir": options.data_dir, "--limit": options.limit,
+                 "--at": options.at != "features", "--pool": options.pool != "mean"}  # fmt: skip
+        if any(given.values()):
+            flags = ", ".join(flag for flag, value in given.items() if value)
+            raise ValueError(f"{options.checkpoint} has its features already; {flags} would change nothing")
         found = probing.load_features(options.checkpoint)
     else:
         found = extract(options, None)

@@ -44,7 +44,10 @@ def read_keras(path: Path) -> dict[str, np.ndarray]:
         else:
             content = path
         with h5py.File(content, "r") as file:
-            return _renumbered(_numbered(file) if "layers" in file else _named(file))
+            arrays = _numbered(file) if "layers" in file else _named(file)
+        if not arrays:
+            raise ValueError("has no weights in it")
+        return _renumbered(arrays)
     except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, TypeError, AttributeError) as error:
         raise ValueError(f"is cut off or no file of Keras ({' '.join(str(error).split())})") from None
 

@@ -82,7 +82,13 @@ def _size(numbers: Any = ()) -> tuple:
     return tuple(numbers)
 
 
-#: Everything a file may name, and what is built for it.
+#: What training scripts save beside the weights, options, schedules, single numbers: nothing of it is built, or read.
+BESIDE = frozenset({
+    ("argparse", "Namespace"), ("collections", "Counter"), ("torch", "device"), ("_codecs", "encode"),
+    ("numpy", "dtype"), ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
+})  # fmt: skip
+
+#: Everything that is built, by the name that a file has for it.
 ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): _ordered_dict,
     ("torch", "Size"): _size,
@@ -90,7 +96,7 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
 }
-_NAMED = {*ALLOWED, *(("torch", storage) for storage in STORAGES)}
+_NAMED = {*ALLOWED, *BESIDE, *(("torch", storage) for storage in STORAGES)}
 
 
 def _key(key: Any) -> Any:
@@ -185,7 +191,7 @@ class _Machine:
         elif name == "STACK_GLOBAL":
             inner, module = stack.pop(), stack.pop()
             stack.append(_allowed(module, inner))
-        elif name == "REDUCE":
+        elif name == "REDUCE" or (name == "NEWOBJ" and stack[-2] in BESIDE):
             arguments, callee = stack.pop(), stack.pop()
             stack.append(_build(callee, arguments))
         elif name == "BUILD":  # the state of an OrderedDict: PyTorch's _metadata
@@ -221,11 +227,16 @@ def _allowed(module: Any, name: Any) -> Name:
     if not type(module) is type(name) is str:
         raise Refused(f"its pickle wants to import by {_shown(module)} and {_shown(name)} instead of names")
     if (module, name) not in _NAMED:
-        raise Refused(f"its pickle wants to import {f'{module}.{name}'[:SHOWN]}, which is not weights")
+        raise Refused(
+            f"its pickle wants to import {f'{module}.{name}'[:SHOWN]}, which is not weights; if it is a file of your "
+            "own training, save model.state_dict() alone"
+        )
     return Name(module, name)
 
 
 def _build(callee: Any, arguments: Any) -> Any:
+    if isinstance(callee, Name) and callee in BESIDE:
+        return {}
     if not isinstance(callee, Name) or callee not in ALLOWED or not isinstance(arguments, tuple):
         raise Refused(f"its pickle calls {_shown(callee)}, which is not data")
     return ALLOWED[callee.module, callee.name](*arguments)

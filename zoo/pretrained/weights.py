@@ -37,6 +37,7 @@ SOURCES: dict[str, ModuleType] = {"torchvision": torchvision, "timm": timm, "ker
 NAMINGS = {"torch": ("torchvision", "timm", "akamaster"), "keras": ("keras",)}
 #: What wrappers (DataParallel, torch.compile, training modules) put before every key.
 PREFIXES = ("module.", "_orig_mod.", "model.")
+AVERAGED = "n_averaged"  # how many states torch.optim.swa_utils took the mean of; beside the network's own names
 
 
 class Imported(NamedTuple):
@@ -145,7 +146,7 @@ def open_weights(
                 shutil.rmtree(folder)  # it can be made again
         file = fetch(found, folder.parent)
         try:
-            imported = import_file(file, found.name)
+            imported = _import_known(file, found, fetched=True)
             keep(imported, folder)
         finally:
             file.unlink()
@@ -244,21 +245,30 @@ def import_file(
                 raise
             notes = (f"it is called as the file of {known.name} is, but is another one",)
     if target is None:
-        raise ValueError(f"{file}: say which model it is for, e.g. model='resnet50' (--as resnet50 on a command line)")
+        raise ValueError(
+            f"{file}: say which model it is for: first `zoo import {file} --as resnet50 -o FOLDER`, or `zoo train "
+            f"--model resnet50 --init …`; in Python zoo.load(…, 'resnet50')"
+        )
     tensors = read_tensors(file)
+    counted = {key: array for key, array in tensors.arrays.items() if key != AVERAGED}
+    tensors = tensors._replace(arrays=counted)
     return _import_unknown(file, tensors._replace(notes=(*notes, *tensors.notes)), target, fields, classes)
 
 
-def _import_known(file: Path, weights: Weights) -> Imported:
-    """A file as a known set. Raises Wrong where it is another file."""
+def _import_known(file: Path, weights: Weights, fetched: bool = False) -> Imported:
+    """A file as a known set. Raises Wrong where it is another file. fetched: from its own address, just now."""
+    fields = [f"{name}={value}" for name, value in weights.fields.items()]
     try:
         sha256 = check_digest(file, weights.digest)
     except Wrong as error:
         raise Wrong(
             f"{file}: is not the file of {weights.name}: {error}; if it is weights of your own for that network, "
-            f"name the model alone: {weights.model}"
+            f"name the model alone: {' --set '.join((weights.model, *fields))}"
         ) from None
     tensors = read_tensors(file)
+    if not weights.digest and not fetched:
+        unchecked = f"the hub alone knows the hash of {weights.name}, so that this is its file was not checked"
+        tensors = tensors._replace(notes=(*tensors.notes, unchecked))
     model = models.create(weights.model, **weights.fields)
     source = SOURCES[weights.source]
     variables = _converted(file, model, source, tensors.arrays, _shape(weights.preprocess))
@@ -282,10 +292,10 @@ def _import_unknown(
     preprocess, assumed = _assumed_preprocess(source, name, model, _channels(model, key_map, arrays))
     notes.append(assumed)
     if classes is None:
-        classes, assumed = _assumed_classes(source, model.num_classes)
+        classes, assumed = _assumed_classes(source, model.num_classes or 0)
         notes.append(assumed)
-    elif len(classes) != model.num_classes:
-        raise ValueError(f"{file}: {len(classes)} class names for {model.num_classes} outputs")
+    elif len(classes) != (model.num_classes or 0):
+        raise ValueError(f"{file}: {len(classes)} class names for {model.num_classes or 0} outputs")
     variables = _converted(file, model, SOURCES[source], arrays, _shape(preprocess))
     card = Card(
         model=name, fields=models.defining_fields(model), classes=tuple(classes), preprocess=preprocess,
@@ -340,7 +350,7 @@ def _spellings(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """The arrays by their keys, by their keys without what wrappers put before all of them, and wrapped."""
     found = [arrays]
     for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in arrays):
+        if arrays and all(key.startswith(prefix) for key in arrays):
             found += _spellings({key.removeprefix(prefix): array for key, array in arrays.items()})
     if not any(key.startswith("module.") for key in arrays):
         found.append({f"module.{key}": array for key, array in arrays.items()})
