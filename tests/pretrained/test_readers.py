@@ -404,6 +404,22 @@ def test_kerass_three_forms(form, tmp_path):
             read_tensors(written(tmp_path, data[:length], f"model{form}"))
 
 
+def test_the_names_of_keras_1(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    old = {"kernel": "W", "bias": "b", "moving_mean": "running_mean", "moving_variance": "running_std"}
+    layers = {"conv1": "conv1", NORM: "batchnormalization_1", f"{NORM}_1": "batchnormalization_2"}
+    with h5py.File(tmp_path / "model.h5", "w") as out:
+        out.attrs["layer_names"] = [name.encode() for name in layers.values()]
+        for place, layer in layers.items():
+            weights = {key.split("/")[1]: array for key, array in KERAS.items() if key.startswith(f"{place}/")}
+            names = [f"{layer}_{old.get(name, name)}:0" for name in weights]
+            group = out.create_group(layer)
+            group.attrs["weight_names"] = [name.encode() for name in names]
+            for name, array in zip(names, weights.values(), strict=True):
+                group[name] = array
+    same(read_tensors(tmp_path / "model.h5").arrays, KERAS)
+
+
 def test_keras_links_to_elsewhere_and_empty_giants_are_refused(tmp_path):
     h5py = pytest.importorskip("h5py")
     write_keras(tmp_path / "other.h5", ".h5")

@@ -22,6 +22,9 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "separable_conv2d": ("depthwise_kernel", "pointwise_kernel", "bias"),
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
 }
+#: What Keras 1 called weights and layers, as some of the oldest published files still do.
+KERAS_1 = {"W": "kernel", "b": "bias", "running_mean": "moving_mean", "running_std": "moving_variance"}
+NUMBERED = {"convolution2d": "conv2d", "batchnormalization": "batch_normalization"}
 MEMBER = "model.weights.h5"
 #: To how many bytes one in the file can unpack (deflate's limit); and what may stand in none, as zeros never written.
 EXPANSION, UNWRITTEN = 1032, 2**16
@@ -57,7 +60,7 @@ def _text(value: Any) -> str:
 
 
 def _named(file: Any) -> dict[str, np.ndarray]:
-    """The older form: layers and weights are listed by name, "conv1/kernel:0"."""
+    """The older form: layers and weights are listed by name, "conv1/kernel:0"; "conv1_W:0" in Keras 1."""
     group = _member(file, "model_weights") if "model_weights" in file else file
     if "layer_names" not in group.attrs:
         raise ValueError("is HDF5, but holds no weights of Keras")
@@ -65,7 +68,8 @@ def _named(file: Any) -> dict[str, np.ndarray]:
     for layer in map(_text, group.attrs["layer_names"]):
         weights = _member(group, layer)
         for weight in map(_text, weights.attrs["weight_names"]):
-            arrays["/".join((layer, weight.removesuffix(":0").rpartition("/")[2]))] = _array(_member(weights, weight))
+            name = weight.removesuffix(":0").rpartition("/")[2].removeprefix(f"{layer}_")
+            arrays[f"{layer}/{KERAS_1.get(name, name)}"] = _array(_member(weights, weight))
     return arrays
 
 
@@ -122,8 +126,8 @@ def _renumbered(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     names: dict[str, dict[int, str]] = {}
     for key in arrays:
         layer = key.split("/")[0]
-        if match := re.fullmatch(r"(conv2d|batch_normalization)(?:_(\d+))?", layer):
-            names.setdefault(match[1], {})[int(match[2] or 0)] = layer
+        if match := re.fullmatch(r"(conv(?:olution)?2d|batch_?normalization)(?:_(\d+))?", layer):
+            names.setdefault(NUMBERED.get(match[1], match[1]), {})[int(match[2] or 0)] = layer
     new = {
         old: kind if rank == 0 else f"{kind}_{rank}"
         for kind, found in names.items()
