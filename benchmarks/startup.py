@@ -28,10 +28,10 @@ def first_step() -> None:
     began = float(os.environ["BEGAN"])
     marks = {"python": time.time() - began}
     from zoo.cli import main
-    from zoo.training import loop
+    from zoo.training import loop, memory
 
     marks["imports"] = time.time() - began
-    plan, compile_step = loop.plan, loop.compile_step
+    plan, compile_step = loop.plan, memory.compile_step
 
     def planned(*args, **kwargs):
         job = plan(*args, **kwargs)
@@ -59,7 +59,7 @@ def first_step() -> None:
 
         return Stepped()
 
-    loop.plan, loop.compile_step = planned, compiled
+    loop.plan, memory.compile_step = planned, compiled
     raise SystemExit(main(["train", *sys.argv[1:]]) or "no step was taken")
 
 

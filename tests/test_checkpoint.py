@@ -112,7 +112,7 @@ def test_a_newer_checkpoint_in_its_place_is_read_instead(copy, saved, monkeypatc
     assert same_bits(zoo.load(copy).variables, other)
 
 
-@pytest.mark.parametrize("flip", [*range(60), *(pytest.param(i, marks=pytest.mark.slow) for i in range(60, 200))])
+@pytest.mark.parametrize("flip", [*range(40), *(pytest.param(i, marks=pytest.mark.slow) for i in range(40, 200))])
 def test_one_flipped_bit_anywhere_is_noticed(copy, flip):
     rng = random.Random(flip)
     files = sorted(p for p in copy.rglob("*") if p.is_file() and p.stat().st_size)

@@ -133,6 +133,7 @@ NO_BATCH_NORM = {
 # What takes long to compile, fifty convolutions side by side or two towers: in numbers only with `-m slow`.
 SLOW_TO_COMPILE = {
     "alexnet",
+    "alexnet_owt",
     "googlenet",
     "googlenet_bn",
     "inception_v2",
@@ -140,6 +141,7 @@ SLOW_TO_COMPILE = {
     "inception_v4",
     "inception_resnet_v2",
     "xception",
+    "resnet-d-se",
     "wide_resnet",
 }
 CASES = [pytest.param(case, marks=[pytest.mark.slow] if case in SLOW_TO_COMPILE else []) for case in REDUCED]

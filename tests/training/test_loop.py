@@ -156,7 +156,7 @@ def test_killed_at_every_moment_of_the_start(tmp_path, monkeypatch):
     assert loop.fit("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL).history
 
 
-@pytest.mark.parametrize("lives", [3, 6])
+@pytest.mark.parametrize("lives", [pytest.param(3, marks=pytest.mark.slow), 6])
 def test_stopped_dead_at_many_moments_and_started_again(tmp_path, monkeypatch, left_alone, number_of_events, lives):
     """In this process: an exception that nobody catches, at seeded calls, several times in one run."""
     rng, folder = random.Random(lives), tmp_path / "run"
