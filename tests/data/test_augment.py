@@ -49,7 +49,15 @@ IDENTITY = {
 ROUNDED = ("affine", "elastic", "affine_elastic", "resized_crop", "colour_jitter", "rand_augment", "trivial_augment")
 # Most of the time here goes to compiling; without optimisation that takes half as long.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-every_name = pytest.mark.parametrize("name", AUGMENTATIONS)
+#: Those of which others have all the parts.
+COMBINED = ("affine_elastic", "mixup_or_cutmix")
+
+
+def each_of(names):
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in COMBINED else []) for name in names]
+
+
+every_name = pytest.mark.parametrize("name", each_of(AUGMENTATIONS))
 
 
 def make_batch(batch=8, height=9, width=12, channels=3, seed=0):
@@ -115,7 +123,7 @@ def test_contract(name):
     assert (later != new).any()
 
 
-@pytest.mark.parametrize("name", IDENTITY)
+@pytest.mark.parametrize("name", each_of(IDENTITY))
 def test_identity_at_zero_strength(name):
     index, images, targets = make_batch(1, channels=1)
     new, soft = run((IDENTITY[name],), jax.random.key(0), index, images, targets)

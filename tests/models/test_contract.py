@@ -130,7 +130,7 @@ NO_BATCH_NORM = {
     "softmax", "mlp", "lenet5", "lenet5_1998", "alexnet_small", "alexnet_owt_small", "googlenet_small",
     "highway", "highway_conv",
 }  # fmt: skip
-# What takes long to compile, fifty convolutions side by side or two towers: in numbers only with `-m slow`.
+# What takes long to compile, or differs little from what does not: in numbers only with `-m slow`.
 SLOW_TO_COMPILE = {
     "alexnet",
     "alexnet_owt",
@@ -141,8 +141,11 @@ SLOW_TO_COMPILE = {
     "inception_v4",
     "inception_resnet_v2",
     "xception",
+    "resnet-bottleneck",
     "resnet-d-se",
+    "resnet_v2",
     "wide_resnet",
+    "lenet5-tanh-avg",
 }
 CASES = [pytest.param(case, marks=[pytest.mark.slow] if case in SLOW_TO_COMPILE else []) for case in REDUCED]
 TEN_CLASSES_ONLY = {"lenet5_1998"}
