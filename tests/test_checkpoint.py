@@ -207,6 +207,7 @@ def test_a_card_that_nobody_could_have_written_is_refused_in_words(copy):
         ({**card, "preprocess": {**card["preprocess"], "tilt": 3}}, "do not fit format 1: tilt"),
         ({**card, "preprocess": None}, "do not fit format 1: preprocess"),
         ({**card, "leaves": [{"path": "x"}]}, "table of leaves does not fit"),
+        ({**card, "leaves": None}, "table of leaves does not fit"),
     ):
         (copy / "card.json").write_text(json.dumps(broken))
         assert [line.split()[0] for line in checkpoint.verify_checkpoint(copy)] == ["card.json"]

@@ -78,9 +78,6 @@ def save(
     classes = tuple(str(name) for name in classes)
     if len(classes) != (model.num_classes or 0):
         raise ValueError(f"{len(classes)} class names for a model with {model.num_classes or 0} classes")
-    if len(set(classes)) < len(classes):
-        twice = sorted({name for name in classes if classes.count(name) > 1})
-        raise ValueError(f"several classes are called {', '.join(twice[:3])}; names must differ")
     shape = (*preprocess.size, preprocess.num_channels)
     variables = match_leaves(variables, models.abstract_variables(model, shape), "variables")
     card = Card(

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -69,9 +70,10 @@ def card_from_json(data: Any, where: str) -> Card:
         if not isinstance(part, dict) or set(part) != names:
             strange = sorted(set(part) ^ names) if isinstance(part, dict) else ["preprocess"]
             raise ValueError(f"{where}: fields do not fit format {FORMAT}: {', '.join(strange)}")
-    if any(not isinstance(row, dict) or set(row) != LEAF for row in data["leaves"]):
+    leaves = data["leaves"]
+    if not isinstance(leaves, list) or any(not isinstance(row, dict) or set(row) != LEAF for row in leaves):
         raise ValueError(f"{where}: its table of leaves does not fit format {FORMAT}")
-    values = {**data, "classes": tuple(data["classes"]), "leaves": tuple(data["leaves"])}
+    values = {**data, "classes": tuple(data["classes"]), "leaves": tuple(leaves)}
     return Card(**{**values, "preprocess": Preprocess(**data["preprocess"])})
 
 
@@ -82,6 +84,8 @@ def save_checkpoint(path: str | Path, card: Card, variables: Mapping) -> Card:
     """Write a checkpoint folder, replacing one that is there in a single rename. Returns the card with its leaves."""
     import jax
 
+    if twice := sorted(name for name, count in Counter(card.classes).items() if count > 1):
+        raise ValueError(f"several classes are called {', '.join(twice[:3])}; names must differ")
     variables = jax.tree.map(np.asarray, dict(variables))
     card = dataclasses.replace(card, leaves=tuple(leaf_table(variables)))
     path = _named(path)

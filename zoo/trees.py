@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     """{"params/stem/conv/kernel": leaf, …} of a nested dict."""
@@ -88,6 +86,8 @@ def merge(
 
 
 def _convertible(have: Any, want: Any) -> bool:
+    import jax.numpy as jnp
+
     return have == want or (jnp.issubdtype(have, jnp.floating) and jnp.issubdtype(want, jnp.floating))
 
 

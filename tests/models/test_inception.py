@@ -13,7 +13,7 @@ from zoo.models import create, googlenet, inception_v2
 from zoo.models.branches import Branches, Pool, Unit
 from zoo.models.layers import BatchNorm, ConvNorm, max_pool
 from zoo.pretrained import keras
-from zoo.pretrained.convert import leaves_by_path
+from zoo.trees import flatten
 
 NAMES = ["googlenet", "googlenet_bn", "inception_v2", "inception_v3"]
 ONE_EACH = {"blocks": (1, 1, 1)}
@@ -189,7 +189,7 @@ def test_keras_numbers_the_layers_of_inception_v3_in_the_order_of_the_tables():
     model = create("inception_v3", aux_heads=False, pool_padding="nothing")
     abstract = models.abstract_variables(model)
     key_map = keras.key_map(model, abstract)
-    assert set(key_map) == set(leaves_by_path(abstract))
+    assert set(key_map) == set(flatten(abstract))
     named = {
         "conv1a": "conv2d", "conv4a": "conv2d_4", "mixed5b/branch5x5": "conv2d_7", "mixed6a/branch3x3": "conv2d_26",
         "mixed7b/branch3x3_a": "conv2d_78", "mixed7b/branch3x3_b": "conv2d_79", "mixed7c/branch_pool": "conv2d_93",

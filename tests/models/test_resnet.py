@@ -12,7 +12,7 @@ from flax.errors import InvalidRngError
 import zoo.models as models
 from zoo.models import create, resnet, resnet_v2, wide_resnet
 from zoo.models.layers import BatchNorm, StochasticDepth
-from zoo.pretrained.convert import leaves_by_path
+from zoo.trees import flatten
 
 TINY = {"blocks": (1, 1), "width": 8}
 
@@ -28,7 +28,7 @@ def test_option_a_has_no_parameters_and_option_b_projects():
     """He et al. 2015, section 4.2: option A has exactly as many parameters as the plain network."""
     option_b = models.abstract_variables(create("resnet20", shortcut="conv"))
     assert models.count_parameters(option_b) == 269_722 + (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)
-    assert {path.split("/")[1] for path in leaves_by_path(option_b) if "shortcut" in path} == {
+    assert {path.split("/")[1] for path in flatten(option_b) if "shortcut" in path} == {
         "stage2_block1", "stage3_block1",
     }  # fmt: skip
 
@@ -89,9 +89,9 @@ def test_remat_changes_only_how_it_is_run(name):
     model = create(name, **REMAT[name])
     saving = models.with_runtime(model, remat=True)
     variables, again = (models.abstract_variables(m, (8, 8, 3)) for m in (model, saving))
-    assert leaves_by_path(variables) == leaves_by_path(again)
+    assert flatten(variables) == flatten(again)
     images = jnp.zeros((2, 8, 8, 3))
-    blocks = {path.split("/")[1] for path in leaves_by_path(variables) if "_block" in path}
+    blocks = {path.split("/")[1] for path in flatten(variables) if "_block" in path}
     for m, count in ((model, 0), (saving, len(blocks))):
         names = [equation.primitive.name for equation in jax.make_jaxpr(m.apply)(variables, images).jaxpr.eqns]
         assert sum(name in ("remat2", "remat", "checkpoint") for name in names) == count

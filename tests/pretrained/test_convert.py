@@ -20,9 +20,9 @@ from zoo.pretrained.convert import (
     convert,
     export,
     flattened,
-    leaves_by_path,
     renamed,
 )
+from zoo.trees import flatten
 
 RNG = np.random.default_rng(0)
 
@@ -157,7 +157,7 @@ MAPPED = [
 def test_a_key_map_has_every_leaf_and_no_key_twice(source, name, fields):
     variables = models.abstract_variables(create(name, **fields))
     key_map = source.key_map(create(name, **fields), variables)
-    assert set(key_map) == set(leaves_by_path(variables))
+    assert set(key_map) == set(flatten(variables))
     keys = [key for entry, _ in key_map.values() for key in ((entry,) if isinstance(entry, str) else entry)]
     assert len(keys) == len(set(keys))
 

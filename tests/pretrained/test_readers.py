@@ -180,6 +180,11 @@ def test_names_that_are_no_text_are_refused_before_they_are_hashed(body, tmp_pat
         read_tensors(written(tmp_path, tb.zipped(body, {})))
 
 
+def test_what_is_no_name_is_refused_before_it_is_hashed(tmp_path):
+    with pytest.raises(ValueError, match="uses NEWOBJ"):
+        read_tensors(written(tmp_path, tb.zipped(BOMB + b")\x81", {})))
+
+
 @pytest.mark.parametrize("version", [BOMB, number(10**400), text("1001")])
 def test_what_a_file_says_is_shown_shortly(version, tmp_path):
     data = b"".join(map(tb.program, (number(0x1950A86A20F9469CFC6C), version, b"}")))

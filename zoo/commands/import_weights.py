@@ -21,7 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     start_jax()
-    from collections import Counter
     from pathlib import Path
 
     from zoo import models
@@ -49,9 +48,6 @@ def run(options: argparse.Namespace) -> int:
             classes = tuple(Path(options.classes).read_text(encoding="utf-8").rstrip().splitlines())
         except UnicodeDecodeError:
             raise ValueError(f"{options.classes}: is not text in UTF-8") from None
-        twice = sorted(name for name, count in Counter(classes).items() if count > 1)
-        if twice:
-            raise ValueError(f"{options.classes}: several classes are called {', '.join(twice[:3])}; names must differ")
     imported = weights.import_file(options.file, options.target, fields, classes)
     for note in imported.notes:
         print(f"note: {note}")

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from zoo.trees import unflatten
+from zoo.trees import flatten, unflatten
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Layout:
 
 KeyMap = Mapping[str, tuple[str | tuple[str, ...], Layout]]
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+
+#: In a rule: a block of a residual network.
+BLOCK = r"stage(?P<stage>\d+)_block(?P<block>\d+)"
 
 
 def _only_ones(leaf: np.ndarray) -> tuple[()]:
@@ -69,12 +72,6 @@ def flattened(height: int, width: int) -> Layout:
     return Layout(f"flattened {height}x{width}", load, store)
 
 
-def leaves_by_path(variables: Mapping) -> dict[str, Any]:
-    """{"params/stem/conv/kernel": leaf, …} of nested dicts."""
-    flat = jax.tree_util.tree_leaves_with_path(variables)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
-
-
 def _keys(entry: str | tuple[str, ...]) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else entry
 
@@ -90,7 +87,7 @@ def convert(
     Raises one ValueError that lists everything that does not fit: leaves without a tensor, tensors that no leaf
     wants, differing shapes, numbers of another kind (integers, text; or finite ones that our dtype cannot hold).
     """
-    wanted = leaves_by_path(abstract_variables)
+    wanted = flatten(abstract_variables)
     missing = [f"{path} (the model has it, the key map does not)" for path in wanted if path not in key_map]
     unexpected = [f"{path} (the key map has it, the model does not)" for path in key_map if path not in wanted]
     shapes, kinds, leaves = [], [], {}
@@ -142,7 +139,7 @@ def export(key_map: KeyMap, variables: Mapping) -> dict[str, np.ndarray]:
 
     Raises one ValueError that lists the leaves missing on either side and those the source cannot express.
     """
-    leaves = leaves_by_path(variables)
+    leaves = flatten(variables)
     problems = [f"{path}: the key map does not have it" for path in leaves if path not in key_map]
     tensors: dict[str, np.ndarray] = {}
     for path, (entry, layout) in key_map.items():
@@ -184,7 +181,7 @@ def torch_key_map(variables: Mapping, rules: Sequence[Rule], layouts: Mapping[st
     our leaf's path without the collection ("dense1/kernel").
     """
     key_map = {}
-    for path, leaf in leaves_by_path(variables).items():
+    for path, leaf in flatten(variables).items():
         _, _, inner = path.partition("/")
         module, _, name = inner.rpartition("/")
         layout = {4: CONV, 2: DENSE}[leaf.ndim] if name == "kernel" else SAME

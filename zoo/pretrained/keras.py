@@ -17,18 +17,19 @@ from zoo.models.resnet import ResNet
 from zoo.models.resnet_v2 import ResNetV2
 from zoo.models.xception import Xception
 from zoo.pretrained.convert import (
+    BLOCK,
     FOLDED_BIAS,
     KERAS_DEPTHWISE,
     ONES,
     SAME,
     KeyMap,
     Rule,
-    leaves_by_path,
     map_for,
     renamed,
     require_fields,
 )
 from zoo.pretrained.timm import INCEPTION_RESNET_V2
+from zoo.trees import flatten
 
 #: Source keys that stand for nothing in the function: the state of dropout layers.
 IGNORED = (r".*/seed_generator_state",)
@@ -38,7 +39,7 @@ NAMES = {"kernel": "kernel", "scale": "gamma", "bias": "bias", "mean": "moving_m
 
 def keras_key_map(variables: Mapping, rules: Sequence[Rule]) -> dict:
     """The key map of a Keras network, from rules that rename our modules' paths; kernels lie as ours do."""
-    leaves = leaves_by_path(variables)
+    leaves = flatten(variables)
     norms = {path.split("/", 1)[1].removesuffix("/mean") for path in leaves if path.startswith("batch_stats/")}
     key_map = {}
     for path in leaves:
@@ -53,15 +54,13 @@ def _block(m) -> str:
     return f"conv{int(m['stage']) + 1}_block{m['block']}"
 
 
-_BLOCK = r"stage(?P<stage>\d+)_block(?P<block>\d+)"
-
 RESNET: tuple[Rule, ...] = (
     (r"stem/conv", "conv1_conv"),
     (r"stem/norm", "conv1_bn"),
-    (_BLOCK + r"/conv(\d)/conv", lambda m: f"{_block(m)}_{m[3]}_conv"),
-    (_BLOCK + r"/conv(\d)/norm", lambda m: f"{_block(m)}_{m[3]}_bn"),
-    (_BLOCK + r"/shortcut/conv", lambda m: f"{_block(m)}_0_conv"),
-    (_BLOCK + r"/shortcut/norm", lambda m: f"{_block(m)}_0_bn"),
+    (BLOCK + r"/conv(\d)/conv", lambda m: f"{_block(m)}_{m[3]}_conv"),
+    (BLOCK + r"/conv(\d)/norm", lambda m: f"{_block(m)}_{m[3]}_bn"),
+    (BLOCK + r"/shortcut/conv", lambda m: f"{_block(m)}_0_conv"),
+    (BLOCK + r"/shortcut/norm", lambda m: f"{_block(m)}_0_bn"),
     (r"head", "predictions"),
 )
 
@@ -82,11 +81,11 @@ def _resnet(model: ResNet, variables: Mapping) -> KeyMap:
 
 RESNET_V2: tuple[Rule, ...] = (
     (r"stem", "conv1_conv"),
-    (_BLOCK + r"/norm1", lambda m: f"{_block(m)}_preact_bn"),
-    (_BLOCK + r"/norm2", lambda m: f"{_block(m)}_1_bn"),
-    (_BLOCK + r"/norm3", lambda m: f"{_block(m)}_2_bn"),
-    (_BLOCK + r"/conv(\d)", lambda m: f"{_block(m)}_{m[3]}_conv"),
-    (_BLOCK + r"/shortcut", lambda m: f"{_block(m)}_0_conv"),
+    (BLOCK + r"/norm1", lambda m: f"{_block(m)}_preact_bn"),
+    (BLOCK + r"/norm2", lambda m: f"{_block(m)}_1_bn"),
+    (BLOCK + r"/norm3", lambda m: f"{_block(m)}_2_bn"),
+    (BLOCK + r"/conv(\d)", lambda m: f"{_block(m)}_{m[3]}_conv"),
+    (BLOCK + r"/shortcut", lambda m: f"{_block(m)}_0_conv"),
     (r"norm", "post_bn"),
     (r"head", "predictions"),
 )

@@ -12,6 +12,7 @@ from zoo.models.resnet import ResNet
 from zoo.models.resnet_v2 import ResNetV2
 from zoo.models.xception import Xception
 from zoo.pretrained.convert import (
+    BLOCK,
     CONV_AS_DENSE,
     TORCH_IGNORED,
     KeyMap,
@@ -25,11 +26,9 @@ from zoo.pretrained.torchvision import RESNET, resnet_block
 #: Source keys that stand for nothing in the function.
 IGNORED = TORCH_IGNORED
 
-_BLOCK = r"stage(?P<stage>\d+)_block(?P<block>\d+)"
-
 SQUEEZE_EXCITE: tuple[Rule, ...] = (
-    (_BLOCK + r"/se/reduce", lambda m: f"{resnet_block(m)}.se.fc1"),
-    (_BLOCK + r"/se/expand", lambda m: f"{resnet_block(m)}.se.fc2"),
+    (BLOCK + r"/se/reduce", lambda m: f"{resnet_block(m)}.se.fc1"),
+    (BLOCK + r"/se/expand", lambda m: f"{resnet_block(m)}.se.fc2"),
 )
 # conv1 is a list of layers here (convolution, norm, ReLU, …), whose last norm has the name of the plain stem's.
 DEEP_STEM: tuple[Rule, ...] = (
@@ -42,8 +41,8 @@ DEEP_STEM: tuple[Rule, ...] = (
 )
 # The pooling is the first layer of the list.
 POOLED_SHORTCUT: tuple[Rule, ...] = (
-    (_BLOCK + r"/shortcut/conv", lambda m: f"{resnet_block(m)}.downsample.1"),
-    (_BLOCK + r"/shortcut/norm", lambda m: f"{resnet_block(m)}.downsample.2"),
+    (BLOCK + r"/shortcut/conv", lambda m: f"{resnet_block(m)}.downsample.1"),
+    (BLOCK + r"/shortcut/norm", lambda m: f"{resnet_block(m)}.downsample.2"),
 )
 
 
@@ -63,8 +62,8 @@ def _stage(m) -> str:
 
 RESNET_V2: tuple[Rule, ...] = (
     (r"stem", "stem.conv"),
-    (_BLOCK + r"/((?:conv|norm)\d)", lambda m: f"{_stage(m)}.{m[3]}"),
-    (_BLOCK + r"/shortcut", lambda m: f"{_stage(m)}.downsample.conv"),
+    (BLOCK + r"/((?:conv|norm)\d)", lambda m: f"{_stage(m)}.{m[3]}"),
+    (BLOCK + r"/shortcut", lambda m: f"{_stage(m)}.downsample.conv"),
     (r"norm", "norm"),
     (r"head", "head.fc"),
 )

@@ -191,7 +191,7 @@ class _Machine:
         elif name == "STACK_GLOBAL":
             inner, module = stack.pop(), stack.pop()
             stack.append(_allowed(module, inner))
-        elif name == "REDUCE" or (name == "NEWOBJ" and stack[-2] in BESIDE):
+        elif name == "REDUCE" or (name == "NEWOBJ" and _is_beside(stack[-2])):
             arguments, callee = stack.pop(), stack.pop()
             stack.append(_build(callee, arguments))
         elif name == "BUILD":  # the state of an OrderedDict: PyTorch's _metadata
@@ -234,8 +234,12 @@ def _allowed(module: Any, name: Any) -> Name:
     return Name(module, name)
 
 
+def _is_beside(callee: Any) -> bool:
+    return isinstance(callee, Name) and callee in BESIDE
+
+
 def _build(callee: Any, arguments: Any) -> Any:
-    if isinstance(callee, Name) and callee in BESIDE:
+    if _is_beside(callee):
         return {}
     if not isinstance(callee, Name) or callee not in ALLOWED or not isinstance(arguments, tuple):
         raise Refused(f"its pickle calls {_shown(callee)}, which is not data")

@@ -12,7 +12,7 @@ from zoo.models.alexnet import AlexNetOWT
 from zoo.models.googlenet import GoogLeNetBN
 from zoo.models.inception_v3 import InceptionV3
 from zoo.models.resnet import ResNet
-from zoo.pretrained.convert import TORCH_IGNORED, KeyMap, Rule, flattened, map_for, require_fields, torch_key_map
+from zoo.pretrained.convert import BLOCK, TORCH_IGNORED, KeyMap, Rule, flattened, map_for, require_fields, torch_key_map
 
 #: Source keys that stand for nothing in the function.
 IGNORED = TORCH_IGNORED
@@ -23,15 +23,13 @@ def resnet_block(m) -> str:
     return f"layer{m['stage']}.{int(m['block']) - 1}"
 
 
-_BLOCK = r"stage(?P<stage>\d+)_block(?P<block>\d+)"
-
 RESNET: tuple[Rule, ...] = (
     (r"stem/conv", "conv1"),
     (r"stem/norm", "bn1"),
-    (_BLOCK + r"/conv(\d)/conv", lambda m: f"{resnet_block(m)}.conv{m[3]}"),
-    (_BLOCK + r"/conv(\d)/norm", lambda m: f"{resnet_block(m)}.bn{m[3]}"),
-    (_BLOCK + r"/shortcut/conv", lambda m: f"{resnet_block(m)}.downsample.0"),
-    (_BLOCK + r"/shortcut/norm", lambda m: f"{resnet_block(m)}.downsample.1"),
+    (BLOCK + r"/conv(\d)/conv", lambda m: f"{resnet_block(m)}.conv{m[3]}"),
+    (BLOCK + r"/conv(\d)/norm", lambda m: f"{resnet_block(m)}.bn{m[3]}"),
+    (BLOCK + r"/shortcut/conv", lambda m: f"{resnet_block(m)}.downsample.0"),
+    (BLOCK + r"/shortcut/norm", lambda m: f"{resnet_block(m)}.downsample.1"),
     (r"head", "fc"),
 )
 
