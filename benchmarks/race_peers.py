@@ -15,6 +15,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+if __name__ == "__main__" and sys.argv[1] == "zoo":
+    from zoo.freed_memory import keep_freed_memory
+
+    keep_freed_memory()  # as `zoo train` and `zoo eval` do, before anything has threads
+
 import numpy as np
 
 #: What each contender gives: a function that takes so many steps and waits for the last, and its parameters' number.
@@ -36,13 +41,13 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
     from zoo import models
     from zoo.data.preprocess import Preprocess
     from zoo.folding import folded_on_device
+    from zoo.freed_memory import give_back_freed_memory
     from zoo.training.optim import make_optimizer
-    from zoo.training.parallel import compiled, compiled_step, give_back_freed_memory, keep_freed_memory
+    from zoo.training.parallel import compiled, compiled_step
     from zoo.training.recipes import Recipe
     from zoo.training.sharding import ONE_DEVICE
     from zoo.training.step import create_state, make_eval_step, make_train_step
 
-    keep_freed_memory()  # as `zoo train` and `zoo eval` do, like giving back, once, what compiling took
     height, width, channels = shape = pixels.shape[1:]
     network = models.create(model, **({"aux_heads": False} if model == "googlenet_bn" else {}))
     statistics = {"mean": (0.5,) * channels, "std": (0.25,) * channels, "channels": "L" if channels == 1 else "RGB"}
@@ -72,7 +77,7 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
                 answer = step(variables, batch)
             jax.block_until_ready(answer)
 
-    give_back_freed_memory()
+    give_back_freed_memory()  # what compiling took: once, as `zoo train` and `zoo eval` do
     return run, count
 
 

@@ -1,10 +1,5 @@
 """Compiled for a platform: the options are tried, and what the compiler refuses is done without."""
 
-import ctypes
-import platform
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,28 +80,6 @@ def test_formulation_is_set_only_inside():
     parallel.compiled(function)(1.0)
     jax.jit(lambda x: function(x))(1.0)
     assert seen == [True, False]
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
-def test_freed_memory_is_kept():
-    """In a process of its own: once freed, the same block comes back without new pages from the system."""
-    code = """
-import resource
-from zoo.training.parallel import keep_freed_memory
-assert keep_freed_memory()
-faults = []
-for _ in range(3):
-    size, before = 64 << 20, resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    b"x" * size
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-assert faults[2] < faults[0] / 10, faults
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_memory_without_glibc(monkeypatch):
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    assert not parallel.keep_freed_memory()
 
 
 def test_plain_by_default():

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from zoo.commands import count, counter, one_line, start_jax
+from zoo.freed_memory import give_back_freed_memory, keep_freed_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    keep_freed_memory()
     start_jax()
     import json
 
@@ -29,9 +31,8 @@ def run(options: argparse.Namespace) -> int:
     from zoo.data.dataset import with_classes
     from zoo.data.views import check_views
     from zoo.prediction import require_head
-    from zoo.training import metrics, parallel
+    from zoo.training import metrics
 
-    parallel.keep_freed_memory()
     loaded = api.load(options.checkpoint)
     require_head(loaded.card)
     if options.batch_size < 1:
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 
     def on_batch(done: int) -> None:
         if done <= options.batch_size:  # the first one: what compiling took
-            parallel.give_back_freed_memory()
+            give_back_freed_memory()
         show(done)
 
     result = api.evaluate(

@@ -10,6 +10,7 @@ from typing import Any
 
 from zoo.commands import SIGNAL_EXIT, count, seconds, start_jax
 from zoo.commands.devices import add_device_options, layout_of
+from zoo.freed_memory import keep_freed_memory
 
 #: Flags that are recipe fields, and what help says of them; `--set` reaches the rest.
 RECIPE_FLAGS = {
@@ -67,15 +68,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    keep_freed_memory()
     if options.deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     start_jax()
     layout = layout_of(options)
-    from zoo.training import loop, parallel, planning, processes, report
+    from zoo.training import loop, planning, processes, report
     from zoo.training.run import folder_of
 
-    parallel.keep_freed_memory()
     config, start = config_of(options)
     about = {
         "init": start, "fields": config.fields, "data_dir": config.data_dir, "limit": config.limit,

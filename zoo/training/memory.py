@@ -12,7 +12,8 @@ import jax
 
 from zoo import checkpoint
 from zoo.data.preprocess import Preprocess
-from zoo.training import parallel, processes, sharding
+from zoo.freed_memory import give_back_freed_memory
+from zoo.training import processes, sharding
 from zoo.training import run as runs
 from zoo.training.finetune import Phase
 from zoo.training.planning import Plan, compile_step
@@ -41,7 +42,7 @@ def free(layout: Layout | None = None) -> int | None:
     used = set(sharding.devices_of(layout)) if layout else set(jax.devices())
     devices = [device for device in jax.local_devices() if device in used]
     if devices[0].platform == "cpu":
-        parallel.give_back_freed_memory()
+        give_back_freed_memory()
         sizes = [size for size in (_available_to_programs(), _left_in_container()) if size is not None]
         available = min(sizes, default=None)
         return None if available is None else available // (len(devices) * processes.on_this_host())

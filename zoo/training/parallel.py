@@ -1,8 +1,6 @@
 """Where pure functions are compiled: for the platform at hand, in one place."""
 
-import ctypes
 from collections.abc import Callable
-from contextlib import suppress
 from functools import lru_cache, wraps
 from typing import Any
 
@@ -96,27 +94,3 @@ def compiled_step(step: Callable, layout: Layout, family: str, state: TrainState
             step, donate=(0,), in_shardings=(places, rows(layout)), out_shardings=(places, whole(layout))
         )  # fmt: skip
     return jitted.lower(state, batch).compile()
-
-
-def keep_freed_memory() -> bool:
-    """Where steps run on a CPU, tell the C library to keep what is freed; whether it was told and understood.
-
-    Otherwise it goes back to the system, a step allocates its activations anew, and the system clears every page that
-    it hands out: a sixth of ResNet-20's step. It concerns the whole process, so it is for programs to call, before they
-    compute, and not for libraries. glibc only; elsewhere nothing happens.
-    """
-    if jax.default_backend() != "cpu":
-        return False
-    mmap_threshold, trim_threshold, arena_max = -3, -1, -8  # malloc.h; other arenas than the first always give back
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    biggest = 2**31 - 1
-    return bool(mallopt(mmap_threshold, biggest) and mallopt(trim_threshold, biggest) and mallopt(arena_max, 1))
-
-
-def give_back_freed_memory() -> None:
-    """Return to the system what `keep_freed_memory` keeps and nobody uses now, so that it counts as free."""
-    with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
