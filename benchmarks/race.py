@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
+from zoo import freed_memory
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,6 +32,18 @@ MODELS: dict[str, tuple[tuple[int, int, int], int, int]] = {
     "resnet50": ((224, 224, 3), 1000, 8),
 }
 PEERS = ("flax", "keras", "torch", "torch-compile")
+#: `--kept`: what `zoo train` and `zoo eval` tell the C library of their own accord, in the words of its environment.
+KEPT = {
+    "GLIBC_TUNABLES": f"glibc.malloc.mmap_threshold={freed_memory.KEPT}:glibc.malloc.trim_threshold={2**31 - 1}"
+    ":glibc.malloc.arena_max=1"
+}
+#: file under benchmarks/results -> its heading in docs/speed.md
+PARTS = {
+    "training": "Training",
+    "training_kept": "Training, freed memory kept for everyone",
+    "inference": "Inference",
+    "inference_kept": "Inference, freed memory kept for everyone",
+}
 
 
 class Failed(Exception):
@@ -40,9 +53,9 @@ class Failed(Exception):
 class Runner:
     """A contender's process. Raises Failed where it ends, or is not ready in time."""
 
-    def __init__(self, name: str, python: str, asked: dict[str, Any], patience: float):
+    def __init__(self, name: str, python: str, asked: dict[str, Any], patience: float, environment: dict[str, str]):
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment = {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
         self.process = subprocess.Popen(
             [python, "-m", "benchmarks.race_peers", name, json.dumps(asked)], text=True, cwd=ROOT, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -98,7 +111,7 @@ def race(model: str, training: bool, pythons: dict[str, str], options: argparse.
     try:
         for name, python in pythons.items():
             try:
-                runners[name] = Runner(name, python, asked, options.patience)
+                runners[name] = Runner(name, python, asked, options.patience, KEPT if options.kept else {})
                 print(f"   {name}: ready, first step after {runners[name].ready['first_step']:.1f} s", flush=True)
             except (Failed, OSError) as error:
                 missing[name] = str(error)
@@ -197,13 +210,16 @@ def write_page() -> None:
         "One batch in memory, float32, all contenders by turns in one run; medians of the rounds, all of which are in",
         "`benchmarks/results`. PyTorch in channels_last; Flax is plain linen code; memory is the most in use while",
         "steps run. Made by `python -m benchmarks.training` and `python -m benchmarks.inference`.",
+        "",
+        "`zoo train` and `zoo eval` have the C library keep freed memory (zoo/freed_memory.py), as here; the peers run",
+        "as they come, but where it says that freed memory is kept for everyone (`--kept`).",
     ]
-    for what in ("training", "inference"):
+    for what, heading in PARTS.items():
         file = RESULTS / f"{what}.json"
         if file.exists():
             results = json.loads(file.read_text())
             on = f"{results['machine']['processor']}, {results['machine']['cores']} cores"
-            lines += ["", f"## {what.capitalize()}, {on}", "", table(results), ""]
+            lines += ["", f"## {heading}, {on}", "", table(results), ""]
             lines += [f"![images a second of each peer, this project = 1](../benchmarks/results/{what}.png)"]
     (ROOT / "docs" / "speed.md").write_text("\n".join(lines) + "\n")
 
@@ -221,8 +237,10 @@ def main(what: str, training: bool, description: str) -> None:
     add("--threads", type=int, default=0, help="processors for each (default: all)")
     add("--batch", type=int, default=0, help="images a step (default: the model's own)")
     add("--patience", type=float, default=900, help="seconds that a contender may take to compile (default: 900)")
-    add("--output", metavar="FILE.json", type=Path, default=RESULTS / f"{what}.json", help="merged into this file")
+    add("--kept", action="store_true", help="peers too have the C library keep freed memory, as `zoo train` does")
+    add("--output", metavar="FILE.json", type=Path, help=f"merged into this file (default: {what}.json in results)")
     options = parser.parse_args()
+    options.output = options.output or RESULTS / f"{what}{'_kept' if options.kept else ''}.json"
     peers = dict(peer.partition("=")[::2] for peer in options.peer or ["flax"])
     unknown = [name for name in options.models if name not in MODELS] + [name for name in peers if name not in PEERS]
     if unknown:

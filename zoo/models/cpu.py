@@ -7,9 +7,12 @@ What is slow on a CPU as `lax` has it, and what is done instead:
 - The gradient of a maximum over windows is a scatter. `max_pool` remembers which pixel of each window won.
 
 What oneDNN (PyTorch) still does better is the gradient of a 3x3 kernel with few channels, a third of ResNet-20's step:
-45 to 106 GF/s at 16 to 64 channels, where the forward pass has 81 to 124. Tried in vain: pixels or shifts laid into the
-channels for it (the copies cost more than is won), a mesh of one device per core (5 %), huge pages, XLA's own options
-for oneDNN, which it never calls.
+45 to 106 GF/s at 16 to 64 channels, where the forward pass has 81 to 124. Tried in vain for it: as one product of
+three shifts of rows, laid transposed, with three shifts of columns (a fifth faster by itself, no different in a step,
+where other work runs beside it); other blocks of pixels or shifts laid into the channels; a mesh of one device per core
+(5 %); XLA's own options for oneDNN, which it never calls. Of whole convolutions: Winograd's F(2x2, 3x3) takes 2.3, 1.2
+and 1.0 times as long at 16, 32 and 64 channels, NCHW 1.1 to 1.5 times, CHWN 1.2 to 1.8 times. What helped was outside
+of the compiler: zoo/freed_memory.py.
 
 Reverse mode only (`custom_vjp`), so layers.py takes these only where a training or evaluation step is compiled.
 """
