@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from zoo import freed_memory
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -32,11 +31,6 @@ MODELS: dict[str, tuple[tuple[int, int, int], int, int]] = {
     "resnet50": ((224, 224, 3), 1000, 8),
 }
 PEERS = ("flax", "keras", "torch", "torch-compile")
-#: `--kept`: what `zoo train` and `zoo eval` tell the C library of their own accord, in the words of its environment.
-KEPT = {
-    "GLIBC_TUNABLES": f"glibc.malloc.mmap_threshold={freed_memory.KEPT}:glibc.malloc.trim_threshold={2**31 - 1}"
-    ":glibc.malloc.arena_max=1"
-}
 #: file under benchmarks/results -> its heading in docs/speed.md
 PARTS = {
     "training": "Training",
@@ -53,9 +47,9 @@ class Failed(Exception):
 class Runner:
     """A contender's process. Raises Failed where it ends, or is not ready in time."""
 
-    def __init__(self, name: str, python: str, asked: dict[str, Any], patience: float, environment: dict[str, str]):
+    def __init__(self, name: str, python: str, asked: dict[str, Any], patience: float):
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
+        environment = {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
         self.process = subprocess.Popen(
             [python, "-m", "benchmarks.race_peers", name, json.dumps(asked)], text=True, cwd=ROOT, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -101,7 +95,7 @@ def race(model: str, training: bool, pythons: dict[str, str], options: argparse.
     shape, classes, batch = MODELS[model]
     asked = {
         "model": model, "training": training, "shape": shape, "classes": classes, "batch": options.batch or batch,
-        "threads": options.threads,
+        "threads": options.threads, "kept": options.kept,
     }  # fmt: skip
     runners: dict[str, Runner] = {}
     missing: dict[str, str] = {}
@@ -111,7 +105,7 @@ def race(model: str, training: bool, pythons: dict[str, str], options: argparse.
     try:
         for name, python in pythons.items():
             try:
-                runners[name] = Runner(name, python, asked, options.patience, KEPT if options.kept else {})
+                runners[name] = Runner(name, python, asked, options.patience)
                 print(f"   {name}: ready, first step after {runners[name].ready['first_step']:.1f} s", flush=True)
             except (Failed, OSError) as error:
                 missing[name] = str(error)
@@ -220,7 +214,7 @@ def write_page() -> None:
             results = json.loads(file.read_text())
             on = f"{results['machine']['processor']}, {results['machine']['cores']} cores"
             lines += ["", f"## {heading}, {on}", "", table(results), ""]
-            lines += [f"![images a second of each peer, this project = 1](../benchmarks/results/{what}.png)"]
+            lines += [f"![{heading}: images a second of each peer, this project = 1](../benchmarks/results/{what}.png)"]
     (ROOT / "docs" / "speed.md").write_text("\n".join(lines) + "\n")
 
 
@@ -256,7 +250,8 @@ def main(what: str, training: bool, description: str) -> None:
         results["machine"] = machine()
         merge(results, model, found)
         options.output.write_text(json.dumps(results, indent=1) + "\n")
-        draw(results, options.output.with_suffix(".png"), f"{what} on {results['machine']['processor']}")
+        title = f"{what}{', freed memory kept for all,' if options.kept else ''} on {results['machine']['processor']}"
+        draw(results, options.output.with_suffix(".png"), title)
     print(table(results))
     if options.output.parent == RESULTS:
         write_page()

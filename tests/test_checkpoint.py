@@ -208,6 +208,8 @@ def test_a_card_that_nobody_could_have_written_is_refused_in_words(copy):
         ({**card, "preprocess": None}, "do not fit format 1: preprocess"),
         ({**card, "leaves": [{"path": "x"}]}, "table of leaves does not fit"),
         ({**card, "leaves": None}, "table of leaves does not fit"),
+        ({**card, "classes": None}, "its classes do not fit format 1"),
+        ({**card, "classes": "abc"}, "its classes do not fit format 1"),
     ):
         (copy / "card.json").write_text(json.dumps(broken))
         assert [line.split()[0] for line in checkpoint.verify_checkpoint(copy)] == ["card.json"]

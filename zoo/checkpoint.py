@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -70,10 +69,12 @@ def card_from_json(data: Any, where: str) -> Card:
         if not isinstance(part, dict) or set(part) != names:
             strange = sorted(set(part) ^ names) if isinstance(part, dict) else ["preprocess"]
             raise ValueError(f"{where}: fields do not fit format {FORMAT}: {', '.join(strange)}")
-    leaves = data["leaves"]
+    classes, leaves = data["classes"], data["leaves"]
+    if not isinstance(classes, list) or any(not isinstance(name, str) for name in classes):
+        raise ValueError(f"{where}: its classes do not fit format {FORMAT}")
     if not isinstance(leaves, list) or any(not isinstance(row, dict) or set(row) != LEAF for row in leaves):
         raise ValueError(f"{where}: its table of leaves does not fit format {FORMAT}")
-    values = {**data, "classes": tuple(data["classes"]), "leaves": tuple(leaves)}
+    values = {**data, "classes": tuple(classes), "leaves": tuple(leaves)}
     return Card(**{**values, "preprocess": Preprocess(**data["preprocess"])})
 
 
@@ -84,8 +85,9 @@ def save_checkpoint(path: str | Path, card: Card, variables: Mapping) -> Card:
     """Write a checkpoint folder, replacing one that is there in a single rename. Returns the card with its leaves."""
     import jax
 
-    if twice := sorted(name for name, count in Counter(card.classes).items() if count > 1):
-        raise ValueError(f"several classes are called {', '.join(twice[:3])}; names must differ")
+    from zoo.data.dataset import require_different
+
+    require_different(card.classes, str(path))
     variables = jax.tree.map(np.asarray, dict(variables))
     card = dataclasses.replace(card, leaves=tuple(leaf_table(variables)))
     path = _named(path)

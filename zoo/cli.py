@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from zoo.commands import SIGNAL_EXIT, one_line
+from zoo.freed_memory import keep_freed_memory
 
 #: command -> (module of zoo.commands, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -27,6 +28,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "launch": ("launch", "a training as several processes on this machine"),
     "verify": ("verify", "every file and leaf of a checkpoint against its hashes"),
 }
+
+#: Those that compute for long: they keep the memory that a step frees for the next.
+KEEPING_MEMORY = ("train", "eval", "features", "probe")
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from zoo import __version__
 
     parser.add_argument("--version", action="version", version=f"zoo {__version__}")
+    if words[:1] and words[0] in KEEPING_MEMORY:
+        keep_freed_memory()
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (module, help_text) in COMMANDS.items():
         sub = subparsers.add_parser(name, help=help_text, description=help_text)

@@ -5,17 +5,22 @@ import os
 from contextlib import suppress
 from importlib.util import find_spec
 
-#: Bytes. Larger blocks go back at once: of those that are kept there come to be several, small ones lying between them.
+#: Bytes of the largest blocks that are kept. Where small blocks come to lie between large ones, up to five of one size
+#: have been seen to be held, so a program may grow by as much.
 KEPT = 256 * 2**20
+#: What glibc before 2.35 allows at most.
+KEPT_BY_OLD_GLIBC = 32 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Where steps will run on a CPU, tell the C library to keep what is freed; whether it was told and understood.
+    """Where steps will run on a CPU, tell the C library to keep freed blocks up to KEPT; whether it understood.
 
-    Otherwise it goes back to the system, a step allocates its activations anew, and the system clears every page that
+    Otherwise they go back to the system, a step allocates its activations anew, and the system clears every page that
     it hands out: a fifth of the time of ResNet-20's step. It concerns the whole process, so it is for programs to call,
     and not for libraries; and before NumPy and JAX are imported: the threads that these start allocate in arenas of
-    their own from then on, which can hold nothing of that size. glibc only; elsewhere nothing happens.
+    their own from then on, which can hold nothing of that size. All threads then share one arena, and wait for each
+    other a little; tried on two cores. With plugins for other devices than CPUs nothing happens, unless JAX_PLATFORMS
+    is cpu, nor where the C library is not glibc.
     """
     if _may_use_accelerator():
         return False
@@ -24,7 +29,9 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_threshold, KEPT) and mallopt(arena_max, 1))
+    # The first must come first: were it refused after any other, it would be left at its smallest.
+    kept = any(mallopt(mmap_threshold, size) for size in (KEPT, KEPT_BY_OLD_GLIBC))
+    return bool(kept and mallopt(trim_threshold, -1) and mallopt(arena_max, 1))  # -1: never
 
 
 def _may_use_accelerator() -> bool:

@@ -525,7 +525,7 @@ def test_classes_that_are_not_the_sources_own(datasets, monkeypatch):
     monkeypatch.setattr(ClassLabel, "names", ("caf\u00e9", "cafe\u0301"))
     with pytest.raises(ValueError) as caught:
         open_dataset("hf:owner/photos")
-    one_line(caught, "hf:owner/photos: has two classes called caf\u00e9")
+    one_line(caught, "hf:owner/photos: several classes are called caf\u00e9")
 
 
 def test_hf_mistakes(datasets, monkeypatch):

@@ -221,13 +221,13 @@ def test_a_network_without_its_head_is_a_start_and_no_classifier(tmp_path, capsy
     ("more", "said"),
     [
         (["--set", "dtype=bfloat16"], "how a model is run"),
-        (["--set", "blocks=1,1,1", "--classes", "twice.txt"], "several classes are called b"),
+        (["--classes", "twice.txt"], "twice.txt: several classes are called b"),
         (["--classes", "latin.txt"], "latin.txt: is not text in UTF-8"),
     ],
 )
 def test_what_is_asked_of_an_import_in_vain(more, said, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "twice.txt").write_text("\n".join("abbcdefghi") + "\n\n")
+    (tmp_path / "twice.txt").write_text("a\nb\nb\n\n")
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     save_torch(tmp_path / "x.pth", small()[1])
     assert cli.main(["import", "x.pth", "--as", "resnet20", *more, "-o", "out"]) == 2

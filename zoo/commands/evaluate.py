@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from zoo.commands import count, counter, one_line, start_jax
-from zoo.freed_memory import give_back_freed_memory, keep_freed_memory
+from zoo.freed_memory import give_back_freed_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    keep_freed_memory()
     start_jax()
     import json
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from zoo.commands import SIGNAL_EXIT, count, seconds, start_jax
 from zoo.commands.devices import add_device_options, layout_of
-from zoo.freed_memory import keep_freed_memory
 
 #: Flags that are recipe fields, and what help says of them; `--set` reaches the rest.
 RECIPE_FLAGS = {
@@ -68,7 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    keep_freed_memory()
     if options.deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()

@@ -112,6 +112,12 @@ def decode(encoded: bytes, name: str) -> Pixels:
         raise ValueError(f"{name}{str(error).removeprefix('image')}") from None
 
 
+def require_different(class_names: Iterable[str], where: str) -> None:
+    """ValueError, naming `where`, for classes that nobody could tell apart."""
+    if twice := sorted(name for name, count in Counter(class_names).items() if count > 1):
+        raise ValueError(f"{where}: several classes are called {', '.join(twice[:3])}; names must differ")
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Splits of one data set and what its labels mean.
@@ -129,6 +135,9 @@ class Dataset:
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        require_different(self.class_names, self.name)
 
     @property
     def num_classes(self) -> int:

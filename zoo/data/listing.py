@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.cache import cache_folder
-from zoo.data.dataset import SPLITS, Dataset, EncodedSplit, Split, Store, complete, content_keys
+from zoo.data.dataset import SPLITS, Dataset, EncodedSplit, Split, Store, complete, content_keys, require_different
 from zoo.data.scan import Scan, scan
 
 SHOWN = 10  # of a list that may be long
@@ -182,9 +182,7 @@ def _classes(listing: Listing, good: NDArray[np.int64]) -> tuple[NDArray[np.int3
     """int32 [N], the class of each image by number, and the classes' names; -1 only of what is not among `good`."""
     folded = [_folded(label) for label in listing.labels]
     names = [_folded(name) for name in listing.class_names] or class_order(folded[i] for i in good.tolist())
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{listing.name}: has two classes called {twice}")
+    require_different(names, listing.name)
     place = {name: number for number, name in enumerate(names)}
     labels = np.array([place.get(label, -1) for label in folded], np.int32)
     if len(lost := good[labels[good] < 0]):
