@@ -91,3 +91,26 @@ def test_without_glibc(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert not freed_memory.keep_freed_memory()
     freed_memory.give_back_freed_memory()
+
+
+@pytest.mark.parametrize(("available", "largest"), [(None, 2**30), (2**40, 2**30), (2**33, 2**29)])
+def test_no_more_is_kept_than_a_share_of_the_memory_there_is(available, largest, monkeypatch):
+    told = {}
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(freed_memory, "available_memory", lambda: available)
+    library = type("Library", (), {"mallopt": lambda self, name, value: told.update({name: value}) or 1})
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library())
+    assert freed_memory.keep_freed_memory() and told[-3] == largest
+
+
+def test_memory_of_this_machine_and_container(tmp_path):
+    file = tmp_path / "meminfo"
+    file.write_text("MemTotal: 100 kB\nMemAvailable:    64 kB\n")
+    assert freed_memory._available_to_programs(str(file)) == 65536
+    assert freed_memory._available_to_programs(str(tmp_path / "none")) is None
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("2000\n")
+    (tmp_path / "memory.stat").write_text("anon 900\ninactive_file 700\n")  # files that were read, kept while it lasts
+    assert freed_memory._left_in_container(str(tmp_path)) == 3700
+    (tmp_path / "memory.max").write_text("max\n")
+    assert freed_memory._left_in_container(str(tmp_path)) is None

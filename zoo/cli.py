@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from zoo import __version__
 
     parser.add_argument("--version", action="version", version=f"zoo {__version__}")
-    if words[:1] and words[0] in KEEPING_MEMORY:
+    if words and words[0] in KEEPING_MEMORY:
         keep_freed_memory()
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (module, help_text) in COMMANDS.items():

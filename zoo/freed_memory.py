@@ -4,10 +4,11 @@ import ctypes
 import os
 from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 
-#: Bytes of the largest blocks that are kept. Where small blocks come to lie between large ones, up to five of one size
-#: have been seen to be held, so a program may grow by as much.
-KEPT = 256 * 2**20
+#: Bytes of the largest blocks that are kept, and their largest share of the memory there is. Where small blocks come to
+#: lie between large ones, up to five of one size have been seen to be held, so a program may grow by as much.
+KEPT, SHARE = 2**30, 1 / 16
 #: What glibc before 2.35 allows at most.
 KEPT_BY_OLD_GLIBC = 32 * 2**20
 
@@ -29,8 +30,10 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    # The first must come first: were it refused after any other, it would be left at its smallest.
-    kept = any(mallopt(mmap_threshold, size) for size in (KEPT, KEPT_BY_OLD_GLIBC))
+    available = available_memory()
+    largest = KEPT if available is None else min(KEPT, int(available * SHARE))
+    # This must come first: were it refused after any other, it would be left at its smallest.
+    kept = any(mallopt(mmap_threshold, min(size, largest)) for size in (KEPT, KEPT_BY_OLD_GLIBC))
     return bool(kept and mallopt(trim_threshold, -1) and mallopt(arena_max, 1))  # -1: never
 
 
@@ -46,3 +49,31 @@ def give_back_freed_memory() -> None:
     """Return to the system what `keep_freed_memory` keeps and nobody uses now, so that it counts as free."""
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def available_memory() -> int | None:
+    """Bytes that the machine, or the container, would give to programs; None where nobody says."""
+    sizes = [size for size in (_available_to_programs(), _left_in_container()) if size is not None]
+    return min(sizes, default=None)
+
+
+def _available_to_programs(file: str = "/proc/meminfo") -> int | None:
+    """What Linux would give without swapping; None elsewhere."""
+    try:
+        with open(file, encoding="ascii") as lines:
+            sizes = dict(line.split(":", 1) for line in lines)
+        return int(sizes["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _left_in_container(folder: str = "/sys/fs/cgroup") -> int | None:
+    """What the limit of a container (cgroup v2) leaves, with the files it keeps to read again; None without a limit."""
+    try:
+        limit, used, statistics = (
+            Path(folder, f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current", "stat")
+        )
+        kept = dict(line.split() for line in statistics.splitlines())["inactive_file"]
+        return int(limit) - int(used) + int(kept)
+    except (OSError, ValueError, KeyError):  # "max" is no limit
+        return None

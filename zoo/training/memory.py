@@ -12,7 +12,7 @@ import jax
 
 from zoo import checkpoint
 from zoo.data.preprocess import Preprocess
-from zoo.freed_memory import give_back_freed_memory
+from zoo.freed_memory import available_memory, give_back_freed_memory
 from zoo.training import processes, sharding
 from zoo.training import run as runs
 from zoo.training.finetune import Phase
@@ -43,35 +43,12 @@ def free(layout: Layout | None = None) -> int | None:
     devices = [device for device in jax.local_devices() if device in used]
     if devices[0].platform == "cpu":
         give_back_freed_memory()
-        sizes = [size for size in (_available_to_programs(), _left_in_container()) if size is not None]
-        available = min(sizes, default=None)
+        available = available_memory()
         return None if available is None else available // (len(devices) * processes.on_this_host())
     statistics = [device.memory_stats() or {} for device in devices]
     if not all("bytes_limit" in each for each in statistics):
         return None
     return min(each["bytes_limit"] - each.get("bytes_in_use", 0) for each in statistics)
-
-
-def _available_to_programs(file: str = "/proc/meminfo") -> int | None:
-    """What Linux would give without swapping; None elsewhere."""
-    try:
-        with open(file, encoding="ascii") as lines:
-            sizes = dict(line.split(":", 1) for line in lines)
-        return int(sizes["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-
-
-def _left_in_container(folder: str = "/sys/fs/cgroup") -> int | None:
-    """What the limit of a container (cgroup v2) leaves, with the files it keeps to read again; None without a limit."""
-    try:
-        limit, used, statistics = (
-            Path(folder, f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current", "stat")
-        )
-        kept = dict(line.split() for line in statistics.splitlines())["inactive_file"]
-        return int(limit) - int(used) + int(kept)
-    except (OSError, ValueError, KeyError):  # "max" is no limit
-        return None
 
 
 @dataclass(frozen=True)
