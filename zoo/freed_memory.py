@@ -1,4 +1,4 @@
-"""What the C library does with memory that is freed: kept for the next step, or given back to the system."""
+"""What the C library does with memory that is freed, kept for the next step or given back, and how much there is."""
 
 import ctypes
 import os
