@@ -41,6 +41,7 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
     from zoo import models
     from zoo.data.preprocess import Preprocess
     from zoo.folding import folded_on_device
+    from zoo.training.memory import paced
     from zoo.training.optim import make_optimizer
     from zoo.training.parallel import compiled, compiled_step
     from zoo.training.recipes import Recipe
@@ -57,8 +58,8 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
     count = models.count_parameters(state.variables)
     batch = jax.device_put({"image": pixels, "label": labels, "weight": np.ones(len(labels), np.float32)})
     if training:
-        step = compiled_step(
-            make_train_step(network, recipe, seen, optimizer), ONE_DEVICE, network.family, state, batch
+        step = paced(
+            compiled_step(make_train_step(network, recipe, seen, optimizer), ONE_DEVICE, network.family, state, batch)
         )
 
         def run(steps):
@@ -71,10 +72,13 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
         variables = folded_on_device(network, state.variables, shape)
         step = compiled(make_eval_step(network, seen)).lower(variables, batch).compile()
 
-        def run(steps):
+        def run(steps):  # one batch late, as `zoo eval` takes its results
+            late = None
             for _ in range(steps):
                 answer = step(variables, batch)
-            jax.block_until_ready(answer)
+                jax.block_until_ready(late)
+                late = answer
+            jax.block_until_ready(late)
 
     return run, count
 

@@ -6,8 +6,9 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-#: Bytes of the largest blocks that are kept, and their largest share of the memory there is. Where small blocks come to
-#: lie between large ones, up to five of one size have been seen to be held, so a program may grow by as much.
+#: Bytes of the largest blocks that are kept, and their largest share of the memory there is. As many of a size are kept
+#: as were taken at once (see `paced` in zoo/training/memory.py), at times one more: an aligned block does not fit again
+#: into its own place, where the few bytes that were left over in front of it or behind have been taken since.
 KEPT, SHARE = 2**30, 1 / 16
 #: What glibc before 2.35 allows at most.
 KEPT_BY_OLD_GLIBC = 32 * 2**20

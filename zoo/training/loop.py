@@ -233,7 +233,7 @@ class Trainer:
         else:
             step = memory.compile_that_fits(self.job, phase, seen, self.state, self.display.say)
         self.display.pause()
-        return step
+        return memory.paced(step)
 
     def settle(self, step: int, metrics: dict) -> None:
         """Take one step's metrics to the host, and stop where the loss is not finite."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,11 @@ from zoo.training.planning import Plan, compile_step
 from zoo.training.sharding import Layout
 from zoo.training.step import TrainState, restarted
 
+#: Bytes. On a CPU, steps that take more have their memory one after the other.
+LARGE = 64 * 2**20
+#: Seconds after which what a step took is free again, once its results are there; most of the time.
+FREED_WITHIN = 0.001
+
 
 class TooLarge(ValueError):
     """A step needs more memory than there is."""
@@ -32,6 +38,30 @@ def needed(step: Any) -> int | None:
         return None
     new_output = memory.output_size_in_bytes - memory.alias_size_in_bytes  # what is not written over the state
     return memory.temp_size_in_bytes + max(new_output, 0) + memory.generated_code_size_in_bytes
+
+
+def paced(step: Any) -> Any:
+    """A compiled step (state, batch) -> (state, metrics) that on a CPU waits for earlier ones before it is dispatched.
+
+    XLA takes what a step needs as one block when the step is dispatched, however many wait before it, and as many
+    blocks as there were at once are kept for good (zoo/freed_memory.py): ResNet-50 trained in 3.6 GB instead of 1.4.
+    Steps that take little are short, and would feel a wait for each; they may be two at a time.
+    """
+    if jax.default_backend() != "cpu":
+        return step
+    large = (needed(step) or 0) > LARGE
+    under_way: deque = deque(maxlen=1 if large else 2)
+
+    def in_turn(state: TrainState, batch: Any) -> tuple[TrainState, dict]:
+        if len(under_way) == under_way.maxlen:
+            jax.block_until_ready(under_way.popleft())
+            if large:
+                time.sleep(FREED_WITHIN)
+        state, metrics = step(state, batch)
+        under_way.append(metrics)
+        return state, metrics
+
+    return in_turn
 
 
 def free(layout: Layout | None = None) -> int | None:
