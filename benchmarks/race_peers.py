@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,7 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
     from zoo import models
     from zoo.data.preprocess import Preprocess
     from zoo.folding import folded_on_device
-    from zoo.training.memory import paced
+    from zoo.training.memory import FREED_WITHIN, at_once
     from zoo.training.optim import make_optimizer
     from zoo.training.parallel import compiled, compiled_step
     from zoo.training.recipes import Recipe
@@ -58,14 +59,20 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
     count = models.count_parameters(state.variables)
     batch = jax.device_put({"image": pixels, "label": labels, "weight": np.ones(len(labels), np.float32)})
     if training:
-        step = paced(
-            compiled_step(make_train_step(network, recipe, seen, optimizer), ONE_DEVICE, network.family, state, batch)
+        step = compiled_step(
+            make_train_step(network, recipe, seen, optimizer), ONE_DEVICE, network.family, state, batch
         )
+        limit, under_way = at_once(step), deque()
 
-        def run(steps):
+        def run(steps):  # as `zoo train` waits for its steps
             nonlocal state
             for _ in range(steps):
+                if len(under_way) == limit:
+                    jax.block_until_ready(under_way.popleft())
+                    if limit == 1:
+                        time.sleep(FREED_WITHIN)
                 state, metrics = step(state, batch)
+                under_way.append(metrics)
             jax.block_until_ready(metrics)
 
     else:

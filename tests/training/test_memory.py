@@ -1,51 +1,67 @@
-"""How many steps may have their memory at once."""
-
-from types import SimpleNamespace
+"""How many steps may be under way at once."""
 
 import jax
+import numpy as np
 import pytest
 
-from zoo.training.memory import LARGE, paced
-
-
-class Recorded:
-    """Stands for a compiled step, and for the metrics of each: what is dispatched, and what is waited for."""
-
-    def __init__(self, size: int | None):
-        self.size, self.events = size, []
-
-    def memory_analysis(self):
-        if self.size is None:
-            return None
-        return SimpleNamespace(
-            temp_size_in_bytes=self.size, output_size_in_bytes=8, alias_size_in_bytes=8, generated_code_size_in_bytes=0
-        )
-
-    def __call__(self, state, batch):
-        self.events.append(f"step {state}")
-        ready = SimpleNamespace(block_until_ready=lambda: self.events.append(f"wait {state}"))
-        return state + 1, ready
+from zoo.data.sources import from_arrays
+from zoo.training import loop, memory
+from zoo.training.recipes import Recipe
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        (LARGE + 1, ["step 0", "wait 0", "step 1", "wait 1", "step 2", "wait 2", "step 3"]),
-        (LARGE, ["step 0", "step 1", "wait 0", "step 2", "wait 1", "step 3"]),
-        (None, ["step 0", "step 1", "wait 0", "step 2", "wait 1", "step 3"]),
-    ],
-    ids=["large", "small", "of unknown size"],
+    ("platform", "size", "expected"),
+    [("cpu", memory.LARGE + 1, 1), ("cpu", memory.LARGE, 2), ("cpu", None, 2), ("gpu", memory.LARGE + 1, 3)],
 )
-def test_on_a_cpu_steps_wait_for_earlier_ones(size, expected):
-    step, state = Recorded(size), 0
-    run = paced(step)
-    for _ in range(4):
-        state, _ = run(state, None)
-    assert state == 4
-    assert step.events == expected
+def test_steps_at_once(monkeypatch, platform, size, expected):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(memory, "needed", lambda step: size)
+    assert memory.at_once(None) == expected
 
 
-def test_elsewhere_steps_wait_for_nothing(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    step = Recorded(LARGE + 1)
-    assert paced(step) is step
+@pytest.mark.parametrize(
+    ("at_once", "expected"),
+    [
+        (1, ["step 0", "settled 1", "step 1", "settled 2", "step 2", "settled 3", "step 3"]),
+        (2, ["step 0", "step 1", "settled 1", "step 2", "settled 2", "step 3"]),
+        (3, ["step 0", "step 1", "step 2", "settled 1", "step 3"]),
+    ],
+)
+def test_training_waits_for_earlier_steps(tmp_path, monkeypatch, at_once, expected):
+    events: list[str] = []
+    compile_step, settle = memory.compile_step, loop.Trainer.settle
+
+    def compiled(*args):
+        step = compile_step(*args)
+
+        def recorded(state, batch):
+            events.append(f"step {int(state.step)}")
+            return step(state, batch)
+
+        return recorded
+
+    def settled(self, step, metrics):
+        events.append(f"settled {step}")
+        settle(self, step, metrics)
+
+    monkeypatch.setattr(memory, "compile_step", compiled)
+    monkeypatch.setattr(memory, "needed", lambda step: None)
+    monkeypatch.setattr(memory, "at_once", lambda step: at_once)
+    monkeypatch.setattr(loop.Trainer, "settle", settled)
+    images = np.random.default_rng(0).integers(0, 256, (80, 8, 8)).astype(np.uint8)
+    data = from_arrays((images, np.arange(80) % 2), name="made")
+    fields = {"widths": (4,), "image_size": 8}
+    loop.fit("mlp", data, Recipe(epochs=1, batch_size=8), fields=fields, workdir=tmp_path / "run", quiet=True)
+    assert events[: len(expected)] == expected
+
+
+def test_a_large_step_waits_a_little_longer(monkeypatch):
+    trainer = loop.Trainer.__new__(loop.Trainer)
+    pauses: list[float] = []
+    monkeypatch.setattr(loop.time, "sleep", pauses.append)
+    monkeypatch.setattr(loop.Trainer, "settle", lambda self, step, metrics: None)
+    for trainer.at_once, trainer.pending, expected in ((1, [], 0), (1, [(1, {})], 1), (2, [(1, {}), (2, {})], 0)):
+        trainer.make_way()
+        assert len(trainer.pending) < trainer.at_once
+        assert len(pauses) == expected
+        pauses.clear()

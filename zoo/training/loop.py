@@ -186,6 +186,7 @@ class Trainer:
         self.job, self.folder, self.display, self.logs = job, folder, display, logs
         self.state, self.best, self.progress = state, best, progress
         self.pending: list[tuple[int, dict]] = []
+        self.at_once = 1
         self.ahead = ahead
         self.exported = -1  # the best step that best/ holds
         self.committed = time.monotonic()
@@ -199,11 +200,10 @@ class Trainer:
             began = time.monotonic()
             batch = next(batches)
             self.display.waited(time.monotonic() - began)
+            self.make_way()
             self.state, metrics = step(self.state, batch)
             progress.step += 1
             self.pending.append((progress.step, metrics))
-            if len(self.pending) > 2:  # the host stays two steps ahead of the device, no more
-                self.settle(*self.pending.pop(0))
             if job.is_evaluation(progress.step):
                 self.validate()
             before = phase, seen
@@ -233,7 +233,15 @@ class Trainer:
         else:
             step = memory.compile_that_fits(self.job, phase, seen, self.state, self.display.say)
         self.display.pause()
-        return memory.paced(step)
+        self.at_once = memory.at_once(step)
+        return step
+
+    def make_way(self) -> None:
+        """Wait until another step may be dispatched."""
+        if len(self.pending) == self.at_once:
+            self.settle(*self.pending.pop(0))
+            if self.at_once == 1:
+                time.sleep(memory.FREED_WITHIN)
 
     def settle(self, step: int, metrics: dict) -> None:
         """Take one step's metrics to the host, and stop where the loss is not finite."""

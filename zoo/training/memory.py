@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +20,10 @@ from zoo.training.planning import Plan, compile_step
 from zoo.training.sharding import Layout
 from zoo.training.step import TrainState, restarted
 
-#: Bytes. On a CPU, steps that take more have their memory one after the other.
+#: Bytes on each device from which on a step on a CPU waits for the one before: 100 ms and more on two cores.
 LARGE = 64 * 2**20
-#: Seconds after which what a step took is free again, once its results are there; most of the time.
+#: Seconds. XLA says that a step's results are there shortly before it frees what the step took, and this much later it
+#: has, most of the time.
 FREED_WITHIN = 0.001
 
 
@@ -40,28 +40,16 @@ def needed(step: Any) -> int | None:
     return memory.temp_size_in_bytes + max(new_output, 0) + memory.generated_code_size_in_bytes
 
 
-def paced(step: Any) -> Any:
-    """A compiled step (state, batch) -> (state, metrics) that on a CPU waits for earlier ones before it is dispatched.
+def at_once(step: Any) -> int:
+    """How many steps, compiled as this one is, may be dispatched before the host waits for the first of them.
 
-    XLA takes what a step needs as one block when the step is dispatched, however many wait before it, and as many
-    blocks as there were at once are kept for good (zoo/freed_memory.py): ResNet-50 trained in 3.6 GB instead of 1.4.
-    Steps that take little are short, and would feel a wait for each; they may be two at a time.
+    XLA:CPU takes a step's temporary memory when the step is dispatched, however many wait before it, and the commands
+    keep it from then on (zoo/freed_memory.py): ResNet-50 trained in 3.6 GB instead of 1.4. So a large step has to wait
+    for the one before, and FREED_WITHIN longer; a small one would feel that.
     """
     if jax.default_backend() != "cpu":
-        return step
-    large = (needed(step) or 0) > LARGE
-    under_way: deque = deque(maxlen=1 if large else 2)
-
-    def in_turn(state: TrainState, batch: Any) -> tuple[TrainState, dict]:
-        if len(under_way) == under_way.maxlen:
-            jax.block_until_ready(under_way.popleft())
-            if large:
-                time.sleep(FREED_WITHIN)
-        state, metrics = step(state, batch)
-        under_way.append(metrics)
-        return state, metrics
-
-    return in_turn
+        return 3
+    return 1 if (needed(step) or 0) > LARGE else 2
 
 
 def free(layout: Layout | None = None) -> int | None:
