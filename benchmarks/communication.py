@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 
 from zoo import models
-from zoo.data.preprocess import Preprocess
-from zoo.training import parallel, sharding
+from zoo.data.images.preprocess import Preprocess
+from zoo.distributed import compile
 from zoo.training.optim import make_optimizer
 from zoo.training.recipes import find_recipe
-from zoo.training.step import TrainState, make_train_step, restarted
+from zoo.training.step import TrainState, make_train_step, reset_optimizer
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
 COMPILED, SIZES = 8, (8, 64, 1024)
@@ -97,14 +97,14 @@ def measure(name: str, recipe_name: str, per_device: int, mesh: str) -> tuple[li
     def fresh(variables):
         ema = variables if recipe.ema else None
         state = TrainState(jnp.zeros((), jnp.int32), variables, (), ema, jax.random.key_data(jax.random.key(0)))
-        return restarted(state, optimizer, frozenset())
+        return reset_optimizer(state, optimizer, frozenset())
 
     state = jax.eval_shape(fresh, models.abstract_variables(model, (height, width, channels)))
-    layout = sharding.layout_for(mesh=mesh)
-    gather = partial(sharding.gathered, layout, model.family)
+    parallelism = mesh.parallelism_for(mesh=mesh)
+    gather = partial(mesh.gather_fsdp, parallelism, model.family)
     step = make_train_step(model, recipe, plain, optimizer, gather=gather)
-    batch = sharding.abstract_batch(layout, per_device * COMPILED, (height, width, channels))
-    program = parallel.compiled_step(step, layout, model.family, state, batch)
+    batch = mesh.abstract_batch(parallelism, per_device * COMPILED, (height, width, channels))
+    program = compile.compile_train_step(step, parallelism, model.family, state, batch)
     return collectives(program.as_text(), COMPILED), jax.jit(step).lower(state, batch).cost_analysis()[
         "flops"
     ] / COMPILED
@@ -118,7 +118,7 @@ def table() -> str:
     for name, recipe, per_device in TRAININGS:
         for mesh in MESHES:
             found, flops = measure(name, recipe, per_device, mesh)
-            axes = dict(sharding.layout_for(mesh=mesh).axes)
+            axes = dict(mesh.parallelism_for(mesh=mesh).axes)
             for devices in SIZES:
                 size = sent(found, devices, axes.get("model", 0), per_device * COMPILED)
                 shown = ",".join(

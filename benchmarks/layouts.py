@@ -4,7 +4,7 @@
 
 Rounds alternate between the layouts; all are kept, medians and ratios to one device under jit are shown. The devices
 share the machine's cores, so this shows overhead and not speed-up: `jax.pmap` takes no compiler options, and its steps
-go without those of zoo/training/parallel.py.
+go without those of zoo/distributed/compile.py.
 """
 
 import argparse
@@ -21,9 +21,9 @@ import jax
 import numpy as np
 
 from benchmarks.machine import hardware
-from zoo.data.sources import from_arrays
-from zoo.training import planning, sharding
-from zoo.training.recipes import Recipe
+from zoo.data.sources.open import from_arrays
+from zoo.training import plan as planning
+from zoo.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "layouts.json"
@@ -45,7 +45,7 @@ def prepare(name: str, how: str, mesh: str):
     images = rng.integers(0, 256, (size, side, side, 3), dtype=np.uint8)
     data = from_arrays((images, np.arange(size) % 10), validation=(images, np.arange(size) % 10), name="noise")
     recipe = Recipe(batch_size=size, optimizer="momentum", learning_rate=1e-3, schedule="constant")
-    job = planning.plan(name, data, recipe, fields=fields, layout=sharding.layout_for(how, mesh))
+    job = planning.plan(name, data, recipe, fields=fields, layout=mesh.parallelism_for(how, mesh))
     state = job.placed(job.first_state())
     compiled = planning.compile_step(job, job.phases[0], job.preprocess, state)
     batch = next(job.batches())

@@ -55,9 +55,9 @@ def zoo(files, batch, workers, count, warm):
     import numpy as np
 
     from zoo.data.dataset import EncodedSplit
-    from zoo.data.listing import FileStore
+    from zoo.data.images.preprocess import Preprocess
     from zoo.data.loader import train_batches
-    from zoo.data.preprocess import Preprocess
+    from zoo.data.sources.listing import FileStore
 
     sizes = np.full((len(files), 2), 10_000, np.int32)  # larger than the model's, is all that is asked
     split = EncodedSplit(
@@ -137,12 +137,14 @@ def pixels(who, files, boxes, out):
 
 
 def zoo_pixels():
-    from zoo.data import crop
-    from zoo.data.preprocess import Preprocess
+    from zoo.data.augment.ops import host_crop
+    from zoo.data.images.preprocess import Preprocess
 
     def cut(file, box):
-        crop.draw_crop = lambda *_: crop.Box(*box)  # the one thing that is drawn
-        return crop.read_crop(Path(file).read_bytes(), Preprocess((SIZE, SIZE), (SIZE, SIZE)), 0, 0, 0, crop.Crop())
+        host_crop.draw_crop = lambda *_: host_crop.Box(*box)  # the one thing that is drawn
+        return host_crop.read_crop(
+            Path(file).read_bytes(), Preprocess((SIZE, SIZE), (SIZE, SIZE)), 0, 0, 0, host_crop.Crop()
+        )
 
     return cut
 

@@ -161,7 +161,7 @@ def draw(results: dict[str, Any], file: Path, title: str) -> None:
     from matplotlib import pyplot
 
     models = [name for name in MODELS if name in results["models"]]
-    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 4), parallelism="constrained")
     for number, peer in enumerate(PEERS):
         rows = [(place, results["models"][name].get(peer, {})) for place, name in enumerate(models)]
         raced = [(place, 1 / row["ratio"]) for place, row in rows if "ratio" in row]

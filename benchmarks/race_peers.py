@@ -40,14 +40,15 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
     import jax
 
     from zoo import models
-    from zoo.data.preprocess import Preprocess
-    from zoo.folding import folded_on_device
-    from zoo.training.memory import FREED_WITHIN, at_once
+    from zoo.data.images.preprocess import Preprocess
+    from zoo.distributed.compile import compile_train_step, compiled
+    from zoo.distributed.mesh import ONE_DEVICE
+    from zoo.inference.evaluate import make_eval_step
+    from zoo.inference.folding import folded_on_device
+    from zoo.training.memory import FREED_WITHIN, max_in_flight
     from zoo.training.optim import make_optimizer
-    from zoo.training.parallel import compiled, compiled_step
-    from zoo.training.recipes import Recipe
-    from zoo.training.sharding import ONE_DEVICE
-    from zoo.training.step import create_state, make_eval_step, make_train_step
+    from zoo.training.recipe import Recipe
+    from zoo.training.step import create_state, make_train_step
 
     height, width, channels = shape = pixels.shape[1:]
     network = models.create(model, **({"aux_heads": False} if model == "googlenet_bn" else {}))
@@ -59,10 +60,10 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
     count = models.count_parameters(state.variables)
     batch = jax.device_put({"image": pixels, "label": labels, "weight": np.ones(len(labels), np.float32)})
     if training:
-        step = compiled_step(
+        step = compile_train_step(
             make_train_step(network, recipe, seen, optimizer), ONE_DEVICE, network.family, state, batch
         )
-        limit, under_way = at_once(step), deque()
+        limit, under_way = max_in_flight(step), deque()
 
         def run(steps):  # as `zoo train` waits for its steps
             nonlocal state

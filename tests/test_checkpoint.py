@@ -11,12 +11,12 @@ import pytest
 
 import zoo
 from zoo import checkpoint, models
-from zoo.checkpoint import DamagedCheckpoint
-from zoo.data.preprocess import Preprocess
+from zoo.checkpoint import CorruptCheckpointError
+from zoo.data.images.preprocess import Preprocess
 from zoo.trees import flatten, merge, unflatten
 
 PREPROCESS = Preprocess(
-    size=(32, 32), resize=(28, 28), fit="pad", channels="L", polarity="light-on-dark", mean=(0.1,), std=(0.3,)
+    size=(32, 32), resize=(28, 28), resize_mode="pad", channels="L", polarity="light-on-dark", mean=(0.1,), std=(0.3,)
 )
 CLASSES = tuple("abcdefghij")
 
@@ -93,7 +93,7 @@ def test_what_is_no_checkpoint_is_never_overwritten(saved, tmp_path):
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
     (tmp_path / "file").write_text("more of it")
     for name in ("thesis", "file"):
-        with pytest.raises(ValueError, match=f"{name}: is there already and is no checkpoint"):
+        with pytest.raises(ValueError, match=f"{name}: exists and is not a checkpoint"):
             zoo.save(tmp_path / name, model, variables, CLASSES, PREPROCESS)
     assert (tmp_path / "thesis" / "thesis.tex").exists() and (tmp_path / "file").exists()
 
@@ -101,14 +101,14 @@ def test_what_is_no_checkpoint_is_never_overwritten(saved, tmp_path):
 def test_a_newer_checkpoint_in_its_place_is_read_instead(copy, saved, monkeypatch):
     """Reading while a training replaces the folder is no damage."""
     _, model, _ = saved
-    check, other = checkpoint.check_manifest, models.init(model, 4)
+    check, other = checkpoint.manifest.check_manifest, models.init(model, 4)
 
     def replaced_meanwhile(path):
-        monkeypatch.setattr(checkpoint, "check_manifest", check)
+        monkeypatch.setattr(checkpoint.format, "check_manifest", check)
         zoo.save(copy, model, other, CLASSES, PREPROCESS)
-        raise DamagedCheckpoint("what was read is gone")
+        raise CorruptCheckpointError("what was read is gone")
 
-    monkeypatch.setattr(checkpoint, "check_manifest", replaced_meanwhile)
+    monkeypatch.setattr(checkpoint.format, "check_manifest", replaced_meanwhile)
     assert same_bits(zoo.load(copy).variables, other)
 
 
@@ -134,8 +134,8 @@ def test_a_leaf_that_differs_from_the_card_is_named(copy):
     card["leaves"][0]["sha256"] = "0" * 64
     (copy / "card.json").write_text(json.dumps(card))
     (copy / "manifest.json").unlink()
-    checkpoint._write_manifest(copy)
-    with pytest.raises(DamagedCheckpoint, match=card["leaves"][0]["path"]):
+    checkpoint.manifest.write_manifest(copy)
+    with pytest.raises(CorruptCheckpointError, match=card["leaves"][0]["path"]):
         checkpoint.load_checkpoint(copy)
 
 
@@ -149,14 +149,14 @@ def test_missing_parts_are_named(copy, part):
 def test_truncated_files_are_named(copy):
     file = max((p for p in copy.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     os.truncate(file, file.stat().st_size // 2)
-    with pytest.raises(DamagedCheckpoint, match=rf"{file.name} has \d+ bytes instead of"):
+    with pytest.raises(CorruptCheckpointError, match=rf"{file.name} has \d+ bytes instead of"):
         zoo.load(copy)
 
 
 def test_strange_files_among_the_arrays_are_named(copy):
     (copy / "arrays" / "stranger").write_bytes(b"x")
     (copy / "notes.txt").write_text("of one's own, beside the arrays, are welcome")
-    with pytest.raises(DamagedCheckpoint, match="stranger does not belong"):
+    with pytest.raises(CorruptCheckpointError, match="stranger is not listed"):
         zoo.load(copy)
     (copy / "arrays" / "stranger").unlink()
     zoo.load(copy)
@@ -173,14 +173,14 @@ def test_cards_that_cannot_be_right_get_one_clear_line(copy, change, answer):
     card = json.loads((copy / "card.json").read_text()) | change
     (copy / "card.json").write_text(json.dumps(card))
     (copy / "manifest.json").unlink()
-    checkpoint._write_manifest(copy)
+    checkpoint.manifest.write_manifest(copy)
     with pytest.raises(ValueError, match=answer) as error:
         zoo.load(copy)
     assert "\n" not in str(error.value)
 
 
 def test_where_there_is_no_checkpoint(tmp_path, copy):
-    with pytest.raises(FileNotFoundError, match="nowhere: there is no such checkpoint"):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such checkpoint"):
         zoo.load(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"no card\.json"):
         zoo.load(tmp_path)
@@ -204,17 +204,17 @@ def test_a_card_that_nobody_could_have_written_is_refused_in_words(copy):
     """A manifest says no more than that the files are those that were written: by another version, perhaps."""
     card = json.loads((copy / "card.json").read_text())
     for broken, said in (
-        ({**card, "preprocess": {**card["preprocess"], "tilt": 3}}, "do not fit format 1: tilt"),
-        ({**card, "preprocess": None}, "do not fit format 1: preprocess"),
-        ({**card, "leaves": [{"path": "x"}]}, "table of leaves does not fit"),
-        ({**card, "leaves": None}, "table of leaves does not fit"),
-        ({**card, "classes": None}, "its classes do not fit format 1"),
-        ({**card, "classes": "abc"}, "its classes do not fit format 1"),
+        ({**card, "preprocess": {**card["preprocess"], "tilt": 3}}, "for format 2: tilt"),
+        ({**card, "preprocess": None}, "for format 2: preprocess"),
+        ({**card, "leaves": [{"path": "x"}]}, "is not a table"),
+        ({**card, "leaves": None}, "is not a table"),
+        ({**card, "classes": None}, ".classes. is not a list"),
+        ({**card, "classes": "abc"}, ".classes. is not a list"),
     ):
         (copy / "card.json").write_text(json.dumps(broken))
         assert [line.split()[0] for line in checkpoint.verify_checkpoint(copy)] == ["card.json"]
         (copy / "manifest.json").unlink()
-        checkpoint._write_manifest(copy)
+        checkpoint.manifest.write_manifest(copy)
         with pytest.raises(ValueError, match=said):
             zoo.load(copy)
 
@@ -312,7 +312,7 @@ def state(step):
 
 
 def restored(folder, warn=print):
-    return checkpoint.read_commit(checkpoint.intact_commit(folder, warn), state)
+    return checkpoint.read_state(checkpoint.latest_intact_save(folder, warn), state)
 
 
 def test_states_come_back_with_their_structure(tmp_path):
@@ -341,7 +341,7 @@ def test_a_flipped_bit_in_the_manifest_of_a_commit_is_damage_not_a_newer_version
     for step in (1, 2):
         checkpoint.save_state(tmp_path, step, state(step), {"step": step})
     manifest = tmp_path / "step_000000002" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 3'))
+    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 3'))
     assert restored(tmp_path)[1] == {"step": 1}
 
 
@@ -349,8 +349,8 @@ def test_a_state_of_another_shape_is_refused(tmp_path):
     checkpoint.save_state(tmp_path, 1, state(1), {})
     other = {**state(0), "params": {"a": {"kernel": np.zeros((2, 4), np.float32)}, "b": np.zeros(3, np.float32)}}
     with pytest.raises(ValueError, match="another configuration"):
-        checkpoint.read_commit(checkpoint.intact_commit(tmp_path), lambda step: other)
-    assert checkpoint.intact_commit(tmp_path / "empty") is None
+        checkpoint.read_state(checkpoint.latest_intact_save(tmp_path), lambda step: other)
+    assert checkpoint.latest_intact_save(tmp_path / "empty") is None
 
 
 def test_the_card_is_plain_json(saved):

@@ -10,7 +10,7 @@ import pytest
 
 import zoo
 from zoo import cli, export, models
-from zoo.data.preprocess import Preprocess
+from zoo.data.images.preprocess import Preprocess
 
 CLASSES = tuple("abcdefghij")
 
@@ -175,7 +175,7 @@ def test_out_and_in_again_and_verified(resnet, folder, tmp_path, capsys, monkeyp
     (tmp_path / "back" / "arrays" / "stranger").write_text("x")
     code, out, err = run(capsys, "verify", "back")
     assert code == 2 and not out and err.count("\n") >= 2
-    assert f"{part.name} has another content (sha256)\n" in err and "stranger does not belong to it\n" in err
+    assert f"{part.name} has different content (sha256)\n" in err and "stranger is not listed in the manifest\n" in err
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from zoo import folding, models
-from zoo.data.preprocess import Preprocess, normalise
+from zoo import models
+from zoo.data.images.preprocess import Preprocess, normalise
+from zoo.inference import evaluate, folding
 from zoo.models.layers import BatchNorm, Conv
-from zoo.training import evaluation
 from zoo.trees import flatten
 
 # Of each family a small network: name, fields, image shape, how many of how many norms can be folded.
@@ -122,7 +122,7 @@ def test_prediction_folds_and_notices_other_variables(network, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
 
     def predicted(variables):
-        answer = evaluation.predict(model, variables, pixels, SEEN)
+        answer = evaluate.predict(model, variables, pixels, SEEN)
         logits = model.apply(variables, normalise(pixels, SEEN))[0]
         np.testing.assert_allclose(answer, jax.nn.softmax(logits), atol=1e-5)
         return answer
@@ -143,17 +143,17 @@ def test_few_compilations_for_any_number_of_images(caplog):
     model = models.create("softmax", image_size=8)
     variables = random(models.abstract_variables(model, (8, 8, 3)))
     for count in range(1, 150):
-        assert -count % evaluation.prediction_batch(count) <= count / 4
-        assert evaluation.prediction_batch(count, 32) in (1, 16, 32)
+        assert -count % evaluate.prediction_batch(count) <= count / 4
+        assert evaluate.prediction_batch(count, 32) in (1, 16, 32)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (150, 8, 8, 3), np.uint8)
-    whole = evaluation.predict(model, variables, pixels, SEEN, batch_size=16)
+    whole = evaluate.predict(model, variables, pixels, SEEN, batch_size=16)
     caplog.clear()
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for count in (1, 2, 3, 5, 6, 7, 8, 9, 15, 31, 40, 63, 64, 65, 100, 150):
-            part = evaluation.predict(model, variables, pixels[:count], SEEN)
+            part = evaluate.predict(model, variables, pixels[:count], SEEN)
             np.testing.assert_allclose(part, whole[:count], atol=1e-6)
         for count in (1, 3, 16, 20):  # as `zoo predict` asks for its groups
-            evaluation.predict(model, variables, pixels[:count], SEEN, batch_size=16)
+            evaluate.predict(model, variables, pixels[:count], SEEN, batch_size=16)
     compiled = [record.getMessage() for record in caplog.records if "Compiling jit(eval_step)" in record.getMessage()]
     assert 1 <= len(compiled) <= 4

@@ -5,10 +5,10 @@ import pytest
 
 import zoo
 from zoo import models
+from zoo.analysis.probe import Features, endpoints, load_features
 from zoo.cli import main
-from zoo.data.preprocess import Preprocess
-from zoo.data.sources import from_arrays
-from zoo.probing import Features, endpoints, load_features
+from zoo.data.images.preprocess import Preprocess
+from zoo.data.sources.open import from_arrays
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_features_are_the_endpoint_of_every_image_in_order(checkpoint):
     digits = zoo.open_dataset("digits")
     found = zoo.features(checkpoint, digits, splits=["validation"], batch_size=64)
     loaded = zoo.load(checkpoint)
-    from zoo.data.preprocess import fit_images, normalise
+    from zoo.data.images.preprocess import fit_images, normalise
 
     split = digits.splits["validation"]
     images = normalise(fit_images(split.read(np.arange(len(split))), loaded.card.preprocess), loaded.card.preprocess)

@@ -20,14 +20,14 @@ _PUBLIC = {
     "Recipe": "zoo.training.recipes",
     "create": "zoo.models",
     "init": "zoo.models",
-    "open_dataset": "zoo.data.sources",
-    "from_arrays": "zoo.data.sources",
+    "open_dataset": "zoo.data.sources.open",
+    "from_arrays": "zoo.data.sources.open",
     "fit": "zoo.api",
     "evaluate": "zoo.api",
     "save": "zoo.api",
     "load": "zoo.api",
-    "features": "zoo.probing",
-    "probe": "zoo.probing",
+    "features": "zoo.analysis.probe",
+    "probe": "zoo.analysis.probe",
 }
 
 __all__ = list(_PUBLIC)

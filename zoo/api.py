@@ -11,17 +11,18 @@ import jax
 from zoo import checkpoint, models
 from zoo.checkpoint import Card
 from zoo.data.dataset import all_splits, with_classes
-from zoo.data.listing import split_of
-from zoo.data.polarity import match_polarity
-from zoo.data.preprocess import Preprocess
-from zoo.data.sources import Dataset, from_arrays, limited, open_dataset
-from zoo.data.views import at_size
-from zoo.prediction import Prediction, predict, require_head
+from zoo.data.images.polarity import match_polarity
+from zoo.data.images.preprocess import Preprocess
+from zoo.data.images.tta import at_size
+from zoo.data.sources.listing import split_of
+from zoo.data.sources.open import Dataset, from_arrays, limited, open_dataset
+from zoo.distributed.mesh import parallelism_for
+from zoo.inference import evaluate as evaluation
+from zoo.inference.predict import Prediction, predict, require_head
 from zoo.pretrained import weights
-from zoo.training import evaluation, loop, run
-from zoo.training.finetune import Start, model_and_fields, recipe_for
-from zoo.training.recipes import Recipe
-from zoo.training.sharding import layout_for
+from zoo.training import loop, run
+from zoo.training.finetune import InitCheckpoint, model_and_fields, recipe_for
+from zoo.training.recipe import Recipe
 from zoo.trees import match_leaves
 
 
@@ -56,15 +57,15 @@ def load(spec: str | Path, model: str | None = None, **fields: Any) -> Checkpoin
     return Checkpoint(network, jax.device_put(variables), card)
 
 
-def start_from(init: str | Path | Checkpoint | loop.Fitted, model: str | None = None) -> Start:
+def start_from(init: str | Path | Checkpoint | loop.Fitted, model: str | None = None) -> InitCheckpoint:
     """What `--init` and `fit(init=…)` are given, opened: anything `load` takes, or what it or `fit` returned.
 
     model: for a weight file, which may not say what it is for.
     """
     if not isinstance(init, (str, Path)):
-        return Start(f"a {init.card.model} in memory", init.card, jax.device_get(init.variables))
+        return InitCheckpoint(f"a {init.card.model} in memory", init.card, jax.device_get(init.variables))
     loaded = load(init, model if Path(init).expanduser().is_file() else None)
-    return Start(str(init), loaded.card, jax.device_get(loaded.variables))
+    return InitCheckpoint(str(init), loaded.card, jax.device_get(loaded.variables))
 
 
 def save(
@@ -133,7 +134,7 @@ def fit(
     return loop.fit(
         model, data if isinstance(data, Dataset) else str(data), dataclasses.replace(base, **changes),
         init=start, fields=fields, data_dir=data_dir, limit=limit, workdir=workdir, quiet=quiet,
-        layout=layout_for(parallel, mesh), auto_micro_batch=auto, workers=workers,
+        parallelism=parallelism_for(parallel, mesh), auto_micro_batch=auto, workers=workers,
     )  # fmt: skip
 
 
@@ -169,5 +170,5 @@ def evaluate(
     preprocess = at_size(loaded.card.preprocess, image_size) if image_size else loaded.card.preprocess
     return evaluation.evaluate(
         loaded.model, loaded.variables, records, preprocess, loaded.card.classes,
-        batch_size=batch_size, on_batch=on_batch, tta=tta, layout=layout_for(),
+        batch_size=batch_size, on_batch=on_batch, tta=tta, parallelism=parallelism_for(),
     )  # fmt: skip

@@ -121,8 +121,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 
 def _one_of_several() -> bool:
-    processes = sys.modules.get("zoo.training.processes")
-    return processes is not None and processes.several()
+    processes = sys.modules.get("zoo.distributed.processes")
+    return processes is not None and processes.is_multiprocess()
 
 
 if __name__ == "__main__":

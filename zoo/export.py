@@ -17,7 +17,7 @@ import numpy as np
 
 from zoo import models
 from zoo.api import Checkpoint
-from zoo.data.preprocess import normalise
+from zoo.data.images.preprocess import normalise
 from zoo.models.layers import formulation
 from zoo.pretrained.convert import export as export_tensors
 from zoo.pretrained.weights import SOURCES

@@ -32,7 +32,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict:
     return tree
 
 
-def fits(pattern: str, path: str) -> bool:
+def path_matches(pattern: str, path: str) -> bool:
     """Whether a regular expression fits the whole of a path, or its beginning up to a "/": "stem" fits all of stem."""
     try:
         return re.fullmatch(f"(?:{pattern})(?:/.*)?", path) is not None
@@ -68,9 +68,9 @@ def merge(
         lines += [f"rename {pattern!r} gives {path} several times" for path in clashes]
         have = {renamed[path]: leaf for path, leaf in have.items()}
     for pattern in skip:
-        if not any(fits(pattern, path) for path in (*have, *want)):
+        if not any(path_matches(pattern, path) for path in (*have, *want)):
             lines.append(f"skip {pattern!r} fits no leaf")
-    skipped = {path for path in (*have, *want) if any(fits(pattern, path) for pattern in skip)}
+    skipped = {path for path in (*have, *want) if any(path_matches(pattern, path) for pattern in skip)}
     mine, theirs = want.keys() - skipped, have.keys() - skipped
     lines += [f"- missing {path} {tuple(want[path].shape)}" for path in sorted(mine - theirs)]
     lines += [f"+ unexpected {path} {tuple(have[path].shape)}" for path in sorted(theirs - mine)]

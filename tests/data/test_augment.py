@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.data import augment as aug
-from zoo.data.augment import AUGMENTATIONS, PAIRING, augment, parse
+from zoo.data.augment import ops as aug
+from zoo.data.augment.ops import AUGMENTATIONS, PAIRING, augment, parse
 
 # One text for every operation, strong enough to change nearly every image, and one that must change nothing.
 STRONG = {

@@ -5,10 +5,19 @@ import pytest
 from photos import encoded, exif, photo
 from PIL import Image
 
-from zoo.data.crop import Box, Crop, device_augment, draw_crop, first_rows, host_crop, read_crop, stored_box
+from zoo.data.augment.host_crop import (
+    Box,
+    Crop,
+    device_augment,
+    draw_crop,
+    first_rows,
+    host_crop,
+    read_crop,
+    stored_box,
+)
 from zoo.data.dataset import ArraySplit, EncodedSplit
-from zoo.data.images import luma, read_image, upright
-from zoo.data.preprocess import Preprocess
+from zoo.data.images.decode import luma, read_image, upright
+from zoo.data.images.preprocess import Preprocess
 
 SEEN = Preprocess((24, 40), (24, 40))
 WHOLE = Crop()

@@ -9,9 +9,9 @@ from photos import encoded, folder_of, photo
 
 import zoo
 from zoo import api, cli
-from zoo.data.preprocess import Preprocess
-from zoo.data.sources import from_arrays, open_dataset
-from zoo.data.views import fit_views
+from zoo.data.images.preprocess import Preprocess
+from zoo.data.images.tta import fit_views
+from zoo.data.sources.open import from_arrays, open_dataset
 from zoo.training import loop
 
 
@@ -119,7 +119,7 @@ def test_training_from_files_stopped_in_the_middle_of_an_epoch_ends_with_the_sam
     out = capsys.readouterr().out
     assert "train/a/broken.jpg: is not an image" in out and "left out" in out
     seen = []
-    original = loop.Trainer.settle
+    original = loop.Trainer.process_metrics
 
     def settle(self, step, metrics):
         original(self, step, metrics)
@@ -127,7 +127,7 @@ def test_training_from_files_stopped_in_the_middle_of_an_epoch_ends_with_the_sam
         if seen == [1, 2, 3, 4, 5, 6]:
             raise MemoryError("killed here")
 
-    monkeypatch.setattr(loop.Trainer, "settle", settle)
+    monkeypatch.setattr(loop.Trainer, "process_metrics", settle)
     with pytest.raises(MemoryError):
         cli.main([*words, "--workers", "4", "--workdir", "parts"])
     assert cli.main([*words, "--workers", "1", "--workdir", "parts"]) == 0

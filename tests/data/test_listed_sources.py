@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from photos import encoded, folder_of, photo
 
-from zoo.data import imagenet, shards
+from zoo.data import imagenet
 from zoo.data.dataset import all_splits
 from zoo.data.imagenet import class_names, wnids
-from zoo.data.listing import open_listing
-from zoo.data.shards import braces
-from zoo.data.sources import Split, from_arrays, list_source, open_dataset
-from zoo.training import planning
+from zoo.data.sources import shards
+from zoo.data.sources.listing import open_listing
+from zoo.data.sources.open import Split, from_arrays, list_source, open_dataset
+from zoo.data.sources.shards import braces
+from zoo.training import plan as planning
 
 
 def sizes(dataset):

@@ -8,11 +8,11 @@ import pytest
 from photos import folder_of
 
 from zoo.data import loader
-from zoo.data.crop import Crop, read_crop
-from zoo.data.loader import batch_indices, eval_batches, on_device, train_batches
-from zoo.data.preprocess import Preprocess, fit_images
-from zoo.data.sources import ArraySplit, open_dataset
-from zoo.data.views import fit_views
+from zoo.data.augment.host_crop import Crop, read_crop
+from zoo.data.images.preprocess import Preprocess, fit_images
+from zoo.data.images.tta import fit_views
+from zoo.data.loader import batch_indices, eval_batches, prefetch_to_device, train_batches
+from zoo.data.sources.open import ArraySplit, open_dataset
 
 PLAIN = Preprocess((2, 3), (2, 3), channels="L", mean=(0.0,), std=(1.0,))
 
@@ -43,7 +43,7 @@ class Slow:
 
 @pytest.fixture
 def streaming(monkeypatch):
-    monkeypatch.setattr(loader, "FIT_ONCE", 0)
+    monkeypatch.setattr(loader, "CACHE_BYTES", 0)
 
 
 def take(batches, count):
@@ -252,7 +252,7 @@ def test_its_errors_arrive(streaming):
 @pytest.mark.parametrize("stream", [False, True])
 def test_every_record_counts_once_at_every_batch_size(count, stream, monkeypatch):
     if stream:
-        monkeypatch.setattr(loader, "FIT_ONCE", 0)
+        monkeypatch.setattr(loader, "CACHE_BYTES", 0)
     split = Slow(count)
     for batch_size in range(1, count + 4):
         for shards in (s for s in (1, 2, 3) if batch_size % s == 0):
@@ -330,7 +330,7 @@ def test_images_of_the_models_size_are_still_fitted_once_and_cropped_on_the_devi
 @pytest.mark.parametrize("workers", [0, 3])
 def test_evaluation_of_files_is_exact_at_every_batch_size(photographs, stream, workers, monkeypatch):
     if stream:
-        monkeypatch.setattr(loader, "FIT_ONCE", 0)
+        monkeypatch.setattr(loader, "CACHE_BYTES", 0)
     split = open_dataset(photographs).splits["test"]
     images = fit_images(split.read(np.arange(len(split))), SEEN)
     for batch_size in (1, 2, 4, 9, 16):
@@ -392,8 +392,10 @@ def test_memory_is_flat_over_epochs(photographs, streaming):
 def test_on_the_device_the_batches_are_the_same_and_one_is_under_way():
     split, asked = numbered(10), []
     plain = take(train_batches(split, PLAIN, batch_size=4, seed=5), 4)
-    there = on_device(train_batches(split, PLAIN, batch_size=4, seed=5), lambda batch: asked.append(1) or batch)
+    there = prefetch_to_device(
+        train_batches(split, PLAIN, batch_size=4, seed=5), lambda batch: asked.append(1) or batch
+    )
     assert next(there)["label"].tolist() == plain[0]["label"].tolist() and len(asked) == 2
     same([plain[0], *take(there, 3)], plain)
-    kept = list(on_device(eval_batches(split, PLAIN, batch_size=4)))
+    kept = list(prefetch_to_device(eval_batches(split, PLAIN, batch_size=4)))
     assert sum(float(batch["weight"].sum()) for batch in kept) == 10

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from zoo.data import augment as aug
-from zoo.data import photo_augment as photo
-from zoo.data.augment import augment, parse
+from zoo.data.augment import ops as aug
+from zoo.data.augment import photo
+from zoo.data.augment.ops import augment, parse
 
 # Most of the time here goes to compiling; without optimisation that takes half as long.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

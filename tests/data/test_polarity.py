@@ -4,10 +4,10 @@ from photos import encoded
 
 from zoo.data import loader
 from zoo.data.dataset import EncodedSplit
+from zoo.data.images.polarity import match_polarity
+from zoo.data.images.preprocess import Preprocess
 from zoo.data.loader import PIECE, eval_batches
-from zoo.data.polarity import match_polarity
-from zoo.data.preprocess import Preprocess
-from zoo.data.sources import open_dataset
+from zoo.data.sources.open import open_dataset
 
 PLAN = Preprocess((16, 16), (16, 16), polarity="light-on-dark")
 
@@ -49,7 +49,7 @@ def test_large_drawings_are_measured_one_by_one(drawings, reads):
 
 @pytest.mark.parametrize("once", [True, False])
 def test_inverted_files_are_decoded_in_pieces(once, drawings, reads, monkeypatch):
-    monkeypatch.setattr(loader, "FIT_ONCE", 2**31 if once else 0)
+    monkeypatch.setattr(loader, "CACHE_BYTES", 2**31 if once else 0)
     split = match_polarity(drawings, "light-on-dark").splits["train"]
     del reads[:]
     (batch,) = eval_batches(split, PLAN, batch_size=len(split), workers=2)

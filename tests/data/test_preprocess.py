@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.data.preprocess import (
+from zoo.data.images.preprocess import (
     CHANNELS,
     SMALL,
     Preprocess,
@@ -23,8 +23,8 @@ from zoo.data.preprocess import (
     read_image,
     to_polarity,
 )
-from zoo.data.resample import INTERPOLATIONS
-from zoo.data.sources import ArraySplit, Dataset, from_arrays
+from zoo.data.images.resample import INTERPOLATIONS
+from zoo.data.sources.open import ArraySplit, Dataset, from_arrays
 
 
 def plan(size, resize=None, channels="L", **fields):
@@ -57,7 +57,7 @@ def stroke(size=24):
 
 
 def test_json_round_trip_and_hash():
-    first = plan((32, 28), (40, 36), "RGB", fit="pad", polarity="dark-on-light")
+    first = plan((32, 28), (40, 36), "RGB", resize_mode="pad", polarity="dark-on-light")
     again = Preprocess(**json.loads(json.dumps(dataclasses.asdict(first))))
     assert again == first and hash(again) == hash(first)
 
@@ -68,7 +68,7 @@ def test_json_round_trip_and_hash():
         {"size": (0, 3)},
         {"size": (3,)},
         {"resize": (3, 2.5)},
-        {"fit": "stretch"},
+        {"resize_mode": "stretch"},
         {"interpolation": "linear"},
         {"channels": "RGBA"},
         {"polarity": "dark"},
@@ -89,7 +89,7 @@ def test_fill_is_the_background_or_the_mean_colour():
 
 def test_import_is_light():
     code = (
-        "import sys, zoo.data.preprocess, zoo.data.sources, zoo.data.loader;"
+        "import sys, zoo.data.images.preprocess, zoo.data.sources.open, zoo.data.loader;"
         "heavy = {'jax', 'PIL', 'sklearn', 'tensorflow_datasets', 'rich'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -282,7 +282,7 @@ def test_a_stack_gives_pillows_own_bits(source, target, interpolation, fit):
         images = rng.integers(0, 256, (5, *source, len(channels)), np.uint8)
         images[0] = rng.choice(np.array([0, 255], np.uint8), images[0].shape)  # overshoots are clipped
         assert np.prod(source) * len(channels) <= SMALL
-        preprocess = plan(target, channels=channels, interpolation=interpolation, fit=fit)
+        preprocess = plan(target, channels=channels, interpolation=interpolation, resize_mode=fit)
         got = fit_images(images, preprocess)
         assert got.shape == (5, *target, len(channels)) and got.dtype == np.uint8
         assert np.array_equal(got, fit_images(list(images), preprocess))
@@ -303,7 +303,7 @@ def test_large_images_give_the_same_bits_alone_and_in_a_stack():
 
 def test_many_are_done_in_chunks_that_do_not_show():
     images = np.random.default_rng(0).integers(0, 256, (2500, 28, 28, 1), np.uint8)
-    preprocess = plan((32, 32), fit="crop")
+    preprocess = plan((32, 32), resize_mode="crop")
     got = fit_images(images, preprocess)
     for i in (0, 2047, 2048, 2499):
         assert np.array_equal(got[i], fit_image(images[i], preprocess))
@@ -312,10 +312,10 @@ def test_many_are_done_in_chunks_that_do_not_show():
 def test_crop_keeps_the_middle_and_pad_keeps_everything():
     image = np.zeros((10, 30, 1), np.uint8)
     image[:, 10:20] = 200
-    assert (fit_image(image, plan((10, 10), fit="crop")) == 200).all()
-    padded = fit_image(image, plan((30, 30), fit="pad", polarity="dark-on-light"))
+    assert (fit_image(image, plan((10, 10), resize_mode="crop")) == 200).all()
+    padded = fit_image(image, plan((30, 30), resize_mode="pad", polarity="dark-on-light"))
     assert np.array_equal(padded[10:20], image) and (padded[:10] == 255).all() and (padded[20:] == 255).all()
-    squashed = fit_image(image, plan((10, 10), fit="squash", interpolation="nearest"))
+    squashed = fit_image(image, plan((10, 10), resize_mode="squash", interpolation="nearest"))
     assert np.array_equal(squashed[0, :, 0], image[0, 1::3, 0])
 
 
@@ -347,7 +347,11 @@ def test_nothing_to_do_is_no_copy():
 def test_extreme_shapes():
     for shape in ((1, 1, 3), (1, 500, 3), (500, 1, 3)):
         for fit in ("crop", "pad", "squash"):
-            assert fit_image(np.full(shape, 9, np.uint8), plan((8, 6), channels="RGB", fit=fit)).shape == (8, 6, 3)
+            assert fit_image(np.full(shape, 9, np.uint8), plan((8, 6), channels="RGB", resize_mode=fit)).shape == (
+                8,
+                6,
+                3,
+            )
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
@@ -409,7 +413,7 @@ def test_ink_on_paper_in_every_kind_of_file_is_seen_as_the_training_data_is(heig
     canvas = np.zeros((height, width, 1), np.uint8)
     top, left = (height - 24) // 2, (width - 24) // 2
     canvas[top : top + 24, left : left + 24] = stroke()
-    preprocess = plan((32, 32), fit="pad", polarity="light-on-dark")
+    preprocess = plan((32, 32), resize_mode="pad", polarity="light-on-dark")
     want = fit_image(canvas, preprocess)
     paper = 255 - canvas[..., 0]
     grey = Image.fromarray(paper)
@@ -462,7 +466,7 @@ def test_small_grey_images_on_a_common_ground_are_padded():
     images = np.zeros((40, 28, 28, 1), np.uint8)
     images[:, 10:18, 10:18] = np.random.default_rng(0).integers(100, 256, (40, 8, 8, 1))
     got = preprocess_for(data(images), (32, 32))
-    assert (got.size, got.resize, got.fit, got.channels) == ((32, 32), (28, 28), "pad", "L")
+    assert (got.size, got.resize, got.resize_mode, got.channels) == ((32, 32), (28, 28), "pad", "L")
     assert got.polarity == "light-on-dark"
     padded = fit_images(images, got) / 255
     assert got.mean == (round(padded.mean(), 4),) and got.std == (round(padded.std(), 4),)
@@ -473,7 +477,13 @@ def test_small_grey_images_on_a_common_ground_are_padded():
 def test_photographs_are_cropped_and_have_no_polarity():
     images = np.random.default_rng(0).integers(0, 256, (30, 40, 50, 3), np.uint8)
     got = preprocess_for(data(images), (32, 32))
-    assert (got.size, got.resize, got.fit, got.channels, got.polarity) == ((32, 32), (32, 32), "crop", "RGB", None)
+    assert (got.size, got.resize, got.resize_mode, got.channels, got.polarity) == (
+        (32, 32),
+        (32, 32),
+        "crop",
+        "RGB",
+        None,
+    )
     np.testing.assert_allclose(got.mean, fit_images(images, got).mean((0, 1, 2)) / 255, atol=6e-5)
     np.testing.assert_allclose(got.std, fit_images(images, got).std((0, 1, 2)) / 255, atol=6e-5)
 

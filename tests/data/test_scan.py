@@ -9,10 +9,10 @@ from hostile import BAD, GOOD_FORMS, hostile_folder
 from photos import encoded, folder_of, photo
 
 from zoo import cli
-from zoo.data import listing, scan
-from zoo.data.cache import cache_folder
-from zoo.data.images import read_image
-from zoo.data.sources import list_source, open_dataset
+from zoo.cache import cache_folder
+from zoo.data.images.decode import read_image
+from zoo.data.sources import listing, scan
+from zoo.data.sources.open import list_source, open_dataset
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from zoo.data import dataset as dataset_module
-from zoo.data import tfds as tfds_module
-from zoo.data.crop import Crop, read_crop
+from zoo.data.augment.host_crop import Crop, read_crop
 from zoo.data.dataset import with_classes
+from zoo.data.images.preprocess import Preprocess
 from zoo.data.loader import batch_indices, train_batches
-from zoo.data.preprocess import Preprocess
-from zoo.data.sources import ArraySplit, Dataset, Split, from_arrays, held_out, open_dataset, record_keys
+from zoo.data.sources import tfds as tfds_module
+from zoo.data.sources.open import ArraySplit, Dataset, Split, from_arrays, held_out, open_dataset, record_keys
 
 
 def pictures(count, *shape, classes=3):

@@ -3,8 +3,8 @@ import pytest
 from photos import photo
 from PIL import Image
 
-from zoo.data.preprocess import Preprocess, fit_image
-from zoo.data.views import VIEWS, at_size, check_views, fit_views
+from zoo.data.images.preprocess import Preprocess, fit_image
+from zoo.data.images.tta import VIEWS, at_size, check_views, fit_views
 
 SEEN = Preprocess((14, 14), (16, 16))
 TIGHT = Preprocess((14, 14), (14, 14))

@@ -11,7 +11,7 @@ from seeded import seeded_variables
 
 import zoo.models as models
 from zoo.models import create
-from zoo.models.inception_v4 import InceptionResNet
+from zoo.models.inception_resnet_v2 import InceptionResNet
 from zoo.models.layers import BatchNorm, ConvNorm
 
 FEW = {"blocks": (1, 1, 1)}  # blocks of a run are alike, and tracing all of them takes seconds

@@ -11,7 +11,7 @@ from seeded import seeded_images, seeded_tensors
 
 import zoo
 from zoo import export
-from zoo.pretrained.table import DEFAULTS, WEIGHTS
+from zoo.pretrained.registry import DEFAULTS, WEIGHTS
 from zoo.pretrained.weights import import_file, keep
 
 pytestmark = pytest.mark.parity

@@ -15,7 +15,7 @@ from networks import small
 import zoo
 from zoo import checkpoint
 from zoo.pretrained import download, weights
-from zoo.pretrained.table import WEIGHTS
+from zoo.pretrained.registry import WEIGHTS
 
 
 class Server:

@@ -21,10 +21,10 @@ from zoo.data.imagenet import class_names
 from zoo.models import MODELS
 from zoo.pretrained import weights
 from zoo.pretrained.convert import convert
-from zoo.pretrained.table import CIFAR10, DEFAULTS, WEIGHTS
+from zoo.pretrained.registry import CIFAR10, DEFAULTS, WEIGHTS
 from zoo.pretrained.weights import SOURCES, card_of, find, import_file, keep
-from zoo.training import planning
-from zoo.training.recipes import Recipe
+from zoo.training import plan as planning
+from zoo.training.recipe import Recipe
 
 GOLDEN = sorted((Path(__file__).parents[1] / "models" / "golden").glob("*.json"))
 #: One of each source; the key maps of the others are tried on tensors alone (tests/models/test_golden.py).
@@ -108,7 +108,7 @@ def test_shipped_checkpoints_are_found_in_the_repository_and_in_a_wheel(place, t
     (tmp_path / "zoo").mkdir()
     monkeypatch.setattr(weights, "_PACKAGE", tmp_path / "zoo")
     model = zoo.create("softmax", image_size=4)
-    preprocess = zoo.data.preprocess.Preprocess(size=(4, 4), resize=(4, 4), channels="L", mean=(0,), std=(1,))
+    preprocess = zoo.data.images.preprocess.Preprocess(size=(4, 4), resize=(4, 4), channels="L", mean=(0,), std=(1,))
     zoo.save(tmp_path / place / "softmax-digits", model, models.init(model, 0), tuple("0123456789"), preprocess)
     assert weights.shipped() == ["softmax-digits"]
     assert zoo.load("softmax-digits").model == model
@@ -326,8 +326,8 @@ def test_what_is_kept_is_opened_without_a_network(published, monkeypatch):
     name, file, tensors = published
     keep(import_file(file, name), weights.cached_folder(WEIGHTS[name]))
     monkeypatch.setattr(weights, "fetch", lambda *_: pytest.fail("nothing needs to be fetched"))
-    hashed, original = [], zoo.checkpoint._sha256
-    monkeypatch.setattr(zoo.checkpoint, "_sha256", lambda part: hashed.append(part) or original(part))
+    hashed, original = [], zoo.checkpoint.manifest.file_sha256
+    monkeypatch.setattr(zoo.checkpoint.manifest, "file_sha256", lambda part: hashed.append(part) or original(part))
     loaded = zoo.load(name)
     assert hashed and len(hashed) == len(set(hashed))  # large files are read once for it, not twice
     assert np.array_equal(loaded.variables["params"]["head"]["bias"], tensors["module.linear.bias"])

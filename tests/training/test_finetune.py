@@ -11,14 +11,17 @@ import pytest
 import zoo
 from zoo import api, checkpoint, models
 from zoo.checkpoint import Card
-from zoo.data.polarity import match_polarity
-from zoo.data.preprocess import Preprocess
-from zoo.data.sources import from_arrays
-from zoo.training import finetune, loop, planning, run
-from zoo.training.finetune import Phase, Start
+from zoo.data.images.polarity import match_polarity
+from zoo.data.images.preprocess import Preprocess
+from zoo.data.sources.open import from_arrays
+from zoo.inference.evaluate import make_eval_step
+from zoo.training import finetune, loop, run
+from zoo.training import plan as planning
+from zoo.training.finetune import InitCheckpoint, Phase
 from zoo.training.optim import make_optimizer
-from zoo.training.recipes import Recipe, find_recipe
-from zoo.training.step import TrainState, make_eval_step, make_train_step, restarted
+from zoo.training.recipe import Recipe
+from zoo.training.recipes import find_recipe
+from zoo.training.step import TrainState, make_train_step, reset_optimizer
 from zoo.trees import flatten
 
 #: One small network per kind of building: dense, convolutions with and without batch norm, auxiliary heads, dropout.
@@ -59,7 +62,7 @@ def start_of(name, classes=OLD, channels="RGB", seed=3, **changes):
     variables = variables_of(model, (side, side, len(channels)), seed)
     about = {"licence": "BSD-2-Clause", "source": "made for tests"}
     card = Card(name, models.defining_fields(model), classes, preprocess_of(side, channels), **about)
-    return Start(name, card, variables)
+    return InitCheckpoint(name, card, variables)
 
 
 def model_of(start, classes=None):
@@ -124,7 +127,7 @@ def test_a_grey_model_of_a_colour_one_answers_alike(name):
     images = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
     expected = answer(model, start.variables, jnp.repeat(images, 3, axis=-1))
     np.testing.assert_allclose(answer(model, merged, images), expected, atol=1e-4)
-    back = Start("back", Card(name, models.defining_fields(model), OLD, grey), merged)
+    back = InitCheckpoint("back", Card(name, models.defining_fields(model), OLD, grey), merged)
     colour = back.variables_for(model, preprocess_of(16), OLD, variables_of(model))
     np.testing.assert_allclose(
         answer(model, colour, jnp.repeat(images, 3, axis=-1)), expected, atol=1e-4
@@ -149,7 +152,7 @@ def test_what_else_differs_is_listed():
 
 def test_another_size_keeps_the_proportions_of_the_box():
     card = dataclasses.replace(start_of("mlp").card, preprocess=Preprocess(size=(224, 224), resize=(256, 256)))
-    plan = Start("x", card, {}).preprocess(image_size=112)
+    plan = InitCheckpoint("x", card, {}).preprocess(image_size=112)
     assert (plan.size, plan.resize) == ((112, 112), (128, 128))
 
 
@@ -236,7 +239,7 @@ def test_something_must_be_left_to_train():
 
 
 @functools.cache
-def compiled_step(name, freeze, **changes):
+def compile_train_step(name, freeze, **changes):
     """(state before, step, frozen paths) of a small network that starts at `start_of(name)`."""
     start, recipe = start_of(name), dataclasses.replace(PLAIN, freeze=freeze, **changes)
     model, side = model_of(start), SMALL[name][1]
@@ -245,7 +248,7 @@ def compiled_step(name, freeze, **changes):
     optimizer, _ = make_optimizer(recipe, 10, 5, finetune.rates(recipe, model, abstract["params"]))
     variables = jax.tree.map(jnp.asarray, start.variables)
     state = TrainState(jnp.int32(0), variables, (), variables if recipe.ema else None, jax.random.key_data(KEY))
-    state = restarted(state, optimizer, frozen)
+    state = reset_optimizer(state, optimizer, frozen)
     step = jax.jit(
         make_train_step(model, recipe, preprocess_of(side), optimizer, frozen=frozen),
         compiler_options={"xla_backend_optimization_level": 0},
@@ -255,7 +258,7 @@ def compiled_step(name, freeze, **changes):
 
 def one_step(name, freeze=(), count=1, **changes):
     """(state before, state after, report, frozen paths) of `count` steps."""
-    before, step, frozen = compiled_step(name, freeze, **changes)
+    before, step, frozen = compile_train_step(name, freeze, **changes)
     state = before
     for _ in range(count):
         state, report = step(state, batch_of(SMALL[name][1]))
@@ -305,7 +308,7 @@ def test_frozen_parts_cost_no_gradient():
     """The work of the compiled step. The head alone needs no more than the forward pass and its own little gradient."""
     work = []
     for freeze in ((), ("stem", "stage1"), ("body",)):
-        state, step, _ = compiled_step("resnet20", freeze)
+        state, step, _ = compile_train_step("resnet20", freeze)
         cost = step.cost_analysis()
         work.append(((cost[0] if isinstance(cost, list) else cost)["flops"], len(jax.tree.leaves(state.opt_state))))
     whole, half, head = work
@@ -390,8 +393,8 @@ def tune(folder, workdir, recipe=TUNE, **options):
 
 
 def outcome(folder):
-    commit = checkpoint.newest_commit(folder / run.CHECKPOINTS)
-    arrays = flatten(checkpoint._read_arrays(commit / checkpoint.ARRAYS))
+    commit = checkpoint.latest_save(folder / run.STATE)
+    arrays = flatten(checkpoint.format.read_arrays(commit / checkpoint.manifest.ARRAYS))
     best = flatten(checkpoint.load_checkpoint(folder / run.BEST)[1])
     bits = {path: leaf.tobytes() for path, leaf in {**arrays, **best}.items()}
     return bits, (folder / run.METRICS).read_bytes(), (folder / run.RESULTS).read_bytes()
@@ -420,7 +423,7 @@ def test_killed_around_the_phases_and_started_again(tmp_path, monkeypatch, tuned
     class Killed(BaseException):
         pass
 
-    settle = loop.Trainer.settle
+    settle = loop.Trainer.process_metrics
     for death in deaths:
 
         def settle_or_die(self, step, report, death=death):
@@ -429,7 +432,7 @@ def test_killed_around_the_phases_and_started_again(tmp_path, monkeypatch, tuned
             settle(self, step, report)
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop.Trainer, "settle", settle_or_die)
+            patch.setattr(loop.Trainer, "process_metrics", settle_or_die)
             with pytest.raises(Killed):
                 tune(checkpoint_folder, tmp_path / "run", save_steps=3)
     tune(checkpoint_folder, tmp_path / "run", save_steps=3)
@@ -456,7 +459,7 @@ def test_a_phase_starts_its_optimiser_afresh(checkpoint_folder):
     job = planning.plan(None, coloured(NEW), TUNE, init=api.start_from(checkpoint_folder))
     state = job.first_state()
     for phase in job.phases:
-        state = restarted(state, job.optimizer(phase), phase.frozen)
+        state = reset_optimizer(state, job.optimizer(phase), phase.frozen)
         trained = len(jax.tree.leaves(finetune.trainable(state.variables["params"], phase.frozen)))
         assert len(jax.tree.leaves(state.opt_state)) == 2 * trained + 2
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
@@ -474,9 +477,9 @@ def test_zoo_fit_from_a_checkpoint_learns_and_chooses_its_recipe(tmp_path, tuned
     assert fitted.card.metrics["step"] == fitted.history[-1]["step"]  # of a few images chance would choose
     card = dataclasses.replace(start_of("lenet5", channels="L").card, preprocess=preprocess_of(16, "L"))
     drawn = dataclasses.replace(card, preprocess=dataclasses.replace(card.preprocess, polarity="dark-on-light"))
-    assert finetune.recipe_for(None, Start("x", drawn, {}), "lenet5", "x") == find_recipe("fine-tune-drawings")
+    assert finetune.recipe_for(None, InitCheckpoint("x", drawn, {}), "lenet5", "x") == find_recipe("fine-tune-drawings")
     large = dataclasses.replace(card, preprocess=preprocess_of(224, "L"))
-    assert finetune.recipe_for(None, Start("x", large, {}), "lenet5", "x") == find_recipe("fine-tune")
+    assert finetune.recipe_for(None, InitCheckpoint("x", large, {}), "lenet5", "x") == find_recipe("fine-tune")
 
 
 def test_another_size_and_other_channels_where_asked(checkpoint_folder):

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from zoo import checkpoint
-from zoo.data.sources import from_arrays, limited
-from zoo.training import loop, planning, report, run
-from zoo.training.recipes import Recipe
+from zoo.data.sources.open import from_arrays, limited
+from zoo.training import loop, report, run
+from zoo.training import plan as planning
+from zoo.training.recipe import Recipe
 from zoo.trees import flatten
 
 RECIPE = Recipe(
@@ -46,8 +47,8 @@ def dataset(test_seed=2, validation=None):
 
 def outcome(folder: Path):
     """Everything that must be the same bits: whole state, best checkpoint, logs, results."""
-    commit = checkpoint.newest_commit(folder / run.CHECKPOINTS)
-    arrays = {**flatten(checkpoint._read_arrays(commit / checkpoint.ARRAYS))}
+    commit = checkpoint.latest_save(folder / run.STATE)
+    arrays = {**flatten(checkpoint.format.read_arrays(commit / checkpoint.manifest.ARRAYS))}
     card, best = checkpoint.load_checkpoint(folder / run.BEST)
     return {
         "state": {path: (leaf.dtype.str, leaf.shape, leaf.tobytes()) for path, leaf in arrays.items()},
@@ -76,7 +77,7 @@ def test_a_run_holds_what_it_should(left_alone):
         "results.json",
         "curves.png",
         "confusion.png",
-        "checkpoints",
+        "state",
         "best",
     } <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
@@ -90,7 +91,7 @@ def test_a_run_holds_what_it_should(left_alone):
     # The kills below must strike while early stopping counts, and where the best is older than the newest state.
     assert json.loads((fitted.workdir / "results.json").read_text())["stopped"].startswith("no better loss in 3")
     assert [row["best"] for row in fitted.history][-3:] == [False] * 3
-    assert len(list((fitted.workdir / "checkpoints").iterdir())) <= 2
+    assert len(list((fitted.workdir / "state").iterdir())) <= 2
 
 
 class Killed(BaseException):
@@ -99,8 +100,10 @@ class Killed(BaseException):
 
 #: Calls between which a kill may strike; inside a save, between arrays and card, between the two renames.
 EVENTS = {
-    "zoo.checkpoint": ("_write_json", "_write_arrays", "_write_manifest", "_replace", "_clear", "_sha256"),
-    "zoo.training.loop": ("Trainer.settle", "Trainer.validate", "Trainer.commit"),
+    "zoo.checkpoint.run_state": ("write_json", "write_arrays", "write_manifest", "replace_folder", "remove_folder"),
+    "zoo.checkpoint.format": ("write_json", "write_arrays", "write_manifest", "replace_folder", "remove_folder"),
+    "zoo.checkpoint.manifest": ("file_sha256",),
+    "zoo.training.loop": ("Trainer.process_metrics", "Trainer.validate", "Trainer.commit"),
     "zoo.training.report": ("save_best", "finish"),
     "zoo.training.run": ("Logs.add", "write_atomically"),
     "pathlib": ("Path.rename", "Path.replace"),
@@ -227,7 +230,7 @@ def test_killed_by_a_signal_at_twenty_moments(tmp_path, left_alone, number_of_ev
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_where(tmp_path, monkeypatch, left_alone, signum):
-    settle = loop.Trainer.settle
+    settle = loop.Trainer.process_metrics
 
     def settle_then_signal(self, step, report):
         settle(self, step, report)
@@ -236,11 +239,11 @@ def test_a_signal_saves_and_says_where(tmp_path, monkeypatch, left_alone, signum
 
     before = signal.getsignal(signum)
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "settle", settle_then_signal)
-        with pytest.raises(loop.Interrupted, match="saved at step") as stop:
+        patch.setattr(loop.Trainer, "process_metrics", settle_then_signal)
+        with pytest.raises(loop.InterruptedRunError, match="saved at step") as stop:
             loop.fit("mlp", dataset(), RECIPE, workdir=tmp_path / "run", **MODEL)
     assert stop.value.signum == signum and signal.getsignal(signum) is before
-    assert int(checkpoint.newest_commit(tmp_path / "run" / "checkpoints").name[5:]) >= 13
+    assert int(checkpoint.latest_save(tmp_path / "run" / "state").name[5:]) >= 13
     loop.fit("mlp", dataset(), RECIPE, workdir=tmp_path / "run", **MODEL)
     assert outcome(tmp_path / "run")["metrics"] == left_alone[1]["metrics"]
 
@@ -293,7 +296,7 @@ def test_a_score_that_is_not_there_is_an_error():
 def test_what_is_not_finite_stops_in_words_and_is_not_saved(tmp_path, batch_size, epochs):
     """Also where the very last update ruins the parameters, which no training loss sees any more."""
     recipe = Recipe(epochs=epochs, batch_size=batch_size, optimizer="sgd", schedule="constant", learning_rate=1e38)
-    with pytest.raises(loop.Diverged, match=r"at step \d+ with learning rate 1e\+38; try a lower") as error:
+    with pytest.raises(loop.DivergenceError, match=r"at step \d+ with learning rate 1e\+38; try a lower") as error:
         loop.fit("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "best").exists() and not list((tmp_path / "run").glob("checkpoints/*"))

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from zoo.data.sources import from_arrays
+from zoo.data.sources.open import from_arrays
 from zoo.training import loop, memory
-from zoo.training.recipes import Recipe
+from zoo.training.recipe import Recipe
 
 
 @pytest.mark.parametrize(
@@ -15,21 +15,21 @@ from zoo.training.recipes import Recipe
 )
 def test_steps_at_once(monkeypatch, platform, size, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    monkeypatch.setattr(memory, "needed", lambda step: size)
-    assert memory.at_once(None) == expected
+    monkeypatch.setattr(memory, "required_bytes", lambda step: size)
+    assert memory.max_in_flight(None) == expected
 
 
 @pytest.mark.parametrize(
-    ("at_once", "expected"),
+    ("max_in_flight", "expected"),
     [
         (1, ["step 0", "settled 1", "step 1", "settled 2", "step 2", "settled 3", "step 3"]),
         (2, ["step 0", "step 1", "settled 1", "step 2", "settled 2", "step 3"]),
         (3, ["step 0", "step 1", "step 2", "settled 1", "step 3"]),
     ],
 )
-def test_training_waits_for_earlier_steps(tmp_path, monkeypatch, at_once, expected):
+def test_training_waits_for_earlier_steps(tmp_path, monkeypatch, max_in_flight, expected):
     events: list[str] = []
-    compile_step, settle = memory.compile_step, loop.Trainer.settle
+    compile_step, settle = memory.compile_step, loop.Trainer.process_metrics
 
     def compiled(*args):
         step = compile_step(*args)
@@ -45,9 +45,9 @@ def test_training_waits_for_earlier_steps(tmp_path, monkeypatch, at_once, expect
         settle(self, step, metrics)
 
     monkeypatch.setattr(memory, "compile_step", compiled)
-    monkeypatch.setattr(memory, "needed", lambda step: None)
-    monkeypatch.setattr(memory, "at_once", lambda step: at_once)
-    monkeypatch.setattr(loop.Trainer, "settle", settled)
+    monkeypatch.setattr(memory, "required_bytes", lambda step: None)
+    monkeypatch.setattr(memory, "max_in_flight", lambda step: max_in_flight)
+    monkeypatch.setattr(loop.Trainer, "process_metrics", settled)
     images = np.random.default_rng(0).integers(0, 256, (80, 8, 8)).astype(np.uint8)
     data = from_arrays((images, np.arange(80) % 2), name="made")
     fields = {"widths": (4,), "image_size": 8}
@@ -59,9 +59,13 @@ def test_a_large_step_waits_a_little_longer(monkeypatch):
     trainer = loop.Trainer.__new__(loop.Trainer)
     pauses: list[float] = []
     monkeypatch.setattr(loop.time, "sleep", pauses.append)
-    monkeypatch.setattr(loop.Trainer, "settle", lambda self, step, metrics: None)
-    for trainer.at_once, trainer.pending, expected in ((1, [], 0), (1, [(1, {})], 1), (2, [(1, {}), (2, {})], 0)):
-        trainer.make_way()
-        assert len(trainer.pending) < trainer.at_once
+    monkeypatch.setattr(loop.Trainer, "process_metrics", lambda self, step, metrics: None)
+    for trainer.max_in_flight, trainer.in_flight, expected in (
+        (1, [], 0),
+        (1, [(1, {})], 1),
+        (2, [(1, {}), (2, {})], 0),
+    ):
+        trainer.wait_for_slot()
+        assert len(trainer.in_flight) < trainer.max_in_flight
         assert len(pauses) == expected
         pauses.clear()

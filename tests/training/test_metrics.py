@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn
 
-from zoo.training import metrics
-from zoo.training.metrics import add, batch_sums, calibration_error, format_report, roc_auc, summarise
+from zoo.inference import metrics
+from zoo.inference.metrics import add, batch_sums, calibration_error, format_report, roc_auc, summarise
 
 sums_of = jax.jit(batch_sums)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zoo.training import optim
-from zoo.training.recipes import Optimizer, Recipe, Schedule
+from zoo.training.recipe import Optimizer, Recipe, Schedule
 
 PARAMS = {
     "dense": {"kernel": np.array([[1.0, -2.0], [0.5, 3.0]], np.float32), "bias": np.array([0.5, -1.0], np.float32)}
@@ -67,7 +67,7 @@ def test_optimizers_do_what_their_papers_say(name, decay):
         optimizer=name,
         learning_rate=RATE,
         momentum=M,
-        second_moment=V,
+        b2=V,
         epsilon=EPS,
         schedule="constant",
         weight_decay=decay,
@@ -85,14 +85,14 @@ def test_optimizers_do_what_their_papers_say(name, decay):
 
 def test_decay_reaches_biases_only_when_asked():
     assert optim.decay_mask(PARAMS, Recipe()) == {"dense": {"kernel": True, "bias": False}}
-    assert optim.decay_mask(PARAMS, Recipe(decay_all=True)) == {"dense": {"kernel": True, "bias": True}}
+    assert optim.decay_mask(PARAMS, Recipe(decay_bias_and_norm=True)) == {"dense": {"kernel": True, "bias": True}}
 
 
 def test_penalties():
     kernel, bias = PARAMS["dense"]["kernel"], PARAMS["dense"]["bias"]
     assert optim.penalty(PARAMS, Recipe(l1=0.5)) == pytest.approx(0.5 * np.abs(kernel).sum())
     both = 0.25 * ((kernel**2).sum() + (bias**2).sum())
-    assert optim.penalty(PARAMS, Recipe(l2=0.5, decay_all=True)) == pytest.approx(both)
+    assert optim.penalty(PARAMS, Recipe(l2=0.5, decay_bias_and_norm=True)) == pytest.approx(both)
     gradient = jax.grad(lambda p: optim.penalty(p, Recipe(l2=0.5)))(jax.tree.map(jnp.asarray, PARAMS))
     np.testing.assert_allclose(gradient["dense"]["kernel"], 0.5 * kernel)
     assert not np.any(gradient["dense"]["bias"])
@@ -111,7 +111,7 @@ CORNERS = {  # schedule -> (fields, {step: rate as a fraction of the peak}) over
     "step": ({"milestones": (0.5, 0.75)}, {0: 1, 49: 1, 50: 0.1, 74: 0.1, 75: 0.01, 99: 0.01}),
     "exponential": ({"decay_factor": 0.94, "decay_every_epochs": 2.0}, {0: 1, 19: 1, 20: 0.94, 40: 0.94**2}),
     "cosine": ({}, {0: 1, 50: 0.5, 100: 0}),
-    "linear": ({"final_rate": 0.2}, {0: 1, 50: 0.6, 100: 0.2}),
+    "linear": ({"final_lr_fraction": 0.2}, {0: 1, 50: 0.6, 100: 0.2}),
     "one-cycle": ({}, {0: 1 / 25, 30: 1, 100: 4e-6}),
 }
 

@@ -7,8 +7,8 @@ import pytest
 from jax import lax
 
 from zoo import models
+from zoo.distributed import compile
 from zoo.models import layers
-from zoo.training import parallel
 
 
 @pytest.fixture
@@ -16,24 +16,24 @@ def options(monkeypatch):
     """Other compiler options for the CPU than the real ones."""
 
     def replace(*candidates):
-        monkeypatch.setattr(parallel, "_CPU_OPTIONS", candidates)
-        parallel.compiler_options.cache_clear()
+        monkeypatch.setattr(compile, "_CPU_OPTIONS", candidates)
+        compile.compiler_options.cache_clear()
 
     yield replace
-    parallel.compiler_options.cache_clear()
+    compile.compiler_options.cache_clear()
 
 
 def test_options_of_this_version():
     """Both are there in the version of jax that the tests run with; if this fails, training on a CPU became slow."""
-    assert set(parallel.compiler_options("cpu")) == {"xla_cpu_experimental_ynn_fusion_type", "xla_disable_hlo_passes"}
-    assert parallel.compiler_options("gpu") is None
+    assert set(compile.compiler_options("cpu")) == {"xla_cpu_experimental_ynn_fusion_type", "xla_disable_hlo_passes"}
+    assert compile.compiler_options("gpu") is None
 
 
 def test_barriers_last():
     def scrap(x):
         return lax.optimization_barrier(x * 2) + 1
 
-    assert "opt-barrier" in jax.jit(scrap, compiler_options=parallel.compiler_options()).lower(1.0).compile().as_text()
+    assert "opt-barrier" in jax.jit(scrap, compiler_options=compile.compiler_options()).lower(1.0).compile().as_text()
 
 
 def test_without_the_options_the_results_agree(options):
@@ -49,13 +49,13 @@ def test_without_the_options_the_results_agree(options):
         return jax.grad(total, argnums=(0, 1))(x, kernel)
 
     plain = jax.jit(lambda *args: gradients(*args))(x, kernel)
-    real = parallel._CPU_OPTIONS
+    real = compile._CPU_OPTIONS
     refused = {"xla_no_such_option": True}
     for candidates in (real, (refused, *real[:1]), (*real[1:], refused), (refused,)):
         options(*candidates)
         expected = {name for option in candidates for name in option} - set(refused)
-        assert set(parallel.compiler_options() or {}) == expected
-        tuned = parallel.compiled(gradients)(x, kernel)
+        assert set(compile.compiler_options() or {}) == expected
+        tuned = compile.compiled(gradients)(x, kernel)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), tuned, plain)
 
 
@@ -65,9 +65,9 @@ def test_an_option_that_counts_wrong_is_left_out(options, monkeypatch):
     def broken(function, *, compiler_options=None, **kwargs):
         return real_jit(lambda *args: function(*args) + 1e-3 if compiler_options else function(*args), **kwargs)
 
-    options(*parallel._CPU_OPTIONS)
+    options(*compile._CPU_OPTIONS)
     monkeypatch.setattr(jax, "jit", broken)
-    assert parallel.compiler_options() is None
+    assert compile.compiler_options() is None
 
 
 def test_formulation_is_set_only_inside():
@@ -77,7 +77,7 @@ def test_formulation_is_set_only_inside():
         seen.append(layers._on_cpu())
         return x
 
-    parallel.compiled(function)(1.0)
+    compile.compiled(function)(1.0)
     jax.jit(lambda x: function(x))(1.0)
     assert seen == [True, False]
 
@@ -105,8 +105,8 @@ def test_plain_on_request():
 
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     with layers.formulation("plain"):
-        plain = parallel.compiled(function)
+        plain = compile.compiled(function)
     value, tangent = jax.jvp(plain, (x,), (jnp.ones_like(x),))
     assert (value, tangent) == (5 + 7 + 13 + 15, 4)
     with pytest.raises(TypeError, match="custom_vjp"):
-        jax.jvp(parallel.compiled(function), (x,), (jnp.ones_like(x),))
+        jax.jvp(compile.compiled(function), (x,), (jnp.ones_like(x),))

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from zoo import models
-from zoo.data.sources import from_arrays
-from zoo.training import loop, memory, parallel, planning, report, run, sharding
-from zoo.training.evaluation import evaluate
-from zoo.training.recipes import Recipe
-from zoo.training.sharding import layout_for
+from zoo.data.sources.open import from_arrays
+from zoo.distributed import compile, mesh
+from zoo.distributed.mesh import parallelism_for
+from zoo.inference.evaluate import evaluate
+from zoo.training import loop, memory, report, run
+from zoo.training import plan as planning
+from zoo.training.recipe import Recipe
 from zoo.trees import flatten
 
 RECIPE = Recipe(
@@ -34,10 +36,10 @@ def data(side=8, count=160, classes=4, channels=1):
     return from_arrays(some(count, 0), validation=some(61, 1), test=some(40, 2), name="made")
 
 
-def train(model, layout, recipe=RECIPE, steps=10, dataset=None):
+def train(model, parallelism, recipe=RECIPE, steps=10, dataset=None):
     """Losses of every step, and the state on the host."""
     name, fields = model
-    job = planning.plan(name, dataset or data(), recipe, fields=fields, layout=layout)
+    job = planning.plan(name, dataset or data(), recipe, fields=fields, parallelism=parallelism)
     state = job.placed(job.first_state())
     step = planning.compile_step(job, job.phases[0], job.preprocess, state)
     batches, losses = job.batches(), []
@@ -57,27 +59,27 @@ def same(got, expected, tolerance=2e-4):
 
 @pytest.fixture(scope="module")
 def alone():
-    return train(RESIDUAL, layout_for())
+    return train(RESIDUAL, parallelism_for())
 
 
 @pytest.mark.parametrize(("how", "mesh"), [("jit", "data=4,model=2"), ("jit", "fsdp=8"), ("pmap", "data=2")])
 def test_many_devices_train_as_one_does(alone, how, mesh):
     """Batch norm sees the whole batch, and what augmentation draws depends on the place in it."""
-    same(train(RESIDUAL, layout_for(how, mesh)), alone)
+    same(train(RESIDUAL, parallelism_for(how, mesh)), alone)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data=8", "data=4,model=2", "fsdp=8"])
 def test_dropout_and_mixing_too(mesh):
     recipe = dataclasses.replace(RECIPE, augment=(*RECIPE.augment, "mixup(alpha=0.2)"))
-    same(train(PERCEPTRON, layout_for(mesh=mesh), recipe), train(PERCEPTRON, layout_for(), recipe))
+    same(train(PERCEPTRON, parallelism_for(mesh=mesh), recipe), train(PERCEPTRON, parallelism_for(), recipe))
 
 
 @pytest.mark.slow
 def test_micro_batches_are_the_same_rows_of_the_batch():
     recipe = dataclasses.replace(RECIPE, micro_batch=8)
-    meshed = train(RESIDUAL, layout_for(mesh="data=4"), recipe, steps=2)
-    same(meshed, train(RESIDUAL, layout_for(), recipe, steps=2))
+    meshed = train(RESIDUAL, parallelism_for(mesh="data=4"), recipe, steps=2)
+    same(meshed, train(RESIDUAL, parallelism_for(), recipe, steps=2))
 
 
 #: An instance of each family with each of its kinds of block: model, fields, side of the images.
@@ -112,19 +114,19 @@ def test_every_family_over_every_layout(name, fields, side, monkeypatch):
     monkeypatch.setattr(jnp, "float32", jnp.float64)  # batch norm, logits and images ask for it by name
     monkeypatch.setitem(planning._DTYPES, "float32", jnp.float64)
     monkeypatch.setattr(planning.Plan, "first_state", wide_state(planning.Plan.first_state))
-    monkeypatch.setattr(parallel, "compiler_options", lambda: None)  # as pmap takes none
+    monkeypatch.setattr(compile, "compiler_options", lambda: None)  # as pmap takes none
     dataset, recipe = data(side, channels=3), dataclasses.replace(RECIPE, learning_rate=1e-3)
     with jax.enable_x64(True):
         job = planning.plan(name, dataset, recipe, fields=fields)
         start = jax.tree_util.tree_flatten_with_path(jax.device_get(job.first_state().variables))[0]
-        alone = train((name, fields), layout_for(mesh="data=1"), recipe, dataset=dataset)
-        for layout in LAYOUTS:
-            got = train((name, fields), layout_for(*layout), recipe, dataset=dataset)
-            np.testing.assert_allclose(got[0], alone[0], rtol=1e-9, err_msg=f"losses over {layout}")
+        alone = train((name, fields), parallelism_for(mesh="data=1"), recipe, dataset=dataset)
+        for parallelism in LAYOUTS:
+            got = train((name, fields), parallelism_for(*parallelism), recipe, dataset=dataset)
+            np.testing.assert_allclose(got[0], alone[0], rtol=1e-9, err_msg=f"losses over {parallelism}")
             leaves = (jax.tree.leaves(result[1].variables) for result in (alone, got))
             for (path, before), expected, leaf in zip(start, *leaves, strict=True):
                 way, off = (np.linalg.norm(expected - other) for other in (before, leaf))
-                assert way > 0 and off <= 1e-8 * way, f"{jax.tree_util.keystr(path)} over {layout}: {off} of {way}"
+                assert way > 0 and off <= 1e-8 * way, f"{jax.tree_util.keystr(path)} over {parallelism}: {off} of {way}"
 
 
 def wide_state(first_state):
@@ -137,8 +139,8 @@ def wide_state(first_state):
 def test_fully_sharded_needs_an_eighth():
     """Of parameters, optimiser state and moving average, up to the leaves that are too small to cut."""
     recipe = dataclasses.replace(RECIPE, optimizer="adamw")
-    layout = layout_for(mesh="fsdp=8")
-    job = planning.plan("mlp", data(), recipe, fields={"widths": (2048, 100), "image_size": 8}, layout=layout)
+    parallelism = parallelism_for(mesh="fsdp=8")
+    job = planning.plan("mlp", data(), recipe, fields={"widths": (2048, 100), "image_size": 8}, parallelism=parallelism)
     state = job.placed(job.first_state())
     held, smallest = [0] * 8, 0
     leaves = jax.tree.leaves((state.variables["params"], state.opt_state, state.ema["params"]))
@@ -157,8 +159,8 @@ def test_fully_sharded_gathers_parameters_and_no_activations():
 
     def sent(batch_size):
         recipe = dataclasses.replace(RECIPE, batch_size=batch_size, augment=())
-        layout = layout_for(mesh="fsdp=8")
-        job = planning.plan("mlp", data(), recipe, fields={"widths": (2048,), "image_size": 8}, layout=layout)
+        parallelism = parallelism_for(mesh="fsdp=8")
+        job = planning.plan("mlp", data(), recipe, fields={"widths": (2048,), "image_size": 8}, parallelism=parallelism)
         state = job.placed(job.first_state())
         program = planning.compile_step(job, job.phases[0], job.preprocess, state).as_text()
         return sum(each.bytes for each in collectives(program, 8))
@@ -167,10 +169,12 @@ def test_fully_sharded_gathers_parameters_and_no_activations():
 
 
 def test_model_cuts_the_dense_layers():
-    layout = layout_for(mesh="data=4,model=2")
-    job = planning.plan("alexnet_owt_small", data(32, channels=3), RECIPE, fields={"width": 0.125}, layout=layout)
+    parallelism = parallelism_for(mesh="data=4,model=2")
+    job = planning.plan(
+        "alexnet_owt_small", data(32, channels=3), RECIPE, fields={"width": 0.125}, parallelism=parallelism
+    )
     params = flatten(job.abstract["params"])
-    cut = {path for path, leaf in params.items() if any(sharding.spec_of(layout, "alexnet", path, leaf.shape))}
+    cut = {path for path, leaf in params.items() if any(mesh.partition_spec(parallelism, "alexnet", path, leaf.shape))}
     assert cut == {f"{layer}/{part}" for layer in ("dense6", "dense7", "head") for part in ("kernel", "bias")}
     lines = report.describe_layout(job)
     assert "jit over data=4,model=2; the batch of 16 is 2 images on each" in lines[0] and "not scaled" in lines[1]
@@ -180,17 +184,19 @@ def test_model_cuts_the_dense_layers():
 @pytest.mark.slow
 def test_every_pattern_of_the_table_fits_a_model():
     """Of each family some model has layers that it cuts in two."""
-    layout = layout_for(mesh="model=2")
-    uncut = set(sharding.MODEL_PARALLEL)
+    parallelism = parallelism_for(mesh="model=2")
+    uncut = set(mesh.MODEL_PARALLEL)
     for name in ("mlp", "alexnet", "googlenet", "inception_v2", "inception_v3", "inception_v4", "inception_resnet_v2",
                  "resnet50", "resnet50_v2", "wide_resnet16_8", "xception"):  # fmt: skip
         model = models.create(name)
         params = flatten(models.abstract_variables(model)["params"])
-        for pattern in sharding.MODEL_PARALLEL[model.family]:
+        for pattern in mesh.MODEL_PARALLEL[model.family]:
             only = {model.family: (pattern,)}
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(sharding, "MODEL_PARALLEL", only)
-                assert any(any(sharding.spec_of(layout, model.family, p, v.shape)) for p, v in params.items()), pattern
+                patch.setattr(mesh, "MODEL_PARALLEL", only)
+                assert any(
+                    any(mesh.partition_spec(parallelism, model.family, p, v.shape)) for p, v in params.items()
+                ), pattern
         uncut.discard(model.family)
     assert not uncut
 
@@ -201,7 +207,7 @@ def test_evaluation_counts_each_example_once(mesh):
     job = planning.plan("mlp", data(), RECIPE, fields={"widths": (1024,), "image_size": 8})
     variables = job.first_state().variables
     arguments = (job.model, variables, job.dataset.splits["validation"], job.preprocess, job.dataset.class_names)
-    alone, over = evaluate(*arguments), evaluate(*arguments, batch_size=24, layout=layout_for(mesh=mesh))
+    alone, over = evaluate(*arguments), evaluate(*arguments, batch_size=24, parallelism=parallelism_for(mesh=mesh))
     assert alone["examples"] == 61
     for key in ("examples", "accuracy", "top5", "confusion", "macro_f1"):
         assert over[key] == alone[key]
@@ -219,13 +225,13 @@ def test_a_run_goes_on_over_other_devices(tmp_path, monkeypatch):
         commit(self)
         raise KeyboardInterrupt
 
-    for how, mesh in (("jit", "data=4,model=2"), ("jit", "fsdp=8")):
+    for how, axes in (("jit", "data=4,model=2"), ("jit", "fsdp=8")):
         with monkeypatch.context() as patch:
             patch.setattr(loop.Trainer, "commit", commit_and_stop)
             with pytest.raises(KeyboardInterrupt):
-                loop.fit("mlp", data(), recipe, fields=fields, layout=layout_for(how, mesh), workdir=tmp_path / "moved",
+                loop.fit("mlp", data(), recipe, fields=fields, parallelism=parallelism_for(how, axes), workdir=tmp_path / "moved",
                          save_steps=11, quiet=True)  # fmt: skip
-    moved = loop.fit("mlp", data(), recipe, fields=fields, layout=layout_for("pmap", "data=2"),
+    moved = loop.fit("mlp", data(), recipe, fields=fields, parallelism=parallelism_for("pmap", "data=2"),
                      workdir=tmp_path / "moved", quiet=True)  # fmt: skip
     stayed = loop.fit("mlp", data(), recipe, fields=fields, workdir=tmp_path / "stayed", quiet=True)
     assert len(moved.history) == len(stayed.history) == 3
@@ -251,13 +257,13 @@ def test_a_run_goes_on_over_other_devices(tmp_path, monkeypatch):
 )
 def test_a_layout_that_cannot_be(parallel, mesh, message):
     with pytest.raises(ValueError, match=message):
-        layout_for(parallel, mesh)
+        parallelism_for(parallel, mesh)
 
 
 def test_all_devices_by_default(monkeypatch):
-    assert layout_for().is_plain  # as these tests ask for
+    assert parallelism_for().is_single_device  # as these tests ask for
     monkeypatch.delenv("ZOO_MESH")
-    assert layout_for() == sharding.Layout("jit", (("data", 8),))
+    assert parallelism_for() == mesh.Parallelism("jit", (("data", 8),))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +277,7 @@ def test_all_devices_by_default(monkeypatch):
 def test_what_does_not_divide_says_what_does(batch, micro, message):
     recipe = dataclasses.replace(RECIPE, batch_size=batch, micro_batch=micro)
     with pytest.raises(ValueError, match=message):
-        planning.plan("mlp", data(), recipe, layout=layout_for(mesh="data=8"))
+        planning.plan("mlp", data(), recipe, parallelism=parallelism_for(mesh="data=8"))
 
 
 @pytest.mark.parametrize(
@@ -283,28 +289,34 @@ def test_what_does_not_divide_says_what_does(batch, micro, message):
 )
 def test_what_pmap_would_do_to_other_rows(change, message):
     with pytest.raises(ValueError, match=message):
-        planning.plan("mlp", data(), dataclasses.replace(RECIPE, **change), layout=layout_for("pmap", "data=2"))
+        planning.plan(
+            "mlp", data(), dataclasses.replace(RECIPE, **change), parallelism=parallelism_for("pmap", "data=2")
+        )
 
 
 def test_pmap_is_never_advised_a_micro_batch(tmp_path, memory_of):
-    arguments = {"fields": {"widths": (8,), "image_size": 8}, "layout": layout_for("pmap", "data=2"), "quiet": True}
+    arguments = {
+        "fields": {"widths": (8,), "image_size": 8},
+        "parallelism": parallelism_for("pmap", "data=2"),
+        "quiet": True,
+    }
     with pytest.raises(ValueError, match="pmap takes no --micro-batch"):
         loop.fit("mlp", data(), RECIPE, workdir=tmp_path / "auto", auto_micro_batch=True, **arguments)
     memory_of(1500)
-    with pytest.raises(memory.TooLarge, match="are free; without --parallel pmap, --micro-batch auto"):
+    with pytest.raises(memory.OutOfMemoryError, match="are free; without --parallel pmap, --micro-batch auto"):
         loop.fit("mlp", data(), RECIPE, workdir=tmp_path / "run", **arguments)
 
 
 def test_one_device_is_compiled_as_ever(monkeypatch):
     """No mesh, no placement, no copy of the batch: the plain jax.jit."""
-    monkeypatch.setattr(sharding, "mesh_of", None)
-    for name in ("_put", "rows", "whole", "shardings"):
-        monkeypatch.setattr(sharding, name, None)
+    monkeypatch.setattr(mesh, "mesh_of", None)
+    for name in ("_put", "batch_sharding", "replicated", "shardings"):
+        monkeypatch.setattr(mesh, name, None)
     job = planning.plan("mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8})
     state, batch = job.first_state(), {"image": np.zeros(3)}
-    assert job.placed(state) is state and sharding.put_batch(job.layout, batch) is batch
+    assert job.placed(state) is state and mesh.shard_batch(job.parallelism, batch) is batch
     lowered = []
-    monkeypatch.setattr(parallel, "compiled", lambda step, **options: lowered.append(options) or Jitted())
+    monkeypatch.setattr(compile, "compiled", lambda step, **options: lowered.append(options) or Jitted())
     planning.compile_step(job, job.phases[0], job.preprocess, state)
     assert lowered == [{"donate": (0,)}]
 
@@ -332,9 +344,9 @@ class Compiled:
 @pytest.fixture
 def memory_of(monkeypatch):
     """Say how much is free, for steps that are never compiled, of runs that end where training would begin."""
-    monkeypatch.setattr(memory, "needed", lambda step: step.bytes)
+    monkeypatch.setattr(memory, "required_bytes", lambda step: step.bytes)
     monkeypatch.setattr(memory, "compile_step", lambda job, phase, seen, state: Compiled(job))
-    return lambda size: monkeypatch.setattr(memory, "free", lambda layout: size)
+    return lambda size: monkeypatch.setattr(memory, "available_bytes", lambda parallelism: size)
 
 
 @pytest.mark.parametrize(("there", "fits"), [(2600, 0), (2599, 8), (1800, 8), (1500, 4), (1100, 1), (1099, None)])
@@ -344,7 +356,7 @@ def test_the_largest_micro_batch_that_fits(tmp_path, memory_of, monkeypatch, the
     monkeypatch.setattr(loop, "train", lambda job, *rest: stop(f"trains with {job.recipe.micro_batch}"))
     memory_of(there)
     if fits is None:
-        with pytest.raises(memory.TooLarge, match="no micro-batch fits either"):
+        with pytest.raises(memory.OutOfMemoryError, match="no micro-batch fits either"):
             loop.fit("mlp", data(), RECIPE, quiet=True, **arguments)
         return
     for _ in range(2):
@@ -362,7 +374,7 @@ def test_auto_leaves_the_config_of_another_run_alone(tmp_path, memory_of):
     """Of one that has just begun, too, whose first commit is not there yet."""
     arguments = {"fields": {"widths": (8,), "image_size": 8}, "workdir": tmp_path / "run", "quiet": True}
     memory_of(1500)
-    with pytest.raises(memory.TooLarge):
+    with pytest.raises(memory.OutOfMemoryError):
         loop.fit("mlp", data(), RECIPE, **arguments)
     before = (tmp_path / "run/config.json").read_bytes()
     with pytest.raises(ValueError, match=r"holds another run; recipe\.seed is 5 here, 0 there"):
@@ -374,16 +386,18 @@ def test_auto_leaves_the_config_of_another_run_alone(tmp_path, memory_of):
 
 def test_only_what_fsdp_cuts_is_gathered():
     """What "model" cuts stays cut in the same mesh."""
-    layout = layout_for(mesh="model=2,fsdp=4")
+    parallelism = parallelism_for(mesh="model=2,fsdp=4")
     params = {"hidden1": {"kernel": np.zeros((64, 1024), np.float32), "bias": np.zeros(1024, np.float32)}}
-    gather = jax.jit(lambda params: sharding.gathered(layout, "perceptron", params))
-    cut = jax.device_put(params, sharding.shardings(layout, "perceptron", params, params))
+    gather = jax.jit(lambda params: mesh.gather_fsdp(parallelism, "perceptron", params))
+    cut = jax.device_put(params, mesh.shardings(parallelism, "perceptron", params, params))
     assert gather(cut)["hidden1"]["kernel"].sharding.spec == cut["hidden1"]["kernel"].sharding.spec
 
 
 def test_too_little_memory_is_said_before_the_first_step(tmp_path, memory_of):
     memory_of(1500)
-    with pytest.raises(memory.TooLarge, match=r"16 images needs .* on each device.*--micro-batch 4 fits.*batch auto"):
+    with pytest.raises(
+        memory.OutOfMemoryError, match=r"16 images needs .* on each device.*--micro-batch 4 fits.*batch auto"
+    ):
         loop.fit("mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8}, workdir=tmp_path / "run", quiet=True)
 
 
@@ -391,7 +405,7 @@ def test_auto_takes_what_the_line_before_advised(tmp_path, memory_of, monkeypatc
     """The run that found too little memory has a folder with a config, and nothing else of worth."""
     arguments = {"fields": {"widths": (8,), "image_size": 8}, "workdir": tmp_path / "run", "quiet": True}
     memory_of(1500)
-    with pytest.raises(memory.TooLarge, match="--micro-batch auto takes it"):
+    with pytest.raises(memory.OutOfMemoryError, match="--micro-batch auto takes it"):
         loop.fit("mlp", data(), RECIPE, **arguments)
     monkeypatch.setattr(loop, "train", lambda job, *rest: stop(f"trains with {job.recipe.micro_batch}"))
     with pytest.raises(KeyboardInterrupt, match="trains with 4"):
@@ -407,7 +421,7 @@ def test_memory_of_a_later_phase_is_said_before_the_first_step(tmp_path, memory_
     monkeypatch.setattr(memory, "compile_step", lambda job, *rest: sizes.append(rest[1].size) or compiled(job, *rest))
     monkeypatch.setattr(loop, "train", lambda job, *rest: stop(f"the last is of {rest[-1].seen.size[0]} pixels"))
     memory_of(2599)
-    with pytest.raises(memory.TooLarge, match="--micro-batch 8 fits"):
+    with pytest.raises(memory.OutOfMemoryError, match="--micro-batch 8 fits"):
         loop.fit("resnet20", data(), recipe, **arguments)
     memory_of(2600)
     with pytest.raises(KeyboardInterrupt, match="the last is of 16 pixels"):
@@ -424,10 +438,12 @@ def test_a_compiler_that_refuses_is_a_line_too(tmp_path, monkeypatch):
         return Compiled(job)
 
     monkeypatch.setattr(memory, "compile_step", refuse)
-    monkeypatch.setattr(memory, "needed", lambda step: step.bytes)
-    monkeypatch.setattr(memory, "free", lambda layout: 10**6)
+    monkeypatch.setattr(memory, "required_bytes", lambda step: step.bytes)
+    monkeypatch.setattr(memory, "available_bytes", lambda parallelism: 10**6)
     arguments = {"fields": {"widths": (8,), "image_size": 8}, "workdir": tmp_path / "run", "quiet": True}
-    with pytest.raises(memory.TooLarge, match="16 images needs more memory than a device has; --micro-batch 2 fits"):
+    with pytest.raises(
+        memory.OutOfMemoryError, match="16 images needs more memory than a device has; --micro-batch 2 fits"
+    ):
         loop.fit("mlp", data(), RECIPE, **arguments)
 
 
@@ -438,16 +454,16 @@ def test_micro_batches_need_less_memory(micro_batch):
 
     def bytes_with(micro_batch):
         recipe = dataclasses.replace(RECIPE, batch_size=2048, micro_batch=micro_batch, augment=())
-        job = planning.plan("mlp", data(count=2048), recipe, fields=fields, layout=layout_for())
-        return memory.needed(planning.compile_step(job, *memory.dearest_step(job)[::2], job.first_state()))
+        job = planning.plan("mlp", data(count=2048), recipe, fields=fields, parallelism=parallelism_for())
+        return memory.required_bytes(planning.compile_step(job, *memory.largest_step(job)[::2], job.first_state()))
 
     assert bytes_with(micro_batch) < 0.6 * bytes_with(0)
 
 
 def test_a_dry_run_says_what_would_not_fit(memory_of):
-    job = planning.plan("mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8}, layout=layout_for())
+    job = planning.plan("mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8}, parallelism=parallelism_for())
     memory_of(1500)
-    with pytest.raises(memory.TooLarge, match="--micro-batch 4 fits"):
+    with pytest.raises(memory.OutOfMemoryError, match="--micro-batch 4 fits"):
         loop.dry_run(job, lambda line: None)
     lines: list[str] = []
     with pytest.raises(AttributeError):  # what stands for the compiled step cannot be run
@@ -457,16 +473,16 @@ def test_a_dry_run_says_what_would_not_fit(memory_of):
 
 def test_memory_of_a_real_step():
     step = jax.jit(lambda x: x + 1).lower(np.ones((256, 256), np.float32)).compile()
-    assert 256 * 256 * 4 <= memory.needed(step) < 3 * 256 * 256 * 4
+    assert 256 * 256 * 4 <= memory.required_bytes(step) < 3 * 256 * 256 * 4
 
 
 def test_collectives_are_read_from_a_compiled_program():
     """A sum over all eight, and one over pairs, of known sizes."""
     from benchmarks.communication import collectives, sent
 
-    layout = layout_for(mesh="data=4,model=2")
-    rows = sharding.rows(layout)
-    program = jax.jit(lambda x: x.sum(0), in_shardings=rows, out_shardings=sharding.whole(layout))
+    parallelism = parallelism_for(mesh="data=4,model=2")
+    rows = mesh.batch_sharding(parallelism)
+    program = jax.jit(lambda x: x.sum(0), in_shardings=rows, out_shardings=mesh.replicated(parallelism))
     (found,) = collectives(program.lower(np.ones((16, 32), np.float32)).compile().as_text(), 8)
     assert (found.kind, found.bytes, found.group) == ("all-reduce", 128, 8)
     assert sent([found], 8, 2, 16) == 128 * 2 * 7 / 8

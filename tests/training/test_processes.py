@@ -11,7 +11,7 @@ import time
 import pytest
 
 from zoo.commands import launch
-from zoo.training import processes
+from zoo.distributed import processes
 from zoo.trees import flatten
 
 TRAIN = shlex.split(
@@ -65,9 +65,9 @@ def test_half_an_answer_is_an_error(arguments, message):
 
 def test_alone_everything_is_the_plain_thing():
     processes.join("none")
-    assert processes.is_first() and not processes.several()
-    assert processes.agree(3, 15, True) == (15, True)
-    assert processes.by_first(lambda: "told") == "told"
+    assert processes.is_primary() and not processes.is_multiprocess()
+    assert processes.all_reduce_max(3, 15, True) == (15, True)
+    assert processes.run_on_primary(lambda: "told") == "told"
 
 
 def test_each_has_its_share_of_the_machine(monkeypatch):
@@ -93,7 +93,7 @@ def test_where_one_fails_nobody_waits(tmp_path, monkeypatch):
     code = (
         "import os; from zoo import cli; from zoo.training import loop\n"
         "def fail(*args): raise OSError('the disk is full')\n"
-        "if os.environ['ZOO_PROCESS'] == '1': loop.Trainer.settle = fail\n"
+        "if os.environ['ZOO_PROCESS'] == '1': loop.Trainer.process_metrics = fail\n"
         f"cli.run({[*TRAIN, '--workdir', str(tmp_path / 'run')]!r})"
     )
     port, began = launch._free_port(), time.monotonic()

@@ -12,10 +12,12 @@ from PIL import Image
 import zoo
 from zoo import checkpoint, cli, models
 from zoo.data import loader
-from zoo.data.preprocess import Preprocess
-from zoo.data.sources import from_arrays
-from zoo.training import loop, memory, planning, plots, report, run, sizes
-from zoo.training.recipes import RECIPES, Recipe, recipe_from_json
+from zoo.data.images.preprocess import Preprocess
+from zoo.data.sources.open import from_arrays
+from zoo.training import loop, memory, plots, progressive, report, run
+from zoo.training import plan as planning
+from zoo.training.recipe import Recipe, recipe_from_json
+from zoo.training.recipes import RECIPES
 from zoo.trees import flatten
 
 PLAIN = Recipe(epochs=4, batch_size=10, learning_rate=0.01)
@@ -34,15 +36,15 @@ SEEN = Preprocess((16, 16), (20, 20))
     ],
 )
 def test_when_training_sees_which_size(fields, expected):
-    parts = sizes.stretches(dataclasses.replace(PLAIN, **fields), SEEN, 100, 25.0)
+    parts = progressive.stretches(dataclasses.replace(PLAIN, **fields), SEEN, 100, 25.0)
     assert [(part.start, part.stop, part.preprocess.size[0]) for part in parts] == expected
     assert all(part.preprocess.resize[0] == round(part.preprocess.size[0] * 1.25) for part in parts)
     assert all(dataclasses.replace(part.preprocess, size=(16, 16), resize=(20, 20)) == SEEN for part in parts)
 
 
 def test_what_is_tested_at_another_size():
-    assert sizes.tested(PLAIN, SEEN) == SEEN
-    assert sizes.tested(dataclasses.replace(PLAIN, test_size=24), SEEN) == Preprocess((24, 24), (30, 30))
+    assert progressive.tested(PLAIN, SEEN) == SEEN
+    assert progressive.tested(dataclasses.replace(PLAIN, test_size=24), SEEN) == Preprocess((24, 24), (30, 30))
     assert RECIPES["rsb-a3"].test_size == RECIPES["torchvision-v2"].test_size == 224  # as their sources say
 
 
@@ -77,14 +79,14 @@ def test_models_that_are_bound_to_a_size_say_so(name, field):
     with pytest.raises(
         ValueError, match=rf"{next(iter(field))}=.*{name} has dense layers that fit .* 16x16 pixels alone"
     ):
-        sizes.check(model, dataclasses.replace(PLAIN, **field), SEEN)
-    sizes.check(model, dataclasses.replace(PLAIN, progressive=(16,), test_size=16), SEEN)
+        progressive.check(model, dataclasses.replace(PLAIN, **field), SEEN)
+    progressive.check(model, dataclasses.replace(PLAIN, progressive=(16,), test_size=16), SEEN)
 
 
 def test_a_size_that_is_too_small_is_said():
     grey = Preprocess((32, 32), (32, 32), channels="L", mean=(0.0,), std=(1.0,))
     with pytest.raises(ValueError, match=r"progressive=\(16, 32\): lenet5_1998 needs images of at least 32x32"):
-        sizes.check(models.create("lenet5_1998"), dataclasses.replace(PLAIN, progressive=(16, 32)), grey)
+        progressive.check(models.create("lenet5_1998"), dataclasses.replace(PLAIN, progressive=(16, 32)), grey)
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -119,8 +121,8 @@ def streamed(folder):
 
 def outcome(folder):
     """The whole state, the best checkpoint and the logs."""
-    commit = checkpoint.newest_commit(folder / run.CHECKPOINTS)
-    state = flatten(checkpoint._read_arrays(commit / checkpoint.ARRAYS))
+    commit = checkpoint.latest_save(folder / run.STATE)
+    state = flatten(checkpoint.format.read_arrays(commit / checkpoint.manifest.ARRAYS))
     card, best = checkpoint.load_checkpoint(folder / run.BEST)
     leaves = {path: leaf.tobytes() for path, leaf in {**state, **flatten(best)}.items()}
     return leaves, card.preprocess, (folder / run.METRICS).read_bytes(), (folder / run.RESULTS).read_bytes()
@@ -143,7 +145,7 @@ def test_a_run_of_growing_images(make, moment, begun_after, tmp_path, monkeypatc
     """16 steps: 6 of 8x8 pixels, then 16x16; everything is measured at 24x24. The larger step is
     compiled first, once, to know that its memory suffices. Stopped, it ends with the same bits."""
     if make is streamed:
-        monkeypatch.setattr(loader, "FIT_ONCE", 0)
+        monkeypatch.setattr(loader, "CACHE_BYTES", 0)
     for drawing in ("draw_curves", "draw_confusion"):
         monkeypatch.setattr(plots, drawing, lambda *arguments, **more: None)
     data, compiled, trained, tested = make(tmp_path), [], [], []

@@ -9,10 +9,11 @@ import optax
 import pytest
 
 from zoo import models
-from zoo.data.preprocess import Preprocess
+from zoo.data.images.preprocess import Preprocess
+from zoo.inference.evaluate import make_eval_step
 from zoo.training.optim import make_optimizer
-from zoo.training.recipes import Recipe
-from zoo.training.step import create_state, evaluated_variables, make_eval_step, make_train_step
+from zoo.training.recipe import Recipe
+from zoo.training.step import create_state, evaluated_variables, make_train_step
 
 PREPROCESS = Preprocess(size=(8, 8), resize=(8, 8), channels="L", polarity="light-on-dark", mean=(0.3,), std=(0.4,))
 PLAIN = Recipe(optimizer="sgd", learning_rate=0.1, schedule="constant", batch_size=8)

@@ -28,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import json
 
-    from zoo.data import survey
-    from zoo.data.listing import describe_left_out, open_listing
-    from zoo.data.sheet import contact_sheet
-    from zoo.data.sources import list_source, open_dataset
+    from zoo.data.inspect import survey
+    from zoo.data.inspect.contact_sheet import contact_sheet
+    from zoo.data.sources.listing import describe_left_out, open_listing
+    from zoo.data.sources.open import list_source, open_dataset
 
     for path in filter(None, (options.sheet, options.augmented)):
         require_writable(Path(path), ".png")
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _place(asked: str | None, data: str, kind: str) -> Path:
     """The file to draw into: what was asked for, else one for these data in the cache folder. OSError for none."""
-    from zoo.data.sources import cache_folder
+    from zoo.data.sources.open import cache_folder
 
     if asked:
         return Path(asked)
@@ -85,9 +85,10 @@ def _draw_augmented(options: argparse.Namespace, dataset: Any, figures: Any, fil
     from zoo.commands import start_jax
 
     start_jax()
-    from zoo.data.preprocess import preprocess_for
-    from zoo.data.sheet import augmented_sheet
-    from zoo.training.recipes import default_recipe, find_recipe, parse_field
+    from zoo.data.images.preprocess import preprocess_for
+    from zoo.data.inspect.contact_sheet import augmented_sheet
+    from zoo.training.recipe import parse_field
+    from zoo.training.recipes import default_recipe, find_recipe
 
     if "train" not in dataset.splits:
         raise ValueError(f"{options.data}: has no train split, so nothing of it is augmented")

@@ -16,9 +16,9 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     add("--process", metavar="I", type=count, help="which one this is, from 0 on")
 
 
-def layout_of(options: argparse.Namespace) -> Any:
-    """Meet the other processes, where there are any; the Layout that the options describe."""
-    from zoo.training import processes, sharding
+def parallelism_of(options: argparse.Namespace) -> Any:
+    """Meet the other processes, where there are any; the Parallelism that the options describe."""
+    from zoo.distributed import mesh, processes
 
     environment = os.environ  # as `zoo launch` sets it
     if options.coordinator or "ZOO_COORDINATOR" not in environment:
@@ -26,7 +26,7 @@ def layout_of(options: argparse.Namespace) -> Any:
     else:
         numbers = (int(environment[name]) for name in ("ZOO_PROCESSES", "ZOO_PROCESS"))
         processes.join(environment["ZOO_COORDINATOR"], *numbers)
-    return sharding.layout_for(options.parallel, options.mesh)
+    return mesh.parallelism_for(options.parallel, options.mesh)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,25 +34,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    layout = layout_of(options)
+    parallelism = parallelism_of(options)
     import jax
 
-    from zoo.training import memory, processes, sharding
+    from zoo.distributed import mesh, processes
+    from zoo.training import memory
 
-    if not processes.is_first():
+    if not processes.is_primary():
         return
-    if processes.several():
+    if processes.is_multiprocess():
         where = processes.launcher()
         print(f"{jax.process_count()} processes" + (f", started by {where}" if where else ""))
-    used = set(sharding.devices_of(layout))
+    used = set(mesh.devices_of(parallelism))
     for device in jax.devices():
-        host = f"process {device.process_index}  " if processes.several() else ""
+        host = f"process {device.process_index}  " if processes.is_multiprocess() else ""
         size = _memory(device) if device.process_index == jax.process_index() else ""
         print(f"{'*' if device in used else ' '} {host}{device.platform}:{device.id}  {device.device_kind}{size}")
-    if jax.default_backend() == "cpu" and (free := memory.free()) is not None:
+    if jax.default_backend() == "cpu" and (free := memory.available_bytes()) is not None:
         print(f"  memory: {free / 2**30:.1f} GiB free for each, {os.cpu_count()} cores for all on this machine")
-    some = "one device" if layout.devices == 1 else f"{layout.devices} devices"
-    print(f"training would use {some} (*): {layout}; a batch must be a multiple of {layout.devices}")
+    some = "one device" if parallelism.devices == 1 else f"{parallelism.devices} devices"
+    print(f"training would use {some} (*): {parallelism}; a batch must be a multiple of {parallelism.devices}")
 
 
 def _memory(device: Any) -> str:

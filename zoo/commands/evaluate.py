@@ -28,9 +28,9 @@ def run(options: argparse.Namespace) -> int:
 
     from zoo import api
     from zoo.data.dataset import with_classes
-    from zoo.data.views import check_views
-    from zoo.prediction import require_head
-    from zoo.training import metrics
+    from zoo.data.images.tta import check_views
+    from zoo.inference import metrics
+    from zoo.inference.predict import require_head
 
     loaded = api.load(options.checkpoint)
     require_head(loaded.card)
@@ -74,7 +74,7 @@ def dataset_of(checkpoint: str, card: Any, data: str | None, data_dir: str | Non
 
     What it cannot read is said on stderr.
     """
-    from zoo.data.listing import describe_left_out
+    from zoo.data.sources.listing import describe_left_out
 
     dataset = _opened(checkpoint, card, data, data_dir)
     for line in describe_left_out(dataset):
@@ -83,7 +83,7 @@ def dataset_of(checkpoint: str, card: Any, data: str | None, data_dir: str | Non
 
 
 def _opened(checkpoint: str, card: Any, data: str | None, data_dir: str | None) -> Any:
-    from zoo.data.sources import open_dataset
+    from zoo.data.sources.open import open_dataset
 
     if data:
         return open_dataset(data, data_dir)

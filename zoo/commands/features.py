@@ -25,12 +25,13 @@ def add_extraction(parser: argparse.ArgumentParser) -> None:
 
 def extract(options: argparse.Namespace, splits: list[str] | None) -> Any:
     """The features that the options ask for."""
-    from zoo import api, probing
+    from zoo import api
+    from zoo.analysis import probe
     from zoo.commands.evaluate import dataset_of
 
     loaded = api.load(options.checkpoint)
     dataset = dataset_of(options.checkpoint, loaded.card, options.data, options.data_dir)
-    return probing.features(
+    return probe.features(
         loaded, dataset, options.at, splits=splits, pool=options.pool, limit=options.limit, on_batch=counter("images"),
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     from zoo import models
     from zoo.checkpoint import CARD
     from zoo.commands.train import parse_model_field
-    from zoo.data.dataset import require_different
+    from zoo.data.dataset import require_distinct_names
     from zoo.pretrained import weights
 
     fields = {}
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
             classes = tuple(Path(options.classes).read_text(encoding="utf-8").rstrip().splitlines())
         except UnicodeDecodeError:
             raise ValueError(f"{options.classes}: is not text in UTF-8") from None
-        require_different(classes, options.classes)
+        require_distinct_names(classes, options.classes)
     imported = weights.import_file(options.file, options.target, fields, classes)
     for note in imported.notes:
         print(f"note: {note}")

@@ -58,7 +58,7 @@ def _list_weights(as_json: bool) -> int:
     import dataclasses
     import json
 
-    from zoo.pretrained.table import DEFAULTS, WEIGHTS
+    from zoo.pretrained.registry import DEFAULTS, WEIGHTS
     from zoo.pretrained.weights import cached_folder, read_card, shipped
 
     ours = {name: read_card(name) for name in shipped()}

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     import json
 
     from zoo import api
-    from zoo.data.views import check_views
+    from zoo.data.images.tta import check_views
 
     if options.output:
         require_writable(Path(options.output), ".csv")
@@ -58,16 +58,16 @@ def run(options: argparse.Namespace) -> int:
 
 def predictions(loaded: Any, files: Sequence[Path], top: int, tta: str, problems: list[str]) -> Iterator[tuple]:
     """(file, its Prediction) in order; files are read ahead by threads. What cannot be read is added to `problems`."""
-    from zoo.data.images import read_image
-    from zoo.data.threads import made_ahead
-    from zoo.prediction import classify, fit
-    from zoo.training.evaluation import prediction_batch
+    from zoo.data.images.decode import read_image
+    from zoo.data.threads import prefetch
+    from zoo.inference.evaluate import prediction_batch
+    from zoo.inference.predict import classify, preprocess_image
 
     size = prediction_batch(len(files), GROUP)  # of all groups: the network is compiled once, whatever can be read
 
     def read(file: Path, found: dict[Path, Any]) -> None:
         try:
-            found[file] = fit(read_image(file), loaded.card.preprocess, tta)
+            found[file] = preprocess_image(read_image(file), loaded.card.preprocess, tta)
         except (ValueError, OSError) as error:
             found[file] = one_line(error)
 
@@ -76,7 +76,7 @@ def predictions(loaded: Any, files: Sequence[Path], top: int, tta: str, problems
             found: dict[Path, Any] = {}
             yield found, [partial(read, file, found) for file in files[start : start + GROUP]]
 
-    for number, found in enumerate(made_ahead(planned(), None)):
+    for number, found in enumerate(prefetch(planned(), None)):
         group = files[number * GROUP : (number + 1) * GROUP]
         problems += [found[file] for file in group if isinstance(found[file], str)]
         good = [file for file in group if not isinstance(found[file], str)]
@@ -104,7 +104,7 @@ def image_files(names: Sequence[str]) -> tuple[list[Path], list[str]]:
 
     FileNotFoundError, ValueError for none.
     """
-    from zoo.data.folders import Walk
+    from zoo.data.sources.folders import Walk
 
     files: list[Path] = []
     problems: list[str] = []

@@ -17,8 +17,8 @@ def run(options: argparse.Namespace) -> int:
     start_jax()
     import json
 
-    from zoo import probing
-    from zoo.training import metrics
+    from zoo.analysis import probe
+    from zoo.inference import metrics
 
     if options.checkpoint.lower().endswith(".npz"):
         given = {"--data": options.data, "--data-dir": options.data_dir, "--limit": options.limit,
@@ -26,11 +26,11 @@ def run(options: argparse.Namespace) -> int:
         if any(given.values()):
             flags = ", ".join(flag for flag, value in given.items() if value)
             raise ValueError(f"{options.checkpoint} has its features already; {flags} would change nothing")
-        found = probing.load_features(options.checkpoint)
+        found = probe.load_features(options.checkpoint)
     else:
         found = extract(options, None)
     kind = "svm" if options.svm else "softmax"
-    probed = probing.probe(found, kind)
+    probed = probe.probe(found, kind)
     if options.json:
         print(json.dumps(probed.metrics, indent=1))
         return 0

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from zoo.commands import SIGNAL_EXIT, count, seconds, start_jax
-from zoo.commands.devices import add_device_options, layout_of
+from zoo.commands.devices import add_device_options, parallelism_of
 
 #: Flags that are recipe fields, and what help says of them; `--set` reaches the rest.
 RECIPE_FLAGS = {
@@ -36,7 +36,7 @@ RECIPE_FLAGS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from zoo.training.recipes import choices_of
+    from zoo.training.recipe import choices_of
 
     add = parser.add_argument
     add("--model", metavar="NAME", help="a name of `zoo list` (default: lenet5, or that of --init)")
@@ -71,19 +71,21 @@ def run(options: argparse.Namespace) -> int:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     start_jax()
-    layout = layout_of(options)
-    from zoo.training import loop, planning, processes, report
+    parallelism = parallelism_of(options)
+    from zoo.distributed import processes
+    from zoo.training import loop, report
+    from zoo.training import plan as planning
     from zoo.training.run import folder_of
 
     config, start = config_of(options)
     about = {
         "init": start, "fields": config.fields, "data_dir": config.data_dir, "limit": config.limit,
-        "layout": layout,
+        "parallelism": parallelism,
     }  # fmt: skip
     auto = options.micro_batch == "auto"
     if options.dry_run:
         job = planning.plan(config.model, config.data, config.recipe, **about)
-        say = partial(print, flush=True) if processes.is_first() else lambda line: None
+        say = partial(print, flush=True) if processes.is_primary() else lambda line: None
         report.describe(job, folder_of(options.workdir, job.config), say)
         loop.dry_run(job, say, auto_micro_batch=auto)
         return 0
@@ -95,8 +97,8 @@ def run(options: argparse.Namespace) -> int:
             save_seconds=options.save_every, save_steps=options.save_steps, quiet=options.quiet,
             workers=options.workers,
         )  # fmt: skip
-    except loop.Interrupted as stop:
-        if processes.is_first():
+    except loop.InterruptedRunError as stop:
+        if processes.is_primary():
             print(f"zoo train: {stop}; the same command goes on from there: {command}", file=sys.stderr)
         return SIGNAL_EXIT + stop.signum
     return 0
@@ -114,7 +116,8 @@ def config_of(options: argparse.Namespace) -> Any:
     import dataclasses
 
     from zoo import models
-    from zoo.training import finetune, recipes
+    from zoo.training import finetune
+    from zoo.training import recipe as recipe_module
     from zoo.training.run import Config, read_config
 
     base = read_config(options.config) if options.config else None
@@ -141,15 +144,15 @@ def config_of(options: argparse.Namespace) -> Any:
     for field in map(_field, RECIPE_FLAGS):
         text = getattr(options, field)
         if text is not None:
-            changes[field] = recipes.parse_field(field, text)
+            changes[field] = recipe_module.parse_field(field, text)
     if options.micro_batch is not None:
         size = "0" if options.micro_batch == "auto" else options.micro_batch
-        changes["micro_batch"] = recipes.parse_field("micro_batch", size)
-    recipe_fields = [field.name for field in dataclasses.fields(recipes.Recipe)]
+        changes["micro_batch"] = recipe_module.parse_field("micro_batch", size)
+    recipe_fields = [field.name for field in dataclasses.fields(recipe_module.Recipe)]
     for assignment in options.set:
         where, field, text = split_assignment(assignment, recipe_fields, list(known))
         if where == "recipe":
-            changes[field] = recipes.parse_field(field, text)
+            changes[field] = recipe_module.parse_field(field, text)
         else:
             fields[field] = parse_model_field(field, text, known[field])
     recipe = dataclasses.replace(recipe, **changes)

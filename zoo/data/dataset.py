@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.images import read_image
+from zoo.data.images.decode import read_image
 
 SPLITS = ("train", "validation", "test")
 VALIDATION_SHARE = 0.1
@@ -112,7 +112,7 @@ def decode(encoded: bytes, name: str) -> Pixels:
         raise ValueError(f"{name}{str(error).removeprefix('image')}") from None
 
 
-def require_different(class_names: Iterable[str], where: str) -> None:
+def require_distinct_names(class_names: Iterable[str], where: str) -> None:
     """ValueError, naming `where`, for classes that nobody could tell apart."""
     if twice := sorted(name for name, count in Counter(class_names).items() if count > 1):
         raise ValueError(f"{where}: several classes are called {', '.join(twice[:3])}; names must differ")
@@ -137,7 +137,7 @@ class Dataset:
     left_out: tuple[str, ...] = ()
 
     def __post_init__(self):
-        require_different(self.class_names, self.name)
+        require_distinct_names(self.class_names, self.name)
 
     @property
     def num_classes(self) -> int:

@@ -20,14 +20,14 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.crop import Crop, host_crop, read_crop
+from zoo.data.augment.host_crop import Crop, host_crop, read_crop
 from zoo.data.dataset import ArraySplit, EncodedSplit, Split
-from zoo.data.polarity import InvertedSplit
-from zoo.data.preprocess import Preprocess, fit_images
-from zoo.data.threads import Pieces, made_ahead, run_all
-from zoo.data.views import VIEWS, check_views, fit_views
+from zoo.data.images.polarity import InvertedSplit
+from zoo.data.images.preprocess import Preprocess, fit_images
+from zoo.data.images.tta import VIEWS, check_views, fit_views
+from zoo.data.threads import Pieces, prefetch, run_all
 
-FIT_ONCE = 2**31  # bytes of fitted pixels up to which a split is fitted once and kept
+CACHE_BYTES = 2**31  # bytes of fitted pixels up to which a split is fitted once and kept
 PIECE = 8  # encoded images that a thread decodes in a row
 
 
@@ -136,7 +136,7 @@ def train_batches(
             yield batch, _pieces(split, preprocess, indices, batch["image"], crop, seed, epochs)
             step += 1
 
-    return gathered(images) if images is not None else made_ahead(planned(), workers)
+    return gathered(images) if images is not None else prefetch(planned(), workers)
 
 
 def eval_batches(
@@ -178,10 +178,10 @@ def eval_batches(
                 batch["image"][: len(indices)] = images[indices]
                 yield batch, []
 
-    return made_ahead(planned(), workers if images is None else 0)
+    return prefetch(planned(), workers if images is None else 0)
 
 
-def on_device(batches: Generator[Batch], put: Callable[[Batch], Any] | None = None) -> Generator[Any]:
+def prefetch_to_device(batches: Generator[Batch], put: Callable[[Batch], Any] | None = None) -> Generator[Any]:
     """The same batches on the device, the next one already under way there while one is used.
 
     Args:
@@ -268,7 +268,7 @@ _fitted_before: weakref.WeakKeyDictionary[Any, tuple[Preprocess, NDArray[np.uint
 def _fitted(split: Split, preprocess: Preprocess, workers: int | None) -> NDArray[np.uint8] | None:
     """All images of a split fitted, if that is small; remembered, since a split is evaluated after every epoch."""
     height, width = preprocess.size
-    if len(split) * height * width * preprocess.num_channels > FIT_ONCE:
+    if len(split) * height * width * preprocess.num_channels > CACHE_BYTES:
         return None
     try:
         known = _fitted_before.get(split)

@@ -29,7 +29,7 @@ def tracked(steps: range, text: str) -> Iterable[int]:
 
 
 def run_all(pieces: Pieces, workers: int | None, text: str) -> None:
-    """Do all pieces, under a bar that says `text`; workers as in `made_ahead`. The first error ends it."""
+    """Do all pieces, under a bar that says `text`; workers as in `prefetch`. The first error ends it."""
     if workers == 0:
         for piece in tracked(range(len(pieces)), text):
             pieces[piece]()
@@ -43,7 +43,7 @@ def run_all(pieces: Pieces, workers: int | None, text: str) -> None:
         pool.shutdown(cancel_futures=True)
 
 
-def made_ahead(planned: Iterator[tuple[T, Pieces]], workers: int | None) -> Generator[T]:
+def prefetch(planned: Iterator[tuple[T, Pieces]], workers: int | None) -> Generator[T]:
     """The planned things in their order, once their pieces are done, at least READ_AHEAD of them ahead.
 
     Args:

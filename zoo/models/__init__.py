@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from zoo.models.alexnet import AlexNet, AlexNetOWT
 from zoo.models.googlenet import GoogLeNet, GoogLeNetBN
 from zoo.models.highway import ConvHighway, Highway
+from zoo.models.inception_resnet_v2 import InceptionResNetV2
 from zoo.models.inception_v2 import InceptionV2
 from zoo.models.inception_v3 import InceptionV3
-from zoo.models.inception_v4 import InceptionResNetV2, InceptionV4
+from zoo.models.inception_v4 import InceptionV4
 from zoo.models.lenet import LeNet5, LeNet51998
 from zoo.models.mlp import MLP
 from zoo.models.resnet import RESNET18, RESNET34, RESNET50, RESNET101, RESNET152, ResNet, cifar

@@ -17,7 +17,7 @@ from zoo.models.layers import (
     max_pool,
     require_images,
     require_stem,
-    scaled,
+    scale_width,
     uniform_head,
 )
 
@@ -81,7 +81,7 @@ class AlexNet(nn.Module):
             if name == "conv1":
                 kernel, stride, padding = (5, 1, None) if small else (kernel, 4, 0)
             bias_init = nn.initializers.constant(0 if small else bias)
-            x = Conv(scaled(features, self.width), kernel, stride, padding, groups, kernel_init=init,
+            x = Conv(scale_width(features, self.width), kernel, stride, padding, groups, kernel_init=init,
                      bias_init=bias_init, dtype=self.dtype, name=name)(x)  # fmt: skip
             ends[name] = x = nn.relu(x)  # [B, 55, 55, 96], [B, 27, 27, 256], [B, 13, 13, 384] twice, [B, 13, 13, 256]
             if name in ("conv1", "conv2"):
@@ -91,7 +91,7 @@ class AlexNet(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for name in ("dense6", "dense7"):
             bias_init = nn.initializers.constant(0 if small else 1)
-            x = nn.Dense(scaled(4096, self.width), kernel_init=init, bias_init=bias_init, dtype=self.dtype,
+            x = nn.Dense(scale_width(4096, self.width), kernel_init=init, bias_init=bias_init, dtype=self.dtype,
                          name=name)(x)  # fmt: skip
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout_{name}")(nn.relu(x))
             ends[name] = x
@@ -139,7 +139,7 @@ class AlexNetOWT(nn.Module):
             stride, padding = 1, None
             if name == "conv1":
                 kernel, stride, padding = (5, 1, None) if small else (kernel, 4, 2)
-            x = Conv(scaled(features, self.width), kernel, stride, padding, kernel_init=init, dtype=self.dtype,
+            x = Conv(scale_width(features, self.width), kernel, stride, padding, kernel_init=init, dtype=self.dtype,
                      name=name)(x)  # fmt: skip
             ends[name] = x = nn.relu(x)  # [B, 55, 55, 64], [B, 27, 27, 192], [B, 13, 13, 384], [B, 13, 13, 256] twice
             if name in ("conv1", "conv2", "conv5"):
@@ -147,7 +147,7 @@ class AlexNetOWT(nn.Module):
         x = adaptive_avg_pool(x, (self.pool_size, self.pool_size)).reshape(x.shape[0], -1)
         for name in ("dense6", "dense7"):
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout_{name}")(x)
-            x = nn.Dense(scaled(4096, self.width), kernel_init=init, dtype=self.dtype, name=name)(x)
+            x = nn.Dense(scale_width(4096, self.width), kernel_init=init, dtype=self.dtype, name=name)(x)
             ends[name] = x = nn.relu(x)  # [B, 4096]
         ends["features"] = x
         if self.num_classes is not None:

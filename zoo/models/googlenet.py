@@ -23,7 +23,7 @@ from zoo.models.layers import (
     rematerialised,
     require_images,
     require_stem,
-    scaled,
+    scale_width,
 )
 
 # Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
@@ -172,11 +172,11 @@ class GoogLeNet(nn.Module):
         normalise = partial(local_response_norm, size=5, alpha=2e-5, beta=0.75, k=1.0)
 
         def conv(features, kernel, stride=1, *, name):
-            return ConvRelu(scaled(features, self.width), kernel, stride, init, bias, self.dtype, name=name)
+            return ConvRelu(scale_width(features, self.width), kernel, stride, init, bias, self.dtype, name=name)
 
         aux = None
         if self.aux_heads and self.num_classes is not None:
-            aux = partial(AuxiliaryHead, self.num_classes, conv, dense, _four_by_four, scaled(1024, self.width),
+            aux = partial(AuxiliaryHead, self.num_classes, conv, dense, _four_by_four, scale_width(1024, self.width),
                           self.aux_dropout)  # fmt: skip
         ends = {}
         x = images.astype(self.dtype)  # [B, 224, 224, 3]
@@ -239,13 +239,13 @@ class GoogLeNetBN(nn.Module):
         dense = partial(nn.Dense, kernel_init=gaussian, dtype=self.dtype)
 
         def conv(features, kernel, stride=1, *, name):
-            return ConvNorm(scaled(features, self.width), kernel, norm, stride, kernel_init=gaussian, dtype=self.dtype,
+            return ConvNorm(scale_width(features, self.width), kernel, norm, stride, kernel_init=gaussian, dtype=self.dtype,
                             name=name)  # fmt: skip
 
         aux = None
         if self.aux_heads and self.num_classes is not None:
             aux = partial(AuxiliaryHead, self.num_classes, conv, dense, partial(adaptive_avg_pool, size=(4, 4)),
-                          scaled(1024, self.width), self.aux_dropout)  # fmt: skip
+                          scale_width(1024, self.width), self.aux_dropout)  # fmt: skip
         ends = {}
         x = images.astype(self.dtype)  # [B, 224, 224, 3]
         ends["conv1"] = x = (conv(64, 3, name="conv1") if small else conv(64, 7, 2, name="conv1"))(x, train)

@@ -21,7 +21,7 @@ from zoo.models.layers import (
     rematerialised,
     require_images,
     require_stem,
-    scaled,
+    scale_width,
 )
 
 # Figure 5: #1x1, #3x3 reduce, #3x3, double #3x3 reduce, double #3x3, pool, proj. Where there is no #1x1 the module has
@@ -126,10 +126,12 @@ class InceptionV2(nn.Module):
         norm = partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name)
 
         def conv(features, kernel, stride=1, padding=None, *, name):
-            return ConvNorm(scaled(features, self.width), kernel, norm, stride, padding, dtype=self.dtype, name=name)
+            return ConvNorm(
+                scale_width(features, self.width), kernel, norm, stride, padding, dtype=self.dtype, name=name
+            )
 
         kernel, stride = (3, 1) if small else (7, 2)
-        conv1 = SeparableConv(scaled(64, self.width), kernel, stride, norm, self.dtype, name="conv1")
+        conv1 = SeparableConv(scale_width(64, self.width), kernel, stride, norm, self.dtype, name="conv1")
         inception = partial(rematerialised(Branches, self.remat), conv=conv)
         ends = {}
         x = images.astype(self.dtype)  # [B, 224, 224, 3]

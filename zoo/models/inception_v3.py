@@ -21,7 +21,7 @@ from zoo.models.layers import (
     rematerialised,
     require_images,
     require_stem,
-    scaled,
+    scale_width,
     uniform_head,
 )
 
@@ -190,7 +190,7 @@ class InceptionV3(nn.Module):
         norm = partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name)
 
         def conv(features, kernel, stride=1, padding=None, *, std=0.1, name):
-            return ConvNorm(scaled(features, self.width), kernel, norm, stride, padding,
+            return ConvNorm(scale_width(features, self.width), kernel, norm, stride, padding,
                             kernel_init=nn.initializers.normal(std), dtype=self.dtype, name=name)  # fmt: skip
 
         stride, valid = (1, None) if small else (2, 0)

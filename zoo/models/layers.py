@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from zoo.models import cpu
+from zoo.models import cpu_kernels
 
 Shape = Sequence[int]
 Initializer = Callable[..., jax.Array]
@@ -47,7 +47,7 @@ _formulation: ContextVar[str | None] = ContextVar("formulation", default=None)
 def formulation(name: str) -> Iterator[None]:
     """What is traced inside is written down as `name` says: "plain" lax, or "cpu", faster there.
 
-    Plain is the default and what export and forward-mode differentiation need; `zoo.training.parallel.compiled` sets
+    Plain is the default and what export and forward-mode differentiation need; `zoo.distributed.compile.compiled` sets
     the one that suits the platform, unless it is called inside of this. To rounding both are the same function.
     """
     token = _formulation.set(name)
@@ -72,7 +72,7 @@ def _on_cpu() -> bool:
 def conv2d(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding, groups: int = 1) -> jax.Array:
     """Cross-correlation of x [B, H, W, C] with kernel [kh, kw, C / groups, F] -> [B, H', W', F]."""
     if _on_cpu():
-        return cpu.conv2d(x, kernel, stride, padding, groups)
+        return cpu_kernels.conv2d(x, kernel, stride, padding, groups)
     return lax.conv_general_dilated(
         x, kernel, stride, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
     )
@@ -85,7 +85,7 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0, ceil: boo
     """
     pads = _pool_padding(x.shape, window, stride, padding, ceil)
     if _on_cpu() and window <= 5:  # written out pixel by pixel
-        return cpu.max_pool(x, window, stride, pads)
+        return cpu_kernels.max_pool(x, window, stride, pads)
     # By name, as jax2onnx replaces this function by one that takes them so.
     return nn.max_pool(x, window_shape=(window, window), strides=(stride, stride), padding=pads)
 
@@ -105,7 +105,7 @@ def avg_pool(x: jax.Array, window: int, stride: int, padding: int = 0, count_inc
 
 def relu(x: jax.Array) -> jax.Array:
     """max(x, 0)."""
-    return cpu.relu(x) if _on_cpu() else nn.relu(x)
+    return cpu_kernels.relu(x) if _on_cpu() else nn.relu(x)
 
 
 def conv_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, act: Callable, pool: str) -> jax.Array:
@@ -113,9 +113,9 @@ def conv_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, act: Callable, p
 
     `act` is elementwise, `pool` is "max" or "avg".
     """
-    block = cpu.block_for_conv_pool(x.shape[-1], kernel.shape[-1]) if _on_cpu() else 0
+    block = cpu_kernels.block_for_conv_pool(x.shape[-1], kernel.shape[-1]) if _on_cpu() else 0
     if block:
-        return cpu.conv_pool(x, kernel, bias, act, pool, block)
+        return cpu_kernels.conv_pool(x, kernel, bias, act, pool, block)
     x = act(conv2d(x, kernel, (1, 1), ((0, 0), (0, 0))) + bias)
     return max_pool(x, 2, 2) if pool == "max" else avg_pool(x, 2, 2)
 
@@ -178,7 +178,7 @@ def batch_norm_of_batch(x, scale, bias, epsilon: float, axis_name: str | None = 
     With `axis_name` they are those of the batches on all devices of that axis.
     """
     if _on_cpu():
-        return cpu.batch_norm_of_batch(x, scale, bias, epsilon, axis_name)
+        return cpu_kernels.batch_norm_of_batch(x, scale, bias, epsilon, axis_name)
     axes = tuple(range(x.ndim - 1))
     mean = _shared_mean(_wide(x).mean(axes), axis_name)
     var = _shared_mean(jnp.square(_wide(x) - mean).mean(axes), axis_name)
@@ -260,7 +260,7 @@ class BatchNorm(nn.Module):
     as in the paper's algorithm 2 and in PyTorch (Flax's own layer takes the biased one). `momentum` is the share of
     the old value that is kept. Statistics are float32 whatever the compute dtype. With `axis_name` they are shared
     over that pmap axis. `use_running_average` is an argument of the call, so that it can be set by path from outside
-    (`nn.intercept_methods`). Where zoo/folding.py has put the rest into the convolution before it, a bias is added.
+    (`nn.intercept_methods`). Where zoo/inference/folding.py has put the rest into the convolution before it, a bias is added.
     """
 
     momentum: float = 0.9
@@ -362,7 +362,7 @@ def require_channels(layer: nn.Module, channels: int, kernel: Any, positions: in
 uniform_head = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def scaled(features: int, width: float) -> int:
+def scale_width(features: int, width: float) -> int:
     """Channels at another width: the product rounded to a multiple of 8, at least 8; unchanged at width 1."""
     return features if width == 1 else max(8, 8 * round(features * width / 8))
 

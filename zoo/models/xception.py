@@ -27,7 +27,7 @@ from zoo.models.layers import (
     rematerialised,
     require_images,
     require_stem,
-    scaled,
+    scale_width,
     uniform_head,
 )
 
@@ -119,7 +119,7 @@ class Xception(nn.Module):
             raise ValueError(f"xception's pool_padding {self.pool_padding!r} is not one of {', '.join(POOLS)}")
         small = self.stem == "small"
         require_images(images, 9 if small else 7, "xception")  # from 9 pixels each of the four pools has some to merge
-        channels = partial(scaled, width=self.width)
+        channels = partial(scale_width, width=self.width)
         norm = partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name)
         conv = partial(ConvNorm, norm=norm, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
         separable = partial(SeparableConvNorm, norm=norm, dtype=self.dtype)

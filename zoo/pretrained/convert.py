@@ -20,7 +20,7 @@ from zoo.trees import flatten, unflatten
 
 
 @dataclass(frozen=True)
-class Layout:
+class AxisTransform:
     """A named rearrangement and its inverse.
 
     `load`: source tensors -> our leaf. `store`: our leaf -> tuple of source tensors; load(*store(leaf)) == leaf.
@@ -31,7 +31,7 @@ class Layout:
     store: Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
 
-KeyMap = Mapping[str, tuple[str | tuple[str, ...], Layout]]
+KeyMap = Mapping[str, tuple[str | tuple[str, ...], AxisTransform]]
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 #: In a rule: a block of a residual network.
@@ -44,22 +44,24 @@ def _only_ones(leaf: np.ndarray) -> tuple[()]:
     return ()
 
 
-SAME = Layout("same", lambda x: x, lambda x: (x,))
+SAME = AxisTransform("same", lambda x: x, lambda x: (x,))
 #: PyTorch's convolution [F, C, kh, kw] <-> ours [kh, kw, C, F].
-CONV = Layout("conv", lambda x: x.transpose(2, 3, 1, 0), lambda x: (x.transpose(3, 2, 0, 1),))
+CONV = AxisTransform("conv", lambda x: x.transpose(2, 3, 1, 0), lambda x: (x.transpose(3, 2, 0, 1),))
 #: PyTorch's linear layer [F, C] <-> ours [C, F].
-DENSE = Layout("dense", lambda x: x.transpose(1, 0), lambda x: (x.transpose(1, 0),))
+DENSE = AxisTransform("dense", lambda x: x.transpose(1, 0), lambda x: (x.transpose(1, 0),))
 #: A 1x1 convolution of PyTorch [F, C, 1, 1] <-> a dense layer of ours [C, F].
-CONV_AS_DENSE = Layout("conv as dense", lambda x: x.squeeze((2, 3)).T, lambda x: (x.T[:, :, None, None],))
+CONV_AS_DENSE = AxisTransform("conv as dense", lambda x: x.squeeze((2, 3)).T, lambda x: (x.T[:, :, None, None],))
 #: Keras's depthwise convolution [kh, kw, C, 1] <-> ours, grouped by channel [kh, kw, 1, C].
-KERAS_DEPTHWISE = Layout("keras depthwise", lambda x: x.transpose(0, 1, 3, 2), lambda x: (x.transpose(0, 1, 3, 2),))
+KERAS_DEPTHWISE = AxisTransform(
+    "keras depthwise", lambda x: x.transpose(0, 1, 3, 2), lambda x: (x.transpose(0, 1, 3, 2),)
+)
 #: No tensor at all: the source's norm has no scale, ours is 1. Written back only while it still is.
-ONES = Layout("ones", lambda: np.ones(()), _only_ones)
+ONES = AxisTransform("ones", lambda: np.ones(()), _only_ones)
 #: (running mean, bias of the convolution before it) -> mean - bias: the same function. Written back with bias 0.
-FOLDED_BIAS = Layout("folded bias", lambda mean, bias: mean - bias, lambda mean: (mean, np.zeros_like(mean)))
+FOLDED_BIAS = AxisTransform("folded bias", lambda mean, bias: mean - bias, lambda mean: (mean, np.zeros_like(mean)))
 
 
-def flattened(height: int, width: int) -> Layout:
+def flattened(height: int, width: int) -> AxisTransform:
     """A linear layer of PyTorch after flattening [C, height, width] <-> a dense layer after flattening [h, w, C]."""
 
     def load(x):
@@ -69,7 +71,7 @@ def flattened(height: int, width: int) -> Layout:
         outputs = x.shape[1]
         return (x.reshape(height, width, -1, outputs).transpose(3, 2, 0, 1).reshape(outputs, -1),)
 
-    return Layout(f"flattened {height}x{width}", load, store)
+    return AxisTransform(f"flattened {height}x{width}", load, store)
 
 
 def _keys(entry: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -174,7 +176,9 @@ TORCH_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "r
 TORCH_IGNORED = (r"(.*\.)?num_batches_tracked",)
 
 
-def torch_key_map(variables: Mapping, rules: Sequence[Rule], layouts: Mapping[str, Layout] | None = None) -> KeyMap:
+def torch_key_map(
+    variables: Mapping, rules: Sequence[Rule], layouts: Mapping[str, AxisTransform] | None = None
+) -> KeyMap:
     """The key map of a PyTorch network, from rules that rename our modules' paths ("stem/conv") into its ("conv1").
 
     Kernels of four axes are convolutions, of two axes linear layers; `layouts` gives other layouts, by a pattern of

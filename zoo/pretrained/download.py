@@ -17,7 +17,7 @@ from collections.abc import Callable
 from email.message import Message
 from pathlib import Path
 
-from zoo.pretrained.table import Weights
+from zoo.pretrained.registry import Weights
 
 HUB = "https://huggingface.co"
 CHUNK = 2**20
@@ -25,7 +25,7 @@ TIMEOUT = 30  # seconds without a byte
 ATTEMPTS = 5  # in a row without a byte more
 
 
-class Wrong(ValueError):
+class HashMismatchError(ValueError):
     """What was fetched is not the file that was asked for."""
 
 
@@ -57,7 +57,7 @@ def address(weights: Weights) -> str:
 def check_digest(file: Path, digest: str) -> str:
     """The sha256 of a file, after it was compared with `digest` ("sha256:PREFIX", "md5:…", or "" for no comparison).
 
-    Raises Wrong.
+    Raises HashMismatchError.
     """
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with file.open("rb") as stream:
@@ -67,7 +67,7 @@ def check_digest(file: Path, digest: str) -> str:
     kind, _, wanted = digest.partition(":")
     found = {"sha256": sha256, "md5": md5}.get(kind, sha256).hexdigest()
     if not found.startswith(wanted):
-        raise Wrong(f"its {kind} is {found[: max(len(wanted), 8)]}… instead of {wanted}")
+        raise HashMismatchError(f"its {kind} is {found[: max(len(wanted), 8)]}… instead of {wanted}")
     return sha256.hexdigest()
 
 
@@ -75,7 +75,7 @@ def fetch(weights: Weights, folder: Path) -> Path:
     """The file of a set, downloaded into `folder` and checked.
 
     What a cut connection left (NAME.part) is gone on with, by this call or a later one. Raises ConnectionError, saying
-    what to bring by hand, where it cannot be had, and Wrong, leaving nothing, where it is another file than announced.
+    what to bring by hand, where it cannot be had, and HashMismatchError, leaving nothing, where it is another file than announced.
     """
     folder.mkdir(parents=True, exist_ok=True)
     url = address(weights)
@@ -86,19 +86,21 @@ def fetch(weights: Weights, folder: Path) -> Path:
         announced = _transfer(url, part, weights.name)
         digest = weights.digest or announced
         if not digest:
-            raise Wrong(f"{url} announces no sha256, so the file cannot be checked")
+            raise HashMismatchError(f"{url} announces no sha256, so the file cannot be checked")
         try:
             check_digest(part, digest)
-        except Wrong:
+        except HashMismatchError:
             part.unlink()
             if not old:
                 raise
             # What an earlier call had left may have been of another version.
             _transfer(url, part, weights.name)
             check_digest(part, digest)
-    except Wrong as error:
+    except HashMismatchError as error:
         part.unlink(missing_ok=True)
-        raise Wrong(f"{weights.name}: {url} is not the file it should be ({error}); it was thrown away") from None
+        raise HashMismatchError(
+            f"{weights.name}: {url} is not the file it should be ({error}); it was thrown away"
+        ) from None
     except (OSError, http.client.HTTPException) as error:
         reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", None) or error
         raise ConnectionError(

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 import flax.linen as nn
 
 from zoo.models.branches import units
+from zoo.models.inception_resnet_v2 import InceptionResNetV2
 from zoo.models.inception_v3 import MEANS, STEM, InceptionV3, modules
-from zoo.models.inception_v4 import InceptionResNetV2
 from zoo.models.resnet import ResNet
 from zoo.models.resnet_v2 import ResNetV2
 from zoo.models.xception import Xception

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 
-from zoo.models.inception_v4 import InceptionResNetV2, InceptionV4
+from zoo.models.inception_resnet_v2 import InceptionResNetV2
+from zoo.models.inception_v4 import InceptionV4
 from zoo.models.resnet import ResNet
 from zoo.models.resnet_v2 import ResNetV2
 from zoo.models.xception import Xception

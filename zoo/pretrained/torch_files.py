@@ -25,7 +25,7 @@ LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 SHOWN = 80  # characters of a file's own words in an error
 
 
-class Refused(ValueError):
+class UnsafePickleError(ValueError):
     """A file asks for something that is not data."""
 
 
@@ -130,7 +130,7 @@ _SINCE_MARK: dict[str, Callable[[list[Any]], Any]] = {"TUPLE": tuple, "LIST": li
 def unpickle(stream: io.BytesIO, persistent: Callable[[Any], Any]) -> Any:
     """The value of one pickle, leaving the stream behind it. `persistent` answers the references to storages.
 
-    Raises Refused, naming what is not in ALLOWED, and ValueError for anything that is no such pickle.
+    Raises UnsafePickleError, naming what is not in ALLOWED, and ValueError for anything that is no such pickle.
     """
     machine = _Machine(persistent)
     try:
@@ -197,13 +197,13 @@ class _Machine:
         elif name == "BUILD":  # the state of an OrderedDict: PyTorch's _metadata
             stack.pop()
             if not isinstance(stack[-1], (dict, Tensor)):
-                raise Refused("its pickle sets the state of something that is not data")
+                raise UnsafePickleError("its pickle sets the state of something that is not data")
         elif name == "BINPERSID":
             stack.append(self.persistent(stack.pop()))
         elif name == "POP":
             stack.pop()
         else:
-            raise Refused(f"its pickle uses {name}, which weights do not need")
+            raise UnsafePickleError(f"its pickle uses {name}, which weights do not need")
 
     def _fill(self, name: str) -> None:
         """APPEND and SETITEM, one or all since the mark."""
@@ -225,9 +225,9 @@ class _Machine:
 def _allowed(module: Any, name: Any) -> Name:
     # Tuples of tuples that are shared take exponentially long to hash or to show, so nothing but text gets that far.
     if not type(module) is type(name) is str:
-        raise Refused(f"its pickle wants to import by {_shown(module)} and {_shown(name)} instead of names")
+        raise UnsafePickleError(f"its pickle wants to import by {_shown(module)} and {_shown(name)} instead of names")
     if (module, name) not in _NAMED:
-        raise Refused(
+        raise UnsafePickleError(
             f"its pickle wants to import {f'{module}.{name}'[:SHOWN]}, which is not weights; if it is a file of your "
             "own training, save model.state_dict() alone"
         )
@@ -242,7 +242,7 @@ def _build(callee: Any, arguments: Any) -> Any:
     if _is_beside(callee):
         return {}
     if not isinstance(callee, Name) or callee not in ALLOWED or not isinstance(arguments, tuple):
-        raise Refused(f"its pickle calls {_shown(callee)}, which is not data")
+        raise UnsafePickleError(f"its pickle calls {_shown(callee)}, which is not data")
     return ALLOWED[callee.module, callee.name](*arguments)
 
 
@@ -253,12 +253,14 @@ def _shown(value: Any) -> str:
 def _reference(value: Any) -> tuple[Storage, Any]:
     """("storage", type, key, location, count[, view]) as a Storage and the view."""
     if isinstance(value, tuple) and value[:1] == ("module",):
-        raise Refused("holds a whole pickled module with its source; save the state dict alone: model.state_dict()")
+        raise UnsafePickleError(
+            "holds a whole pickled module with its source; save the state dict alone: model.state_dict()"
+        )
     if not isinstance(value, tuple) or not 5 <= len(value) <= 6 or value[0] != "storage":
         raise ValueError("its pickle is damaged (a reference to no storage)")
     _, kind, key, _, count, *view = value
     if not isinstance(kind, Name) or kind.module != "torch" or kind.name not in STORAGES:
-        raise Refused(f"its pickle has a storage of {_shown(kind)}, which is not read")
+        raise UnsafePickleError(f"its pickle has a storage of {_shown(kind)}, which is not read")
     if type(key) is not str or len(key) > SHOWN or type(count) is not int or count < 0:
         raise ValueError("its pickle is damaged (a storage without key or size)")
     return Storage(key, STORAGES[kind.name], count), view[0] if view else None
@@ -320,7 +322,7 @@ def _read_zip(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
             if len(pickles) != 1:
                 raise ValueError("is a zip archive, but not PyTorch's (no data.pkl)")
             if any(name.endswith("/constants.pkl") for name in members):
-                raise Refused("is a TorchScript archive, which holds code; save the state dict alone")
+                raise UnsafePickleError("is a TorchScript archive, which holds code; save the state dict alone")
             root = pickles[0].removesuffix("data.pkl")
             limit = path.stat().st_size
 
@@ -360,7 +362,7 @@ def _read_legacy(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
 
     try:
         magic = unpickle(stream, plain)
-    except Refused:
+    except UnsafePickleError:
         raise
     except ValueError:
         raise ValueError("is not a file of PyTorch") from None

@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo import checkpoint, models
-from zoo.checkpoint import Card, DamagedCheckpoint
-from zoo.data.cache import cache_folder
+from zoo.cache import cache_folder
+from zoo.checkpoint import Card, CorruptCheckpointError
 from zoo.data.imagenet import class_names
-from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from zoo.data.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from zoo.pretrained import akamaster, keras, timm, torchvision
 from zoo.pretrained.convert import KeyMap, convert
-from zoo.pretrained.download import Wrong, check_digest, fetch
+from zoo.pretrained.download import HashMismatchError, check_digest, fetch
 from zoo.pretrained.readers import Tensors, read_tensors
-from zoo.pretrained.table import CIFAR10, DEFAULTS, WEIGHTS, Weights
+from zoo.pretrained.registry import CIFAR10, DEFAULTS, WEIGHTS, Weights
 from zoo.trees import flatten
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -142,7 +142,7 @@ def open_weights(
         if folder.exists():
             try:
                 return checkpoint.load_checkpoint(folder)
-            except (DamagedCheckpoint, FileNotFoundError):
+            except (CorruptCheckpointError, FileNotFoundError):
                 shutil.rmtree(folder)  # it can be made again
         file = fetch(found, folder.parent)
         try:
@@ -240,7 +240,7 @@ def import_file(
     if known and target in (None, known.model) and not fields and not classes:
         try:
             return _import_known(file, known)
-        except Wrong:
+        except HashMismatchError:
             if target is None:
                 raise
             notes = (f"it is called as the file of {known.name} is, but is another one",)
@@ -256,12 +256,12 @@ def import_file(
 
 
 def _import_known(file: Path, weights: Weights, fetched: bool = False) -> Imported:
-    """A file as a known set. Raises Wrong where it is another file. fetched: from its own address, just now."""
+    """A file as a known set. Raises HashMismatchError where it is another file. fetched: from its own address, just now."""
     fields = [f"{name}={value}" for name, value in weights.fields.items()]
     try:
         sha256 = check_digest(file, weights.digest)
-    except Wrong as error:
-        raise Wrong(
+    except HashMismatchError as error:
+        raise HashMismatchError(
             f"{file}: is not the file of {weights.name}: {error}; if it is weights of your own for that network, "
             f"name the model alone: {' --set '.join((weights.model, *fields))}"
         ) from None

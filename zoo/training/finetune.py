@@ -19,10 +19,11 @@ import numpy as np
 
 from zoo import checkpoint, models
 from zoo.checkpoint import Card
-from zoo.data.preprocess import Preprocess
-from zoo.data.views import at_size
-from zoo.training.recipes import Recipe, default_recipe, find_recipe
-from zoo.trees import fits, flatten, merge, unflatten
+from zoo.data.images.preprocess import Preprocess
+from zoo.data.images.tta import at_size
+from zoo.training.recipe import Recipe
+from zoo.training.recipes import default_recipe, find_recipe
+from zoo.trees import flatten, merge, path_matches, unflatten
 
 #: What `freeze` calls everything but the head and the auxiliary heads.
 BODY = "body"
@@ -32,7 +33,7 @@ BODY = "body"
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
+class InitCheckpoint:
     """A checkpoint to start from: its name, what its card says, its variables."""
 
     spec: str
@@ -179,7 +180,9 @@ def _channel_axes(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, in
     return _differing_axes(here, more)
 
 
-def model_and_fields(start: Start | None, model: str | None, fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def model_and_fields(
+    start: InitCheckpoint | None, model: str | None, fields: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
     """The model to train and its fields: those of the checkpoint, `fields` being changes, or what is given."""
     if start is None:
         if model is None:
@@ -193,7 +196,7 @@ def model_and_fields(start: Start | None, model: str | None, fields: Mapping[str
     return card.model, {key: value for key, value in card.fields.items() if key != "num_classes"} | dict(fields)
 
 
-def recipe_for(name: str | None, start: Start | None, model: str, data: str) -> Recipe:
+def recipe_for(name: str | None, start: InitCheckpoint | None, model: str, data: str) -> Recipe:
     """The recipe of this name, or the one that suits: photographs may be mirrored and cropped, drawings may not."""
     if name is None and start is not None:
         plan = start.card.preprocess
@@ -233,7 +236,7 @@ def select(model: nn.Module, paths: Iterable[str], names: Sequence[str]) -> froz
         elif name in model.stages:
             found = {path for path in paths if stage_of(model, path) == name}
         else:
-            found = {path for path in paths if fits(name, path)}
+            found = {path for path in paths if path_matches(name, path)}
         if not found and name != BODY:
             stages = ", ".join(model.stages)
             raise ValueError(

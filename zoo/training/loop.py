@@ -18,18 +18,19 @@ import flax.linen as nn
 import jax
 
 from zoo import checkpoint
-from zoo.data.preprocess import Preprocess
-from zoo.data.sources import Dataset
-from zoo.prediction import Prediction, predict
-from zoo.training import memory, processes, report
+from zoo.data.images.preprocess import Preprocess
+from zoo.data.sources.open import Dataset
+from zoo.distributed import processes
+from zoo.distributed.mesh import Parallelism
+from zoo.inference.predict import Prediction, predict
+from zoo.training import memory, report
 from zoo.training import run as runs
 from zoo.training.display import Display, duration
-from zoo.training.finetune import Phase, Start
-from zoo.training.planning import Plan, plan
-from zoo.training.recipes import Recipe
+from zoo.training.finetune import InitCheckpoint, Phase
+from zoo.training.plan import Plan, plan
+from zoo.training.recipe import Recipe
 from zoo.training.run import Logs, Progress
-from zoo.training.sharding import Layout
-from zoo.training.step import TrainState, evaluated_variables, restarted
+from zoo.training.step import TrainState, evaluated_variables, reset_optimizer
 
 
 class Fitted(NamedTuple):
@@ -46,7 +47,7 @@ class Fitted(NamedTuple):
         return predict(self.model, self.variables, self.card, images, top)
 
 
-class Interrupted(Exception):
+class InterruptedRunError(Exception):
     """A signal came; the state is saved. `signum` is the signal."""
 
     def __init__(self, signum: int, message: str):
@@ -54,7 +55,7 @@ class Interrupted(Exception):
         self.signum = signum
 
 
-class Diverged(ValueError):
+class DivergenceError(ValueError):
     """The loss is not finite."""
 
 
@@ -63,11 +64,11 @@ def fit(
     data: str | Dataset = "digits",
     recipe: Recipe | str | None = None,
     *,
-    init: Start | None = None,
+    init: InitCheckpoint | None = None,
     fields: dict[str, Any] | None = None,
     data_dir: str | None = None,
     limit: int = 0,
-    layout: Layout | None = None,
+    parallelism: Parallelism | None = None,
     auto_micro_batch: bool = False,
     workdir: str | Path | None = None,
     save_seconds: float = 60.0,
@@ -80,16 +81,16 @@ def fit(
 
     model: a name of MODELS, `fields` changes its fields; None for that of `init`, the checkpoint to start from. data:
     what `open_dataset` takes, or a Dataset. recipe: a Recipe, a name of RECIPES, or None for the one that suits.
-    layout: over which devices, all by default; it changes the numbers by rounding at most, and a run may go on over
+    parallelism: over which devices, all by default; it changes the numbers by rounding at most, and a run may go on over
     others. auto_micro_batch: where memory does not suffice, the largest micro-batch that fits is taken, once, and is
     then part of the run. The state is committed at least every `save_seconds`, and every `save_steps` steps if that is
     not 0. `workers` threads read data that is not kept in memory; None: one per processor. Of several processes each
-    calls this, and the first writes. Raises ValueError for what does not fit together, memory.TooLarge before the first
-    step, Diverged for a loss that is not finite, Interrupted after SIGINT or SIGTERM.
+    calls this, and the first writes. Raises ValueError for what does not fit together, memory.OutOfMemoryError before the first
+    step, DivergenceError for a loss that is not finite, Interrupted after SIGINT or SIGTERM.
     """
-    job = plan(model, data, recipe, init=init, fields=fields, data_dir=data_dir, limit=limit, layout=layout)
+    job = plan(model, data, recipe, init=init, fields=fields, data_dir=data_dir, limit=limit, parallelism=parallelism)
     require_same_in_all_processes(job)
-    quiet = quiet or not processes.is_first()
+    quiet = quiet or not processes.is_primary()
     with Display(job.total_steps, job.batch_size, job.recipe.epochs, quiet=quiet) as display, ExitStack() as lock:
         if auto_micro_batch:
             workdir = runs.folder_of(workdir, job.config)
@@ -103,7 +104,7 @@ def fit(
                 runs.change_micro_batch(folder, job.recipe.micro_batch)
             return str(folder), (folder / runs.RESULTS).exists()
 
-        name, finished = processes.by_first(open_run)
+        name, finished = processes.run_on_primary(open_run)
         folder = Path(name)
         if finished:
             display.say(f"this run is finished; for another, change the seed, another option or the folder: {folder}")
@@ -117,15 +118,15 @@ def fit(
 def require_same_in_all_processes(job: Plan) -> None:
     """ValueError in all of them where one was told to train something else."""
     own = job.config.identity()
-    lines = runs.differences(own, processes.by_first(lambda: own))
-    if any(processes.agree(0, bool(lines))):
+    lines = runs.differences(own, processes.run_on_primary(lambda: own))
+    if any(processes.all_reduce_max(0, bool(lines))):
         said = "; ".join(lines) or "as another process says"
         raise ValueError(f"the processes do not train the same run: {said}. Give each the same command and data")
 
 
 def read_result(job: Plan, folder: Path) -> Fitted:
     """What `fit` returns of a finished run."""
-    rows = processes.by_first(lambda: read_rows(folder))
+    rows = processes.run_on_primary(lambda: read_rows(folder))
     card, variables = checkpoint.load_checkpoint(folder / runs.BEST)
     return Fitted(job.evaluated, jax.device_put(variables), card, rows, folder)
 
@@ -136,12 +137,12 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 def train(
     job: Plan, folder: Path, display: Display, save_seconds: float, save_steps: int, workers: int | None = None,
-    ahead: memory.CompiledAhead | None = None,
+    ahead: memory.Precompiled | None = None,
 ) -> None:  # fmt: skip
     """From the last commit (or step 0) to the end, then the report."""
     state, best, progress = resume(job, folder, job.first_state(), display.say)
     state = job.placed(state)
-    logs = Logs(folder, progress.history) if processes.is_first() else None
+    logs = Logs(folder, progress.history) if processes.is_primary() else None
     trainer = Trainer(job, folder, display, logs, state, best, progress, ahead)
     first, began = progress.step, time.monotonic()
     try:
@@ -161,16 +162,16 @@ def resume(job: Plan, folder: Path, state: TrainState, say: Callable) -> tuple[T
 
     def like(step: int) -> dict:
         phase = job.phase(step)
-        return {"state": restarted(state, job.optimizer(phase), phase.frozen), "best": best}
+        return {"state": reset_optimizer(state, job.optimizer(phase), phase.frozen), "best": best}
 
     def newest() -> str | None:
-        found = checkpoint.intact_commit(folder / runs.CHECKPOINTS, say)
+        found = checkpoint.latest_intact_save(folder / runs.STATE, say)
         return None if found is None else found.name
 
-    name = processes.by_first(newest)
+    name = processes.run_on_primary(newest)
     if name is None:
         return state, best, Progress()
-    arrays, saved = checkpoint.read_commit(folder / runs.CHECKPOINTS / name, like)
+    arrays, saved = checkpoint.read_state(folder / runs.STATE / name, like)
     progress = Progress(**saved)
     say(f"going on from step {progress.step:,} of {job.total_steps:,}")
     return jax.tree.map(jax.numpy.asarray, arrays["state"]), arrays["best"], progress
@@ -181,12 +182,12 @@ class Trainer:
 
     def __init__(
         self, job: Plan, folder: Path, display: Display, logs: Logs | None, state, best, progress: Progress,
-        ahead: memory.CompiledAhead | None = None,
+        ahead: memory.Precompiled | None = None,
     ):  # fmt: skip
         self.job, self.folder, self.display, self.logs = job, folder, display, logs
         self.state, self.best, self.progress = state, best, progress
-        self.pending: list[tuple[int, dict]] = []
-        self.at_once = 1
+        self.in_flight: list[tuple[int, dict]] = []
+        self.max_in_flight = 1
         self.ahead = ahead
         self.exported = -1  # the best step that best/ holds
         self.committed = time.monotonic()
@@ -200,50 +201,50 @@ class Trainer:
             began = time.monotonic()
             batch = next(batches)
             self.display.waited(time.monotonic() - began)
-            self.make_way()
+            self.wait_for_slot()
             self.state, metrics = step(self.state, batch)
             progress.step += 1
-            self.pending.append((progress.step, metrics))
+            self.in_flight.append((progress.step, metrics))
             if job.is_evaluation(progress.step):
                 self.validate()
             before = phase, seen
             phase, seen = job.phase(progress.step), job.seen(progress.step)
             if (phase, seen) != before and not progress.stopped:
                 if phase != before[0]:
-                    self.state = job.placed(restarted(self.state, job.optimizer(phase), phase.frozen))
+                    self.state = job.placed(reset_optimizer(self.state, job.optimizer(phase), phase.frozen))
                 if seen != before[1]:
                     batches.close()
                     batches = job.batches(progress.step, workers)
-                progress.stale = 0
+                progress.evals_without_improvement = 0
                 step = self.compile(phase, seen)
             due = save_steps and progress.step % save_steps == 0
             waited = time.monotonic() - self.committed >= save_seconds
-            signum, late = processes.agree(progress.step, caught[0] if caught else 0, waited)
+            signum, late = processes.all_reduce_max(progress.step, caught[0] if caught else 0, waited)
             if due or progress.stopped or signum or late:
                 self.commit()
             if signum and not progress.stopped:
                 name = signal.Signals(signum).name
-                raise Interrupted(signum, f"{name}: saved at step {progress.step:,} of {job.total_steps:,}")
+                raise InterruptedRunError(signum, f"{name}: saved at step {progress.step:,} of {job.total_steps:,}")
 
     def compile(self, phase: Phase, seen: Preprocess) -> Any:
         """The step of a phase and a size of images, compiled."""
-        self.drain()
+        self.flush()
         if self.ahead and (self.ahead.phase, self.ahead.seen) == (phase, seen):
             step = self.ahead.step
         else:
             step = memory.compile_that_fits(self.job, phase, seen, self.state, self.display.say)
         self.display.pause()
-        self.at_once = memory.at_once(step)
+        self.max_in_flight = memory.max_in_flight(step)
         return step
 
-    def make_way(self) -> None:
+    def wait_for_slot(self) -> None:
         """Wait until another step may be dispatched."""
-        if len(self.pending) == self.at_once:
-            self.settle(*self.pending.pop(0))
-            if self.at_once == 1:
+        if len(self.in_flight) == self.max_in_flight:
+            self.process_metrics(*self.in_flight.pop(0))
+            if self.max_in_flight == 1:
                 time.sleep(memory.FREED_WITHIN)
 
-    def settle(self, step: int, metrics: dict) -> None:
+    def process_metrics(self, step: int, metrics: dict) -> None:
         """Take one step's metrics to the host, and stop where the loss is not finite."""
         metrics = jax.device_get(metrics)
         loss = float(metrics["loss"])
@@ -255,36 +256,36 @@ class Trainer:
         self.display.update(step, loss)
 
     def require_finite(self, what: str, value: float, step: int) -> None:
-        """Raise Diverged, saying what to try, unless the value is a number."""
+        """Raise DivergenceError, saying what to try, unless the value is a number."""
         if math.isfinite(value):
             return
-        kept = checkpoint.newest_commit(self.folder / runs.CHECKPOINTS)
-        raise Diverged(
+        kept = checkpoint.latest_save(self.folder / runs.STATE)
+        raise DivergenceError(
             f"the {what} is {value} at step {step:,} with learning rate {self.job.learning_rate(step - 1):.3g}; try "
             "a lower --learning-rate, --set warmup_epochs=1 or --set clip_norm=1 "
             f"({f'the last good state is {kept}' if kept else 'nothing was saved before'})"
         )
 
-    def drain(self) -> None:
-        for item in self.pending:
-            self.settle(*item)
-        self.pending.clear()
+    def flush(self) -> None:
+        for item in self.in_flight:
+            self.process_metrics(*item)
+        self.in_flight.clear()
 
     def validate(self) -> None:
         """Evaluate on the validation split; keep the best, count the stale, stop early, write the row."""
-        self.drain()
+        self.flush()
         job, progress = self.job, self.progress
-        variables = processes.host(evaluated_variables(self.state))
+        variables = processes.gather_to_host(evaluated_variables(self.state))
         result = report.evaluated(job, variables, "validation", self.display)
         self.display.pause()
         self.require_finite("validation loss", result["loss"], progress.step)
         score = monitor_score({**result, "last": progress.step}, job.recipe.monitor)
         better = progress.best_score is None or score > progress.best_score
         if better:
-            progress.best_score, progress.best_step, progress.stale = score, progress.step, 0
+            progress.best_score, progress.best_step, progress.evals_without_improvement = score, progress.step, 0
             self.best = variables
         else:
-            progress.stale += 1
+            progress.evals_without_improvement += 1
         sums, epoch = progress.sums, progress.step / job.steps_per_epoch
         row = {
             "step": progress.step,
@@ -308,8 +309,8 @@ class Trainer:
         )
         if progress.step >= job.total_steps:
             progress.stopped = "all steps done"
-        elif job.recipe.patience and progress.stale >= job.recipe.patience and self.in_last_part():
-            progress.stopped = f"no better {job.recipe.monitor} in {progress.stale} evaluations"
+        elif job.recipe.patience and progress.evals_without_improvement >= job.recipe.patience and self.in_last_part():
+            progress.stopped = f"no better {job.recipe.monitor} in {progress.evals_without_improvement} evaluations"
 
     def in_last_part(self) -> bool:
         """Whether the last step was of the last phase and size: what is frozen, and the full size, have their turn."""
@@ -318,10 +319,10 @@ class Trainer:
 
     def commit(self) -> None:
         """Save the whole state, then the best checkpoint."""
-        self.drain()
-        state = processes.host(self.state) if processes.several() else self.state
+        self.flush()
+        state = processes.gather_to_host(self.state) if processes.is_multiprocess() else self.state
         arrays = {"state": state, "best": self.best}
-        checkpoint.save_state(self.folder / runs.CHECKPOINTS, self.progress.step, arrays, self.progress.to_json())
+        checkpoint.save_state(self.folder / runs.STATE, self.progress.step, arrays, self.progress.to_json())
         if self.progress.history and self.exported != self.progress.best_step:
             report.save_best(self.job, self.folder, self.best, self.progress, {})
             self.exported = self.progress.best_step
@@ -343,13 +344,13 @@ def dry_run(job: Plan, say: Callable[[str], None], *, auto_micro_batch: bool = F
     if auto_micro_batch:
         job = memory.with_micro_batch_that_fits(job, say)
         say(f"micro-batch: {job.recipe.micro_batch or 'none, the whole batch fits'}")
-    phase, state, seen = memory.dearest_step(job)
+    phase, state, seen = memory.largest_step(job)
     step = memory.compile_that_fits(job, phase, seen, state, say)
     analysis = step.memory_analysis()
     if analysis is not None:
         held = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes
         own = analysis.temp_size_in_bytes
-        where = " on each device" if job.layout.devices > 1 else ""
+        where = " on each device" if job.parallelism.devices > 1 else ""
         say(
             f"memory of a step{where}: {held / 2**20:,.0f} MiB, of which {own / 2**20:,.0f} MiB for what passes "
             "through it"

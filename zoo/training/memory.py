@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import jax
 
 from zoo import checkpoint
-from zoo.data.preprocess import Preprocess
+from zoo.data.images.preprocess import Preprocess
+from zoo.distributed import mesh, processes
+from zoo.distributed.mesh import Parallelism
 from zoo.freed_memory import available_memory, give_back_freed_memory
-from zoo.training import processes, sharding
 from zoo.training import run as runs
 from zoo.training.finetune import Phase
-from zoo.training.planning import Plan, compile_step
-from zoo.training.sharding import Layout
-from zoo.training.step import TrainState, restarted
+from zoo.training.plan import Plan, compile_step
+from zoo.training.step import TrainState, reset_optimizer
 
 #: Bytes on each device from which on a step on a CPU waits for the one before: 100 ms and more on two cores.
 LARGE = 64 * 2**20
@@ -27,11 +27,11 @@ LARGE = 64 * 2**20
 FREED_WITHIN = 0.001
 
 
-class TooLarge(ValueError):
+class OutOfMemoryError(ValueError):
     """A step needs more memory than there is."""
 
 
-def needed(step: Any) -> int | None:
+def required_bytes(step: Any) -> int | None:
     """Bytes that a compiled step takes on each device beside the state that is there already; None if it cannot say."""
     memory = step.memory_analysis()
     if memory is None:
@@ -40,7 +40,7 @@ def needed(step: Any) -> int | None:
     return memory.temp_size_in_bytes + max(new_output, 0) + memory.generated_code_size_in_bytes
 
 
-def at_once(step: Any) -> int:
+def max_in_flight(step: Any) -> int:
     """How many steps, compiled as this one is, may be dispatched before the host waits for the first of them.
 
     XLA:CPU takes a step's temporary memory when the step is dispatched, however many wait before it, and the commands
@@ -49,15 +49,15 @@ def at_once(step: Any) -> int:
     """
     if jax.default_backend() != "cpu":
         return 3
-    return 1 if (needed(step) or 0) > LARGE else 2
+    return 1 if (required_bytes(step) or 0) > LARGE else 2
 
 
-def free(layout: Layout | None = None) -> int | None:
-    """Bytes that are free on the fullest of this process's devices in a layout (or of all); None where nobody says.
+def available_bytes(parallelism: Parallelism | None = None) -> int | None:
+    """Bytes that are free on the fullest of this process's devices in a parallelism (or of all); None where nobody says.
 
     CPU devices share the machine's memory, or the container's, evenly with those of all processes on it.
     """
-    used = set(sharding.devices_of(layout)) if layout else set(jax.devices())
+    used = set(mesh.devices_of(parallelism)) if parallelism else set(jax.devices())
     devices = [device for device in jax.local_devices() if device in used]
     if devices[0].platform == "cpu":
         give_back_freed_memory()
@@ -73,36 +73,36 @@ def free(layout: Layout | None = None) -> int | None:
 class Shortage:
     """Bytes that a step needs on each device, and that are free; None where the compiler refused without a figure."""
 
-    needed: int | None
-    free: int | None
+    required: int | None
+    available: int | None
 
 
-def tried(compile_step: Callable[[], Any], layout: Layout) -> tuple[Any, Shortage | None]:
+def try_compile(compile_step: Callable[[], Any], parallelism: Parallelism) -> tuple[Any, Shortage | None]:
     """(compiled step, None), or (None, what it lacks) where it does not fit on some process's devices.
 
     All processes call this together and come to the same, whichever of them it does not fit on.
     """
     try:
         step = compile_step()
-        wanted, there = needed(step), free(layout)
+        wanted, there = required_bytes(step), available_bytes(parallelism)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         step = wanted = there = None
     short = step is None or (wanted is not None and there is not None and wanted > there)
-    if not any(processes.agree(0, int(short))):
+    if not any(processes.all_reduce_max(0, int(short))):
         return step, None
     return None, _of_all(Shortage(wanted, there))
 
 
 def _of_all(short: Shortage) -> Shortage:
     """The most that is needed and the least that is free among all processes, in MiB, so that all decide alike."""
-    if not processes.several():
+    if not processes.is_multiprocess():
         return short
     mib, unknown = 2**20, 2**31 - 1
-    wanted = 0 if short.needed is None else short.needed // mib
-    there = unknown if short.free is None else short.free // mib
-    wanted, minus_there = processes.agree(0, wanted, -there)
+    wanted = 0 if short.required is None else short.required // mib
+    there = unknown if short.available is None else short.available // mib
+    wanted, minus_there = processes.all_reduce_max(0, wanted, -there)
     return Shortage(wanted * mib or None, None if minus_there == -unknown else -minus_there * mib)
 
 
@@ -114,12 +114,12 @@ def micro_batch_that_fits(
     Each try is a compilation, so sizes are left out with which activations, which grow with the micro-batch, would not
     fit on their own.
     """
-    now, least = job.recipe.micro_batch or job.batch_size, job.layout.devices
+    now, least = job.recipe.micro_batch or job.batch_size, job.parallelism.devices
     most = _that_would_fit(now, short)
     for size in reversed(range(least, now, least)):
         if size <= most and job.recipe.batch_size % size == 0:
             say(f"   trying a micro-batch of {size} …")
-            lacking = tried(partial(compile_step, with_size(job, size), phase, seen, state), job.layout)[1]
+            lacking = try_compile(partial(compile_step, with_size(job, size), phase, seen, state), job.parallelism)[1]
             if lacking is None:
                 return size
             most = _that_would_fit(size, lacking)
@@ -128,8 +128,8 @@ def micro_batch_that_fits(
 
 def _that_would_fit(size: int, short: Shortage) -> float:
     """The micro-batch that would fit if all of what this one needs grew with it; half of it where nobody knows."""
-    if short.needed and short.free is not None:
-        return size * short.free / short.needed
+    if short.required and short.available is not None:
+        return size * short.available / short.required
     return size / 2
 
 
@@ -145,47 +145,47 @@ def advice(micro_batch: int | None) -> str:
 
 def explain(short: Shortage, batch_size: int, what_to_do: str) -> str:
     """The line for a step that does not fit, with what would."""
-    if short.needed is None or short.free is None:
+    if short.required is None or short.available is None:
         return f"a step of {batch_size} images needs more memory than a device has; {what_to_do}"
-    unit, name = (2**30, "GiB") if short.needed >= 10 * 2**30 else (2**20, "MiB")
-    wanted, there = (f"{size / unit:,.1f} {name}" for size in (short.needed, short.free))
+    unit, name = (2**30, "GiB") if short.required >= 10 * 2**30 else (2**20, "MiB")
+    wanted, there = (f"{size / unit:,.1f} {name}" for size in (short.required, short.available))
     return f"a step of {batch_size} images needs {wanted} of memory on each device, and {there} are free; {what_to_do}"
 
 
 def with_micro_batch(job: Plan, folder: Path, say: Callable) -> Plan:
     """The plan with the micro-batch that the run in `folder` was begun with; of a new one, with the largest that fits.
 
-    A run that has committed nothing, for want of memory perhaps, counts as new. TooLarge where none fits.
+    A run that has committed nothing, for want of memory perhaps, counts as new. OutOfMemoryError where none fits.
     """
-    if job.layout.how == "pmap":
-        raise ValueError(sharding.NO_MICRO_BATCH)
+    if job.parallelism.how == "pmap":
+        raise ValueError(mesh.NO_MICRO_BATCH)
 
     def recorded() -> int | None:
         if not (folder / runs.CONFIG).exists():
             return None
         runs.require_same_run(folder, job.config, [runs.MICRO_BATCH])
         begun = runs.read_config(folder).recipe.micro_batch
-        return begun if begun or checkpoint.newest_commit(folder / runs.CHECKPOINTS) else None
+        return begun if begun or checkpoint.latest_save(folder / runs.STATE) else None
 
-    size = processes.by_first(recorded)
+    size = processes.run_on_primary(recorded)
     if size is None:
         job = with_micro_batch_that_fits(job, say)
         size = job.recipe.micro_batch
-    sharding.check_batch(job.layout, job.batch_size, size)
+    mesh.check_batch(job.parallelism, job.batch_size, size)
     say(f"micro-batch: {size}, gradients are accumulated" if size else "micro-batch: none, the whole batch fits")
     return with_size(job, size)
 
 
 def with_micro_batch_that_fits(job: Plan, say: Callable) -> Plan:
-    """The plan as it is if its steps fit into memory, or else with the largest micro-batch that does. TooLarge."""
+    """The plan as it is if its steps fit into memory, or else with the largest micro-batch that does. OutOfMemoryError."""
     say("compiling the training step to see what memory it needs …")
-    phase, state, seen = dearest_step(job)
-    short = tried(partial(compile_step, job, phase, seen, state), job.layout)[1]
+    phase, state, seen = largest_step(job)
+    short = try_compile(partial(compile_step, job, phase, seen, state), job.parallelism)[1]
     if short is None:
         return job
     fitting = micro_batch_that_fits(job, phase, seen, state, short, say)
     if fitting is None:
-        raise TooLarge(explain(short, job.batch_size, advice(None)))
+        raise OutOfMemoryError(explain(short, job.batch_size, advice(None)))
     return with_size(job, fitting)
 
 
@@ -194,31 +194,31 @@ def with_size(job: Plan, micro_batch: int) -> Plan:
     return dataclasses.replace(job, config=dataclasses.replace(job.config, recipe=recipe))
 
 
-def dearest_step(job: Plan) -> tuple[Phase, TrainState, Preprocess]:
+def largest_step(job: Plan) -> tuple[Phase, TrainState, Preprocess]:
     """Phase, a throw-away state and size of the last steps: at first parts may be frozen, or images small."""
     phase = job.phases[-1]
-    state = job.placed(restarted(job.first_state(), job.optimizer(phase), phase.frozen))
+    state = job.placed(reset_optimizer(job.first_state(), job.optimizer(phase), phase.frozen))
     return phase, state, job.seen(job.total_steps)
 
 
 def compile_that_fits(job: Plan, phase: Phase, seen: Preprocess, state: TrainState, say: Callable) -> Any:
-    """The compiled step. TooLarge, with what to do, where it does not fit into the devices' memory."""
+    """The compiled step. OutOfMemoryError, with what to do, where it does not fit into the devices' memory."""
     size = " for {}x{} pixels".format(*seen.size) if len(job.stretches) > 1 else ""
     say(f"compiling the training step of {job.config.model}{size} …")
     began = time.monotonic()
-    step, short = tried(partial(compile_step, job, phase, seen, state), job.layout)
+    step, short = try_compile(partial(compile_step, job, phase, seen, state), job.parallelism)
     say(f"compiled in {time.monotonic() - began:.1f} s")
     if short is None:
         return step
-    if job.layout.how == "pmap":
+    if job.parallelism.how == "pmap":
         what_to_do = "without --parallel pmap, --micro-batch auto takes the largest that fits"
     else:
         say("memory does not suffice; looking for the micro-batch that fits …")
         what_to_do = advice(micro_batch_that_fits(job, phase, seen, state, short, say))
-    raise TooLarge(explain(short, job.batch_size, what_to_do))
+    raise OutOfMemoryError(explain(short, job.batch_size, what_to_do))
 
 
-class CompiledAhead(NamedTuple):
+class Precompiled(NamedTuple):
     """A step that was compiled before its time."""
 
     phase: Phase
@@ -226,16 +226,16 @@ class CompiledAhead(NamedTuple):
     step: Any
 
 
-def last_step_of_a_new_run(job: Plan, folder: Path, say: Callable) -> CompiledAhead | None:
+def last_step_of_a_new_run(job: Plan, folder: Path, say: Callable) -> Precompiled | None:
     """The step of a new run's last phase where it is not the first one: whether it fits is said before the first step.
 
-    None of a run that has begun, and where nobody knows how much memory there is. TooLarge.
+    None of a run that has begun, and where nobody knows how much memory there is. OutOfMemoryError.
     """
     later = job.phases[-1] is not job.phases[0] or len(job.stretches) > 1
-    if not later or free(job.layout) is None:
+    if not later or available_bytes(job.parallelism) is None:
         return None
-    if not processes.by_first(lambda: checkpoint.newest_commit(folder / runs.CHECKPOINTS) is None):
+    if not processes.run_on_primary(lambda: checkpoint.latest_save(folder / runs.STATE) is None):
         return None
-    phase, state, seen = dearest_step(job)
+    phase, state, seen = largest_step(job)
     say("the last phase first, to know that the memory suffices to the end")
-    return CompiledAhead(phase, seen, compile_that_fits(job, phase, seen, state, say))
+    return Precompiled(phase, seen, compile_that_fits(job, phase, seen, state, say))

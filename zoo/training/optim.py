@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zoo.training.recipes import Recipe
+from zoo.training.recipe import Recipe
 
 
 def learning_rate_schedule(recipe: Recipe, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
@@ -28,11 +28,11 @@ def learning_rate_schedule(recipe: Recipe, total_steps: int, steps_per_epoch: fl
         every = max(round(recipe.decay_every_epochs * steps_per_epoch), 1)
         main = optax.exponential_decay(peak, every, recipe.decay_factor, staircase=True)
     elif recipe.schedule == "cosine":
-        main = optax.cosine_decay_schedule(peak, rest, recipe.final_rate)
+        main = optax.cosine_decay_schedule(peak, rest, recipe.final_lr_fraction)
     elif recipe.schedule == "linear":
-        main = optax.linear_schedule(peak, peak * recipe.final_rate, rest)
+        main = optax.linear_schedule(peak, peak * recipe.final_lr_fraction, rest)
     else:  # Smith 2018 (arXiv:1803.09820): up for 30 % of the way, from peak / 25, then down
-        main = optax.cosine_onecycle_schedule(rest, peak, 0.3, 25.0, 1 / max(recipe.final_rate * 25, 1e-4))
+        main = optax.cosine_onecycle_schedule(rest, peak, 0.3, 25.0, 1 / max(recipe.final_lr_fraction * 25, 1e-4))
     if not warmup:
         return main
     return optax.join_schedules([optax.linear_schedule(0.0, main(0), warmup), main], [warmup])
@@ -45,7 +45,9 @@ def is_weight(path: tuple, leaf) -> bool:
 
 def decay_mask(params, recipe: Recipe):
     """A tree of bools like `params`: which leaves L1, L2 and weight decay act on."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: recipe.decay_all or is_weight(path, leaf), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: recipe.decay_bias_and_norm or is_weight(path, leaf), params
+    )
 
 
 def penalty(params, recipe: Recipe) -> jax.Array:
@@ -66,14 +68,12 @@ DIRECTIONS: Mapping[str, Callable[[Recipe], optax.GradientTransformation]] = {
     "sgd": lambda r: optax.identity(),
     "momentum": lambda r: optax.trace(r.momentum),
     "nesterov": lambda r: optax.trace(r.momentum, nesterov=True),
-    "rmsprop": lambda r: optax.chain(
-        optax.scale_by_rms(r.second_moment, r.epsilon, eps_in_sqrt=True), optax.trace(r.momentum)
-    ),
-    "adam": lambda r: optax.scale_by_adam(r.momentum, r.second_moment, r.epsilon),
-    "adamw": lambda r: optax.scale_by_adam(r.momentum, r.second_moment, r.epsilon),
-    "lion": lambda r: optax.scale_by_lion(r.momentum, r.second_moment),
+    "rmsprop": lambda r: optax.chain(optax.scale_by_rms(r.b2, r.epsilon, eps_in_sqrt=True), optax.trace(r.momentum)),
+    "adam": lambda r: optax.scale_by_adam(r.momentum, r.b2, r.epsilon),
+    "adamw": lambda r: optax.scale_by_adam(r.momentum, r.b2, r.epsilon),
+    "lion": lambda r: optax.scale_by_lion(r.momentum, r.b2),
     "lars": lambda r: optax.identity(),
-    "lamb": lambda r: optax.scale_by_adam(r.momentum, r.second_moment, r.epsilon),
+    "lamb": lambda r: optax.scale_by_adam(r.momentum, r.b2, r.epsilon),
 }
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import jax
 
 from zoo import checkpoint
-from zoo.data.listing import describe_left_out
-from zoo.training import finetune, processes, sharding, sizes
+from zoo.data.sources.listing import describe_left_out
+from zoo.distributed import mesh, processes
+from zoo.inference.evaluate import evaluate
+from zoo.training import finetune, progressive
 from zoo.training import run as runs
 from zoo.training.display import Display, counted
-from zoo.training.evaluation import evaluate
-from zoo.training.planning import Plan
+from zoo.training.plan import Plan
 from zoo.training.run import Progress
 
 FEW_STEPS = 50  # in which hardly any network learns
@@ -25,7 +26,7 @@ def describe(job: Plan, folder: Path, say: Callable[[str], None]) -> None:
     counts = ", ".join(f"{name} {len(split):,}" for name, split in job.dataset.splits.items())
     height, width, channels = job.image_shape
     say(f"model: {job.config.model}, {job.parameters:,} parameters, images {height}x{width}x{channels}")
-    for line in sizes.describe(job.stretches, job.preprocess, job.steps_per_epoch):
+    for line in progressive.describe(job.stretches, job.preprocess, job.steps_per_epoch):
         say(f"       {line}")
     say(f"data: {job.dataset.name}, {job.dataset.num_classes} classes; {counts}")
     for note in job.dataset.notes:
@@ -54,24 +55,24 @@ def describe(job: Plan, folder: Path, say: Callable[[str], None]) -> None:
         say("      in so few epochs nothing else learns; more --epochs, or --head-epochs 0, train the rest too")
     for line in describe_layout(job):
         say(line)
-    others = f" (one of {jax.device_count()} devices)" if job.layout.devices < jax.device_count() else ""
-    if job.layout.devices > 1:
-        others = f" x {job.layout.devices}"
+    others = f" (one of {jax.device_count()} devices)" if job.parallelism.devices < jax.device_count() else ""
+    if job.parallelism.devices > 1:
+        others = f" x {job.parallelism.devices}"
     say(f"run: {folder} on {jax.devices()[0].device_kind}{others}, {recipe.precision}")
 
 
 def describe_layout(job: Plan) -> list[str]:
     """Lines on what lies where, and what that does to batch and learning rate; none for one device."""
-    layout, recipe = job.layout, job.recipe
-    if layout.is_plain:
+    parallelism, recipe = job.parallelism, job.recipe
+    if parallelism.is_single_device:
         return []
-    where = f", {jax.process_count()} processes" if processes.several() else ""
+    where = f", {jax.process_count()} processes" if processes.is_multiprocess() else ""
     lines = [
-        f"devices: {layout}{where}; the batch of {job.batch_size} is {job.batch_size // layout.devices} images on each",
+        f"devices: {parallelism}{where}; the batch of {job.batch_size} is {job.batch_size // parallelism.devices} images on each",
         f"      the learning rate {recipe.learning_rate:g} is for the whole batch; it is not scaled with devices",
     ]
-    cut = sharding.cut_parameters(layout, job.model.family, job.abstract["params"])
-    if dict(layout.axes).keys() & {"model", "fsdp"}:
+    cut = mesh.count_sharded(parallelism, job.model.family, job.abstract["params"])
+    if dict(parallelism.axes).keys() & {"model", "fsdp"}:
         lines.append(f"      {cut:,} of {job.parameters:,} parameters are cut among devices, the rest is on each")
     return lines
 
@@ -101,7 +102,7 @@ def evaluated(job: Plan, variables: dict, name: str, display: Display) -> dict:
     split = job.dataset.splits[name]
     return evaluate(
         job.evaluated, variables, split, job.preprocess, job.dataset.class_names, batch_size=job.evaluation_batch,
-        on_batch=display.evaluating(name, len(split)), layout=job.layout,
+        on_batch=display.evaluating(name, len(split)), parallelism=job.parallelism,
     )  # fmt: skip
 
 
@@ -113,7 +114,7 @@ def finish(job: Plan, folder: Path, best: dict, progress: Progress, display: Dis
             results[name] = evaluated(job, best, name, display)
     brief = {name: {key: result[key] for key in result if key != "confusion"} for name, result in results.items()}
     save_best(job, folder, best, progress, brief)
-    processes.by_first(lambda: write_results(job, folder, progress, results, display))
+    processes.run_on_primary(lambda: write_results(job, folder, progress, results, display))
 
 
 def write_results(job: Plan, folder: Path, progress: Progress, results: dict, display: Display) -> None:

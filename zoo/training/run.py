@@ -6,7 +6,7 @@ events.out.…       the same for TensorBoard
 checkpoints/       the whole state, the newest few commits
 best/              the checkpoint to use: card and arrays
 results.json       written last: the run is finished
-curves.png, confusion.png, timing.json
+curves.png, confusion.png, timing.jsonl
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoint import sync_folder
-from zoo.training.recipes import Recipe, recipe_from_json
+from zoo.files import sync_folder
+from zoo.training.recipe import Recipe, recipe_from_json
 
 MICRO_BATCH = "recipe.micro_batch"  # in a config's identity
 CONFIG, METRICS, RESULTS, TIMING = "config.json", "metrics.jsonl", "results.json", "timing.jsonl"
-CHECKPOINTS, BEST, LOCK = "checkpoints", "best", ".lock"
+STATE, BEST, LOCK = "state", "best", ".lock"
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class Progress:
     best_step: int = 0
     best_score: list[float] | None = None
     """What `monitor` compares: larger is better, element by element."""
-    stale: int = 0
+    evals_without_improvement: int = 0
     """Evaluations in a row without a better score."""
     sums: dict[str, float] = field(default_factory=dict)
     """Of the training steps since the last evaluation."""

@@ -14,14 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zoo.data.augment import augment
-from zoo.data.preprocess import Preprocess, normalise
+from zoo.data.augment.ops import augment
+from zoo.data.images.preprocess import Preprocess, normalise
 from zoo.models import init
 from zoo.models.layers import BatchNorm
-from zoo.training import metrics
 from zoo.training.finetune import joined, trainable
 from zoo.training.optim import penalty
-from zoo.training.recipes import Recipe
+from zoo.training.recipe import Recipe
 from zoo.trees import flatten, unflatten
 
 Batch = dict[str, Any]
@@ -54,10 +53,10 @@ def create_state(
         variables = jax.tree.map(jnp.array, start(variables))  # a copy of its own: a step gives its memory away
     ema = jax.tree.map(jnp.copy, variables) if recipe.ema else None
     state = TrainState(jnp.zeros((), jnp.int32), variables, (), ema, jax.random.key_data(train_key))
-    return restarted(state, optimizer, frozen)
+    return reset_optimizer(state, optimizer, frozen)
 
 
-def restarted(state: TrainState, optimizer: optax.GradientTransformation, frozen: frozenset[str]) -> TrainState:
+def reset_optimizer(state: TrainState, optimizer: optax.GradientTransformation, frozen: frozenset[str]) -> TrainState:
     """The same state with the optimiser afresh, for what is not frozen: how each phase of a training begins."""
     return state._replace(opt_state=jax.jit(optimizer.init)(trainable(state.variables["params"], frozen)))
 
@@ -134,7 +133,7 @@ def make_train_step(
             return jax.value_and_grad(objective, has_aux=True)(free, params, batch_stats, images, targets, key)
 
         if recipe.micro_batch and recipe.micro_batch < count:
-            gradient = accumulated(gradient, recipe.micro_batch, spread, unroll)
+            gradient = accumulate_gradients(gradient, recipe.micro_batch, spread, unroll)
         (value, (batch_stats, sums)), grads = gradient(batch_stats, images, targets, dropout_key)
         if axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), axis_name)
@@ -143,7 +142,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, free)
         free = optax.apply_updates(free, updates)
         variables = {"params": joined(params, free) if frozen else free, "batch_stats": batch_stats}
-        ema = None if state.ema is None else moved_average(state.ema, variables, recipe.ema, state.step, frozen)
+        ema = None if state.ema is None else update_ema(state.ema, variables, recipe.ema, state.step, frozen)
         report = {**sums, "loss": sums["loss"] / sums["examples"], "objective": value}
         report["update"] = jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(updates)))
         return TrainState(state.step + 1, variables, opt_state, ema, state.key), report
@@ -151,7 +150,7 @@ def make_train_step(
     return train_step
 
 
-def accumulated(
+def accumulate_gradients(
     gradient: Callable, size: int, spread: Callable[[jax.Array], jax.Array], unroll: int
 ) -> Callable[[dict, jax.Array, jax.Array, jax.Array], tuple]:
     """`gradient` of a batch, taken of `size` images at a time: the mean of value and gradients, the sum of the sums.
@@ -190,7 +189,7 @@ def accumulated(
     return of_whole_batch
 
 
-def moved_average(ema: dict, variables: dict, decay: float, step: jax.Array, frozen: frozenset[str]) -> dict:
+def update_ema(ema: dict, variables: dict, decay: float, step: jax.Array, frozen: frozenset[str]) -> dict:
     """The exponential moving average after one more step, for what is not frozen.
 
     Warmed up as in TensorFlow: early averages forget the random start.
@@ -228,28 +227,3 @@ def example_losses(logits: jax.Array, targets: jax.Array, kind: str) -> jax.Arra
     if kind == "sigmoid":
         return optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
     return optax.softmax_cross_entropy(logits, targets)
-
-
-def make_eval_step(
-    model: nn.Module, preprocess: Preprocess, *, axis_name: str | None = None
-) -> Callable[[dict, Batch], tuple[metrics.Sums, jax.Array]]:
-    """The pure function (variables, batch) -> (sums of metrics.batch_sums, probabilities [B, K]).
-
-    The loss of evaluation is softmax cross-entropy, whatever the model was trained with, so that it can be compared.
-    Where the batch's images are views [B, V, H, W, C], their probabilities are averaged.
-    """
-
-    def eval_step(variables: dict, batch: Batch):
-        images = batch["image"]
-        views = images.shape[1] if images.ndim == 5 else 1
-        logits, _ = model.apply(variables, normalise(images.reshape(-1, *images.shape[-3:]), preprocess))
-        if views > 1:  # the mean of their probabilities
-            shares = jax.nn.softmax(logits).reshape(-1, views, logits.shape[-1]).mean(1)
-            logits = jnp.log(jnp.maximum(shares, jnp.finfo(shares.dtype).tiny))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        sums = metrics.batch_sums(logits, batch["label"], batch["weight"], losses)
-        if axis_name is not None:
-            sums = jax.lax.psum(sums, axis_name)
-        return sums, jax.nn.softmax(logits)
-
-    return eval_step

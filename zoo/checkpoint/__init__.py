@@ -1,0 +1,36 @@
+"""Checkpoints and saved training state. The only package that imports Orbax.
+
+`manifest`: files and their hashes. `format`: a checkpoint's card and arrays. `run_state`: the rolling state of a run.
+"""
+
+from zoo.checkpoint.format import (
+    CARD,
+    Card,
+    card_from_json,
+    compare_leaves,
+    leaf_table,
+    load_checkpoint,
+    read_card,
+    save_checkpoint,
+    verify_checkpoint,
+)
+from zoo.checkpoint.manifest import FORMAT, CorruptCheckpointError
+from zoo.checkpoint.run_state import latest_intact_save, latest_save, read_state, save_state
+
+__all__ = [
+    "CARD",
+    "FORMAT",
+    "Card",
+    "CorruptCheckpointError",
+    "card_from_json",
+    "compare_leaves",
+    "latest_intact_save",
+    "latest_save",
+    "leaf_table",
+    "load_checkpoint",
+    "read_card",
+    "read_state",
+    "save_checkpoint",
+    "save_state",
+    "verify_checkpoint",
+]

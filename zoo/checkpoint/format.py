@@ -1,0 +1,331 @@
+"""The checkpoint format: a folder that describes itself.
+
+`card.json` holds what the checkpoint is (model, classes, preprocessing, recipe, metrics and a table of its leaves with
+their sha256), `arrays/` the parameters and batch statistics (Orbax), `manifest.json` the size and sha256 of every file.
+Together they suffice to rebuild the model and classify an image.
+
+Nothing in a file is ever executed: JSON and arrays only. The manifest is checked before anything is parsed, and the
+hashes of the leaves after, because Orbax does not notice a flipped bit in array data.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.checkpoint.manifest import (
+    ARRAYS,
+    FORMAT,
+    MANIFEST,
+    CorruptCheckpointError,
+    check_manifest,
+    manifest_problems,
+    read_json,
+    require_readable,
+    write_json,
+    write_manifest,
+)
+from zoo.data.dataset import require_distinct_names
+from zoo.data.images.preprocess import Preprocess
+from zoo.files import backup_of, finish_replacement, remove_folder, replace_folder
+from zoo.trees import flatten
+
+CARD = "card.json"
+LEAF_FIELDS = {"path", "shape", "dtype", "sha256"}
+
+#: Field names of format 1 that format 2 renamed, by part of the card.
+RENAMED_SINCE_FORMAT_1 = {
+    "preprocess": {"fit": "resize_mode", "ink": "ink_extent"},
+    "recipe": {
+        "b2": "b2",
+        "final_lr_fraction": "final_lr_fraction",
+        "decay_bias_and_norm": "decay_bias_and_norm",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """The metadata of a checkpoint.
+
+    Attributes:
+        model: name in MODELS.
+        fields: the fields of the model that define its function; with `model` they rebuild the network.
+        classes: one name per output; empty for a network without a head.
+        preprocess: how an image becomes the network's input.
+        recipe: the training recipe as a dict, or None for weights from elsewhere.
+        data: name, limit and notes of the training data.
+        metrics: results on the validation and test splits, and the step they belong to.
+        versions: versions of the packages that decide the numbers.
+        licence: licence of the weights.
+        source: origin of the weights.
+        command: the command line that made the checkpoint.
+        leaves: path, shape, dtype and sha256 of every leaf, sorted by path.
+        format: version of the checkpoint format.
+    """
+
+    model: str
+    fields: dict[str, Any]
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    recipe: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    licence: str = ""
+    source: str = ""
+    command: str = ""
+    leaves: tuple[dict[str, Any], ...] = ()
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def upgrade_names(part: str, fields: Any) -> Any:
+    """Return the fields of a format 1 "preprocess" or "recipe" under their names in format 2."""
+    if not isinstance(fields, Mapping):
+        return fields
+    renamed = RENAMED_SINCE_FORMAT_1[part]
+    return {renamed.get(name, name): value for name, value in fields.items()}
+
+
+def card_from_json(data: Any, where: str) -> Card:
+    """Build a card from parsed JSON of format 1 or 2.
+
+    Raises:
+        ValueError: naming `where`, for another format version or unknown fields.
+    """
+    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+        raise ValueError(f"{where}: is not a checkpoint card (no format version)")
+    version = data["format"]
+    require_readable(version, where)
+    if version == 1:
+        data = {**data, **{part: upgrade_names(part, data.get(part)) for part in RENAMED_SINCE_FORMAT_1}}
+    for kind, part in ((Card, data), (Preprocess, data.get("preprocess"))):
+        names = {f.name for f in dataclasses.fields(kind)}
+        if not isinstance(part, dict) or set(part) != names:
+            unmatched = sorted(set(part) ^ names) if isinstance(part, dict) else ["preprocess"]
+            raise ValueError(f"{where}: missing or unknown fields for format {version}: {', '.join(unmatched)}")
+    classes, leaves = data["classes"], data["leaves"]
+    if not isinstance(classes, list) or any(not isinstance(name, str) for name in classes):
+        raise ValueError(f"{where}: 'classes' is not a list of names")
+    if not isinstance(leaves, list) or any(not isinstance(row, dict) or set(row) != LEAF_FIELDS for row in leaves):
+        raise ValueError(f"{where}: 'leaves' is not a table of {', '.join(sorted(LEAF_FIELDS))}")
+    values = {**data, "classes": tuple(classes), "leaves": tuple(leaves), "format": FORMAT}
+    return Card(**{**values, "preprocess": Preprocess(**data["preprocess"])})
+
+
+# --- reading and writing ---------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(path: str | Path, card: Card, variables: Mapping) -> Card:
+    """Write a checkpoint folder, replacing an existing checkpoint in a single rename.
+
+    With several processes all must call this; the primary one writes.
+
+    Args:
+        path: the folder to write.
+        card: its metadata; the table of leaves is filled in.
+        variables: nested dict {"params": …, "batch_stats": …} of arrays.
+
+    Returns:
+        The card with its leaves.
+
+    Raises:
+        ValueError: if `path` exists and is not a checkpoint, or two classes have the same name.
+    """
+    import jax
+
+    require_distinct_names(card.classes, str(path))
+    variables = jax.tree.map(np.asarray, dict(variables))
+    card = dataclasses.replace(card, leaves=tuple(leaf_table(variables)))
+    path = _absolute_if_unnamed(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    if is_primary():
+        finish_replacement(path)
+        if path.exists() and not (path / MANIFEST).exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise ValueError(f"{path}: exists and is not a checkpoint; choose another name")
+        remove_folder(temporary)
+        temporary.mkdir(parents=True)
+        write_json(temporary / CARD, card.to_json())
+    write_arrays(temporary / ARRAYS, variables)
+    if is_primary():
+        write_manifest(temporary)
+        replace_folder(temporary, path)
+    return card
+
+
+def load_checkpoint(path: str | Path, check: bool = True) -> tuple[Card, dict]:
+    """Read a checkpoint folder of format 1 or 2.
+
+    Args:
+        path: the folder.
+        check: verify the manifest and the hash of every leaf.
+
+    Returns:
+        (card, variables as NumPy arrays).
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint at `path`.
+        CorruptCheckpointError: naming every file or leaf that differs from what was written.
+        ValueError: for a format version that is not readable or a card with missing or unknown fields.
+    """
+    path = _absolute_if_unnamed(path)
+    for _ in range(5):
+        folder = _locate(path)
+        inode = folder.stat().st_ino
+        try:
+            return _load_checkpoint(folder, check)
+        except (CorruptCheckpointError, FileNotFoundError):
+            # A running training may have replaced the checkpoint while it was read: try again.
+            if _locate(path).stat().st_ino == inode:
+                raise
+    raise CorruptCheckpointError(f"{path}: keeps changing; wait for the training that writes it")
+
+
+def read_card(path: str | Path) -> Card:
+    """Read the card alone, without the arrays. Every file is checked against the manifest.
+
+    Raises:
+        FileNotFoundError, CorruptCheckpointError, ValueError: as `load_checkpoint`.
+    """
+    folder = _locate(_absolute_if_unnamed(path))
+    _require_checkpoint(folder, str(path))
+    check_manifest(folder)
+    return card_from_json(read_json(folder / CARD), str(folder / CARD))
+
+
+def verify_checkpoint(path: str | Path) -> list[str]:
+    """Check every file and leaf of a checkpoint against its hashes.
+
+    Returns:
+        A line for each file or leaf that differs from what was written; empty if all are intact.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint at `path`.
+    """
+    folder = _locate(_absolute_if_unnamed(path))
+    lines = []
+    try:
+        lines = manifest_problems(folder) if (folder / MANIFEST).exists() else []
+        if any(line.startswith(CARD) for line in lines):
+            return lines  # a damaged card says nothing reliable about the leaves
+        card, variables = _load_checkpoint(folder, check=not (folder / MANIFEST).exists())
+    except ValueError as error:
+        return [*lines, str(error)]
+    return lines + compare_leaves(card.leaves, leaf_table(variables))
+
+
+def _load_checkpoint(path: Path, check: bool) -> tuple[Card, dict]:
+    _require_checkpoint(path, str(path))
+    if check:
+        check_manifest(path)
+    card = card_from_json(read_json(path / CARD), str(path / CARD))
+    variables = {"params": {}, "batch_stats": {}, **read_arrays(path / ARRAYS)}
+    if check and (lines := compare_leaves(card.leaves, leaf_table(variables))):
+        raise CorruptCheckpointError(f"{path}: arrays do not match the card: {'; '.join(lines)}")
+    return card, variables
+
+
+def _require_checkpoint(folder: Path, path: str) -> None:
+    if (folder / MANIFEST).exists() or (folder / CARD).exists():
+        return
+    hint = f"; did you mean {folder / 'best'}?" if (folder / "best" / CARD).exists() else ""
+    raise FileNotFoundError(f"{path}: is not a checkpoint (no {CARD}){hint}")
+
+
+def _absolute_if_unnamed(path: str | Path) -> Path:
+    """Return the path, made absolute if it ends in no name (".", ".."), since it is replaced under a name beside it."""
+    path = Path(path)
+    return path if path.name and path.name != ".." else Path(os.path.abspath(path))
+
+
+def _locate(path: Path) -> Path:
+    """Return the folder of a checkpoint, which has another name for a moment while it is replaced."""
+    for folder in (path, backup_of(path), path):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"{path}: no such checkpoint folder")
+
+
+# --- leaves ----------------------------------------------------------------------------------------------------------
+
+
+def leaf_table(variables: Mapping) -> list[dict[str, Any]]:
+    """Return a row per leaf, sorted by path: path, shape, dtype, sha256 of its C-order little-endian bytes."""
+    rows = []
+    for path, leaf in sorted(flatten(variables).items()):
+        array = np.asarray(leaf)
+        raw = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+        digest = hashlib.sha256(raw.tobytes()).hexdigest()
+        rows.append({"path": path, "shape": list(array.shape), "dtype": str(array.dtype), "sha256": digest})
+    return rows
+
+
+def compare_leaves(expected: Iterable[Mapping[str, Any]], actual: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a line for every leaf that is missing from, unexpected in or different in `actual`."""
+    old, new = ({row["path"]: row for row in rows} for rows in (expected, actual))
+    lines = [f"{path} is missing" for path in sorted(set(old) - set(new))]
+    lines += [f"{path} is not in the card" for path in sorted(set(new) - set(old))]
+    for path in sorted(set(old) & set(new)):
+        if old[path] != new[path]:
+            changed = [key for key in ("shape", "dtype", "sha256") if old[path].get(key) != new[path][key]]
+            lines.append(f"{path} has a different {' and '.join(changed)}")
+    return lines
+
+
+# --- arrays ----------------------------------------------------------------------------------------------------------
+
+
+def write_arrays(path: Path, tree: Mapping) -> None:
+    """Write a nested dict of arrays with Orbax. With several processes all must call this."""
+    from orbax.checkpoint import v1
+
+    save = v1.save if hasattr(v1, "save") else v1.save_pytree  # Orbax before 0.12, which jax2onnx depends on
+    save(path.absolute(), dict(tree))
+
+
+def read_arrays(path: Path) -> dict:
+    """Read a nested dict of NumPy arrays that `write_arrays` wrote.
+
+    Raises:
+        CorruptCheckpointError: if Orbax cannot read the folder.
+    """
+    import jax
+    from orbax.checkpoint import v1
+
+    try:
+        with _single_process_context():
+            tree = (v1.load if hasattr(v1, "load") else v1.load_pytree)(path.absolute())
+    except Exception as error:  # Orbax and TensorStore raise many types for a folder that they did not write
+        raise CorruptCheckpointError(f"{path}: Orbax cannot read it ({type(error).__name__})") from None
+    return jax.tree.map(np.asarray, tree)
+
+
+def is_primary() -> bool:
+    """Return True in the process that writes files. Orbax itself must be called by all processes."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def _single_process_context() -> AbstractContextManager:
+    """Return an Orbax context in which this process reads without waiting for the others."""
+    import jax
+    from orbax.checkpoint import v1
+
+    if jax.process_count() == 1:
+        return nullcontext()
+    own = jax.process_index()
+    context = v1.Context()
+    context.multiprocessing.primary_host = own
+    context.multiprocessing.active_processes = {own}
+    context.multiprocessing.barrier_sync_key_prefix = f"process{own}"
+    return context

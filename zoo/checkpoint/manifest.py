@@ -1,0 +1,114 @@
+"""The manifest of a checkpoint or saved state: the size and sha256 of every file.
+
+Orbax does not notice a flipped bit in array data, so the manifest is checked before anything in the folder is parsed.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo.files import sync_file
+
+#: Version of the checkpoint format that this version writes, and the versions that it reads.
+FORMAT = 2
+READABLE_FORMATS = (1, 2)
+MANIFEST, ARRAYS = "manifest.json", "arrays"
+
+
+class CorruptCheckpointError(ValueError):
+    """Raised when a file or leaf of a checkpoint differs from what was written."""
+
+
+def check_manifest(path: Path) -> None:
+    """Check every file under `path` against its manifest.
+
+    Raises:
+        CorruptCheckpointError: naming every file that is missing, or has another size or content.
+        ValueError: for a format version that is not readable.
+    """
+    if lines := manifest_problems(path):
+        raise CorruptCheckpointError(f"{path}: damaged: {'; '.join(lines)}")
+
+
+def manifest_problems(path: Path) -> list[str]:
+    """Return a line for every file that differs from the manifest.
+
+    Raises:
+        CorruptCheckpointError: if the manifest itself is missing or damaged.
+        ValueError: for a format version that is not readable.
+    """
+    file = path / MANIFEST
+    if not file.exists():
+        raise CorruptCheckpointError(f"{path}: {MANIFEST} is missing")
+    raw = file.read_bytes()
+    try:
+        manifest = json.loads(raw)
+        listed, version = manifest["files"], manifest["format"]
+        intact = raw == _manifest_bytes(listed, version)
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
+        intact = False
+    if not intact:
+        raise CorruptCheckpointError(f"{file}: is damaged")
+    require_readable(version, str(file))
+    lines = []
+    for name, row in listed.items():
+        part = path / name
+        if not part.is_file():
+            lines.append(f"{name} is missing")
+        elif part.stat().st_size != row["bytes"]:
+            lines.append(f"{name} has {part.stat().st_size} bytes instead of {row['bytes']}")
+        elif file_sha256(part) != row["sha256"]:
+            lines.append(f"{name} has different content (sha256)")
+    arrays = path / ARRAYS
+    present = {part.relative_to(path).as_posix() for part in arrays.rglob("*") if part.is_file()}
+    return lines + [f"{name} is not listed in the manifest" for name in sorted(present - set(listed))]
+
+
+def require_readable(version: Any, where: str) -> None:
+    """Raise ValueError, naming `where`, unless this version of the zoo reads format `version`."""
+    if version in READABLE_FORMATS:
+        return
+    newer = isinstance(version, int) and version > FORMAT
+    advice = "written by a newer version of the zoo; upgrade jax-model-zoo" if newer else "not a known format"
+    raise ValueError(f"{where}: format version {version}, this version reads up to {FORMAT} ({advice})")
+
+
+def write_manifest(path: Path) -> None:
+    """Write the manifest of every file under `path` and flush all of them to disk."""
+    parts = sorted(part for part in path.rglob("*") if part.is_file())
+    files = {
+        part.relative_to(path).as_posix(): {"bytes": part.stat().st_size, "sha256": file_sha256(part)} for part in parts
+    }
+    (path / MANIFEST).write_bytes(_manifest_bytes(files))
+    for part in (*parts, path / MANIFEST):
+        sync_file(part)
+
+
+def _manifest_bytes(files: Mapping[str, Any], version: int = FORMAT) -> bytes:
+    """Serialise a manifest in its only valid spelling, so that a flipped bit cannot hide in white space."""
+    body = {"files": files, "format": version}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**body, "sha256": digest}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def file_sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_json(file: Path, data: Any) -> None:
+    file.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(file: Path) -> Any:
+    """Parse a JSON file of a checkpoint.
+
+    Raises:
+        CorruptCheckpointError: naming the file, if it is not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CorruptCheckpointError(f"{file}: is not JSON ({error})") from None

@@ -1,0 +1,87 @@
+"""Durable file operations: atomic writes, folder replacement and locks."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Replace `file` with `text` in one rename, so that a reader or a crash never sees half of it."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+    sync_folder(file.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the entries of `folder` to disk, so that renames in it survive a power failure. Does nothing on Windows."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def sync_file(file: Path) -> None:
+    """Flush the content of `file` to disk."""
+    descriptor = os.open(file, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder and everything in it, if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+
+
+def backup_of(path: Path) -> Path:
+    """Return the name under which `replace_folder` keeps the old folder while it puts the new one in place."""
+    return path.with_name(f".{path.name}.old")
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Rename folder `new` to `path`, replacing a folder of that name.
+
+    A process killed between the two renames leaves the old folder under `backup_of(path)`; `finish_replacement` puts it
+    back.
+    """
+    old = backup_of(path)
+    remove_folder(old)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    sync_folder(path.parent)
+    remove_folder(old)
+
+
+def finish_replacement(path: Path) -> None:
+    """Restore the old folder if a process died between the two renames of `replace_folder`. Only a writer calls it."""
+    old = backup_of(path)
+    if old.exists() and not path.exists():
+        old.rename(path)
+
+
+@contextmanager
+def locked(file: Path, message: str) -> Iterator[None]:
+    """Hold an exclusive lock on `file`.
+
+    Raises:
+        ValueError: with `message`, if another process holds the lock.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(message) from None
+    try:
+        yield
+    finally:
+        lock.release()

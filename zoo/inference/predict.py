@@ -1,0 +1,90 @@
+"""From whatever people have of an image to named classes: the `predict` of what `load` and `fit` return."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import numpy as np
+
+from zoo.checkpoint import Card
+from zoo.data.images.decode import read_image
+from zoo.data.images.preprocess import Preprocess, fit_image
+from zoo.data.images.tta import VIEWS, check_views
+from zoo.inference import evaluate as evaluation
+
+
+class Prediction(NamedTuple):
+    """One image's answer: the likeliest class, its probability, and the (class, probability) pairs of the best few."""
+
+    label: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+
+
+def predict(
+    model: nn.Module, variables: dict, card: Card, images: Any, top: int = 5, tta: str = ""
+) -> list[Prediction]:
+    """One Prediction per image, of whatever a person has: see `Checkpoint.predict` in zoo/api.py."""
+    if tta:
+        check_views(tta, card.preprocess)
+    return classify(
+        model, variables, card, [preprocess_image(image, card.preprocess, tta) for image in _images(images)], top
+    )
+
+
+def preprocess_image(image: np.ndarray, preprocess: Preprocess, tta: str = "") -> np.ndarray:
+    """What the model sees of an image from anywhere: uint8 [h, w, c], or [V, h, w, c] where `tta` names views."""
+    make = VIEWS[tta][0] if tta else fit_image
+    return make(image, preprocess, match_polarity=True)
+
+
+def classify(
+    model: nn.Module, variables: dict, card: Card, pixels: Sequence[np.ndarray], top: int = 5, batch_size: int = 0
+) -> list[Prediction]:
+    """One Prediction per image that `preprocess_image` made; `batch_size` as in `evaluation.predict`."""
+    if not pixels:
+        return []
+    require_head(card)
+    probabilities = evaluation.predict(model, variables, np.stack(pixels), card.preprocess, batch_size)
+    return [_prediction(row, card.classes, top) for row in probabilities]
+
+
+def require_head(card: Card) -> None:
+    """ValueError for a checkpoint that gives features and no classes."""
+    if not card.classes:
+        raise ValueError(f"this {card.model} has no head: train one (zoo train --init), or take its features")
+
+
+def _prediction(row: np.ndarray, classes: Sequence[str], top: int) -> Prediction:
+    order = np.argsort(-row, kind="stable")[:top]
+    best = tuple((classes[i], float(row[i])) for i in order)
+    return Prediction(*best[0], best)
+
+
+def _images(images: Any) -> list[np.ndarray]:
+    """One list of uint8 images [H, W, C] from whatever `predict` takes."""
+    if isinstance(images, (str, Path)):
+        return [read_image(images)]
+    if isinstance(images, (list, tuple)):
+        return [image for item in images for image in _images(item)]
+    array = np.asarray(images)
+    if array.ndim == 2:
+        array = array[None, :, :, None]
+    elif array.ndim == 3:
+        if array.shape[-1] not in (1, 3):
+            raise ValueError(
+                f"an array of shape {array.shape} is ambiguous: give one image as [H, W] or [H, W, C] with 1 or 3 "
+                "channels, several as [N, H, W, C]"
+            )
+        array = array[None]
+    elif array.ndim != 4:
+        raise ValueError(f"predict takes [H, W], [H, W, C] or [N, H, W, C]; got an array of shape {array.shape}")
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * np.uint8(255)
+    if array.dtype != np.uint8:
+        if not np.isfinite(array).all() or array.min(initial=0) < 0 or array.max(initial=0) > 255:
+            raise ValueError("pixel values must be uint8, or floats in [0, 1] or [0, 255]")
+        scale = 255.0 if np.issubdtype(array.dtype, np.floating) and array.max(initial=0) <= 1 else 1.0
+        array = np.rint(array * scale).astype(np.uint8)
+    return list(array)
