@@ -52,7 +52,7 @@ def outcome(folder: Path):
     card, best = checkpoint.load_checkpoint(folder / run.BEST)
     return {
         "state": {path: (leaf.dtype.str, leaf.shape, leaf.tobytes()) for path, leaf in arrays.items()},
-        "progress": (commit / checkpoint.PROGRESS).read_bytes(),
+        "progress": (commit / checkpoint.run_state.PROGRESS).read_bytes(),
         "best": {path: leaf.tobytes() for path, leaf in flatten(best).items()},
         "card": card,
         "metrics": (folder / run.METRICS).read_bytes(),
