@@ -54,6 +54,7 @@ def timed(batches, count, warm):
 def zoo(files, batch, workers, count, warm):
     import numpy as np
 
+    from zoo.data.augment.host_crop import Crop
     from zoo.data.dataset import EncodedSplit
     from zoo.data.images.preprocess import Preprocess
     from zoo.data.loader import train_batches
@@ -64,7 +65,7 @@ def zoo(files, batch, workers, count, warm):
         FileStore("", tuple(files)), np.arange(len(files)), np.zeros(len(files), np.int32), (b"",) * len(files), sizes
     )
     seen = Preprocess((SIZE, SIZE), (SIZE, SIZE))
-    batches = train_batches(split, seen, batch_size=batch, seed=0, augment=("resized_crop",), workers=workers)
+    batches = train_batches(split, seen, batch_size=batch, seed=0, crop=Crop(), workers=workers)
     return timed((b["image"] for b in batches), count, warm)
 
 
@@ -137,7 +138,7 @@ def pixels(who, files, boxes, out):
 
 
 def zoo_pixels():
-    from zoo.data.augment.ops import host_crop
+    from zoo.data.augment import host_crop
     from zoo.data.images.preprocess import Preprocess
 
     def cut(file, box):

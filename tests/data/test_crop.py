@@ -8,10 +8,9 @@ from PIL import Image
 from zoo.data.augment.host_crop import (
     Box,
     Crop,
-    device_augment,
     draw_crop,
     first_rows,
-    host_crop,
+    place_augmentation,
     read_crop,
     stored_box,
 )
@@ -197,9 +196,8 @@ def test_who_makes_the_crop():
     ops = ("resized_crop(area=0.3)", "flip")
     large, small, unknown = split_of_size(60, 90), split_of_size(24, 90), split_of_size(None, None)
     arrays = ArraySplit(np.zeros((5, 60, 90, 3), np.uint8), np.zeros(5, np.int32))
-    assert host_crop(large, SEEN, ops) == host_crop(unknown, SEEN, ops) == Crop(area=0.3)
-    assert device_augment(large, SEEN, ops) == ("flip",)
+    assert place_augmentation(large, SEEN, ops) == place_augmentation(unknown, SEEN, ops) == (Crop(area=0.3), ("flip",))
     for split, asked in ((small, ops), (arrays, ops), (large, ("flip", "resized_crop")), (large, ())):
-        assert host_crop(split, SEEN, asked) is None and device_augment(split, SEEN, asked) == asked
+        assert place_augmentation(split, SEEN, asked) == (None, asked)
     drawings = Preprocess((24, 40), (24, 40), channels="L", polarity="light-on-dark", mean=(0.0,), std=(1.0,))
-    assert host_crop(large, drawings, ops) is None
+    assert place_augmentation(large, drawings, ops) == (None, ops)

@@ -8,7 +8,7 @@ import pytest
 from photos import folder_of
 
 from zoo.data import loader
-from zoo.data.augment.host_crop import Crop, read_crop
+from zoo.data.augment.host_crop import Crop, place_augmentation, read_crop
 from zoo.data.images.preprocess import Preprocess, fit_images
 from zoo.data.images.tta import fit_views
 from zoo.data.loader import batch_indices, eval_batches, prefetch_to_device, train_batches
@@ -286,10 +286,10 @@ def photographs(tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("augment", [(), CROPPED])
-def test_the_number_of_workers_changes_nothing_even_in_the_middle_of_an_epoch(photographs, augment, streaming):
+@pytest.mark.parametrize("crop", [None, Crop()])
+def test_the_number_of_workers_changes_nothing_even_in_the_middle_of_an_epoch(photographs, crop, streaming):
     split = open_dataset(photographs).splits["train"]
-    given = {"batch_size": 4, "seed": 3, "augment": augment}
+    given = {"batch_size": 4, "seed": 3, "crop": crop}
     whole = take(train_batches(split, SEEN, workers=0, **given), 12)
     for workers in (0, 1, 4):
         for start in (0, 2, 5):  # 12 records are an epoch of three batches
@@ -307,7 +307,7 @@ def test_crops_differ_by_epoch_and_seed_and_are_made_of_the_files(photographs):
     def first(seed, epoch):
         """The images of an epoch by record."""
         order = batch_indices(seed, epoch, count, count)[0]
-        (batch,) = take(train_batches(split, SEEN, batch_size=count, seed=seed, start_step=epoch, augment=CROPPED), 1)
+        (batch,) = take(train_batches(split, SEEN, batch_size=count, seed=seed, start_step=epoch, crop=Crop()), 1)
         for record, image in zip(order.tolist(), batch["image"], strict=True):
             crop = read_crop(split.encoded([record])[0], SEEN, seed, epoch, record, Crop())
             np.testing.assert_array_equal(image, crop)
@@ -323,7 +323,13 @@ def test_images_of_the_models_size_are_still_fitted_once_and_cropped_on_the_devi
         folder_of(tmp_path, {"train/a": 6, "train/b": 6, "test/a": 2, "test/b": 2}, size=(16, 20))
     ).splits["train"]
     (plain,) = take(train_batches(split, SEEN, batch_size=10, seed=0), 1)
-    same(take(train_batches(split, SEEN, batch_size=10, seed=0, augment=CROPPED), 1), [plain])
+    same(
+        take(
+            train_batches(split, SEEN, batch_size=10, seed=0, crop=place_augmentation(split, SEEN, CROPPED).host_crop),
+            1,
+        ),
+        [plain],
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -358,15 +364,15 @@ def test_views_of_evaluation(photographs):
         eval_batches(numbered(3), drawn, batch_size=2, tta="flip")
 
 
-@pytest.mark.parametrize("augment", [(), CROPPED])
-def test_a_file_that_is_damaged_after_it_was_looked_at_is_named_and_never_replaced(tmp_path, augment, streaming):
+@pytest.mark.parametrize("crop", [None, Crop()])
+def test_a_file_that_is_damaged_after_it_was_looked_at_is_named_and_never_replaced(tmp_path, crop, streaming):
     folder_of(tmp_path, LAYOUT, suffix="jpg")
     dataset = open_dataset(tmp_path)
     for part in ("train", "test"):
         path = tmp_path / part / "a" / "1.jpg"
         path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"train.a.1\.jpg: damaged"):
-        take(train_batches(dataset.splits["train"], SEEN, batch_size=4, seed=0, augment=augment), 6)
+        take(train_batches(dataset.splits["train"], SEEN, batch_size=4, seed=0, crop=crop), 6)
     with pytest.raises(ValueError, match=r"test.a.1\.jpg: damaged"):
         list(eval_batches(dataset.splits["test"], SEEN, batch_size=4))
     assert not readers()
@@ -375,7 +381,7 @@ def test_a_file_that_is_damaged_after_it_was_looked_at_is_named_and_never_replac
 def test_memory_is_flat_over_epochs(photographs, streaming):
     """What thirty further epochs leave behind is less than a few of their sixty batches."""
     split = open_dataset(photographs).splits["train"]
-    batches = train_batches(split, SEEN, batch_size=6, seed=0, augment=CROPPED, workers=2)
+    batches = train_batches(split, SEEN, batch_size=6, seed=0, crop=Crop(), workers=2)
     tracemalloc.start()
     try:
         for _ in range(10):

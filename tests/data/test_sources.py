@@ -614,7 +614,7 @@ def test_tfds_photographs_are_cut_on_the_host(tmp_path):
     prepare(tmp_path, {"train": (images, y)}, shape=(None, None, 1))
     split = open_dataset("tfds:tiny", data_dir=tmp_path).splits["train"]
     seen = Preprocess((10, 12), (10, 12), channels="L", mean=(0.5,), std=(0.5,))
-    got = train_batches(split, seen, batch_size=6, seed=1, augment=("resized_crop",), workers=3)
+    got = train_batches(split, seen, batch_size=6, seed=1, crop=Crop(), workers=3)
     indices, epochs = batch_indices(1, 0, 6, len(split))
     expected = [
         read_crop(split.encoded([i])[0], seen, 1, int(epoch), int(i), Crop())

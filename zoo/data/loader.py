@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from functools import lru_cache, partial
 from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.augment.host_crop import Crop, host_crop, read_crop
+from zoo.data.augment.host_crop import Crop, read_crop
 from zoo.data.dataset import ArraySplit, EncodedSplit, Split
 from zoo.data.images.polarity import InvertedSplit
 from zoo.data.images.preprocess import Preprocess, fit_images
@@ -91,14 +91,14 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     shard: tuple[int, int] = (0, 1),
-    augment: Sequence[str] = (),
+    crop: Crop | None = None,
     workers: int | None = None,
 ) -> Generator[Batch]:
     """Endless full batches from `start_step` on. All weights are 1.
 
     A split that is small once fitted is fitted once, and batches are gathers from it; of a larger one, batches are read
     and fitted one by one, a few ahead, by threads that end when the iterator is closed. So is a split whose crops
-    the host makes: see `host_crop`; the device has the rest of `augment` to do, see `device_augment`.
+    the host makes.
 
     Args:
         split: the records. `read` may be called by several threads at once.
@@ -107,7 +107,7 @@ def train_batches(
         seed: of the order, with the step, and of the crops, with epoch and record.
         start_step: the step at which to continue.
         shard: (rank, count) of this process; it gets rows rank * B / count … of each global batch of B.
-        augment: the recipe's operations.
+        crop: the crop to cut from the encoded images, as `place_augmentation` decided; None leaves crops to the device.
         workers: threads that read ahead; 0: none, a batch is made when it is asked for; None: one per processor. They
             change nothing but the speed.
 
@@ -118,7 +118,6 @@ def train_batches(
     rows = _rows(batch_size, shard)
     batch_indices(seed, start_step, batch_size, len(split))  # complains now, rather than at the first batch
     labels = np.asarray(split.labels, np.int32)
-    crop = host_crop(split, preprocess, augment)
     images = None if crop else _fitted(split, preprocess, workers)
 
     def gathered(kept: NDArray[np.uint8]) -> Generator[Batch]:

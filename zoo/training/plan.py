@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from zoo import models
-from zoo.data.augment.host_crop import device_augment
+from zoo.data.augment.host_crop import place_augmentation
 from zoo.data.images.polarity import match_polarity
 from zoo.data.images.preprocess import Preprocess, preprocess_for
 from zoo.data.loader import prefetch_to_device, train_batches
@@ -70,13 +70,13 @@ class Plan:
     def batches(self, step: int = 0, workers: int | None = None) -> Generator[Any]:
         """What training sees from `step` on, on the device, in the size of that step.
 
-        The host cuts the crops where `device_augment` says so.
+        The host cuts the crops where `place_augmentation` says so.
         """
         split = self.dataset.splits["train"]
         recipe = self.recipe
         rows = train_batches(
             split, self.seen(step), batch_size=self.batch_size, seed=recipe.seed, start_step=step,
-            shard=mesh.process_shard(self.parallelism), augment=recipe.augment, workers=workers,
+            shard=mesh.process_shard(self.parallelism), crop=place_augmentation(split, self.seen(step), recipe.augment).host_crop, workers=workers,
         )  # fmt: skip
         return prefetch_to_device(
             rows, None if self.parallelism.is_single_device else partial(mesh.shard_batch, self.parallelism)
@@ -209,7 +209,7 @@ def compile_step(plan: Plan, phase: Phase, seen: Preprocess, state: TrainState) 
     """The training step of a phase and a size of images, compiled ahead of time for this plan's shapes and parallelism."""
     parallelism = plan.parallelism
     model = models.with_runtime(plan.model, axis_name=parallelism.axis_name)
-    augment = device_augment(plan.dataset.splits["train"], seen, plan.recipe.augment)
+    augment = place_augmentation(plan.dataset.splits["train"], seen, plan.recipe.augment).device
     recipe = dataclasses.replace(plan.recipe, augment=augment)
     step = make_train_step(
         model, recipe, seen, plan.optimizer(phase), class_weights=class_weights(plan),

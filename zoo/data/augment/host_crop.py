@@ -38,27 +38,32 @@ class Box(NamedTuple):
     width: int
 
 
-def host_crop(split: Split, preprocess: Preprocess, augment: Sequence[str]) -> Crop | None:
-    """The crop that the host makes of this split's images, or None if it is left to the device.
+class Augmentation(NamedTuple):
+    """A recipe's augmentation, divided between host and device."""
 
-    The host makes it where a recipe's augmentation begins with resized_crop, the images stay encoded until they are
-    asked for, and most of them are larger than the model's size (or nobody knows how large they are).
+    host_crop: Crop | None
+    """The crop that the loader cuts from the encoded images, or None."""
+    device: tuple[str, ...]
+    """The operations left to the compiled step, in order."""
+
+
+def place_augmentation(split: Split, preprocess: Preprocess, augment: Sequence[str]) -> Augmentation:
+    """Decide whether host or device cuts the crops of a recipe's augmentation.
+
+    The host does if the augmentation begins with resized_crop, the images stay encoded until they are read, and most of
+    them are larger than the model's input (or their sizes are unknown).
     """
+    everything = Augmentation(None, tuple(augment))
     if not augment or not isinstance(split, EncodedSplit) or preprocess.polarity is not None:
-        return None
+        return everything
     from zoo.data.augment.ops import parse
 
     name, numbers = parse(augment[0])
     if name != "resized_crop":
-        return None
+        return everything
     if split.sizes is not None and np.median(split.sizes / np.array(preprocess.size), axis=0).min() <= 1:
-        return None
-    return Crop(**numbers)
-
-
-def device_augment(split: Split, preprocess: Preprocess, augment: Sequence[str]) -> tuple[str, ...]:
-    """What is left of a recipe's augmentation for the device to do."""
-    return tuple(augment) if host_crop(split, preprocess, augment) is None else tuple(augment[1:])
+        return everything
+    return Augmentation(Crop(**numbers), tuple(augment[1:]))
 
 
 def draw_crop(seed: int, epoch: int, record: int, height: int, width: int, crop: Crop) -> Box:

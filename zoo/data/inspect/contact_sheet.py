@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.data.augment.host_crop import device_augment, host_crop, read_crop
+from zoo.data.augment.host_crop import place_augmentation, read_crop
 from zoo.data.dataset import Dataset, EncodedSplit
 from zoo.data.images.decode import Uint8
 from zoo.data.images.preprocess import Preprocess, fit_image
@@ -45,7 +45,7 @@ def augmented_sheet(dataset: Dataset, preprocess: Preprocess, augment: Sequence[
     classes = _chosen_classes(dataset)
     members = [np.flatnonzero(split.labels == k)[: ROWS // len(classes)] for k in classes]
     records = np.concatenate(members).tolist()
-    crop = host_crop(split, preprocess, augment)
+    crop, on_device = place_augmentation(split, preprocess, augment)
     plain = np.stack([fit_image(image, preprocess) for image in split.read(np.array(records))])
     targets = jax.nn.one_hot(split.labels[records], dataset.num_classes)
     columns = [plain]
@@ -55,7 +55,7 @@ def augmented_sheet(dataset: Dataset, preprocess: Preprocess, augment: Sequence[
             files = zip(records, split.encoded(np.array(records)), strict=True)
             images = np.stack([read_crop(data, preprocess, 0, epoch, record, crop) for record, data in files])
         made, _ = apply(
-            device_augment(split, preprocess, augment), jax.random.key(epoch), jnp.arange(len(images)),
+            on_device, jax.random.key(epoch), jnp.arange(len(images)),
             jnp.asarray(images, jnp.float32), targets, fill=jnp.asarray(preprocess.fill, jnp.float32),
         )  # fmt: skip
         columns.append(np.clip(np.rint(np.asarray(made)), 0, 255).astype(np.uint8))
