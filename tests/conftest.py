@@ -21,9 +21,9 @@ import pytest
 
 # Files that take longest, so that no worker is left alone with one of them at the end.
 LONGEST = (
-    "test_contract.py", "test_augment.py", "test_finetune.py", "test_loop.py", "test_cpu.py", "test_probing.py",
-    "test_parallel_meshes.py", "test_inception.py", "test_step.py", "test_photo_augment.py", "test_golden.py",
-    "test_sizes.py", "test_folding.py",
+    "test_contract.py", "test_ops.py", "test_finetune.py", "test_loop.py", "test_cpu_kernels.py", "test_probe.py",
+    "test_mesh.py", "test_inception.py", "test_step.py", "test_photo.py", "test_golden.py",
+    "test_progressive.py", "test_folding.py",
 )  # fmt: skip
 
 

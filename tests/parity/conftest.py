@@ -7,11 +7,9 @@ import importlib.util
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-sys.path.append(str(Path(__file__).parents[1] / "models"))
 
 import jax
 import numpy as np
