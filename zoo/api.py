@@ -52,7 +52,7 @@ def load(spec: str | Path, model: str | None = None, **fields: Any) -> Checkpoin
     """
     card, variables = weights.open_weights(spec, model, fields)
     network = models.create(card.model, **card.fields)
-    shape = (*card.preprocess.size, card.preprocess.num_channels)
+    shape = card.preprocess.input_shape
     variables = match_leaves(variables, models.abstract_variables(network, shape), str(spec))
     return Checkpoint(network, jax.device_put(variables), card)
 
@@ -79,7 +79,7 @@ def save(
     classes = tuple(str(name) for name in classes)
     if len(classes) != (model.num_classes or 0):
         raise ValueError(f"{len(classes)} class names for a model with {model.num_classes or 0} classes")
-    shape = (*preprocess.size, preprocess.num_channels)
+    shape = preprocess.input_shape
     variables = match_leaves(variables, models.abstract_variables(model, shape), "variables")
     card = Card(
         model=name, fields=models.defining_fields(model), classes=classes, preprocess=preprocess,

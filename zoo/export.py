@@ -1,8 +1,8 @@
 """The way out: a checkpoint as safetensors, StableHLO or ONNX, for programs that know nothing of this zoo.
 
-Networks are exported as one function of pixels, uint8 [N, height, width, channels] as `fit_image` gives them (resized
-and cut, channels in the card's order), to logits float32 [N, classes]: normalisation is inside, so that nobody has to
-repeat it, and N is free. What else is to be known of a file stands in its metadata: the card, as JSON.
+Networks are exported as one function of pixels, uint8 [N, height, width, channels] as `image_to_input` gives them
+(resized and cut, channels in the card's order), to logits float32 [N, classes]: normalisation is inside, so that nobody
+has to repeat it, and N is free. What else is to be known of a file stands in its metadata: the card, as JSON.
 
 They are traced in the plain formulation, whatever machine this is (zoo.models.layers.formulation).
 """
@@ -42,7 +42,7 @@ def pixels_to_logits(loaded: Checkpoint) -> Callable[[jax.Array], jax.Array]:
 
 def input_shape(loaded: Checkpoint) -> tuple[int, int, int]:
     """(height, width, channels) of the pixels."""
-    return (*loaded.card.preprocess.size, loaded.card.preprocess.num_channels)
+    return loaded.card.preprocess.input_shape
 
 
 def description(loaded: Checkpoint) -> dict[str, str]:

@@ -25,10 +25,11 @@ def test_features_are_the_endpoint_of_every_image_in_order(checkpoint):
     digits = zoo.open_dataset("digits")
     found = zoo.features(checkpoint, digits, splits=["validation"], batch_size=64)
     loaded = zoo.load(checkpoint)
-    from zoo.data.images.preprocess import fit_images, normalise
+    from zoo.data.images.preprocess import images_to_input, normalise
 
     split = digits.splits["validation"]
-    images = normalise(fit_images(split.read(np.arange(len(split))), loaded.card.preprocess), loaded.card.preprocess)
+    preprocess = loaded.card.preprocess
+    images = normalise(images_to_input(split.read(np.arange(len(split))), preprocess), preprocess)
     ends = loaded.model.apply(loaded.variables, images)[1]
     rows, labels = found.splits["validation"]
     assert list(found.splits) == ["validation"] and np.array_equal(labels, split.labels)

@@ -9,8 +9,8 @@ from photos import folder_of
 
 from zoo.data import loader
 from zoo.data.augment.host_crop import Crop, place_augmentation, read_crop
-from zoo.data.images.preprocess import Preprocess, fit_images
-from zoo.data.images.tta import fit_views
+from zoo.data.images.preprocess import Preprocess, images_to_input
+from zoo.data.images.tta import images_to_views
 from zoo.data.loader import batch_indices, eval_batches, prefetch_to_device, train_batches
 from zoo.data.sources.open import ArraySplit, open_dataset
 
@@ -167,7 +167,7 @@ def test_images_are_fitted():
     split = numbered(6)
     wide = Preprocess((4, 4), (4, 4), channels="RGB", mean=(0.0,) * 3, std=(1.0,) * 3)
     batch = next(train_batches(split, wide, batch_size=6, seed=0))
-    np.testing.assert_array_equal(batch["image"], fit_images(split.images[batch["label"]], wide))
+    np.testing.assert_array_equal(batch["image"], images_to_input(split.images[batch["label"]], wide))
 
 
 def test_a_small_split_is_fitted_once(monkeypatch):
@@ -338,7 +338,7 @@ def test_evaluation_of_files_is_exact_at_every_batch_size(photographs, stream, w
     if stream:
         monkeypatch.setattr(loader, "CACHE_BYTES", 0)
     split = open_dataset(photographs).splits["test"]
-    images = fit_images(split.read(np.arange(len(split))), SEEN)
+    images = images_to_input(split.read(np.arange(len(split))), SEEN)
     for batch_size in (1, 2, 4, 9, 16):
         for shards in (s for s in (1, 2) if batch_size % s == 0):
             parts = [
@@ -353,14 +353,14 @@ def test_evaluation_of_files_is_exact_at_every_batch_size(photographs, stream, w
 
 def test_views_of_evaluation(photographs):
     split = open_dataset(photographs).splits["test"]
-    views = fit_views(split.read(np.arange(len(split))), SEEN, "ten-crop")
+    views = images_to_views(split.read(np.arange(len(split))), SEEN, "ten-crop")
     for batch_size, workers in ((1, 0), (4, 3), (9, 1)):
         parts = list(eval_batches(split, SEEN, batch_size=batch_size, workers=workers, tta="ten-crop"))
         assert all(part["image"].shape == (batch_size, 10, 16, 20, 3) for part in parts)
         real = np.concatenate([part["weight"] for part in parts]) == 1
         np.testing.assert_array_equal(np.concatenate([part["image"] for part in parts])[real], views)
     drawn = Preprocess((2, 3), (2, 3), channels="L", polarity="light-on-dark", mean=(0.0,), std=(1.0,))
-    with pytest.raises(ValueError, match="mirrored sign"):
+    with pytest.raises(ValueError, match="flip|ten-crop|multi-scale"):
         eval_batches(numbered(3), drawn, batch_size=2, tta="flip")
 
 

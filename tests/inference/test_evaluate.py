@@ -10,7 +10,7 @@ from photos import encoded, folder_of, photo
 import zoo
 from zoo import api, cli
 from zoo.data.images.preprocess import Preprocess
-from zoo.data.images.tta import fit_views
+from zoo.data.images.tta import images_to_views
 from zoo.data.sources.open import from_arrays, open_dataset
 from zoo.training import loop
 
@@ -40,7 +40,7 @@ def dense(tmp_path_factory):
 @pytest.mark.parametrize("tta", ["flip", "ten-crop"])
 def test_the_probabilities_of_the_views_are_averaged_exactly_at_every_batch_size(tta, dense, folder):
     split = open_dataset(folder).splits["test"]
-    views = fit_views(split.read(np.arange(len(split))), dense.card.preprocess, tta)
+    views = images_to_views(split.read(np.arange(len(split))), dense.card.preprocess, tta)
     each = [api.evaluation.predict(dense.model, dense.variables, v, dense.card.preprocess) for v in views]
     mean = np.stack([part.mean(0) for part in each])
     truth = [{"a": 2, "b": 0}["ab"[label]] for label in split.labels]

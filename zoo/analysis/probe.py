@@ -66,7 +66,7 @@ def load_features(file: str | Path) -> Features:
 
 def endpoints(model: nn.Module, preprocess: Preprocess) -> dict[str, tuple[int, ...]]:
     """Name -> shape of one image's output, of every endpoint of the model; stages first, in their order."""
-    shape = (*preprocess.size, preprocess.num_channels)
+    shape = preprocess.input_shape
     images = jax.ShapeDtypeStruct((1, *shape), np.float32)
 
     def forward(images):

@@ -85,7 +85,7 @@ def _draw_augmented(options: argparse.Namespace, dataset: Any, figures: Any, fil
     from zoo.commands import start_jax
 
     start_jax()
-    from zoo.data.images.preprocess import preprocess_for
+    from zoo.data.images.measure import preprocess_for
     from zoo.data.inspect.contact_sheet import augmented_sheet
     from zoo.training.recipe import parse_field
     from zoo.training.recipes import default_recipe, find_recipe

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
             if difflib.get_close_matches(options.name, MODELS, n=1, cutoff=0.8):
                 create(options.name)  # says which models are near
             raise
-        model, shape = create(card.model, **card.fields), (*card.preprocess.size, card.preprocess.num_channels)
+        model, shape = create(card.model, **card.fields), card.preprocess.input_shape
     rows = layers(model, shape)
     if options.json:
         print(json.dumps(card.to_json() if card else [row._asdict() for row in rows], indent=1))

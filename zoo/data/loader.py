@@ -12,6 +12,7 @@ not: every batch is laid out before any piece of it is begun.
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from functools import lru_cache, partial
@@ -23,8 +24,8 @@ from numpy.typing import NDArray
 from zoo.data.augment.host_crop import Crop, read_crop
 from zoo.data.dataset import ArraySplit, EncodedSplit, Split
 from zoo.data.images.polarity import InvertedSplit
-from zoo.data.images.preprocess import Preprocess, fit_images
-from zoo.data.images.tta import VIEWS, check_views, fit_views
+from zoo.data.images.preprocess import Preprocess, images_to_input
+from zoo.data.images.tta import VIEWS, check_views, images_to_views
 from zoo.data.threads import Pieces, prefetch, run_all
 
 CACHE_BYTES = 2**31  # bytes of fitted pixels up to which a split is fitted once and kept
@@ -206,8 +207,8 @@ def prefetch_to_device(batches: Generator[Batch], put: Callable[[Batch], Any] | 
 
 def _empty(labels: NDArray[np.int32], size: int, preprocess: Preprocess, tta: str = "") -> Batch:
     """A batch of `size` rows, the first of which have these labels; its pixels are all zero."""
-    views = (VIEWS[tta][1],) if tta else ()
-    shape = (size, *views, *preprocess.size, preprocess.num_channels)
+    views = (VIEWS[tta].num_views,) if tta else ()
+    shape = (size, *views, *preprocess.input_shape)
     label = np.zeros(size, np.int32)
     label[: len(labels)] = labels
     weight = (np.arange(size) < len(labels)).astype(np.float32)
@@ -228,7 +229,7 @@ def _pieces(
 
     def fit(start: int, stop: int) -> None:
         images = split.read(indices[start:stop])
-        out[start:stop] = fit_views(images, preprocess, tta) if tta else fit_images(images, preprocess)
+        out[start:stop] = images_to_views(images, preprocess, tta) if tta else images_to_input(images, preprocess)
 
     def cut(start: int, stop: int) -> None:
         assert isinstance(split, EncodedSplit) and crop is not None and epochs is not None
@@ -266,8 +267,7 @@ _fitted_before: weakref.WeakKeyDictionary[Any, tuple[Preprocess, NDArray[np.uint
 
 def _fitted(split: Split, preprocess: Preprocess, workers: int | None) -> NDArray[np.uint8] | None:
     """All images of a split fitted, if that is small; remembered, since a split is evaluated after every epoch."""
-    height, width = preprocess.size
-    if len(split) * height * width * preprocess.num_channels > CACHE_BYTES:
+    if len(split) * math.prod(preprocess.input_shape) > CACHE_BYTES:
         return None
     try:
         known = _fitted_before.get(split)
@@ -276,9 +276,9 @@ def _fitted(split: Split, preprocess: Preprocess, workers: int | None) -> NDArra
     if known is not None and known[0] == preprocess:
         return known[1]
     if isinstance(split, ArraySplit):
-        images = fit_images(split.images, preprocess)
+        images = images_to_input(split.images, preprocess)
     else:
-        images = np.empty((len(split), height, width, preprocess.num_channels), np.uint8)
+        images = np.empty((len(split), *preprocess.input_shape), np.uint8)
         run_all(_pieces(split, preprocess, np.arange(len(split)), images), workers, "decoding images")
     with contextlib.suppress(TypeError):
         _fitted_before[split] = (preprocess, images)

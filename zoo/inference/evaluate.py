@@ -80,7 +80,7 @@ def evaluate(
     step = _eval_step(model, preprocess, parallelism)
     variables = shard_variables(parallelism, model.family, fold(model, variables, _shape(preprocess)))
     put = None if parallelism.is_single_device else partial(shard_batch, parallelism)
-    views = VIEWS[tta][1] if tta else 1
+    views = VIEWS[tta].num_views if tta else 1
     size = min(max(1, batch_size // views), _power_of_two(len(split)))
     size = -(-size // parallelism.devices) * parallelism.devices
     gather = len(split) * len(class_names) <= metrics.SCORE_LIMIT
@@ -140,7 +140,7 @@ def prediction_batch(count: int, limit: int = PREDICTION_BATCHES[0]) -> int:
 
 
 def _shape(preprocess: Preprocess) -> tuple[int, int, int]:
-    return (*preprocess.size, preprocess.num_channels)
+    return preprocess.input_shape
 
 
 def _power_of_two(count: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from zoo.checkpoint import Card
 from zoo.data.images.decode import read_image
-from zoo.data.images.preprocess import Preprocess, fit_image
+from zoo.data.images.preprocess import Preprocess, image_to_input
 from zoo.data.images.tta import VIEWS, check_views
 from zoo.inference import evaluate as evaluation
 
@@ -35,7 +35,7 @@ def predict(
 
 def preprocess_image(image: np.ndarray, preprocess: Preprocess, tta: str = "") -> np.ndarray:
     """What the model sees of an image from anywhere: uint8 [h, w, c], or [V, h, w, c] where `tta` names views."""
-    make = VIEWS[tta][0] if tta else fit_image
+    make = VIEWS[tta].function if tta else image_to_input
     return make(image, preprocess, match_polarity=True)
 
 

@@ -305,7 +305,7 @@ def _import_unknown(
 
 
 def _shape(preprocess: Preprocess) -> tuple[int, int, int]:
-    return (*preprocess.size, preprocess.num_channels)
+    return preprocess.input_shape
 
 
 def _converted(file: Path, model: Any, source: ModuleType, arrays: Mapping[str, np.ndarray], shape: tuple) -> dict:

@@ -75,7 +75,7 @@ class InitCheckpoint:
         Rows of the heads are kept by class name; where channels differ, the first layer's kernels are mixed. A head
         that only one side has is left as it is in `fresh`, or out. ValueError lists what else does not fit.
         """
-        shape = (*preprocess.size, preprocess.num_channels)
+        shape = preprocess.input_shape
         saved, wanted = flatten(self.variables), flatten(fresh)
         if preprocess.channels != self.card.preprocess.channels:
             mixing = _mixing(self.card.preprocess.channels, preprocess.channels)

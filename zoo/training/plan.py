@@ -15,8 +15,9 @@ import optax
 
 from zoo import models
 from zoo.data.augment.host_crop import place_augmentation
+from zoo.data.images.measure import preprocess_for
 from zoo.data.images.polarity import match_polarity
-from zoo.data.images.preprocess import Preprocess, preprocess_for
+from zoo.data.images.preprocess import Preprocess
 from zoo.data.loader import prefetch_to_device, train_batches
 from zoo.data.sources.open import Dataset, limited, open_dataset
 from zoo.distributed import compile, mesh
@@ -65,7 +66,7 @@ class Plan:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return (*self.preprocess.size, self.preprocess.num_channels)
+        return self.preprocess.input_shape
 
     def batches(self, step: int = 0, workers: int | None = None) -> Generator[Any]:
         """What training sees from `step` on, on the device, in the size of that step.
@@ -169,7 +170,7 @@ def plan(
         raise ValueError(f"recipe field remat=True: {model} has no blocks whose activations could be computed again")
     network = models.with_runtime(network, dtype=_DTYPES[recipe.precision], remat=recipe.remat)
     # Tracing the model here finds what its fields or the image size make impossible before anything is written.
-    abstract = models.abstract_variables(network, (*seen.size, seen.num_channels))
+    abstract = models.abstract_variables(network, seen.input_shape)
     progressive.check(network, recipe, seen)
     preprocess = progressive.tested(recipe, seen)
     if init:
@@ -217,5 +218,5 @@ def compile_step(plan: Plan, phase: Phase, seen: Preprocess, state: TrainState) 
         gather=partial(mesh.gather_fsdp, parallelism, model.family),
         unroll=compile.max_unrolled_microbatches(),
     )  # fmt: skip
-    batch = mesh.abstract_batch(parallelism, plan.batch_size, (*seen.size, seen.num_channels))
+    batch = mesh.abstract_batch(parallelism, plan.batch_size, seen.input_shape)
     return compile.compile_train_step(step, parallelism, model.family, state, batch)

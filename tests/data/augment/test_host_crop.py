@@ -6,16 +6,15 @@ from photos import encoded, exif, photo
 from PIL import Image
 
 from zoo.data.augment.host_crop import (
-    Box,
     Crop,
     draw_crop,
-    first_rows,
     place_augmentation,
     read_crop,
-    stored_box,
+    truncate_jpeg,
 )
 from zoo.data.dataset import ArraySplit, EncodedSplit
-from zoo.data.images.decode import luma, read_image, upright
+from zoo.data.images.decode import apply_orientation, luma, read_image
+from zoo.data.images.geometry import Box, undo_orientation
 from zoo.data.images.preprocess import Preprocess
 
 SEEN = Preprocess((24, 40), (24, 40))
@@ -32,7 +31,7 @@ def by_hand(data, preprocess, box):
     resized = np.asarray(picture.resize(preprocess.size[::-1], Image.Resampling.BILINEAR, box=edges))
     resized = resized[..., None] if resized.ndim == 2 else resized
     resized = resized[..., ::-1] if preprocess.channels == "BGR" else resized
-    return np.broadcast_to(resized, (*preprocess.size, preprocess.num_channels)).astype(int)
+    return np.broadcast_to(resized, preprocess.input_shape).astype(int)
 
 
 def simulated_areas(height, width, count):
@@ -85,11 +84,11 @@ PINNED = [Box(53, 23, 157, 177), Box(3, 190, 274, 417)]
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_boxes_of_turned_images(turn):
     image = np.arange(5 * 7).reshape(5, 7, 1)
-    straight = upright(image, turn)
+    straight = apply_orientation(image, turn)
     box = Box(1, 2, 3, 2)
-    inner = stored_box(box, turn, *straight.shape[:2])
+    inner = undo_orientation(box, turn, *straight.shape[:2])
     stored = image[inner.top : inner.top + inner.height, inner.left : inner.left + inner.width]
-    assert np.array_equal(upright(stored, turn), straight[1:4, 2:4])
+    assert np.array_equal(apply_orientation(stored, turn), straight[1:4, 2:4])
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
@@ -175,8 +174,8 @@ def test_rows_below_the_patch_are_not_decoded_and_not_missed(height, width, opti
 
 def test_first_rows_of_what_is_no_baseline_jpeg():
     for data in (b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00", encoded(photo(20, 20)), encoded(photo(20, 20), "JPEG")):
-        assert first_rows(data, 20) == data
-    assert len(first_rows(encoded(photo(20, 20), "JPEG"), 9)) == len(encoded(photo(20, 20), "JPEG"))
+        assert truncate_jpeg(data, 20) == data
+    assert len(truncate_jpeg(encoded(photo(20, 20), "JPEG"), 9)) == len(encoded(photo(20, 20), "JPEG"))
 
 
 def test_damage_is_said():

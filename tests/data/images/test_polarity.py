@@ -54,6 +54,6 @@ def test_inverted_files_are_decoded_in_pieces(once, drawings, reads, monkeypatch
     del reads[:]
     (batch,) = eval_batches(split, PLAN, batch_size=len(split), workers=2)
     assert max(reads) <= PIECE and sum(reads) == len(split)
-    expected = loader.fit_images(split.read(np.arange(len(split))), PLAN)
+    expected = loader.images_to_input(split.read(np.arange(len(split))), PLAN)
     np.testing.assert_array_equal(batch["image"], expected)
     assert batch["image"][:, 0, 0].max() < 64 < 128 < batch["image"].max()

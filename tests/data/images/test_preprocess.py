@@ -11,19 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zoo.data.images.decode import luma, read_image
+from zoo.data.images.measure import preprocess_for
+from zoo.data.images.polarity import convert_polarity
 from zoo.data.images.preprocess import (
     CHANNELS,
-    SMALL,
     Preprocess,
-    fit_image,
-    fit_images,
-    luma,
+    image_to_input,
+    images_to_input,
     normalise,
-    preprocess_for,
-    read_image,
-    to_polarity,
 )
-from zoo.data.images.resample import INTERPOLATIONS
+from zoo.data.images.resample import INTERPOLATIONS, SMALL_IMAGE
 from zoo.data.sources.open import ArraySplit, Dataset, from_arrays
 
 
@@ -244,7 +242,7 @@ def malformed():
         "flip.png": (bytes(damaged), "damaged"),
         "head.jpg": (photo[:20], "not an image|damaged"),
         "bomb.png": (header_only(20_000, 20_000), "pixels"),
-        "photo.heic": (b"\0\0\0\x18ftypheic" + bytes(40), "heic.*decoder"),
+        "photo.heic": (b"\0\0\0\x18ftypheic" + bytes(40), "heic"),
         "negative.tif": (negative, "range from -1"),
         "nan.tif": (nan, "nan"),
         "huge.tif": (huge, "1e"),
@@ -281,12 +279,12 @@ def test_a_stack_gives_pillows_own_bits(source, target, interpolation, fit):
     for channels in ("L", "RGB"):
         images = rng.integers(0, 256, (5, *source, len(channels)), np.uint8)
         images[0] = rng.choice(np.array([0, 255], np.uint8), images[0].shape)  # overshoots are clipped
-        assert np.prod(source) * len(channels) <= SMALL
+        assert np.prod(source) * len(channels) <= SMALL_IMAGE
         preprocess = plan(target, channels=channels, interpolation=interpolation, resize_mode=fit)
-        got = fit_images(images, preprocess)
+        got = images_to_input(images, preprocess)
         assert got.shape == (5, *target, len(channels)) and got.dtype == np.uint8
-        assert np.array_equal(got, fit_images(list(images), preprocess))
-        assert np.array_equal(got[2], fit_image(images[2], preprocess))
+        assert np.array_equal(got, images_to_input(list(images), preprocess))
+        assert np.array_equal(got[2], image_to_input(images[2], preprocess))
         if fit == "squash":
             method = Image.Resampling[interpolation.upper()]
             for row, image in zip(got, images, strict=True):
@@ -298,32 +296,34 @@ def test_a_stack_gives_pillows_own_bits(source, target, interpolation, fit):
 def test_large_images_give_the_same_bits_alone_and_in_a_stack():
     images = np.random.default_rng(0).integers(0, 256, (3, 70, 90, 3), np.uint8)
     preprocess = plan((64, 64), (72, 72), "RGB")
-    assert np.array_equal(fit_images(images, preprocess), np.stack([fit_image(i, preprocess) for i in images]))
+    assert np.array_equal(
+        images_to_input(images, preprocess), np.stack([image_to_input(i, preprocess) for i in images])
+    )
 
 
 def test_many_are_done_in_chunks_that_do_not_show():
     images = np.random.default_rng(0).integers(0, 256, (2500, 28, 28, 1), np.uint8)
     preprocess = plan((32, 32), resize_mode="crop")
-    got = fit_images(images, preprocess)
+    got = images_to_input(images, preprocess)
     for i in (0, 2047, 2048, 2499):
-        assert np.array_equal(got[i], fit_image(images[i], preprocess))
+        assert np.array_equal(got[i], image_to_input(images[i], preprocess))
 
 
 def test_crop_keeps_the_middle_and_pad_keeps_everything():
     image = np.zeros((10, 30, 1), np.uint8)
     image[:, 10:20] = 200
-    assert (fit_image(image, plan((10, 10), resize_mode="crop")) == 200).all()
-    padded = fit_image(image, plan((30, 30), resize_mode="pad", polarity="dark-on-light"))
+    assert (image_to_input(image, plan((10, 10), resize_mode="crop")) == 200).all()
+    padded = image_to_input(image, plan((30, 30), resize_mode="pad", polarity="dark-on-light"))
     assert np.array_equal(padded[10:20], image) and (padded[:10] == 255).all() and (padded[20:] == 255).all()
-    squashed = fit_image(image, plan((10, 10), resize_mode="squash", interpolation="nearest"))
+    squashed = image_to_input(image, plan((10, 10), resize_mode="squash", interpolation="nearest"))
     assert np.array_equal(squashed[0, :, 0], image[0, 1::3, 0])
 
 
 def test_exact_pixels_when_only_padding_or_cropping():
     image = np.random.default_rng(0).integers(0, 256, (28, 28, 1), np.uint8)
-    padded = fit_image(image, plan((32, 32), (28, 28), polarity="light-on-dark"))
+    padded = image_to_input(image, plan((32, 32), (28, 28), polarity="light-on-dark"))
     assert np.array_equal(padded[2:30, 2:30], image) and padded.sum() == image.sum()
-    assert np.array_equal(fit_image(image, plan((20, 24), (28, 28))), image[4:24, 2:26])
+    assert np.array_equal(image_to_input(image, plan((20, 24), (28, 28))), image[4:24, 2:26])
 
 
 @pytest.mark.parametrize("height, width", [(300, 401), (375, 500), (500, 333), (257, 1000)])
@@ -336,18 +336,18 @@ def test_resize_256_centre_crop_224_as_torchvision_does(height, width):
     resized = Image.fromarray(image).resize((new_w, height), method).resize((new_w, new_h), method)
     left, top = round((new_w - 224) / 2), round((new_h - 224) / 2)
     want = np.asarray(resized.crop((left, top, left + 224, top + 224)))
-    assert np.array_equal(fit_image(image, plan((224, 224), (256, 256), "RGB")), want)
+    assert np.array_equal(image_to_input(image, plan((224, 224), (256, 256), "RGB")), want)
 
 
 def test_nothing_to_do_is_no_copy():
     images = np.zeros((3, 8, 8, 1), np.uint8)
-    assert fit_images(images, plan((8, 8))) is images
+    assert images_to_input(images, plan((8, 8))) is images
 
 
 def test_extreme_shapes():
     for shape in ((1, 1, 3), (1, 500, 3), (500, 1, 3)):
         for fit in ("crop", "pad", "squash"):
-            assert fit_image(np.full(shape, 9, np.uint8), plan((8, 6), channels="RGB", resize_mode=fit)).shape == (
+            assert image_to_input(np.full(shape, 9, np.uint8), plan((8, 6), channels="RGB", resize_mode=fit)).shape == (
                 8,
                 6,
                 3,
@@ -360,8 +360,8 @@ def test_channels(given, channels):
     image = np.random.default_rng(0).integers(0, 256, (6, 5, given), np.uint8)
     if given == 4:
         image[..., 3] = 255
-    got = fit_image(image, plan((6, 5), channels=channels))
-    assert np.array_equal(got, fit_images(image[None], plan((6, 5), channels=channels))[0])
+    got = image_to_input(image, plan((6, 5), channels=channels))
+    assert np.array_equal(got, images_to_input(image[None], plan((6, 5), channels=channels))[0])
     picture = Image.fromarray(image[..., 0] if given == 1 else image[..., :3])
     if channels == "L":
         assert np.array_equal(got[..., 0], np.asarray(picture.convert("L")))
@@ -375,8 +375,8 @@ def test_channels(given, channels):
     [np.zeros((4, 4), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4), np.uint8), np.zeros(4, np.uint8)],
 )
 def test_wrong_arrays_are_refused(image):
-    with pytest.raises(ValueError, match=r"images (are uint8|have)"):
-        fit_image(image, plan((4, 4)))
+    with pytest.raises(ValueError, match=r"images must (be uint8|have)"):
+        image_to_input(image, plan((4, 4)))
 
 
 # --- polarity ---------------------------------------------------------------------------------------------------------
@@ -384,8 +384,8 @@ def test_wrong_arrays_are_refused(image):
 
 def test_what_matches_passes_unchanged():
     image = stroke() // 2 + 3
-    assert to_polarity(image, "light-on-dark") is image
-    assert np.array_equal(to_polarity(255 - image, "dark-on-light"), 255 - image)
+    assert convert_polarity(image, "light-on-dark") is image
+    assert np.array_equal(convert_polarity(255 - image, "dark-on-light"), 255 - image)
 
 
 @pytest.mark.parametrize("polarity", ["light-on-dark", "dark-on-light"])
@@ -393,17 +393,17 @@ def test_what_matches_passes_unchanged():
 def test_any_ink_on_any_paper_becomes_the_known_kind(paper, ink, polarity):
     want = stroke() if polarity == "light-on-dark" else 255 - stroke()
     image = np.where(stroke() > 0, ink, paper).astype(np.uint8)
-    assert np.array_equal(to_polarity(image, polarity), want)
-    assert np.array_equal(to_polarity(np.repeat(image, 3, -1), polarity), np.repeat(want, 3, -1))
+    assert np.array_equal(convert_polarity(image, polarity), want)
+    assert np.array_equal(convert_polarity(np.repeat(image, 3, -1), polarity), np.repeat(want, 3, -1))
 
 
 def test_the_grain_of_paper_does_not_become_ink():
     rng = np.random.default_rng(0)
     sheet = np.clip(rng.normal(215, 3, (60, 60, 1)), 0, 255).astype(np.uint8)
-    assert to_polarity(sheet, "light-on-dark").mean() < 25
-    assert (to_polarity(np.full((9, 9, 1), 180, np.uint8), "light-on-dark") == 0).all()
+    assert convert_polarity(sheet, "light-on-dark").mean() < 25
+    assert (convert_polarity(np.full((9, 9, 1), 180, np.uint8), "light-on-dark") == 0).all()
     written = np.where(stroke(60) > 0, 40, sheet).astype(np.uint8)
-    got = to_polarity(written, "light-on-dark")
+    got = convert_polarity(written, "light-on-dark")
     assert got[stroke(60) == 0].mean() < 5 and got[stroke(60) > 0].min() > 230
 
 
@@ -414,7 +414,7 @@ def test_ink_on_paper_in_every_kind_of_file_is_seen_as_the_training_data_is(heig
     top, left = (height - 24) // 2, (width - 24) // 2
     canvas[top : top + 24, left : left + 24] = stroke()
     preprocess = plan((32, 32), resize_mode="pad", polarity="light-on-dark")
-    want = fit_image(canvas, preprocess)
+    want = image_to_input(canvas, preprocess)
     paper = 255 - canvas[..., 0]
     grey = Image.fromarray(paper)
     exif = Image.Exif()
@@ -431,14 +431,14 @@ def test_ink_on_paper_in_every_kind_of_file_is_seen_as_the_training_data_is(heig
         "pale.png": encode(Image.fromarray((90 + paper.astype(int) * 140 // 255).astype(np.uint8)), "PNG"),
     }
     for name, data in files.items():
-        got = fit_image(read_image(data), preprocess, match_polarity=True)
+        got = image_to_input(read_image(data), preprocess, match_polarity=True)
         assert np.abs(got.astype(int) - want).mean() < (2 if name.endswith("jpg") else 0.6), name
 
 
 def test_polarity_is_not_touched_unless_asked():
     image = 255 - stroke()
-    assert np.array_equal(fit_image(image, plan((24, 24), polarity="light-on-dark")), image)
-    assert np.array_equal(fit_image(image, plan((24, 24)), match_polarity=True), image)
+    assert np.array_equal(image_to_input(image, plan((24, 24), polarity="light-on-dark")), image)
+    assert np.array_equal(image_to_input(image, plan((24, 24)), match_polarity=True), image)
 
 
 # --- for the device, and for a data set -------------------------------------------------------------------------------
@@ -468,7 +468,7 @@ def test_small_grey_images_on_a_common_ground_are_padded():
     got = preprocess_for(data(images), (32, 32))
     assert (got.size, got.resize, got.resize_mode, got.channels) == ((32, 32), (28, 28), "pad", "L")
     assert got.polarity == "light-on-dark"
-    padded = fit_images(images, got) / 255
+    padded = images_to_input(images, got) / 255
     assert got.mean == (round(padded.mean(), 4),) and got.std == (round(padded.std(), 4),)
     inverted = preprocess_for(data(255 - images), (32, 32))
     assert inverted.polarity == "dark-on-light" and inverted.fill == (255,)
@@ -484,8 +484,8 @@ def test_photographs_are_cropped_and_have_no_polarity():
         "RGB",
         None,
     )
-    np.testing.assert_allclose(got.mean, fit_images(images, got).mean((0, 1, 2)) / 255, atol=6e-5)
-    np.testing.assert_allclose(got.std, fit_images(images, got).std((0, 1, 2)) / 255, atol=6e-5)
+    np.testing.assert_allclose(got.mean, images_to_input(images, got).mean((0, 1, 2)) / 255, atol=6e-5)
+    np.testing.assert_allclose(got.std, images_to_input(images, got).std((0, 1, 2)) / 255, atol=6e-5)
 
 
 @pytest.mark.parametrize(
@@ -501,7 +501,7 @@ def test_padding_of_photographs_is_their_mean_and_not_part_of_it():
     images = np.full((6, 28, 28, 3), (255, 0, 102), np.uint8)
     got = preprocess_for(data(images), (32, 32))
     assert got.mean == (1.0, 0.0, 0.4) and got.std == (1.0, 1.0, 1.0)
-    assert (fit_images(images, got) == images[0, 0, 0]).all()
+    assert (images_to_input(images, got) == images[0, 0, 0]).all()
 
 
 def test_a_mixed_ground_is_no_polarity():

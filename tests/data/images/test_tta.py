@@ -3,8 +3,8 @@ import pytest
 from photos import photo
 from PIL import Image
 
-from zoo.data.images.preprocess import Preprocess, fit_image
-from zoo.data.images.tta import VIEWS, at_size, check_views, fit_views
+from zoo.data.images.preprocess import Preprocess, image_to_input
+from zoo.data.images.tta import VIEWS, at_size, check_views, images_to_views
 
 SEEN = Preprocess((14, 14), (16, 16))
 TIGHT = Preprocess((14, 14), (14, 14))
@@ -31,7 +31,7 @@ def crops(square, side):
 
 def by_hand(name, image, preprocess):
     """The views as the papers describe them."""
-    plain = fit_image(image, preprocess)
+    plain = image_to_input(image, preprocess)
     if name == "flip":
         return [plain, plain[:, ::-1]]
     if name == "multi-scale":
@@ -46,8 +46,8 @@ def by_hand(name, image, preprocess):
 @pytest.mark.parametrize("shape", [(30, 50), (50, 30), (16, 16), (9, 11)])
 def test_views_are_the_papers(name, preprocess, shape):
     image = photo(*shape)
-    (got,) = fit_views([image], preprocess, name)
-    assert got.shape == (VIEWS[name][1], 14, 14, 3)
+    (got,) = images_to_views([image], preprocess, name)
+    assert got.shape == (VIEWS[name].num_views, 14, 14, 3)
     np.testing.assert_array_equal(got, np.stack(by_hand(name, image, preprocess)))
 
 
@@ -55,7 +55,7 @@ def test_signs_are_not_mirrored():
     check_views("five-crop", DRAWN)
     for name in ("flip", "ten-crop", "multi-scale"):
         check_views(name, SEEN)
-        with pytest.raises(ValueError, match="a mirrored sign is another sign"):
+        with pytest.raises(ValueError, match=f"'{name}'"):
             check_views(name, DRAWN)
     with pytest.raises(ValueError, match="choose from flip, five-crop"):
         check_views("twelve-crop", SEEN)

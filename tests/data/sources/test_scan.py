@@ -95,7 +95,7 @@ def test_a_scan_is_remembered_until_a_file_changes(tmp_path, monkeypatch):
     [
         (os, "open", OSError(errno.EMFILE, "Too many open files"), "cannot be read (Too many open files)"),
         (listing.FileStore, "_read", MemoryError(), "MemoryError"),
-        (scan, "pixels", MemoryError(), "does not fit in memory"),
+        (scan, "to_pixels", MemoryError(), "does not fit in memory"),
     ],
 )
 def test_what_may_pass_is_not_remembered(module, name, error, said, tmp_path, monkeypatch):

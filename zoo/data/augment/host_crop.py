@@ -1,9 +1,8 @@
-"""Random-resized crops on the host, out of the files' own pixels.
+"""Random-resized crops on the host, cut from the encoded image files.
 
-On the device a crop can only be cut from the image that the loader made, already of the model's size. Where the images
-are larger than that, and are decoded anew for every epoch anyway, the host cuts the patch from the file instead: fewer
-pixels are decoded and resized, and what the model sees is as sharp as the file. The rest of a recipe's augmentation
-stays on the device.
+On the device, a crop can only be cut from an image that the loader already brought to the model's input size. If the
+files hold larger images, which are decoded anew in every epoch anyway, the host cuts the crop instead: fewer pixels are
+decoded and resized, and the crop is as sharp as the file. The rest of a recipe's augmentation runs on the device.
 """
 
 from __future__ import annotations
@@ -11,31 +10,25 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from zoo.data.dataset import EncodedSplit, Split
-from zoo.data.images.decode import Uint8, opened, orientation, pixels, upright
-from zoo.data.images.preprocess import Preprocess, finish, with_channels
+from zoo.data.images.decode import Uint8, apply_orientation, exif_orientation, open_image, to_pixels
+from zoo.data.images.geometry import Box, pad_to_shape, undo_orientation
+from zoo.data.images.preprocess import Preprocess, convert_channels
 
-TRIES = 10  # of a patch's shape, until one fits
+MAX_ATTEMPTS = 10  # shapes drawn until one fits into the image
 
 
 class Crop(NamedTuple):
-    """A patch of `area` to all of the image's area, its width to height between `ratio` and 1/`ratio`."""
+    """Distribution of random-resized crops."""
 
     area: float = 0.08
+    """Smallest area, as a share of the image's."""
     ratio: float = 0.75
-
-
-class Box(NamedTuple):
-    """In pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+    """Smallest aspect ratio (width by height); the largest is 1 / ratio."""
 
 
 class Augmentation(NamedTuple):
@@ -50,112 +43,131 @@ class Augmentation(NamedTuple):
 def place_augmentation(split: Split, preprocess: Preprocess, augment: Sequence[str]) -> Augmentation:
     """Decide whether host or device cuts the crops of a recipe's augmentation.
 
-    The host does if the augmentation begins with resized_crop, the images stay encoded until they are read, and most of
-    them are larger than the model's input (or their sizes are unknown).
+    The host does if the augmentation begins with resized_crop, the images stay encoded until they are read, they are
+    not drawings, and most of them are larger than the model's input (or their sizes are unknown).
     """
-    everything = Augmentation(None, tuple(augment))
+    on_device = Augmentation(None, tuple(augment))
     if not augment or not isinstance(split, EncodedSplit) or preprocess.polarity is not None:
-        return everything
-    from zoo.data.augment.ops import parse
+        return on_device
+    from zoo.data.augment.ops import parse  # imports jax, which loading data does not need
 
     name, numbers = parse(augment[0])
     if name != "resized_crop":
-        return everything
+        return on_device
     if split.sizes is not None and np.median(split.sizes / np.array(preprocess.size), axis=0).min() <= 1:
-        return everything
+        return on_device
     return Augmentation(Crop(**numbers), tuple(augment[1:]))
 
 
 def draw_crop(seed: int, epoch: int, record: int, height: int, width: int, crop: Crop) -> Box:
-    """A patch of an image of this height and width: a pure function of its arguments.
+    """Draw a random-resized crop as a pure function of the arguments.
 
-    Szegedy et al. 2014 (arXiv:1409.4842, section 6) as torchvision reads it: the area is uniform, the proportions are
-    log-uniform, the first of ten that fits is put anywhere; if none does, it is the largest one in the middle. The bits
-    are Philox's, whose key is (seed, epoch) and whose counter begins with the record, so no worker's history matters.
+    As in Szegedy et al. 2014 (arXiv:1409.4842, section 6) and torchvision, the area is uniform and the aspect ratio
+    log-uniform. The first of ten shapes that fits is placed uniformly; if none fits, the largest centred box of an
+    allowed ratio is taken. The random bits come from Philox, with (seed, epoch) as the key and the record in the
+    counter, so they do not depend on the worker.
+
+    Args:
+        seed: of the run.
+        epoch: counted from 0.
+        record: index in the split.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        crop: distribution of area and aspect ratio.
     """
-    bits = np.random.Philox(key=[seed, epoch], counter=[0, record, 0, 0]).random_raw(2 * TRIES + 2)
+    bits = np.random.Philox(key=[seed, epoch], counter=[0, record, 0, 0]).random_raw(2 * MAX_ATTEMPTS + 2)
     uniform = ((bits >> np.uint64(11)) * 2.0**-53).tolist()
-    reach = math.log(crop.ratio)
-    for first, second in zip(uniform[:TRIES], uniform[TRIES : 2 * TRIES], strict=True):
-        area = (crop.area + (1 - crop.area) * first) * height * width
-        ratio = math.exp(reach * (1 - 2 * second))
+    areas, ratios, (y, x) = uniform[:MAX_ATTEMPTS], uniform[MAX_ATTEMPTS:-2], uniform[-2:]
+    for area_draw, ratio_draw in zip(areas, ratios, strict=True):
+        area = (crop.area + (1 - crop.area) * area_draw) * height * width
+        ratio = math.exp(math.log(crop.ratio) * (1 - 2 * ratio_draw))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            down, right = uniform[-2:]
-            return Box(int(down * (height - h + 1)), int(right * (width - w + 1)), h, w)
+            return Box(int(y * (height - h + 1)), int(x * (width - w + 1)), h, w)
     h = min(height, max(1, round(width / crop.ratio)))
     w = min(width, max(1, round(height / crop.ratio)))
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def stored_box(box: Box, turn: int, height: int, width: int) -> Box:
-    """Where a box of the upright image, [height, width], lies in the stored one: what `upright` does, undone."""
-    top, left, h, w = box
-    if turn in (2, 3, 6, 7):
-        left = width - left - w
-    if turn in (3, 4, 7, 8):
-        top = height - top - h
-    return Box(left, top, w, h) if turn >= 5 else Box(top, left, h, w)
+def truncate_jpeg(data: bytes, rows: int) -> bytes:
+    """Return a baseline JPEG with `rows` as the height in its header, so that decoding stops there.
 
-
-def first_rows(data: bytes, rows: int) -> bytes:
-    """A baseline JPEG that ends after so many rows: the same file with another height in its header.
-
-    A decoder stops when it has as many rows as the header says. The last few of them may differ, where chroma is
-    interpolated over the edge. What is no baseline JPEG, or has no more rows, is returned as it is.
+    The last rows may differ from those of the whole image, because chroma is interpolated across the edge. Other files,
+    and JPEGs with no more than `rows` rows, are returned unchanged.
     """
-    at = 2
-    while at + 7 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker in (0xC0, 0xC1):  # baseline and extended sequential: a frame's precision, height, width
-            if rows >= int.from_bytes(data[at + 5 : at + 7], "big"):
+    position = 2
+    while position + 7 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker in (0xC0, 0xC1):  # start of a baseline or extended sequential frame: precision, height, width
+            if rows >= int.from_bytes(data[position + 5 : position + 7], "big"):
                 return data
-            return data[: at + 5] + rows.to_bytes(2, "big") + data[at + 7 :]
-        if marker in (0xC2, 0xDA):  # progressive; or the pixels, and no frame was found
+            return data[: position + 5] + rows.to_bytes(2, "big") + data[position + 7 :]
+        if marker in (0xC2, 0xDA):  # progressive, or start of scan without a frame
             return data
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return data
 
 
 def read_crop(data: bytes, preprocess: Preprocess, seed: int, epoch: int, record: int, crop: Crop) -> Uint8:
-    """Decode an image's patch `draw_crop(seed, epoch, record, …)` and bring it to the size that the model sees.
+    """Decode the crop `draw_crop(seed, epoch, record, ...)` of an image and bring it to the model's input.
 
-    A JPEG is decoded at a half, a quarter or an eighth of its size where the patch is then still as large as what
-    becomes of it, and no further down than the patch reaches.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the crop is still at least as large as the input, and only down
+    to the last row of the crop.
 
     Args:
-        data: a file's bytes.
-        preprocess: its size, interpolation and channels count here; its box and fit do not.
+        data: the bytes of an image file.
+        preprocess: its size, interpolation and channels are used, its resize box and mode are not.
+        seed: of the run.
+        epoch: counted from 0.
+        record: index in the split.
+        crop: distribution of area and aspect ratio.
 
     Returns:
-        uint8 [h, w, c] with (h, w) = preprocess.size.
+        uint8 [*preprocess.input_shape].
 
     Raises:
-        ValueError: as `read_image`, about "image".
+        ValueError: as `read_image`; the message begins with "image".
     """
     from PIL import Image
 
-    with opened(data) as image:
-        turn = orientation(image)
-        stored = image.size[::-1]
-        height, width = stored[::-1] if turn >= 5 else stored
-        box = stored_box(draw_crop(seed, epoch, record, height, width, crop), turn, height, width)
-        target = preprocess.size[::-1] if turn >= 5 else preprocess.size
-        by = 1
+    with open_image(data) as image:
+        orientation = exif_orientation(image)
+        transposed = orientation >= 5
+        height, width = image.size if transposed else image.size[::-1]
+        drawn = draw_crop(seed, epoch, record, height, width, crop)
+        box = undo_orientation(drawn, orientation, height, width)
+        target = preprocess.size[::-1] if transposed else preprocess.size
+        reduction = 1
         if image.mode not in ("L", "RGB") or "transparency" in image.info:
             image.load()
-            array = pixels(image)
-            image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+            pixels = to_pixels(image)
+            image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         elif image.format in ("JPEG", "MPO"):
-            by = next(s for s in (8, 4, 2, 1) if s == 1 or (box.height >= s * target[0] and box.width >= s * target[1]))
-            reach = box.height * 3 / target[0] + 3  # of any filter, in rows
-            if image.format == "JPEG" and (rows := int(box.top + box.height + reach) + 16) < 0.95 * stored[0]:
-                image = Image.open(io.BytesIO(first_rows(data, rows)), formats=("JPEG",))
-            if by > 1:
-                image.draft(None, (max(1, image.width // by), max(1, image.height // by)))
-        left, top = box.left / by, box.top / by
-        part = (left, top, min(left + box.width / by, image.width), min(top + box.height / by, image.height))
+            image, reduction = _draft_jpeg(image, data, box, target)
+        left, top = box.left / reduction, box.top / reduction
+        right, bottom = left + box.width / reduction, top + box.height / reduction
+        edges = (left, top, min(right, image.width), min(bottom, image.height))
         method = Image.Resampling[preprocess.interpolation.upper()]
-        resized = np.asarray(image.resize((target[1], target[0]), method, box=part))
-        resized = upright(resized[..., None] if resized.ndim == 2 else resized, turn)
-    return cast(Uint8, finish(with_channels(resized, preprocess.channels), preprocess))
+        resized = np.asarray(image.resize((target[1], target[0]), method, box=edges))
+        resized = apply_orientation(resized[..., None] if resized.ndim == 2 else resized, orientation)
+    converted = convert_channels(resized, preprocess.channels)
+    return cast(Uint8, pad_to_shape(converted, preprocess.input_shape, preprocess.fill))
+
+
+def _draft_jpeg(image: Any, data: bytes, box: Box, target: tuple[int, int]) -> tuple[Any, int]:
+    """Return a JPEG set up to decode no more than a box needs, and the factor by which it is reduced."""
+    from PIL import Image
+
+    height, width = target
+    reduction = next(
+        factor
+        for factor in (8, 4, 2, 1)
+        if factor == 1 or (box.height >= factor * height and box.width >= factor * width)
+    )
+    support = box.height * 3 / height + 3  # rows below the box that the widest filter reads
+    rows = int(box.top + box.height + support) + 16
+    if image.format == "JPEG" and rows < 0.95 * image.height:
+        image = Image.open(io.BytesIO(truncate_jpeg(data, rows)), formats=("JPEG",))
+    if reduction > 1:
+        image.draft(None, (max(1, image.width // reduction), max(1, image.height // reduction)))
+    return image, reduction

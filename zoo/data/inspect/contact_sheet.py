@@ -12,7 +12,7 @@ import numpy as np
 from zoo.data.augment.host_crop import place_augmentation, read_crop
 from zoo.data.dataset import Dataset, EncodedSplit
 from zoo.data.images.decode import Uint8
-from zoo.data.images.preprocess import Preprocess, fit_image
+from zoo.data.images.preprocess import Preprocess, image_to_input
 
 COLUMNS, ROWS, SIDE, GAP, TEXT = 8, 12, 96, 4, 18  # pictures, pictures, pixels, pixels, pixels
 LETTERS = 120  # of a heading that fit into a line
@@ -46,7 +46,7 @@ def augmented_sheet(dataset: Dataset, preprocess: Preprocess, augment: Sequence[
     members = [np.flatnonzero(split.labels == k)[: ROWS // len(classes)] for k in classes]
     records = np.concatenate(members).tolist()
     crop, on_device = place_augmentation(split, preprocess, augment)
-    plain = np.stack([fit_image(image, preprocess) for image in split.read(np.array(records))])
+    plain = np.stack([image_to_input(image, preprocess) for image in split.read(np.array(records))])
     targets = jax.nn.one_hot(split.labels[records], dataset.num_classes)
     columns = [plain]
     for epoch in range(COLUMNS - 1):

@@ -115,7 +115,7 @@ def contradictions(dataset: Dataset, keys: Mapping[str, Sequence[bytes]]) -> lis
 
 def suggestion(dataset: Dataset, sizes: NDArray[np.int32]) -> dict[str, str]:
     """Options of `zoo train` that suit the data, as a start; what they leave open is what suits the model."""
-    from zoo.data.images.preprocess import measured_polarity
+    from zoo.data.images.polarity import measure_polarity
 
     options = {"--data": dataset.name}
     if "train" not in dataset.splits:
@@ -126,7 +126,7 @@ def suggestion(dataset: Dataset, sizes: NDArray[np.int32]) -> dict[str, str]:
         return {**options, "--model": "resnet18", "--image-size": size, "--augment": "resized_crop,flip"}
     split = dataset.splits["train"]
     images = split.read(np.arange(min(100, len(split))) * len(split) // min(100, len(split)))
-    return {**options, "--model": "resnet20" if measured_polarity(images) is None else "lenet5"}
+    return {**options, "--model": "resnet20" if measure_polarity(images) is None else "lenet5"}
 
 
 def describe(figures: Mapping[str, Any]) -> list[str]:

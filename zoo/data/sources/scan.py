@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from zoo.cache import cached
 from zoo.data.dataset import Store, first_line
-from zoo.data.images.decode import opened, orientation, pixels
+from zoo.data.images.decode import exif_orientation, open_image, to_pixels
 from zoo.data.threads import run_all
 
 CHUNK = 64  # records per piece of work
@@ -46,10 +46,10 @@ def examine(data: bytes) -> tuple[tuple[int, int], str]:
     Raises:
         ValueError: as `read_image` does, about "image".
     """
-    with opened(data) as image:
+    with open_image(data) as image:
         kind = f"{image.format} {image.mode}"
         width, height = image.size
-        if orientation(image) >= 5:
+        if exif_orientation(image) >= 5:
             width, height = height, width
         if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
             # At an eighth of the size: every coefficient is read all the same, so what is missing is noticed.
@@ -57,7 +57,7 @@ def examine(data: bytes) -> tuple[tuple[int, int], str]:
             image.load()
         else:
             image.load()
-            pixels(image)
+            to_pixels(image)
         return (height, width), kind
 
 
