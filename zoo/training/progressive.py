@@ -46,7 +46,7 @@ def tested(recipe: Recipe, preprocess: Preprocess) -> Preprocess:
 def check(model: nn.Module, recipe: Recipe, preprocess: Preprocess) -> None:
     """ValueError where the model does not take every size of the recipe with the same parameters."""
     size, channels = preprocess.size, preprocess.num_channels
-    wanted = models.abstract_variables(model, (*size, channels))
+    wanted = models.abstract_variables(model, preprocess.input_shape)
     for field, sides in (("progressive", recipe.progressive), ("test_size", (recipe.test_size,))):
         for side in sides:
             if not side or (side, side) == size:
