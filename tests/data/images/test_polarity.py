@@ -1,15 +1,24 @@
 import numpy as np
 import pytest
-from photos import encoded
+from photos import encoded, preprocess_of, stroke
+from PIL import Image
 
 from zoo.data import loader
 from zoo.data.dataset import EncodedSplit
-from zoo.data.images.polarity import match_polarity
-from zoo.data.images.preprocess import Preprocess
+from zoo.data.images.decode import read_image
+from zoo.data.images.polarity import (
+    background_level,
+    convert_polarity,
+    match_polarity,
+    measure_ink_extent,
+    measure_polarity,
+    reframe_ink,
+)
+from zoo.data.images.preprocess import Preprocess, image_to_input
 from zoo.data.loader import PIECE, eval_batches
-from zoo.data.sources.open import open_dataset
+from zoo.data.sources.open import from_arrays, open_dataset
 
-PLAN = Preprocess((16, 16), (16, 16), polarity="light-on-dark")
+PREPROCESS = Preprocess((16, 16), (16, 16), polarity="light-on-dark")
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +61,260 @@ def test_inverted_files_are_decoded_in_pieces(once, drawings, reads, monkeypatch
     monkeypatch.setattr(loader, "CACHE_BYTES", 2**31 if once else 0)
     split = match_polarity(drawings, "light-on-dark").splits["train"]
     del reads[:]
-    (batch,) = eval_batches(split, PLAN, batch_size=len(split), workers=2)
+    (batch,) = eval_batches(split, PREPROCESS, batch_size=len(split), workers=2)
     assert max(reads) <= PIECE and sum(reads) == len(split)
-    expected = loader.images_to_input(split.read(np.arange(len(split))), PLAN)
+    expected = loader.images_to_input(split.read(np.arange(len(split))), PREPROCESS)
     np.testing.assert_array_equal(batch["image"], expected)
     assert batch["image"][:, 0, 0].max() < 64 < 128 < batch["image"].max()
+
+
+# --- one image -----------------------------------------------------------------------------------------------------
+
+
+def test_what_matches_passes_unchanged():
+    image = stroke() // 2 + 3
+    assert convert_polarity(image, "light-on-dark") is image
+    assert np.array_equal(convert_polarity(255 - image, "dark-on-light"), 255 - image)
+
+
+@pytest.mark.parametrize("polarity", ["light-on-dark", "dark-on-light"])
+@pytest.mark.parametrize("paper, ink", [(255, 0), (0, 255), (230, 40), (120, 20), (90, 200), (140, 255)])
+def test_any_ink_on_any_paper_becomes_the_known_kind(paper, ink, polarity):
+    want = stroke() if polarity == "light-on-dark" else 255 - stroke()
+    image = np.where(stroke() > 0, ink, paper).astype(np.uint8)
+    assert np.array_equal(convert_polarity(image, polarity), want)
+    assert np.array_equal(convert_polarity(np.repeat(image, 3, -1), polarity), np.repeat(want, 3, -1))
+
+
+def test_the_grain_of_paper_does_not_become_ink():
+    rng = np.random.default_rng(0)
+    sheet = np.clip(rng.normal(215, 3, (60, 60, 1)), 0, 255).astype(np.uint8)
+    assert convert_polarity(sheet, "light-on-dark").mean() < 25
+    assert (convert_polarity(np.full((9, 9, 1), 180, np.uint8), "light-on-dark") == 0).all()
+    written = np.where(stroke(60) > 0, 40, sheet).astype(np.uint8)
+    got = convert_polarity(written, "light-on-dark")
+    assert got[stroke(60) == 0].mean() < 5 and got[stroke(60) > 0].min() > 230
+
+
+@pytest.mark.parametrize("height, width", [(24, 24), (48, 48), (24, 40), (90, 60)])
+def test_ink_on_paper_in_every_kind_of_file_is_seen_as_the_training_data_is(height, width, tmp_path):
+    """Dark ink on light paper, as people scan it, becomes light ink on black, as the model knows it."""
+    canvas = np.zeros((height, width, 1), np.uint8)
+    top, left = (height - 24) // 2, (width - 24) // 2
+    canvas[top : top + 24, left : left + 24] = stroke()
+    preprocess = preprocess_of((32, 32), resize_mode="pad", polarity="light-on-dark")
+    want = image_to_input(canvas, preprocess)
+    paper = 255 - canvas[..., 0]
+    grey = Image.fromarray(paper)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    clear = Image.merge("RGBA", [Image.new("L", grey.size, 0)] * 3 + [Image.fromarray(canvas[..., 0])])
+    files = {
+        "grey.png": encoded(grey, "PNG"),
+        "rgb.png": encoded(grey.convert("RGB"), "PNG"),
+        "rgba.png": encoded(grey.convert("RGBA"), "PNG"),
+        "clear.png": encoded(clear, "PNG"),
+        "deep.png": encoded(Image.fromarray(paper.astype(np.uint16) * 257), "PNG"),
+        "palette.png": encoded(grey.convert("P"), "PNG"),
+        "turned.jpg": encoded(grey.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif),
+        "pale.png": encoded(Image.fromarray((90 + paper.astype(int) * 140 // 255).astype(np.uint8)), "PNG"),
+    }
+    for name, data in files.items():
+        got = image_to_input(read_image(data), preprocess, match_polarity=True)
+        assert np.abs(got.astype(int) - want).mean() < (2 if name.endswith("jpg") else 0.6), name
+
+
+def test_polarity_is_not_touched_unless_asked():
+    image = 255 - stroke()
+    assert np.array_equal(image_to_input(image, preprocess_of((24, 24), polarity="light-on-dark")), image)
+    assert np.array_equal(image_to_input(image, preprocess_of((24, 24)), match_polarity=True), image)
+
+
+@pytest.mark.parametrize("offset, changed", [(8, False), (9, True)])
+def test_contrast_is_stretched_if_the_background_is_over_8_levels_off(offset, changed):
+    image = np.full((20, 20, 1), offset, np.uint8)
+    image[8:12, 8:12] = 200
+    got = convert_polarity(image, "light-on-dark")
+    assert (got is not image) == changed
+    if changed:
+        np.testing.assert_array_equal(got, (image == 200) * np.uint8(255))
+    inverted = convert_polarity(255 - image, "dark-on-light")
+    np.testing.assert_array_equal(inverted, 255 - got)
+
+
+def convert_by_hand(image):
+    """Light-on-dark version of a grey image that is already lighter than its background, from the docstring's rule."""
+    height, width = image.shape[:2]
+    ring = max(1, min(height, width) // 20)
+    border = [image[y, x, 0] for y in range(height) for x in range(width)
+              if min(y, x, height - 1 - y, width - 1 - x) < ring]  # fmt: skip
+    ground = float(np.median(border))
+    noise = 3 * np.median([abs(level - ground) for level in border])
+    noise = min(noise, (image.max() - ground) / 4)
+    contrast = max(image.max() - ground - noise, 32)
+    return np.rint(np.clip((image.astype(float) - ground - noise) * 255 / contrast, 0, 255))
+
+
+@pytest.mark.parametrize("noise", [0, 1, 3, 30])
+@pytest.mark.parametrize("ink", [1, 20, 33, 90])
+@pytest.mark.parametrize("side", [12, 39, 60])
+def test_levels_are_stretched_from_background_and_noise_to_the_ink(noise, ink, side):
+    rng = np.random.default_rng(noise)
+    image = (40 + rng.integers(-noise, noise + 1, (side, side + 3, 1))).astype(np.uint8)
+    image[side // 3 : side // 2, side // 3 : side // 2] = 40 + noise + ink
+    np.testing.assert_array_equal(convert_polarity(image, "light-on-dark"), convert_by_hand(image))
+
+
+def test_an_image_with_equal_distances_is_not_inverted():
+    image = np.full((9, 9, 1), 100, np.uint8)
+    image[4, 4], image[4, 5] = 50, 150
+    assert convert_polarity(image, "light-on-dark")[4, 5] == 255
+
+
+def test_background_level():
+    assert (background_level("light-on-dark"), background_level("dark-on-light")) == (0, 255)
+
+
+def drawing(height, width, top, left, ink_height, ink_width, channels=1):
+    """Ink with a distinct level per pixel on black; its position and content can be checked exactly."""
+    image = np.zeros((height, width, channels), np.uint8)
+    ink = 65 + np.arange(ink_height * ink_width).reshape(ink_height, ink_width, 1) % 190
+    image[top : top + ink_height, left : left + ink_width] = ink
+    return image
+
+
+@pytest.mark.parametrize(
+    "ink_height, ink_width, side",
+    [
+        (10, 4, 20),  # tall
+        (4, 10, 20),  # wide and low: the larger side counts
+        (3, 3, 6),
+        (7, 2, 14),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_drawings_are_reframed_to_the_usual_extent(ink_height, ink_width, side, channels):
+    image = drawing(60, 50, 5, 30, ink_height, ink_width, channels)
+    framed = reframe_ink(image, 0.5, 0)
+    top, left = (side - ink_height) // 2, (side - ink_width) // 2
+    np.testing.assert_array_equal(framed, drawing(side, side, top, left, ink_height, ink_width, channels))
+    on_white = reframe_ink(255 - image, 0.5, 255)
+    np.testing.assert_array_equal(on_white, 255 - framed)
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (40, 20), (20, 40)])
+@pytest.mark.parametrize("extent, changed", [(0.8, False), (0.75, False), (0.7, True), (1.0, False)])
+@pytest.mark.parametrize("wide", [False, True])
+def test_drawings_of_nearly_the_usual_extent_are_unchanged(shape, extent, changed, wide):
+    """From 0.75 of the extent on, measured against the larger side of the image."""
+    ink = round(extent * 0.5 * 40)
+    height, width = (2, ink) if wide else (ink, 2)
+    image = drawing(*shape, 0, 0, height, width)
+    assert (reframe_ink(image, 0.5, 0) is not image) == changed
+
+
+def test_an_empty_sheet_is_not_reframed():
+    image = np.zeros((20, 20, 1), np.uint8)
+    assert reframe_ink(image, 0.5, 0) is image
+    image[3, 3] = 64  # ink differs by more than 64 levels
+    assert reframe_ink(image, 0.5, 0) is image
+    image[3, 3] = 65
+    assert reframe_ink(image, 0.5, 0).shape == (2, 2, 1)
+
+
+def test_an_extent_over_one_does_not_crop_the_ink():
+    assert reframe_ink(drawing(40, 40, 4, 4, 10, 6), 1.5, 0).shape == (10, 10, 1)
+
+
+def test_image_to_input_reframes_only_on_request_and_with_a_known_extent():
+    image = drawing(40, 40, 0, 0, 10, 5)
+    known = preprocess_of((20, 20), resize_mode="pad", polarity="light-on-dark", ink_extent=0.5)
+    unknown = preprocess_of((20, 20), resize_mode="pad", polarity="light-on-dark")
+    np.testing.assert_array_equal(image_to_input(image, known, match_polarity=True), drawing(20, 20, 5, 7, 10, 5))
+    as_read = image_to_input(image, known)
+    np.testing.assert_array_equal(image_to_input(image, unknown, match_polarity=True), as_read)
+
+
+# --- many images ------------------------------------------------------------------------------------------------------
+
+
+def test_ink_extent_is_the_median_of_the_larger_side():
+    images = [drawing(20, 20, 1, 1, 10, 2), drawing(20, 20, 1, 1, 2, 12), drawing(40, 20, 3, 3, 20, 17)]
+    assert measure_ink_extent(images, 0) == 0.5
+    assert measure_ink_extent(images[:2], 0) == 0.55
+    assert measure_ink_extent([255 - image for image in images], 255) == 0.5
+    assert measure_ink_extent([*images, np.zeros((9, 9, 1), np.uint8)], 0) == 0.5  # an empty sheet does not count
+    assert measure_ink_extent([np.zeros((9, 9, 1), np.uint8)], 0) is None
+    assert measure_ink_extent([drawing(30, 30, 0, 0, 1, 10)], 0) == 0.3333  # four digits
+
+
+def test_ink_extent_of_many_images_is_measured_on_a_thousand():
+    images = np.zeros((2000, 4, 4, 1), np.uint8)
+    images[::2, :2, 0] = 255  # every second image is measured
+    images[1::2, 0, 0] = 255
+    assert measure_ink_extent(images, 0) == 0.5
+    assert measure_ink_extent(images[:1999], 0) == 0.5 and measure_ink_extent(images[1:2000], 0) in (0.25, 0.375)
+
+
+def grounds(level, count, of=100):
+    """Grey images, `count` of them with this level at the border, the others with 128; the centre is always 128."""
+    images = np.full((of, 5, 5, 1), 128, np.uint8)
+    images[:count] = level
+    images[:, 1:4, 1:4] = 128
+    return images
+
+
+@pytest.mark.parametrize(
+    "level, count, polarity",
+    [
+        (0, 91, "light-on-dark"),
+        (0, 90, None),  # over 90 %
+        (63, 100, "light-on-dark"),
+        (64, 100, None),
+        (255, 91, "dark-on-light"),
+        (255, 90, None),
+        (192, 100, "dark-on-light"),
+        (191, 100, None),
+    ],
+)
+def test_polarity_is_that_of_over_90_percent_of_the_borders(level, count, polarity):
+    images = grounds(level, count)
+    assert measure_polarity(images) == measure_polarity(list(images)) == polarity
+
+
+def test_polarity_is_the_median_of_the_outermost_pixels():
+    image = np.zeros((1, 5, 5, 1), np.uint8)
+    image[0, 0, :5] = image[0, 1:3, 0] = 255  # 7 of 16 border pixels
+    assert measure_polarity(image) == "light-on-dark"
+    image[0, 4, :2] = 255  # 9 of 16
+    assert measure_polarity(image) == "dark-on-light"
+
+
+def test_colour_images_have_no_polarity():
+    images = list(grounds(0, 100))
+    images[50] = np.repeat(images[50], 3, -1)
+    assert measure_polarity(images) is None
+
+
+def small_dataset(count=20):
+    images = np.zeros((count, 8, 8, 1), np.uint8)
+    images[:, 3:5, 3:5] = 200
+    part = (images[:4], [0, 1, 0, 1])
+    return from_arrays((images, np.arange(count) % 2), validation=part, test=part)
+
+
+def test_every_split_of_an_inverted_data_set_is_inverted():
+    dataset = small_dataset()
+    inverted = match_polarity(dataset, "dark-on-light")
+    assert list(inverted.splits) == list(dataset.splits) and len(inverted.notes) == len(dataset.notes) + 1
+    assert "light-on-dark" in inverted.notes[-1] and "dark-on-light" in inverted.notes[-1]
+    for name, split in dataset.splits.items():
+        assert len(inverted.splits[name]) == len(split)
+        np.testing.assert_array_equal(inverted.splits[name].labels, split.labels)
+        np.testing.assert_array_equal(inverted.splits[name].read(np.arange(2)), 255 - split.read(np.arange(2)))
+
+
+def test_models_without_polarity_and_matching_data_leave_a_data_set_unchanged():
+    dataset = small_dataset()
+    assert match_polarity(dataset, None) is dataset
+    assert match_polarity(dataset, "light-on-dark") is dataset

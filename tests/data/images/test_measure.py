@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+
+from zoo.data.images.measure import preprocess_for
+from zoo.data.images.preprocess import images_to_input
+from zoo.data.sources.open import ArraySplit, Dataset, from_arrays
+
+
+def data(images):
+    labels = np.arange(len(images), dtype=np.int32) % 2
+    return Dataset("made", {"train": ArraySplit(images, labels)}, ("a", "b"))
+
+
+def test_small_grey_images_on_a_common_ground_are_padded():
+    images = np.zeros((40, 28, 28, 1), np.uint8)
+    images[:, 10:18, 10:18] = np.random.default_rng(0).integers(100, 256, (40, 8, 8, 1))
+    got = preprocess_for(data(images), (32, 32))
+    assert (got.size, got.resize, got.resize_mode, got.channels) == ((32, 32), (28, 28), "pad", "L")
+    assert got.polarity == "light-on-dark"
+    padded = images_to_input(images, got) / 255
+    assert got.mean == (round(padded.mean(), 4),) and got.std == (round(padded.std(), 4),)
+    inverted = preprocess_for(data(255 - images), (32, 32))
+    assert inverted.polarity == "dark-on-light" and inverted.fill == (255,)
+
+
+def test_photographs_are_cropped_and_have_no_polarity():
+    images = np.random.default_rng(0).integers(0, 256, (30, 40, 50, 3), np.uint8)
+    got = preprocess_for(data(images), (32, 32))
+    assert (got.size, got.resize, got.resize_mode, got.channels, got.polarity) == (
+        (32, 32),
+        (32, 32),
+        "crop",
+        "RGB",
+        None,
+    )
+    np.testing.assert_allclose(got.mean, images_to_input(images, got).mean((0, 1, 2)) / 255, atol=6e-5)
+    np.testing.assert_allclose(got.std, images_to_input(images, got).std((0, 1, 2)) / 255, atol=6e-5)
+
+
+@pytest.mark.parametrize(
+    "own, box",
+    [((32, 32), (32, 32)), ((24, 30), (24, 30)), ((23, 32), (32, 32)), ((33, 32), (32, 32)), ((8, 8), (32, 32))],
+)
+def test_when_images_keep_their_pixels(own, box):
+    images = np.random.default_rng(0).integers(0, 256, (6, *own, 3), np.uint8)
+    assert preprocess_for(data(images), (32, 32)).resize == box
+
+
+def test_padding_of_photographs_is_their_mean_and_not_part_of_it():
+    images = np.full((6, 28, 28, 3), (255, 0, 102), np.uint8)
+    got = preprocess_for(data(images), (32, 32))
+    assert got.mean == (1.0, 0.0, 0.4) and got.std == (1.0, 1.0, 1.0)
+    assert (images_to_input(images, got) == images[0, 0, 0]).all()
+
+
+def test_a_mixed_ground_is_no_polarity():
+    images = np.zeros((40, 8, 8, 1), np.uint8)
+    images[:5] = 255
+    images[:, 4, 4] = 128
+    assert preprocess_for(data(images), (8, 8)).polarity is None
+    images[:2] = 0
+    assert preprocess_for(data(images), (8, 8)).polarity == "light-on-dark"
+
+
+def test_differing_sizes_and_a_long_split():
+    rng = np.random.default_rng(0)
+
+    class Photos:
+        labels = np.zeros(12_345, np.int32)
+        asked = None
+
+        def __len__(self):
+            return 12_345
+
+        def read(self, indices):
+            self.asked = np.asarray(indices)
+            return [rng.integers(0, 256, (4 + i % 3, 5, 1 if i % 2 else 3), np.uint8) for i in range(len(indices))]
+
+    photos = Photos()
+    got = preprocess_for(Dataset("photos", {"train": photos}, ("a", "b")), (4, 4))
+    assert got.channels == "RGB" and got.resize == (4, 4)
+    assert len(photos.asked) == 10_000 and photos.asked[-1] >= 12_340 and (np.diff(photos.asked) > 0).all()
+
+
+def test_no_train_split():
+    dataset = from_arrays((np.full((4, 2, 2), 200), [0, 1, 0, 1]), validation=(np.full((2, 2, 2), 200), [0, 1]))
+    only = Dataset("made", {"validation": dataset.splits["validation"]}, dataset.class_names)
+    with pytest.raises(ValueError, match="no train split"):
+        preprocess_for(only, (4, 4))
+
+
+def test_a_model_of_fixed_channels_decides_about_them():
+    grey = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), np.uint8)
+    colour = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    assert preprocess_for(data(grey), (8, 8)).channels == "L"
+    rgb, luma = preprocess_for(data(grey), (8, 8), "RGB"), preprocess_for(data(colour), (8, 8), "L")
+    assert (rgb.channels, len(rgb.mean), len(set(rgb.mean))) == ("RGB", 3, 1)
+    assert (luma.channels, len(luma.mean)) == ("L", 1)
+    np.testing.assert_allclose(luma.mean, images_to_input(colour, luma).mean() / 255, atol=6e-5)
+
+
+def test_ink_extent_is_measured_on_drawings_only():
+    images = np.zeros((10, 20, 20, 1), np.uint8)
+    images[:, 5:15, 8:12] = 255
+    assert preprocess_for(data(images), (20, 20)).ink_extent == 0.5
+    assert preprocess_for(data(255 - images), (20, 20)).ink_extent == 0.5
+    photographs = np.random.default_rng(0).integers(0, 256, (10, 20, 20, 1), np.uint8)
+    assert preprocess_for(data(photographs), (20, 20)).ink_extent is None
+
+
+def test_statistics_are_those_of_the_padded_drawings_and_rounded_to_four_digits():
+    images = np.zeros((2, 24, 24, 1), np.uint8)
+    images[0, 10] = 200
+    got = preprocess_for(data(images), (32, 32))
+    share = 24 / (2 * 32 * 32)
+    level = 200 / 255
+    assert got.mean == (round(share * level, 4),)
+    assert got.std == (round(level * (share * (1 - share)) ** 0.5, 4),)
+
+
+def test_three_quarters_of_the_side_count_per_side():
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 23, 3), np.uint8)
+    assert preprocess_for(data(images), (32, 32)).resize == (32, 32)
+    assert preprocess_for(data(images[:, :24]), (32, 24)).resize == (24, 23)
