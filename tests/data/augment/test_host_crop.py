@@ -12,17 +12,18 @@ from zoo.data.augment.host_crop import (
     read_crop,
     truncate_jpeg,
 )
+from zoo.data.augment.ops import parse
 from zoo.data.dataset import ArraySplit, EncodedSplit
-from zoo.data.images.decode import apply_orientation, luma, read_image
-from zoo.data.images.geometry import Box, undo_orientation
+from zoo.data.images.decode import luma, read_image
+from zoo.data.images.geometry import Box
 from zoo.data.images.preprocess import Preprocess
 
-SEEN = Preprocess((24, 40), (24, 40))
-WHOLE = Crop()
+PREPROCESS = Preprocess((24, 40), (24, 40))
+DEFAULT = Crop()
 
 
-def by_hand(data, preprocess, box):
-    """Decode all of it, turn it upright, resize the patch: without shortcuts."""
+def expected_crop(data, preprocess, box):
+    """Decode the whole image, turn it upright and resize the box, without shortcuts."""
     image = read_image(data)
     if preprocess.channels == "L" and image.shape[-1] == 3:
         image = luma(image)
@@ -35,19 +36,19 @@ def by_hand(data, preprocess, box):
 
 
 def simulated_areas(height, width, count):
-    """Shares of the image that patches have, from the papers' rule and another generator."""
+    """Draw areas, as shares of the image, by the paper's rule with another generator."""
     rng = np.random.default_rng(0)
-    found = []
-    while len(found) < count:  # the first that fits: those that do not fit are drawn again
+    areas = []
+    while len(areas) < count:  # shapes that do not fit are drawn again
         area, ratio = rng.uniform(0.08, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         if math.sqrt(area * height * width * ratio) <= width and math.sqrt(area * height * width / ratio) <= height:
-            found.append(area)
-    return np.array(found)
+            areas.append(area)
+    return np.array(areas)
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (7, 300), (300, 7), (37, 53), (480, 640)])
-def test_patches_lie_inside_and_have_the_area_and_proportions_asked_for(height, width):
-    boxes = [draw_crop(3, 1, record, height, width, WHOLE) for record in range(400)]
+def test_crops_are_inside_with_uniform_area_and_log_uniform_ratio(height, width):
+    boxes = [draw_crop(3, 1, record, height, width, DEFAULT) for record in range(400)]
     for top, left, h, w in boxes:
         assert top >= 0 and top + h <= height and left >= 0 and left + w <= width and h > 0 and w > 0
     if min(height, width) > 100:
@@ -59,54 +60,44 @@ def test_patches_lie_inside_and_have_the_area_and_proportions_asked_for(height, 
         assert np.std([b.top / max(1, height - b.height) for b in boxes if b.height < height]) > 0.25
 
 
-def test_no_patch_of_a_strip_fits_so_the_middle_is_taken():
-    assert draw_crop(0, 0, 0, 7, 300, WHOLE) == Box(0, 145, 7, 9)
-    assert draw_crop(0, 0, 0, 300, 7, WHOLE) == Box(145, 0, 9, 7)
+def test_the_centre_is_cropped_if_no_shape_fits():
+    assert draw_crop(0, 0, 0, 7, 300, DEFAULT) == Box(0, 145, 7, 9)
+    assert draw_crop(0, 0, 0, 300, 7, DEFAULT) == Box(145, 0, 9, 7)
 
 
-def test_a_patch_is_a_function_of_seed_epoch_and_record():
-    first = [draw_crop(1, 2, record, 200, 300, WHOLE) for record in range(20)]
-    assert [draw_crop(1, 2, record, 200, 300, WHOLE) for record in reversed(range(20))] == first[::-1]
+def test_a_crop_is_a_function_of_seed_epoch_and_record():
+    first = [draw_crop(1, 2, record, 200, 300, DEFAULT) for record in range(20)]
+    assert [draw_crop(1, 2, record, 200, 300, DEFAULT) for record in reversed(range(20))] == first[::-1]
     assert len(set(first)) == 20
     for seed, epoch in ((0, 2), (1, 3), (2, 1)):
-        assert not set(first) & {draw_crop(seed, epoch, record, 200, 300, WHOLE) for record in range(20)}
+        assert not set(first) & {draw_crop(seed, epoch, record, 200, 300, DEFAULT) for record in range(20)}
 
 
-def test_patches_are_pinned():
-    """Runs are continued by these; they may change with a new major version only."""
-    assert draw_crop(0, 0, 0, 480, 640, WHOLE) == PINNED[0]
+def test_crops_are_pinned():
+    """Resumed runs depend on them; they may change only with a new major version."""
+    assert draw_crop(0, 0, 0, 480, 640, DEFAULT) == PINNED[0]
     assert draw_crop(2**32 - 1, 599, 10**7, 480, 640, Crop(0.35, 0.5)) == PINNED[1]
 
 
 PINNED = [Box(53, 23, 157, 177), Box(3, 190, 274, 417)]
 
 
-@pytest.mark.parametrize("turn", range(1, 9))
-def test_boxes_of_turned_images(turn):
-    image = np.arange(5 * 7).reshape(5, 7, 1)
-    straight = apply_orientation(image, turn)
-    box = Box(1, 2, 3, 2)
-    inner = undo_orientation(box, turn, *straight.shape[:2])
-    stored = image[inner.top : inner.top + inner.height, inner.left : inner.left + inner.width]
-    assert np.array_equal(apply_orientation(stored, turn), straight[1:4, 2:4])
-
-
-@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("channels", ["RGB", "L", "BGR"])
-def test_a_patch_of_a_turned_file_is_what_a_person_sees(turn, channels):
+def test_a_crop_of_a_rotated_file_is_upright(orientation, channels):
     count = 1 if channels == "L" else 3
-    seen = Preprocess((24, 40), (24, 40), channels=channels, mean=(0.5,) * count, std=(1.0,) * count)
-    data = encoded(photo(60, 90), exif=exif(turn))
+    preprocess = Preprocess((24, 40), (24, 40), channels=channels, mean=(0.5,) * count, std=(1.0,) * count)
+    data = encoded(photo(60, 90), exif=exif(orientation))
     height, width = read_image(data).shape[:2]
-    assert (height, width) == ((90, 60) if turn >= 5 else (60, 90))
-    box = draw_crop(0, 0, 5, height, width, WHOLE)
-    got = read_crop(data, seen, 0, 0, 5, WHOLE)
+    assert (height, width) == ((90, 60) if orientation >= 5 else (60, 90))
+    box = draw_crop(0, 0, 5, height, width, DEFAULT)
+    got = read_crop(data, preprocess, 0, 0, 5, DEFAULT)
     assert got.shape == (24, 40, count) and got.dtype == np.uint8
-    # A turned image is resized before it is turned, so its two passes may round the other way.
-    assert np.abs(got - by_hand(data, seen, box)).max() <= (1 if turn >= 5 or channels == "L" else 0)
+    # A rotated image is resized before it is turned upright, so its two passes may round differently.
+    assert np.abs(got - expected_crop(data, preprocess, box)).max() <= (1 if orientation >= 5 or channels == "L" else 0)
 
 
-FORMS = {
+FORMATS = {
     "grey": lambda p: encoded(p.convert("L")),
     "grey jpeg": lambda p: encoded(p.convert("L"), "JPEG", quality=95),
     "palette": lambda p: encoded(p.quantize(64)),
@@ -120,34 +111,34 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_is_cut_as_it_is_read(form):
-    data = FORMS[form](Image.fromarray(photo(33, 47)))  # too small for a JPEG to be decoded at a part of its size
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_is_cropped_as_it_is_read(kind):
+    data = FORMATS[kind](Image.fromarray(photo(33, 47)))  # too small for a JPEG to be decoded at reduced size
     for record in range(5):
-        box = draw_crop(0, 0, record, 33, 47, WHOLE)
-        assert np.array_equal(read_crop(data, SEEN, 0, 0, record, WHOLE), by_hand(data, SEEN, box))
+        box = draw_crop(0, 0, record, 33, 47, DEFAULT)
+        assert np.array_equal(read_crop(data, PREPROCESS, 0, 0, record, DEFAULT), expected_crop(data, PREPROCESS, box))
 
 
 @pytest.mark.parametrize("times", [2, 4, 8, 11])
-def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(times, monkeypatch):
+def test_a_large_jpeg_is_decoded_at_reduced_size(times, monkeypatch):
     data = encoded(photo(30 * times, 50 * times), "JPEG", quality=95)
-    asked = []
+    sizes = []
     original = Image.Image.resize
-    monkeypatch.setattr(Image.Image, "resize", lambda self, *a, **k: asked.append(self.size) or original(self, *a, **k))
-    got = read_crop(data, SEEN, 0, 0, 0, Crop(1.0, 0.5))  # all of it
-    assert asked[0][1] == -(-30 * times // (times if times < 8 else 8))
-    assert np.abs(got - by_hand(data, SEEN, Box(0, 0, 30 * times, 50 * times))).mean() < 1.5
+    monkeypatch.setattr(Image.Image, "resize", lambda self, *a, **k: sizes.append(self.size) or original(self, *a, **k))
+    got = read_crop(data, PREPROCESS, 0, 0, 0, Crop(1.0, 0.5))  # the whole image
+    assert sizes[0][1] == -(-30 * times // (times if times < 8 else 8))
+    assert np.abs(got - expected_crop(data, PREPROCESS, Box(0, 0, 30 * times, 50 * times))).mean() < 1.5
 
 
 @pytest.mark.parametrize("height, width", [(60, 100), (20, 30)])
-def test_a_patch_differs_from_a_cut_that_is_resized_alone_at_its_edges_only(height, width):
-    """Pillow's filter reaches over the edge into the image, where a pipeline of two steps has nothing."""
+def test_a_crop_differs_from_crop_then_resize_at_its_edges_only(height, width):
+    """Pillow's filter reads pixels beyond the edge of the crop, which a pipeline of two steps does not have."""
     data = encoded(photo(height, width))
-    box = draw_crop(0, 0, 3, height, width, WHOLE)
-    cut = read_image(data)[box.top : box.top + box.height, box.left : box.left + box.width]
-    alone = np.asarray(Image.fromarray(cut).resize((40, 24), Image.Resampling.BILINEAR)).astype(int)
+    box = draw_crop(0, 0, 3, height, width, DEFAULT)
+    cropped = read_image(data)[box.top : box.top + box.height, box.left : box.left + box.width]
+    two_steps = np.asarray(Image.fromarray(cropped).resize((40, 24), Image.Resampling.BILINEAR)).astype(int)
     edge = max(1, math.ceil(24 / box.height), math.ceil(40 / box.width))
-    difference = np.abs(read_crop(data, SEEN, 0, 0, 3, WHOLE) - alone)[edge:-edge, edge:-edge]
+    difference = np.abs(read_crop(data, PREPROCESS, 0, 0, 3, DEFAULT) - two_steps)[edge:-edge, edge:-edge]
     assert difference.size and difference.max() <= 1
 
 
@@ -155,35 +146,35 @@ def test_a_patch_differs_from_a_cut_that_is_resized_alone_at_its_edges_only(heig
     "options", [{}, {"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"restart_marker_rows": 2}]
 )
 @pytest.mark.parametrize("height, width", [(160, 120), (167, 121)])
-def test_rows_below_the_patch_are_not_decoded_and_not_missed(height, width, options, monkeypatch):
+def test_rows_below_the_crop_are_not_decoded(height, width, options, monkeypatch):
     data = encoded(photo(height, width), "JPEG", quality=95, **options)
     decoded = []
     original = Image.Image.resize
     monkeypatch.setattr(
         Image.Image, "resize", lambda self, *a, **k: decoded.append(self.height) or original(self, *a, **k)
     )
-    seen = Preprocess((64, 64), (64, 64))  # so large that none is decoded at a part of its size
+    preprocess = Preprocess((64, 64), (64, 64))  # so large that no file is decoded at reduced size
     for record in range(12):
         box = draw_crop(0, 0, record, height, width, Crop(0.08, 0.5))
-        got = read_crop(data, seen, 0, 0, record, Crop(0.08, 0.5))
+        got = read_crop(data, preprocess, 0, 0, record, Crop(0.08, 0.5))
         shorter = decoded[-1]
-        assert np.array_equal(got, by_hand(data, seen, box))
+        assert np.array_equal(got, expected_crop(data, preprocess, box))
         assert shorter < height or "progressive" in options or box.top + box.height > 0.6 * height
     assert ("progressive" in options) == (min(decoded) == height)
 
 
-def test_first_rows_of_what_is_no_baseline_jpeg():
+def test_other_files_are_not_truncated():
     for data in (b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00", encoded(photo(20, 20)), encoded(photo(20, 20), "JPEG")):
         assert truncate_jpeg(data, 20) == data
     assert len(truncate_jpeg(encoded(photo(20, 20), "JPEG"), 9)) == len(encoded(photo(20, 20), "JPEG"))
 
 
-def test_damage_is_said():
+def test_damaged_files_are_reported():
     whole = encoded(photo(60, 90), "JPEG")
     with pytest.raises(ValueError, match=r"image: damaged .*truncated"):
-        read_crop(whole[: len(whole) // 2], SEEN, 0, 0, 0, WHOLE)
+        read_crop(whole[: len(whole) // 2], PREPROCESS, 0, 0, 0, DEFAULT)
     with pytest.raises(ValueError, match="empty file"):
-        read_crop(b"", SEEN, 0, 0, 0, WHOLE)
+        read_crop(b"", PREPROCESS, 0, 0, 0, DEFAULT)
 
 
 def split_of_size(height, width):
@@ -191,12 +182,131 @@ def split_of_size(height, width):
     return EncodedSplit(None, np.arange(5), np.zeros(5, np.int32), (b"",) * 5, sizes)
 
 
-def test_who_makes_the_crop():
+def test_the_host_crops_encoded_large_photographs():
     ops = ("resized_crop(area=0.3)", "flip")
     large, small, unknown = split_of_size(60, 90), split_of_size(24, 90), split_of_size(None, None)
     arrays = ArraySplit(np.zeros((5, 60, 90, 3), np.uint8), np.zeros(5, np.int32))
-    assert place_augmentation(large, SEEN, ops) == place_augmentation(unknown, SEEN, ops) == (Crop(area=0.3), ("flip",))
+    assert (
+        place_augmentation(large, PREPROCESS, ops)
+        == place_augmentation(unknown, PREPROCESS, ops)
+        == (Crop(area=0.3), ("flip",))
+    )
     for split, asked in ((small, ops), (arrays, ops), (large, ("flip", "resized_crop")), (large, ())):
-        assert place_augmentation(split, SEEN, asked) == (None, asked)
+        assert place_augmentation(split, PREPROCESS, asked) == (None, asked)
     drawings = Preprocess((24, 40), (24, 40), channels="L", polarity="light-on-dark", mean=(0.0,), std=(1.0,))
     assert place_augmentation(large, drawings, ops) == (None, ops)
+
+
+def test_crop_defaults_are_those_of_the_recipes_operation():
+    assert parse("resized_crop")[1] == {} and Crop() == (0.08, 0.75)  # Szegedy et al. 2014, section 6
+    assert place_augmentation(split_of_size(60, 90), PREPROCESS, ("resized_crop",)) == (Crop(0.08, 0.75), ())
+    both = place_augmentation(split_of_size(60, 90), PREPROCESS, ("resized_crop(0.3, ratio=0.5)", "flip", "cutout"))
+    assert both == (Crop(0.3, 0.5), ("flip", "cutout"))
+
+
+@pytest.mark.parametrize(
+    "height, width, host", [(25, 41, True), (24, 41, False), (25, 40, False), (24, 40, False), (1000, 39, False)]
+)
+def test_the_host_crops_if_most_images_are_larger_on_both_sides(height, width, host):
+    assert (
+        place_augmentation(split_of_size(height, width), PREPROCESS, ("resized_crop",)).host_crop is not None
+    ) == host
+
+
+def test_the_median_size_decides():
+    sizes = np.array([(60, 90)] * 3 + [(1, 1)] * 2, np.int32)
+    split = EncodedSplit(None, np.arange(5), np.zeros(5, np.int32), (b"",) * 5, sizes)
+    assert place_augmentation(split, PREPROCESS, ("resized_crop",)).host_crop == Crop()
+    split = EncodedSplit(None, np.arange(5), np.zeros(5, np.int32), (b"",) * 5, sizes[::-1] // [60, 1])
+    assert place_augmentation(split, PREPROCESS, ("resized_crop",)).host_crop is None
+
+
+def draw_by_hand(seed, epoch, record, height, width, crop):
+    """Follow the docstring of draw_crop step by step."""
+    bits = np.random.Philox(key=[seed, epoch], counter=[0, record, 0, 0]).random_raw(22)
+    uniform = [int(word) // 2**11 / 2**53 for word in bits]
+    for k in range(10):
+        area = (crop.area + (1 - crop.area) * uniform[k]) * height * width
+        low, high = math.log(crop.ratio), -math.log(crop.ratio)
+        ratio = math.exp(low + (high - low) * uniform[10 + k])
+        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 1 <= h <= height and 1 <= w <= width:
+            return Box(int(uniform[20] * (height - h + 1)), int(uniform[21] * (width - w + 1)), h, w)
+    h, w = min(height, round(width / crop.ratio)), min(width, round(height / crop.ratio))
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+@pytest.mark.parametrize("height, width", [(20, 30), (30, 20), (64, 64), (300, 40), (5, 12), (3, 3)])
+@pytest.mark.parametrize("crop", [Crop(), Crop(0.9, 0.5), Crop(1.0, 1.0), Crop(0.3, 0.9)])
+def test_crops_follow_the_docstring(height, width, crop):
+    for record in range(60):
+        assert draw_crop(5, 2, record, height, width, crop) == draw_by_hand(5, 2, record, height, width, crop)
+
+
+def header(*segments, rows=40, marker=0xC0):
+    """A JPEG header: segments, then a frame of this many rows."""
+    frame = b"\xff" + bytes([marker]) + b"\x00\x0b\x08" + rows.to_bytes(2, "big") + b"\x00\x10\x01\x01\x11\x00"
+    return b"\xff\xd8" + b"".join(segments) + frame + b"\xff\xda\x00\x02"
+
+
+@pytest.mark.parametrize("marker", [0xC0, 0xC1])
+@pytest.mark.parametrize(
+    "segments", [(), (b"\xff\xe0\x00\x04ab",), (b"\xff\xe0\x00\x02", b"\xff\xe1\x01\x02" + bytes(256))]
+)
+def test_only_the_height_of_a_baseline_jpeg_is_changed(marker, segments):
+    data = header(*segments, marker=marker)
+    for rows in (1, 39):
+        assert truncate_jpeg(data, rows) == header(*segments, rows=rows, marker=marker)
+    for rows in (40, 41):
+        assert truncate_jpeg(data, rows) is data
+
+
+def test_progressive_and_damaged_headers_are_unchanged():
+    for data in (
+        header(marker=0xC2),
+        header(b"\xff\xda\x00\x02"),
+        header(b"\x00\xe0\x00\x02"),
+        header()[:8],
+        header(b"\xff\xe0\xff\xff"),
+    ):
+        assert truncate_jpeg(data, 9) is data
+    assert truncate_jpeg(header()[:9], 9) == header(rows=9)[:9]  # just long enough to hold the height
+
+
+def whole_image(height, width):
+    """Return a record of which Crop(1, 0.5) takes the whole image; rounding leaves a row or column out for some."""
+    whole = Box(0, 0, height, width)
+    return next(n for n in range(100) if draw_crop(0, 0, n, height, width, Crop(1.0, 0.5)) == whole)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("factor, expected", [(1.95, 1), (2, 2), (3.9, 2), (4, 4), (8, 8), (17, 8)])
+def test_a_jpeg_is_reduced_as_far_as_the_crop_stays_as_large_as_the_input(factor, expected, orientation, monkeypatch):
+    height, width = round(24 * factor), round(40 * factor)
+    stored = (width, height) if orientation >= 5 else (height, width)
+    data = encoded(photo(*stored), "JPEG", exif=exif(orientation))
+    sizes = []
+    original = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, *a, **k: sizes.append(self.size) or original(self, *a, **k))
+    read_crop(data, PREPROCESS, 0, 0, whole_image(height, width), Crop(1.0, 0.5))
+    assert sizes == [(-(-stored[1] // expected), -(-stored[0] // expected))]
+
+
+@pytest.mark.parametrize("height, width", [(48, 79), (47, 80)])
+def test_both_sides_of_the_crop_limit_the_reduction(height, width, monkeypatch):
+    sizes = []
+    original = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, *a, **k: sizes.append(self.size) or original(self, *a, **k))
+    data = encoded(photo(height, width), "JPEG")
+    read_crop(data, PREPROCESS, 0, 0, whole_image(height, width), Crop(1.0, 0.5))
+    assert sizes == [(width, height)]
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bicubic", "lanczos", "box"])
+def test_crops_use_the_interpolation_of_the_model(interpolation):
+    data = encoded(photo(33, 47))
+    preprocess = Preprocess((24, 40), (24, 40), interpolation=interpolation)
+    box = draw_crop(0, 0, 1, 33, 47, DEFAULT)
+    edges = (box.left, box.top, box.left + box.width, box.top + box.height)
+    expected = Image.fromarray(read_image(data)).resize((40, 24), Image.Resampling[interpolation.upper()], box=edges)
+    np.testing.assert_array_equal(read_crop(data, preprocess, 0, 0, 1, DEFAULT), np.asarray(expected))

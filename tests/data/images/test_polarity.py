@@ -4,7 +4,7 @@ from photos import encoded, preprocess_of, stroke
 from PIL import Image
 
 from zoo.data import loader
-from zoo.data.dataset import EncodedSplit
+from zoo.data.dataset import ArraySplit, Dataset, EncodedSplit
 from zoo.data.images.decode import read_image
 from zoo.data.images.polarity import (
     background_level,
@@ -318,3 +318,18 @@ def test_models_without_polarity_and_matching_data_leave_a_data_set_unchanged():
     dataset = small_dataset()
     assert match_polarity(dataset, None) is dataset
     assert match_polarity(dataset, "light-on-dark") is dataset
+
+
+def test_ink_of_one_colour_channel_counts():
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[5:15, 5:9, 0] = 255
+    assert reframe_ink(image, 0.5, 0).shape == (20, 20, 3)
+
+
+def test_large_colour_drawings_are_judged_by_their_luma():
+    rgba = np.full((20, 8, 8, 4), 255, np.uint8)
+    rgba[:, 3:5, 3:5, :3] = 0
+    labels = np.arange(20, dtype=np.int32) % 2
+    dataset = Dataset("drawings", {"train": ArraySplit(rgba, labels)}, ("a", "b"))
+    assert match_polarity(dataset, "dark-on-light") is dataset
+    assert match_polarity(dataset, "light-on-dark") is not dataset
