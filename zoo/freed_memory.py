@@ -6,9 +6,9 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-#: Bytes of the largest blocks that are kept, and their largest share of the memory there is. As many of a size are kept
-#: as were in use at once: one or two in training (`max_in_flight` in zoo/training/memory.py), two in evaluation. Now and then
-#: more, three have been seen: a block is aligned, and does not fit into its old place once bytes beside it are taken.
+#: Bytes of the largest blocks that are kept, and their largest share of the available memory. As many blocks of a size
+#: are kept as were in use at a time: one or two in training (`max_in_flight` in zoo/training/memory.py), two in
+#: evaluation. Occasionally three: an aligned block does not fit into its old place once bytes beside it are used.
 KEPT, SHARE = 2**30, 1 / 16
 #: What glibc before 2.35 allows at most.
 KEPT_BY_OLD_GLIBC = 32 * 2**20

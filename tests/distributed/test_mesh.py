@@ -229,8 +229,10 @@ def test_a_run_goes_on_over_other_devices(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(loop.Trainer, "commit", commit_and_stop)
             with pytest.raises(KeyboardInterrupt):
-                loop.fit("mlp", data(), recipe, fields=fields, parallelism=parallelism_for(how, axes), workdir=tmp_path / "moved",
-                         save_steps=11, quiet=True)  # fmt: skip
+                loop.fit(
+                    "mlp", data(), recipe, fields=fields, parallelism=parallelism_for(how, axes),
+                    workdir=tmp_path / "moved", save_steps=11, quiet=True,
+                )  # fmt: skip
     moved = loop.fit("mlp", data(), recipe, fields=fields, parallelism=parallelism_for("pmap", "data=2"),
                      workdir=tmp_path / "moved", quiet=True)  # fmt: skip
     stayed = loop.fit("mlp", data(), recipe, fields=fields, workdir=tmp_path / "stayed", quiet=True)

@@ -43,9 +43,9 @@ LEAF_FIELDS = {"path", "shape", "dtype", "sha256"}
 RENAMED_SINCE_FORMAT_1 = {
     "preprocess": {"fit": "resize_mode", "ink": "ink_extent"},
     "recipe": {
-        "b2": "b2",
-        "final_lr_fraction": "final_lr_fraction",
-        "decay_bias_and_norm": "decay_bias_and_norm",
+        "second_moment": "b2",
+        "final_rate": "final_lr_fraction",
+        "decay_all": "decay_bias_and_norm",
     },
 }
 

@@ -113,7 +113,7 @@ def _saves(folder: Path) -> list[Path]:
 
 
 def _to_plain_dict(tree: Any) -> dict:
-    """Convert a pytree to nested dicts of arrays: named tuples and optimiser states become dicts, empty nodes vanish."""
+    """Convert a pytree to nested dicts of arrays: named tuples and optimiser states too; empty nodes vanish."""
     from flax import serialization
 
     def prune(node):

@@ -76,10 +76,16 @@ def max_unrolled_microbatches() -> int:
 
 
 def compile_train_step(step: Callable, parallelism: Parallelism, family: str, state: TrainState, batch: Any) -> Any:
-    """A training step (state, batch) -> (state, metrics), compiled ahead of time for a layout; the state is donated.
+    """Compile a training step (state, batch) -> (state, metrics) ahead of time; the state is donated.
 
-    state: as `sharding.shard_state` returns it. batch: as `sharding.abstract_batch`. Under pmap, which takes no compiler
-    options, a CPU does without those above.
+    pmap takes no compiler options, so under it a CPU runs without those above.
+
+    Args:
+        step: the pure function.
+        parallelism: the devices and how they share the work.
+        family: the model's family, for the shardings of its parameters.
+        state: as `mesh.shard_state` returns it.
+        batch: as `mesh.abstract_batch` returns it.
     """
     if parallelism.is_single_device:
         jitted = compiled(step, donate=(0,))
@@ -91,6 +97,7 @@ def compile_train_step(step: Callable, parallelism: Parallelism, family: str, st
     else:
         places = shardings(parallelism, family, state, state.variables["params"])
         jitted = compiled(
-            step, donate=(0,), in_shardings=(places, batch_sharding(parallelism)), out_shardings=(places, replicated(parallelism))
+            step, donate=(0,), in_shardings=(places, batch_sharding(parallelism)),
+            out_shardings=(places, replicated(parallelism)),
         )  # fmt: skip
     return jitted.lower(state, batch).compile()

@@ -127,7 +127,7 @@ def check_pmap(parallelism: Parallelism, batch_size: int, recipe: Recipe) -> Non
     if mixing and batch_size // parallelism.devices % 2:
         raise ValueError(
             f"{mixing[0]} mixes pairs of neighbours: under pmap each device needs an even number of images, not "
-            f"{batch_size // parallelism.devices}; take --batch-size {2 * parallelism.devices} or a multiple, or leave pmap out"
+            f"{batch_size // parallelism.devices}; use --batch-size {2 * parallelism.devices} or a multiple of it"
         )
 
 

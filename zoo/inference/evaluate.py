@@ -72,9 +72,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Every metric of `metrics.summarise` over the whole split; each example counts once at any batch size.
 
-    `on_batch` is called with the number of images done. `tta` names the VIEWS of each image that are averaged. Over the
-    devices of a parallelism every process has the same result; pmap's are taken as jit's. Raises ValueError for an empty
-    split.
+    `on_batch` is called with the number of images done. `tta` names the VIEWS of each image that are averaged. Every
+    process has the same result; pmap is evaluated as jit. Raises ValueError for an empty split.
     """
     parallelism = ONE_DEVICE if parallelism.is_single_device else dataclasses.replace(parallelism, how="jit")
     step = _eval_step(model, preprocess, parallelism)

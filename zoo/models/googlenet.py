@@ -239,8 +239,8 @@ class GoogLeNetBN(nn.Module):
         dense = partial(nn.Dense, kernel_init=gaussian, dtype=self.dtype)
 
         def conv(features, kernel, stride=1, *, name):
-            return ConvNorm(scale_width(features, self.width), kernel, norm, stride, kernel_init=gaussian, dtype=self.dtype,
-                            name=name)  # fmt: skip
+            channels = scale_width(features, self.width)
+            return ConvNorm(channels, kernel, norm, stride, kernel_init=gaussian, dtype=self.dtype, name=name)
 
         aux = None
         if self.aux_heads and self.num_classes is not None:

@@ -260,7 +260,8 @@ class BatchNorm(nn.Module):
     as in the paper's algorithm 2 and in PyTorch (Flax's own layer takes the biased one). `momentum` is the share of
     the old value that is kept. Statistics are float32 whatever the compute dtype. With `axis_name` they are shared
     over that pmap axis. `use_running_average` is an argument of the call, so that it can be set by path from outside
-    (`nn.intercept_methods`). Where zoo/inference/folding.py has put the rest into the convolution before it, a bias is added.
+    (`nn.intercept_methods`). Where zoo/inference/folding.py has folded the rest into the
+    convolution before it, a bias is added.
     """
 
     momentum: float = 0.9

@@ -74,8 +74,8 @@ def check_digest(file: Path, digest: str) -> str:
 def fetch(weights: Weights, folder: Path) -> Path:
     """The file of a set, downloaded into `folder` and checked.
 
-    What a cut connection left (NAME.part) is gone on with, by this call or a later one. Raises ConnectionError, saying
-    what to bring by hand, where it cannot be had, and HashMismatchError, leaving nothing, where it is another file than announced.
+    What a cut connection left (NAME.part) is gone on with, by this call or a later one. Raises ConnectionError, naming
+    the file to bring by hand, if it cannot be fetched, and HashMismatchError, leaving nothing, if it is another file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     url = address(weights)

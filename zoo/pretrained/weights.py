@@ -256,7 +256,7 @@ def import_file(
 
 
 def _import_known(file: Path, weights: Weights, fetched: bool = False) -> Imported:
-    """A file as a known set. Raises HashMismatchError where it is another file. fetched: from its own address, just now."""
+    """Import a file as a set of WEIGHTS. Raises HashMismatchError for another file. fetched: it was just downloaded."""
     fields = [f"{name}={value}" for name, value in weights.fields.items()]
     try:
         sha256 = check_digest(file, weights.digest)

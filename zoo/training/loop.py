@@ -77,16 +77,33 @@ def fit(
     quiet: bool = False,
     workers: int | None = None,
 ) -> Fitted:
-    """Train, or go on with, the run that the arguments describe, and return its best checkpoint.
+    """Train, or resume, the run that the arguments describe, and return its best checkpoint.
 
-    model: a name of MODELS, `fields` changes its fields; None for that of `init`, the checkpoint to start from. data:
-    what `open_dataset` takes, or a Dataset. recipe: a Recipe, a name of RECIPES, or None for the one that suits.
-    parallelism: over which devices, all by default; it changes the numbers by rounding at most, and a run may go on over
-    others. auto_micro_batch: where memory does not suffice, the largest micro-batch that fits is taken, once, and is
-    then part of the run. The state is committed at least every `save_seconds`, and every `save_steps` steps if that is
-    not 0. `workers` threads read data that is not kept in memory; None: one per processor. Of several processes each
-    calls this, and the first writes. Raises ValueError for what does not fit together, memory.OutOfMemoryError before the first
-    step, DivergenceError for a loss that is not finite, Interrupted after SIGINT or SIGTERM.
+    With several processes all must call this; the primary one writes.
+
+    Args:
+        model: name in MODELS; None for that of `init`.
+        data: what `open_dataset` takes, or a Dataset.
+        recipe: a Recipe, a name in RECIPES, or None for the default.
+        init: the checkpoint to start from.
+        fields: fields of the model to change.
+        data_dir: folder of TensorFlow Datasets.
+        limit: maximum number of records per split; 0 for all.
+        parallelism: the devices and how they share the work, all by default. It changes results by rounding only, and a
+            run may resume on others.
+        auto_micro_batch: if memory does not suffice, use the largest micro-batch that fits; it becomes part of the run.
+        workdir: folder of the run; by default one under runs/.
+        save_seconds: maximum number of seconds between saves of the state.
+        save_steps: also save every this many steps; 0 to not.
+        command: command line to record in the run.
+        quiet: print nothing.
+        workers: threads that read data which is not kept in memory; None for one per processor.
+
+    Raises:
+        ValueError: for arguments that do not go together.
+        OutOfMemoryError: before the first step, if it does not fit into memory.
+        DivergenceError: if the loss is not finite.
+        InterruptedRunError: after SIGINT or SIGTERM, once the state is saved.
     """
     job = plan(model, data, recipe, init=init, fields=fields, data_dir=data_dir, limit=limit, parallelism=parallelism)
     require_same_in_all_processes(job)

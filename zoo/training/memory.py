@@ -53,7 +53,7 @@ def max_in_flight(step: Any) -> int:
 
 
 def available_bytes(parallelism: Parallelism | None = None) -> int | None:
-    """Bytes that are free on the fullest of this process's devices in a parallelism (or of all); None where nobody says.
+    """Return the bytes available on the fullest of this process's devices; None if unknown.
 
     CPU devices share the machine's memory, or the container's, evenly with those of all processes on it.
     """
@@ -177,7 +177,7 @@ def with_micro_batch(job: Plan, folder: Path, say: Callable) -> Plan:
 
 
 def with_micro_batch_that_fits(job: Plan, say: Callable) -> Plan:
-    """The plan as it is if its steps fit into memory, or else with the largest micro-batch that does. OutOfMemoryError."""
+    """Return the plan with the largest micro-batch that fits into memory. Raises OutOfMemoryError if none does."""
     say("compiling the training step to see what memory it needs …")
     phase, state, seen = largest_step(job)
     short = try_compile(partial(compile_step, job, phase, seen, state), job.parallelism)[1]

@@ -74,10 +74,11 @@ class Plan:
         The host cuts the crops where `place_augmentation` says so.
         """
         split = self.dataset.splits["train"]
-        recipe = self.recipe
+        seen = self.seen(step)
         rows = train_batches(
-            split, self.seen(step), batch_size=self.batch_size, seed=recipe.seed, start_step=step,
-            shard=mesh.process_shard(self.parallelism), crop=place_augmentation(split, self.seen(step), recipe.augment).host_crop, workers=workers,
+            split, seen, batch_size=self.batch_size, seed=self.recipe.seed, start_step=step,
+            shard=mesh.process_shard(self.parallelism),
+            crop=place_augmentation(split, seen, self.recipe.augment).host_crop, workers=workers,
         )  # fmt: skip
         return prefetch_to_device(
             rows, None if self.parallelism.is_single_device else partial(mesh.shard_batch, self.parallelism)
@@ -132,11 +133,12 @@ class Plan:
 
 def plan(
     model: str | None, data: str | Dataset, recipe: Recipe | str | None = None, *, init: InitCheckpoint | None = None,
-    fields: dict[str, Any] | None = None, data_dir: str | None = None, limit: int = 0, parallelism: Parallelism | None = None,
+    fields: dict[str, Any] | None = None, data_dir: str | None = None, limit: int = 0,
+    parallelism: Parallelism | None = None,
 ) -> Plan:  # fmt: skip
     """Open the data and settle model, preprocess, phases. ValueError for what does not fit together.
 
-    With `init`, model, fields and preprocess are its card's where nothing else is said. parallelism: all devices by default.
+    With `init`, model, fields and preprocess default to those of its card. parallelism: all devices by default.
     """
     parallelism = parallelism or mesh.parallelism_for()
     model, fields = finetune.model_and_fields(init, model, fields or {})
@@ -207,7 +209,7 @@ def class_weights(plan: Plan) -> tuple[float, ...] | None:
 
 
 def compile_step(plan: Plan, phase: Phase, seen: Preprocess, state: TrainState) -> Any:
-    """The training step of a phase and a size of images, compiled ahead of time for this plan's shapes and parallelism."""
+    """Compile the training step of a phase and an image size for the shapes and devices of this plan."""
     parallelism = plan.parallelism
     model = models.with_runtime(plan.model, axis_name=parallelism.axis_name)
     augment = place_augmentation(plan.dataset.splits["train"], seen, plan.recipe.augment).device

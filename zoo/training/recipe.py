@@ -64,12 +64,12 @@ class Recipe:
 
     # Regularisation
     l1: float = 0.0
-    """Penalty l1 * sum |w| added to the loss, over weights (never biases, norm scales) unless `decay_bias_and_norm`."""
+    """Penalty l1 * sum |w| added to the loss, over kernels; over all parameters with `decay_bias_and_norm`."""
     l2: float = 0.0
-    """Penalty l2 / 2 * sum w^2 added to the loss, over weights unless `decay_bias_and_norm`: the classic weight decay of SGD."""
+    """Penalty l2 / 2 * sum w^2 added to the loss, over the same parameters: the classic weight decay of SGD."""
     weight_decay: float = 0.0
-    """Decoupled decay (Loshchilov and Hutter 2019), times the learning rate, over weights unless `decay_bias_and_norm`; of any
-    optimiser, so adam with it is adamw."""
+    """Decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101), times the learning rate, over the same
+    parameters. It applies to every optimiser, so adam with it is adamw."""
     decay_bias_and_norm: bool = False
     """Penalties and decay also act on biases and norm scales, as in He et al. 2015."""
     label_smoothing: float = 0.0

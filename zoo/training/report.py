@@ -68,7 +68,8 @@ def describe_layout(job: Plan) -> list[str]:
         return []
     where = f", {jax.process_count()} processes" if processes.is_multiprocess() else ""
     lines = [
-        f"devices: {parallelism}{where}; the batch of {job.batch_size} is {job.batch_size // parallelism.devices} images on each",
+        f"devices: {parallelism}{where}; the batch of {job.batch_size} is "
+        f"{job.batch_size // parallelism.devices} images on each",
         f"      the learning rate {recipe.learning_rate:g} is for the whole batch; it is not scaled with devices",
     ]
     cut = mesh.count_sharded(parallelism, job.model.family, job.abstract["params"])

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoo.checkpoint.format import upgrade_names
 from zoo.files import sync_folder
 from zoo.training.recipe import Recipe, recipe_from_json
 
@@ -85,7 +86,7 @@ def config_from_json(data: Any, where: str) -> Config:
     try:
         model, source, init = data["model"], data["data"], data["init"] or {}
         return Config(
-            model["name"], dict(model["fields"]), source["source"], recipe_from_json(data["recipe"]),
+            model["name"], dict(model["fields"]), source["source"], recipe_from_json(upgrade_names("recipe", data["recipe"])),
             source["limit"], source["fingerprint"], source["dir"], init.get("from"), init.get("sha256"),
         )  # fmt: skip
     except (KeyError, TypeError) as error:
