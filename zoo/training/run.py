@@ -85,9 +85,10 @@ def config_from_json(data: Any, where: str) -> Config:
     """The config in parsed JSON; ValueError naming `where` if it is none."""
     try:
         model, source, init = data["model"], data["data"], data["init"] or {}
+        recipe = recipe_from_json(upgrade_names("recipe", data["recipe"]))  # of format 1, perhaps
         return Config(
-            model["name"], dict(model["fields"]), source["source"], recipe_from_json(upgrade_names("recipe", data["recipe"])),
-            source["limit"], source["fingerprint"], source["dir"], init.get("from"), init.get("sha256"),
+            model["name"], dict(model["fields"]), source["source"], recipe, source["limit"], source["fingerprint"],
+            source["dir"], init.get("from"), init.get("sha256"),
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise ValueError(f"{where}: is not the config of a run ({error})") from None
