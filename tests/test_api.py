@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import zoo
+from zoo.data.images.decode import read_image
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_dark_ink_on_light_paper_is_read_as_it_should(fitted, digits, way):
         file = io.BytesIO()
         image.save(file, form, **options)
         files.append(file.getvalue())
-    answers = [zoo.data.images.preprocess.read_image(file) for file in files]
+    answers = [read_image(file) for file in files]
     agree = sum(p.label == label for p, label in zip(loaded.predict(answers), expected, strict=True))
     assert agree >= 9
 
