@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.accuracy import FASHION
 from benchmarks.machine import hardware
-from zoo.data.sources.open import open_dataset
+from zoo.data.sources import open_dataset
 from zoo.pretrained.weights import read_card
 
 ROOT = Path(__file__).parents[1]

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from benchmarks.machine import hardware
-from zoo.data.sources.open import from_arrays
+from zoo.data.sources import from_arrays
 from zoo.training import plan as planning
 from zoo.training.recipe import Recipe
 

@@ -126,7 +126,7 @@ def compare_pixels(pythons: dict[str, str], files: list[str]) -> dict:
 
 def first_look(folder: str) -> dict:
     """How long `open_dataset` takes when nothing is remembered, and when everything is."""
-    from zoo.data.sources.open import open_dataset
+    from zoo.data.sources import open_dataset
 
     with tempfile.TemporaryDirectory() as cache:
         os.environ["XDG_CACHE_HOME"] = cache

@@ -17,6 +17,31 @@ def relative_error(actual: Any, expected: Any) -> float:
     return float(np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max())
 
 
+def random_images(count: int, *shape: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Return distinct random images, uint8 [count, *shape] (6 x 5 by default), and labels 0, 1, 2, 0, …"""
+    rng = np.random.default_rng(count)
+    return rng.integers(0, 256, (count, *(shape or (6, 5))), np.uint8), np.arange(count) % classes
+
+
+def split_sizes(dataset: Any) -> dict[str, int]:
+    """Return the number of records in each split."""
+    return {name: len(split) for name, split in dataset.splits.items()}
+
+
+def flip_bit(data: bytes, position: int | None = None) -> bytes:
+    """Return the bytes with one bit flipped, a third of the way through by default."""
+    position = len(data) // 3 if position is None else position
+    return data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :]
+
+
+def assert_one_line(caught: Any, *parts: str) -> None:
+    """Assert that the message of a caught exception is one line that contains these parts."""
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
 def run_command(capsys, *words: Any) -> tuple[int, str, str]:
     """Run a command line in this process and return (exit code, stdout, stderr)."""
     try:

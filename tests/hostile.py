@@ -34,7 +34,7 @@ BAD = {  # path -> what the scan has to say
     "train/cat/nowhere.jpg": "no such file",
     "train/dog/round.jpg": "cannot be read",
     "train/dog/pipe.jpg": "is not a file",
-    "train/cat/loop": "leads back",
+    "train/cat/loop": "link to a folder that contains it",
     "test/cat/empty.png": "empty file",
 }
 

@@ -10,12 +10,12 @@ import jax
 
 from zoo import checkpoint, models
 from zoo.checkpoint import Card
-from zoo.data.dataset import all_splits, with_classes
+from zoo.data.dataset import Dataset, all_splits, limited, with_classes
 from zoo.data.images.polarity import match_polarity
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.images.tta import at_size
-from zoo.data.sources.listing import split_of
-from zoo.data.sources.open import Dataset, from_arrays, limited, open_dataset
+from zoo.data.sources import from_arrays, open_dataset
+from zoo.data.sources.listing import canonical_split
 from zoo.distributed.mesh import parallelism_for
 from zoo.inference import evaluate as evaluation
 from zoo.inference.predict import Prediction, predict, require_head
@@ -161,7 +161,7 @@ def evaluate(
     if limit:
         dataset = limited(dataset, limit)
     dataset = match_polarity(with_classes(dataset, loaded.card.classes), loaded.card.preprocess.polarity)
-    split = split_of(split) or split
+    split = canonical_split(split) or split
     if split != "all" and split not in dataset.splits:
         raise ValueError(
             f"{dataset.name}: has no split {split!r}; it has {', '.join(dataset.splits)}, and all of them: all"

@@ -1,10 +1,8 @@
-"""What can be made again: kept in the user's cache folder."""
+"""The user's cache folder: data that can be computed or downloaded again."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -14,43 +12,44 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.files import atomic_writer
+
+APP = "jax-model-zoo"
+
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: $XDG_CACHE_HOME or the system's usual place, then "jax-model-zoo"."""
-    if root := os.environ.get("XDG_CACHE_HOME"):
-        return Path(root) / "jax-model-zoo"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "jax-model-zoo"
-    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "jax-model-zoo"
+    """Return the cache folder: $XDG_CACHE_HOME/jax-model-zoo if that is set, else the system's usual place."""
+    if root := os.environ.get("XDG_CACHE_HOME"):  # on every system, not only on those of the XDG specification
+        return Path(root) / APP
+    from platformdirs import user_cache_path
+
+    return user_cache_path(APP, appauthor=False)
 
 
 def cached(
-    key: str, build: Callable[[], dict[str, NDArray[Any]]], lasting: Callable[[], bool] = lambda: True
+    key: str, build: Callable[[], dict[str, NDArray[Any]]], cacheable: Callable[[], bool] = lambda: True
 ) -> dict[str, NDArray[Any]]:
-    """Arrays from the cache, or made and put there. The checksums of the zip format reveal a damaged file.
+    """Return arrays from the cache, or build and store them. A damaged file is noticed by its checksums and rebuilt.
 
     Args:
-        key: names them; it changes with whatever they are made from.
-        build: makes them.
-        lasting: asked after `build`: whether what it made may be kept.
+        key: name of the entry, which must change with everything that the arrays depend on.
+        build: computes the arrays.
+        cacheable: called after `build`; the arrays are stored if it returns True.
     """
     path = cache_folder() / "data" / f"{key}.npz"
     try:
-        with path.open("rb") as raw:
-            file = np.load(raw, allow_pickle=False)
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
             return {name: file[name] for name in file.files}
     except (OSError, zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, AttributeError):
-        pass  # absent or damaged: made anew
+        pass  # absent or damaged
     arrays = build()
-    if not lasting():
+    if not cacheable():
         return arrays
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as out:
-            np.savez(out, **cast(Any, arrays))
-        os.replace(temporary, path)
-    except OSError:  # a read-only home or a full disk costs the next start time, and nothing else
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        with atomic_writer(path, durable=False, unique=True) as stream:
+            np.savez(stream, **cast(Any, arrays))
+    except OSError:  # without a writable cache, only the next start is slower
+        pass
     return arrays

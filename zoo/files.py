@@ -3,19 +3,45 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def atomic_writer(file: Path, *, durable: bool = True, unique: bool = False) -> Iterator[BinaryIO]:
+    """Open a temporary file that replaces `file` in one rename, so that a reader or a crash never sees half of it.
+
+    If the block raises, the temporary file is deleted and `file` stays as it was.
+
+    Args:
+        file: the file to replace.
+        durable: flush content and rename to disk, to survive a power failure.
+        unique: use a temporary name of this process alone, for files that several processes may write at once.
+
+    Yields:
+        The temporary file, open for writing bytes.
+    """
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp" if unique else f".{file.name}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
+        temporary.replace(file)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    if durable:
+        sync_folder(file.parent)
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Replace `file` with `text` in one rename, so that a reader or a crash never sees half of it."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-    sync_folder(file.parent)
+    """Replace the content of `file` with `text` (UTF-8) in one rename, and flush it to disk."""
+    with atomic_writer(file) as stream:
+        stream.write(text.encode("utf-8"))
 
 
 def sync_folder(folder: Path) -> None:

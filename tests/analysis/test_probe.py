@@ -8,7 +8,7 @@ from zoo import models
 from zoo.analysis.probe import Features, endpoints, load_features
 from zoo.cli import main
 from zoo.data.images.preprocess import Preprocess
-from zoo.data.sources.open import from_arrays
+from zoo.data.sources import from_arrays
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from zoo.data import loader
 from zoo.data.augment.host_crop import Crop, place_augmentation, read_crop
 from zoo.data.images.preprocess import Preprocess, images_to_input
 from zoo.data.images.tta import images_to_views
-from zoo.data.loader import batch_indices, eval_batches, prefetch_to_device, train_batches
-from zoo.data.sources.open import ArraySplit, open_dataset
+from zoo.data.loader import batch_indices, eval_batches, nearest_multiples, prefetch_to_device, train_batches
+from zoo.data.sources import ArraySplit, open_dataset
 
 PLAIN = Preprocess((2, 3), (2, 3), channels="L", mean=(0.0,), std=(1.0,))
 
@@ -24,10 +24,10 @@ def numbered(count):
 
 
 class Slow:
-    """The same records read one by one from elsewhere; `read` may fail, and counts."""
+    """The records of `numbered` as a list. `read` counts its calls and fails for the records in `bad`."""
 
-    def __init__(self, count, fail_at=None):
-        self.inner, self.fail_at, self.reads, self.threads = numbered(count), fail_at, 0, set()
+    def __init__(self, count, bad=()):
+        self.inner, self.bad, self.reads, self.threads = numbered(count), set(bad), 0, set()
         self.labels = self.inner.labels
 
     def __len__(self):
@@ -36,7 +36,7 @@ class Slow:
     def read(self, indices):
         self.reads += 1
         self.threads.add(threading.current_thread())
-        if self.fail_at is not None and self.reads > self.fail_at:
+        if self.bad & set(np.asarray(indices).tolist()):
             raise ValueError("photo.jpg: truncated")
         return list(self.inner.read(indices))
 
@@ -84,7 +84,7 @@ def test_the_stream_does_not_depend_on_the_batch_size():
         assert np.array_equal(stream(batch_size), stream(60))
 
 
-def test_epochs_and_seeds_have_their_own_orders():
+def test_each_epoch_and_seed_has_its_own_order():
     orders = {tuple(batch_indices(seed, epoch, 50, 50)[0]) for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9
 
@@ -106,12 +106,12 @@ PINNED_FAR = [659, 538, 39, 311]
 
 
 @pytest.mark.parametrize("arguments", [(-1, 0, 1, 1), (0, -1, 1, 1), (0, 0, 0, 1), (0, 0, 1, 0)])
-def test_impossible_positions(arguments):
+def test_invalid_positions(arguments):
     with pytest.raises(ValueError, match=r"must|no records"):
         batch_indices(*arguments)
 
 
-def test_an_epochs_order_is_computed_once(monkeypatch):
+def test_the_order_of_an_epoch_is_computed_once(monkeypatch):
     calls = []
     original = loader.np.argsort
     monkeypatch.setattr(loader.np, "argsort", lambda *a, **k: calls.append(1) or original(*a, **k))
@@ -126,13 +126,13 @@ def test_an_epochs_order_is_computed_once(monkeypatch):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 23])
 @pytest.mark.parametrize("start", [0, 1, 2, 9])
-def test_training_continues_at_any_step(start, batch_size):
+def test_training_resumes_at_any_step(start, batch_size):
     split = numbered(10)
     whole = take(train_batches(split, PLAIN, batch_size=batch_size, seed=1), 14)
     same(take(train_batches(split, PLAIN, batch_size=batch_size, seed=1, start_step=start), 14 - start), whole[start:])
 
 
-def test_a_batch_is_what_its_indices_say():
+def test_a_batch_has_the_records_of_its_indices():
     split = numbered(10)
     for step, batch in enumerate(take(train_batches(split, PLAIN, batch_size=4, seed=5), 8)):
         indices, _ = batch_indices(5, step, 4, 10)
@@ -163,14 +163,14 @@ def test_streaming_gives_the_same_batches(start, shard, streaming, monkeypatch):
     same(read, kept)
 
 
-def test_images_are_fitted():
+def test_images_are_preprocessed():
     split = numbered(6)
     wide = Preprocess((4, 4), (4, 4), channels="RGB", mean=(0.0,) * 3, std=(1.0,) * 3)
     batch = next(train_batches(split, wide, batch_size=6, seed=0))
     np.testing.assert_array_equal(batch["image"], images_to_input(split.images[batch["label"]], wide))
 
 
-def test_a_small_split_is_fitted_once(monkeypatch):
+def test_a_small_split_is_preprocessed_once(monkeypatch):
     split = Slow(10)
     take(train_batches(split, PLAIN, batch_size=5, seed=0), 20)
     take(eval_batches(split, PLAIN, batch_size=5), 2)
@@ -179,14 +179,14 @@ def test_a_small_split_is_fitted_once(monkeypatch):
     assert split.reads == 2
 
 
-def test_a_split_that_cannot_be_remembered_works_too():
+def test_an_unhashable_split():
     class Unhashable(Slow):
         __hash__ = None
 
     assert len(take(train_batches(Unhashable(4), PLAIN, batch_size=2, seed=0), 3)) == 3
 
 
-def test_arguments_are_checked_at_once_and_not_at_the_first_batch():
+def test_arguments_are_checked_before_the_first_batch():
     with pytest.raises(ValueError, match="no records"):
         train_batches(numbered(0), PLAIN, batch_size=2, seed=0)
     with pytest.raises(ValueError, match="no records"):
@@ -197,7 +197,7 @@ def test_arguments_are_checked_at_once_and_not_at_the_first_batch():
     ):
         with pytest.raises(ValueError, match="8 or 12"):
             make(batch_size=10, shard=(0, 4))
-        with pytest.raises(ValueError, match=r"multiple of 4 can \(4\)"):
+        with pytest.raises(ValueError, match=r"size 3 .* 4 processes; use 4$"):
             make(batch_size=3, shard=(0, 4))
         with pytest.raises(ValueError, match="rank"):
             make(batch_size=4, shard=(4, 4))
@@ -212,7 +212,7 @@ def readers():
     return [thread for thread in threading.enumerate() if thread.name.startswith("zoo-loader")]
 
 
-def test_it_is_not_started_before_the_first_batch_and_ends_with_close(streaming):
+def test_threads_start_with_the_first_batch_and_end_with_close(streaming):
     split = Slow(10)
     batches = train_batches(split, PLAIN, batch_size=2, seed=0)
     assert not readers()
@@ -222,7 +222,7 @@ def test_it_is_not_started_before_the_first_batch_and_ends_with_close(streaming)
     assert not readers()
 
 
-def test_it_is_only_a_few_batches_ahead(streaming):
+def test_threads_work_only_a_few_batches_ahead(streaming):
     split = Slow(10)
     batches = train_batches(split, PLAIN, batch_size=2, seed=0, workers=1)
     next(batches)
@@ -234,15 +234,16 @@ def test_it_is_only_a_few_batches_ahead(streaming):
     batches.close()
 
 
-def test_its_errors_arrive(streaming):
-    batches = train_batches(Slow(10, fail_at=3), PLAIN, batch_size=2, seed=0)
+def test_errors_of_threads_reach_the_consumer(streaming):
+    bad = batch_indices(0, 3, 2, 10)[0].tolist()  # fails by record, not by call, so that no other thread can be first
+    batches = train_batches(Slow(10, bad), PLAIN, batch_size=2, seed=0)
     for _ in range(3):
         next(batches)
     with pytest.raises(ValueError, match="truncated"):
         next(batches)
     assert not readers()
     with pytest.raises(ValueError, match="truncated"):
-        list(eval_batches(Slow(10, fail_at=0), PLAIN, batch_size=2))
+        list(eval_batches(Slow(10, bad=[0]), PLAIN, batch_size=2))
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
@@ -287,7 +288,7 @@ def photographs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("crop", [None, Crop()])
-def test_the_number_of_workers_changes_nothing_even_in_the_middle_of_an_epoch(photographs, crop, streaming):
+def test_batches_do_not_depend_on_the_number_of_workers(photographs, crop, streaming):
     split = open_dataset(photographs).splits["train"]
     given = {"batch_size": 4, "seed": 3, "crop": crop}
     whole = take(train_batches(split, SEEN, workers=0, **given), 12)
@@ -300,7 +301,7 @@ def test_the_number_of_workers_changes_nothing_even_in_the_middle_of_an_epoch(ph
     same([{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*halves, strict=True)], whole)
 
 
-def test_crops_differ_by_epoch_and_seed_and_are_made_of_the_files(photographs):
+def test_crops_are_cut_from_the_files_by_epoch_and_seed(photographs):
     split = open_dataset(photographs).splits["train"]
     count = len(split)
 
@@ -318,7 +319,7 @@ def test_crops_differ_by_epoch_and_seed_and_are_made_of_the_files(photographs):
         assert (one != other).any(axis=(1, 2, 3)).all()
 
 
-def test_images_of_the_models_size_are_still_fitted_once_and_cropped_on_the_device(tmp_path):
+def test_images_of_the_models_size_are_cropped_on_the_device(tmp_path):
     split = open_dataset(
         folder_of(tmp_path, {"train/a": 6, "train/b": 6, "test/a": 2, "test/b": 2}, size=(16, 20))
     ).splits["train"]
@@ -351,7 +352,7 @@ def test_evaluation_of_files_is_exact_at_every_batch_size(photographs, stream, w
             np.testing.assert_array_equal(np.concatenate([part["label"] for part in rows])[real], split.labels)
 
 
-def test_views_of_evaluation(photographs):
+def test_evaluation_views(photographs):
     split = open_dataset(photographs).splits["test"]
     views = images_to_views(split.read(np.arange(len(split))), SEEN, "ten-crop")
     for batch_size, workers in ((1, 0), (4, 3), (9, 1)):
@@ -365,7 +366,7 @@ def test_views_of_evaluation(photographs):
 
 
 @pytest.mark.parametrize("crop", [None, Crop()])
-def test_a_file_that_is_damaged_after_it_was_looked_at_is_named_and_never_replaced(tmp_path, crop, streaming):
+def test_a_file_damaged_after_the_scan_raises_with_its_name(tmp_path, crop, streaming):
     folder_of(tmp_path, LAYOUT, suffix="jpg")
     dataset = open_dataset(tmp_path)
     for part in ("train", "test"):
@@ -378,7 +379,7 @@ def test_a_file_that_is_damaged_after_it_was_looked_at_is_named_and_never_replac
     assert not readers()
 
 
-def test_memory_is_flat_over_epochs(photographs, streaming):
+def test_memory_does_not_grow_over_epochs(photographs, streaming):
     """What thirty further epochs leave behind is less than a few of their sixty batches."""
     split = open_dataset(photographs).splits["train"]
     batches = train_batches(split, SEEN, batch_size=6, seed=0, crop=Crop(), workers=2)
@@ -395,7 +396,7 @@ def test_memory_is_flat_over_epochs(photographs, streaming):
         batches.close()
 
 
-def test_on_the_device_the_batches_are_the_same_and_one_is_under_way():
+def test_prefetch_to_device_is_one_batch_ahead():
     split, asked = numbered(10), []
     plain = take(train_batches(split, PLAIN, batch_size=4, seed=5), 4)
     there = prefetch_to_device(
@@ -405,3 +406,74 @@ def test_on_the_device_the_batches_are_the_same_and_one_is_under_way():
     same([plain[0], *take(there, 3)], plain)
     kept = list(prefetch_to_device(eval_batches(split, PLAIN, batch_size=4)))
     assert sum(float(batch["weight"].sum()) for batch in kept) == 10
+
+
+@pytest.mark.parametrize("extra, cached", [(0, True), (-1, False)])
+def test_a_split_is_cached_up_to_a_number_of_bytes(extra, cached, monkeypatch):
+    """Ten images of 2 x 3 in grey are 60 bytes, and 180 in RGB."""
+    wide = Preprocess((2, 3), (2, 3), channels="RGB", mean=(0.0,) * 3, std=(1.0,) * 3)
+    for preprocess, size in ((PLAIN, 60), (wide, 180)):
+        monkeypatch.setattr(loader, "CACHE_BYTES", size + extra)
+        split = Slow(10)
+        take(train_batches(split, preprocess, batch_size=10, seed=0, workers=0), 3)
+        assert split.reads == (1 if cached else 3)
+
+
+def test_the_cache_size_is_pinned():
+    assert loader.CACHE_BYTES == 2**31
+
+
+def test_the_last_batch_is_padded_with_zeros_for_every_process():
+    parts = [list(eval_batches(numbered(3), PLAIN, batch_size=8, shard=(rank, 2))) for rank in (0, 1)]
+    assert [len(part) for part in parts] == [1, 1]
+    assert parts[0][0]["weight"].tolist() == [1, 1, 1, 0] and parts[1][0]["weight"].tolist() == [0, 0, 0, 0]
+    assert parts[0][0]["label"].tolist() == [0, 1, 2, 0] and not parts[1][0]["image"].any()
+
+
+@pytest.mark.parametrize(
+    "size, count, expected", [(8, 4, ""), (10, 4, "8 or 12"), (3, 4, "4"), (5, 4, "4 or 8"), (0, 4, ""), (7, 1, "")]
+)
+def test_nearest_multiples(size, count, expected):
+    assert nearest_multiples(size, count) == expected
+
+
+@pytest.mark.parametrize("shard", [(-1, 2), (2, 2), (1, 1), (0, 0)])
+def test_ranks_are_checked(shard):
+    with pytest.raises(ValueError, match=r"shard \(rank, count\)"):
+        train_batches(numbered(4), PLAIN, batch_size=4, seed=0, shard=shard)
+
+
+def test_large_splits_are_read_in_chunks(streaming):
+    """Images in memory are preprocessed 1,024 at a time, encoded ones a few at a time per thread."""
+    sizes = []
+
+    class Recording(Slow):
+        def read(self, indices):
+            sizes.append(len(indices))
+            return super().read(indices)
+
+    take(train_batches(Recording(1500), PLAIN, batch_size=1030, seed=0, workers=0), 1)
+    assert sizes == [1024, 6]
+    sizes.clear()
+    Recording.read_chunk = 400
+    take(eval_batches(Recording(1500), PLAIN, batch_size=1030, workers=0), 1)
+    assert sizes == [400, 400, 230]
+
+
+def test_a_cached_split_belongs_to_one_preprocessing():
+    split = numbered(6)
+    other = Preprocess((4, 6), (4, 6), channels="L", mean=(0.0,), std=(1.0,))
+    for preprocess in (PLAIN, other, PLAIN):
+        assert next(eval_batches(split, preprocess, batch_size=2))["image"].shape == (2, *preprocess.size, 1)
+
+
+def test_host_crops_use_the_record_and_its_epoch(photographs, streaming):
+    """A batch across the end of an epoch: each image has the crop of its own epoch."""
+    split = open_dataset(photographs).splits["train"]
+    count = len(split)
+    (batch,) = take(train_batches(split, SEEN, batch_size=count + 4, seed=5, crop=Crop(), workers=2), 1)
+    indices, epochs = batch_indices(5, 0, count + 4, count)
+    assert set(epochs.tolist()) == {0, 1}
+    for row, (record, epoch) in enumerate(zip(indices.tolist(), epochs.tolist(), strict=True)):
+        crop = read_crop(split.encoded([record])[0], SEEN, 5, epoch, record, Crop())
+        np.testing.assert_array_equal(batch["image"][row], crop)

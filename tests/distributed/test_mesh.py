@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zoo import models
-from zoo.data.sources.open import from_arrays
+from zoo.data.sources import from_arrays
 from zoo.distributed import compile, mesh
 from zoo.distributed.mesh import parallelism_for
 from zoo.inference.evaluate import evaluate

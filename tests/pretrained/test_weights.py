@@ -221,7 +221,7 @@ def test_a_network_without_its_head_is_a_start_and_no_classifier(tmp_path, capsy
     ("more", "said"),
     [
         (["--set", "dtype=bfloat16"], "how a model is run"),
-        (["--classes", "twice.txt"], "twice.txt: several classes are called b"),
+        (["--classes", "twice.txt"], "twice.txt: duplicate class names: b"),
         (["--classes", "latin.txt"], "latin.txt: is not text in UTF-8"),
     ],
 )

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from zoo import checkpoint
-from zoo.data.sources.open import from_arrays, limited
+from zoo.data.dataset import limited
+from zoo.data.sources import from_arrays
 from zoo.training import loop, report, run
 from zoo.training import plan as planning
 from zoo.training.recipe import Recipe

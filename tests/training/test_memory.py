@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from zoo.data.sources.open import from_arrays
+from zoo.data.sources import from_arrays
 from zoo.training import loop, memory
 from zoo.training.recipe import Recipe
 

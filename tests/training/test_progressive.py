@@ -13,7 +13,7 @@ import zoo
 from zoo import checkpoint, cli, models
 from zoo.data import loader
 from zoo.data.images.preprocess import Preprocess
-from zoo.data.sources.open import from_arrays
+from zoo.data.sources import from_arrays
 from zoo.training import loop, memory, plots, progressive, report, run
 from zoo.training import plan as planning
 from zoo.training.recipe import Recipe, recipe_from_json

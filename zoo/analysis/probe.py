@@ -15,10 +15,11 @@ import jax
 import numpy as np
 
 from zoo import api
+from zoo.data.dataset import Dataset, limited
 from zoo.data.images.polarity import match_polarity
 from zoo.data.images.preprocess import Preprocess, normalise
 from zoo.data.loader import eval_batches
-from zoo.data.sources.open import Dataset, limited, open_dataset
+from zoo.data.sources import open_dataset
 from zoo.distributed.compile import compiled
 from zoo.inference import metrics
 from zoo.inference.evaluate import BATCH_SIZE

@@ -23,7 +23,7 @@ def start_jax() -> None:
     """What the command line sets for itself: the compilation cache in the user's cache folder."""
     import jax
 
-    from zoo.data.sources.open import cache_folder
+    from zoo.cache import cache_folder
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = cache_folder() / "compiled"

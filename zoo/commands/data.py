@@ -30,18 +30,19 @@ def run(options: argparse.Namespace) -> int:
 
     from zoo.data.inspect import survey
     from zoo.data.inspect.contact_sheet import contact_sheet
-    from zoo.data.sources.listing import describe_left_out, open_listing
-    from zoo.data.sources.open import list_source, open_dataset
+    from zoo.data.sources.listing import Listing, describe_left_out, open_listing
+    from zoo.data.sources.open import open_source
 
     for path in filter(None, (options.sheet, options.augmented)):
         require_writable(Path(path), ".png")
-    listing = list_source(options.data, options.data_dir)
-    if listing is None:
-        dataset, found = open_dataset(options.data, options.data_dir), None
+    source = open_source(options.data, options.data_dir)
+    if isinstance(source, Listing):
+        scanned = source.scan(options.workers)
+        dataset = open_listing(source, scanned)
+        figures = survey.survey(dataset, source, scanned)
     else:
-        found = listing.scan(options.workers)
-        dataset = open_listing(listing, found=found)
-    figures = survey.survey(dataset, listing, found)
+        dataset = source
+        figures = survey.survey(dataset)
     if not options.json:
         print("\n".join([*survey.describe(figures), *describe_left_out(dataset)]))
     drawn: dict[str, str] = {}
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _place(asked: str | None, data: str, kind: str) -> Path:
     """The file to draw into: what was asked for, else one for these data in the cache folder. OSError for none."""
-    from zoo.data.sources.open import cache_folder
+    from zoo.cache import cache_folder
 
     if asked:
         return Path(asked)

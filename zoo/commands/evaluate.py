@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     split = options.split or "test"
     if not options.split and split in dataset.splits:
         for note in dataset.notes:
-            if note.startswith(f"no {split} split"):
+            if note.kind == "held_out" and note.split == split:
                 print(f"{note}; --split all counts every one", file=sys.stderr)
     show = counter("evaluated")
 
@@ -83,7 +83,7 @@ def dataset_of(checkpoint: str, card: Any, data: str | None, data_dir: str | Non
 
 
 def _opened(checkpoint: str, card: Any, data: str | None, data_dir: str | None) -> Any:
-    from zoo.data.sources.open import open_dataset
+    from zoo.data.sources import open_dataset
 
     if data:
         return open_dataset(data, data_dir)

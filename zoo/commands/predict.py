@@ -104,19 +104,19 @@ def image_files(names: Sequence[str]) -> tuple[list[Path], list[str]]:
 
     FileNotFoundError, ValueError for none.
     """
-    from zoo.data.sources.folders import Walk
+    from zoo.data.sources.folders import FolderWalk
 
     files: list[Path] = []
     problems: list[str] = []
     for name in names:
         path = Path(name)
         if path.is_dir():
-            walk = Walk(name)
+            walk = FolderWalk(name)
             inside = [path / image for image in walk.images("")]
-            if not inside and not walk.faults:
+            if not inside and not walk.unreadable:
                 raise ValueError(f"{path}: has no images in it")
             files += sorted(inside)
-            problems += [f"{path}{os.sep}{fault}" for fault in walk.faults]
+            problems += [f"{path}{os.sep}{fault}" for fault in walk.unreadable]
         elif path.exists():
             files.append(path)
         else:

@@ -1,12 +1,12 @@
 """Batches. Which records global batch n holds is a pure function of (seed, n).
 
 Training reads an endless stream: epoch after epoch, each in its own order, cut into full batches without regard to
-where an epoch ends. Nothing depends on workers, devices or processes, so a run can be continued at any step and a
-process can take its rows of each batch.
+where an epoch ends. Nothing depends on the number of workers, devices or processes. A run can therefore be resumed at
+any step, and each process can read its own rows of each batch.
 
-What does not fit in memory is decoded by threads: Pillow lets go of the interpreter while it decodes and resizes, so
-they run side by side, and share the batch they write into. Who does which piece is left to chance, what comes of it is
-not: every batch is laid out before any piece of it is begun.
+Data that does not fit in memory is decoded by threads, which run in parallel because Pillow releases the interpreter
+lock while it decodes and resizes. Several threads write into one batch. Every batch is laid out before its first task
+begins, so the result does not depend on which thread does which task.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.augment.host_crop import Crop, read_crop
-from zoo.data.dataset import ArraySplit, EncodedSplit, Split
-from zoo.data.images.polarity import InvertedSplit
 from zoo.data.images.preprocess import Preprocess, images_to_input
 from zoo.data.images.tta import VIEWS, check_views, images_to_views
-from zoo.data.threads import Pieces, prefetch, run_all
+from zoo.data.splits import Split, encoded_reader, images_in_memory, read_chunk, record_name
+from zoo.data.threads import DecodeTask, lookahead, prefetch, run_all
 
-CACHE_BYTES = 2**31  # bytes of fitted pixels up to which a split is fitted once and kept
-PIECE = 8  # encoded images that a thread decodes in a row
+CACHE_BYTES = 2**31  # a split whose preprocessed images take at most this many bytes is preprocessed once and kept
 
 
 class Batch(TypedDict):
-    """image uint8 [B, H, W, C], label int32 [B], weight float32 [B]; weight 0 marks padding, in evaluation only."""
+    """A batch on the host: image uint8 [B, H, W, C], label int32 [B], weight float32 [B].
+
+    Weight 0 marks padding, which occurs in evaluation only.
+    """
 
     image: NDArray[np.uint8]
     label: NDArray[np.int32]
@@ -42,7 +43,10 @@ class Batch(TypedDict):
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, num_records: int) -> NDArray[np.int64]:
-    """The order of an epoch. Raw random bits are sorted, because NumPy promises to keep those but not `permutation`."""
+    """Return the order of an epoch, int64 [num_records].
+
+    Sorts raw random bits, because NumPy guarantees that these stay the same between versions, but not `permutation`.
+    """
     bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_records)
     order = np.argsort(bits, kind="stable")
     order.flags.writeable = False
@@ -52,29 +56,29 @@ def _permutation(seed: int, epoch: int, num_records: int) -> NDArray[np.int64]:
 def batch_indices(
     seed: int, step: int, batch_size: int, num_records: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The records of global batch `step`, and the epoch each of them belongs to.
+    """Return the records of global batch `step`, and the epoch that each of them belongs to.
 
-    Over an epoch each record occurs once. A batch may run across the end of an epoch, and, where it is larger than the
-    data set, across several.
+    Each record occurs once per epoch. A batch may run across the end of an epoch, and across several if it is larger
+    than the data set.
 
     Args:
-        seed: not negative.
-        step: 0, 1, ….
-        batch_size: of the global batch, over all processes.
-        num_records: N.
+        seed: seed of the order, at least 0.
+        step: number of the batch, from 0.
+        batch_size: size of the global batch, over all processes.
+        num_records: number of records in the split, N.
 
     Returns:
         indices int64 [batch_size] in 0..N-1, and epochs int64 [batch_size].
 
     Raises:
-        ValueError: no records, no batch, or a negative seed or step.
+        ValueError: no records, an empty batch, or a negative seed or step.
     """
     if num_records < 1:
-        raise ValueError("there are no records to make batches of")
+        raise ValueError("no records: the split is empty")
     if batch_size < 1:
         raise ValueError(f"batch size must be at least 1, not {batch_size}")
     if seed < 0 or step < 0:
-        raise ValueError(f"seed and step must not be negative: seed {seed}, step {step}")
+        raise ValueError(f"seed and step must be at least 0, not {seed} and {step}")
     positions = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
     epochs, places = np.divmod(positions, num_records)
     parts = [
@@ -95,48 +99,50 @@ def train_batches(
     crop: Crop | None = None,
     workers: int | None = None,
 ) -> Generator[Batch]:
-    """Endless full batches from `start_step` on. All weights are 1.
+    """Yield full batches without end, from batch `start_step` on. All weights are 1.
 
-    A split that is small once fitted is fitted once, and batches are gathers from it; of a larger one, batches are read
-    and fitted one by one, a few ahead, by threads that end when the iterator is closed. So is a split whose crops
-    the host makes.
+    A split whose preprocessed images fit in CACHE_BYTES is preprocessed once, and its batches are gathered from memory.
+    A larger split, or one whose crops are cut on the host, is read and preprocessed batch by batch. Threads work a few
+    batches ahead; they end when the iterator is closed.
 
     Args:
-        split: the records. `read` may be called by several threads at once.
-        preprocess: what the model sees of an image.
-        batch_size: of the global batch.
-        seed: of the order, with the step, and of the crops, with epoch and record.
-        start_step: the step at which to continue.
-        shard: (rank, count) of this process; it gets rows rank * B / count … of each global batch of B.
-        crop: the crop to cut from the encoded images, as `place_augmentation` decided; None leaves crops to the device.
-        workers: threads that read ahead; 0: none, a batch is made when it is asked for; None: one per processor. They
-            change nothing but the speed.
+        split: the records.
+        preprocess: how an image becomes the model's input.
+        batch_size: size of the global batch.
+        seed: seed of the order (with the step) and of the crops (with epoch and record).
+        start_step: first step, to resume a run.
+        shard: (rank, count) of this process, which gets rows rank * B / count … of each global batch of size B.
+        crop: the crop to cut from the encoded images, as decided by `place_augmentation`; None leaves it to the device.
+        workers: number of threads; 0 makes each batch when it is requested, None uses one thread per processor. It
+            affects speed only.
 
     Raises:
-        ValueError: no records, or a batch that cannot be divided among the processes. While iterating: a record that
-            can no longer be read, by name.
+        ValueError: no records, a batch size that is not divisible by the number of processes, or a crop for a split
+            without encoded images. While iterating: a record that can no longer be read, by name.
     """
     rows = _rows(batch_size, shard)
-    batch_indices(seed, start_step, batch_size, len(split))  # complains now, rather than at the first batch
+    batch_indices(seed, start_step, batch_size, len(split))  # raises now rather than at the first batch
+    if crop and encoded_reader(split) is None:
+        raise ValueError("host crops need encoded images; this split has decoded ones")
     labels = np.asarray(split.labels, np.int32)
-    images = None if crop else _fitted(split, preprocess, workers)
+    images = None if crop else _preprocessed(split, preprocess, workers)
 
-    def gathered(kept: NDArray[np.uint8]) -> Generator[Batch]:
+    def gather(images: NDArray[np.uint8]) -> Generator[Batch]:
         step = start_step
         while True:
             indices = batch_indices(seed, step, batch_size, len(labels))[0][rows]
-            yield {"image": kept[indices], "label": labels[indices], "weight": np.ones(len(indices), np.float32)}
+            yield {"image": images[indices], "label": labels[indices], "weight": np.ones(len(indices), np.float32)}
             step += 1
 
-    def planned() -> Iterator[tuple[Batch, Pieces]]:
+    def planned() -> Iterator[tuple[Batch, list[DecodeTask]]]:
         step = start_step
         while True:
             indices, epochs = (part[rows] for part in batch_indices(seed, step, batch_size, len(labels)))
-            batch = _empty(labels[indices], len(indices), preprocess)
-            yield batch, _pieces(split, preprocess, indices, batch["image"], crop, seed, epochs)
+            batch = _empty_batch(labels[indices], len(indices), preprocess)
+            yield batch, _decode_tasks(split, preprocess, indices, batch["image"], crop, seed, epochs)
             step += 1
 
-    return gathered(images) if images is not None else prefetch(planned(), workers)
+    return gather(images) if images is not None else prefetch(planned(), workers)
 
 
 def eval_batches(
@@ -148,32 +154,36 @@ def eval_batches(
     workers: int | None = None,
     tta: str = "",
 ) -> Generator[Batch]:
-    """Every record once, in order, in batches of full size: the last one is padded with zeros of weight 0.
+    """Yield every record once, in order, in batches of full size; the last batch is padded with zeros of weight 0.
 
-    Every process yields the same number of batches, whatever falls to it.
+    Every process yields the same number of batches, even if some hold only padding.
 
     Args:
-        split, preprocess, batch_size, shard, workers: as in `train_batches`.
-        tta: a name of VIEWS: the batch's "image" is then uint8 [B, V, H, W, C], V views of each record.
+        split: the records.
+        preprocess: how an image becomes the model's input.
+        batch_size: size of the global batch.
+        shard: (rank, count) of this process, as in `train_batches`.
+        workers: number of threads, as in `train_batches`.
+        tta: a name in VIEWS; the batch's "image" then holds V views of each record, uint8 [B, V, H, W, C].
 
     Raises:
-        ValueError: no records, views that the preprocessing does not allow, or a batch that cannot be divided among the
-            processes. While iterating: a record that can no longer be read, by name; none is ever left out.
+        ValueError: no records, views that the preprocessing does not allow, or a batch size that is not divisible by
+            the number of processes. While iterating: a record that can no longer be read, by name; none is skipped.
     """
     rows = _rows(batch_size, shard)
     if not len(split):
-        raise ValueError("there are no records to evaluate")
+        raise ValueError("no records: the split to evaluate is empty")
     if tta:
         check_views(tta, preprocess)
     labels = np.asarray(split.labels, np.int32)
-    images = None if tta else _fitted(split, preprocess, workers)
+    images = None if tta else _preprocessed(split, preprocess, workers)
 
-    def planned() -> Iterator[tuple[Batch, Pieces]]:
+    def planned() -> Iterator[tuple[Batch, list[DecodeTask]]]:
         for first in range(0, len(labels), batch_size):
             indices = np.arange(*(min(first + edge, len(labels)) for edge in (rows.start, rows.stop)))
-            batch = _empty(labels[indices], rows.stop - rows.start, preprocess, tta)
+            batch = _empty_batch(labels[indices], rows.stop - rows.start, preprocess, tta)
             if images is None:
-                yield batch, _pieces(split, preprocess, indices, batch["image"], tta=tta)
+                yield batch, _decode_tasks(split, preprocess, indices, batch["image"], tta=tta)
             else:
                 batch["image"][: len(indices)] = images[indices]
                 yield batch, []
@@ -182,31 +192,24 @@ def eval_batches(
 
 
 def prefetch_to_device(batches: Generator[Batch], put: Callable[[Batch], Any] | None = None) -> Generator[Any]:
-    """The same batches on the device, the next one already under way there while one is used.
+    """Transfer batches to the device, one ahead: the next transfer has started before a batch is yielded.
 
     Args:
-        batches: closed when this is.
-        put: takes a batch to the device without waiting; jax.device_put by default.
+        batches: batches on the host; closed when this generator is closed.
+        put: starts the transfer of a batch without waiting for it; default `jax.device_put`.
     """
     import jax
 
     put = put or jax.device_put
     with contextlib.closing(batches):
-        late = None
-        for batch in batches:
-            now = put(batch)
-            if late is not None:
-                yield late
-            late = now
-        if late is not None:
-            yield late
+        yield from lookahead(put(batch) for batch in batches)
 
 
 # --- making batches ---------------------------------------------------------------------------------------------------
 
 
-def _empty(labels: NDArray[np.int32], size: int, preprocess: Preprocess, tta: str = "") -> Batch:
-    """A batch of `size` rows, the first of which have these labels; its pixels are all zero."""
+def _empty_batch(labels: NDArray[np.int32], size: int, preprocess: Preprocess, tta: str = "") -> Batch:
+    """Return a batch of `size` rows with zero pixels: first one row per label, then padding of weight 0."""
     views = (VIEWS[tta].num_views,) if tta else ()
     shape = (size, *views, *preprocess.input_shape)
     label = np.zeros(size, np.int32)
@@ -215,7 +218,7 @@ def _empty(labels: NDArray[np.int32], size: int, preprocess: Preprocess, tta: st
     return {"image": np.zeros(shape, np.uint8), "label": label, "weight": weight}
 
 
-def _pieces(
+def _decode_tasks(
     split: Split,
     preprocess: Preprocess,
     indices: NDArray[np.int64],
@@ -224,62 +227,71 @@ def _pieces(
     seed: int = 0,
     epochs: NDArray[np.int64] | None = None,
     tta: str = "",
-) -> Pieces:
-    """Functions that together write the images of these records into the first rows of `out`."""
+) -> list[DecodeTask]:
+    """Return tasks that together write the images of these records into the first rows of `out`."""
 
-    def fit(start: int, stop: int) -> None:
+    def preprocess_rows(start: int, stop: int) -> None:
         images = split.read(indices[start:stop])
         out[start:stop] = images_to_views(images, preprocess, tta) if tta else images_to_input(images, preprocess)
 
-    def cut(start: int, stop: int) -> None:
-        assert isinstance(split, EncodedSplit) and crop is not None and epochs is not None
-        for row, data in zip(range(start, stop), split.encoded(indices[start:stop]), strict=True):
+    def crop_rows(start: int, stop: int) -> None:
+        assert read_encoded is not None and crop is not None and epochs is not None
+        for row, data in zip(range(start, stop), read_encoded(indices[start:stop]), strict=True):
             record = int(indices[row])
             try:
                 out[row] = read_crop(data, preprocess, seed, int(epochs[row]), record, crop)
             except ValueError as error:
-                raise ValueError(f"{split.name(record)}{str(error).removeprefix('image')}") from None
+                raise ValueError(f"{record_name(split, record)}{str(error).removeprefix('image')}") from None
 
-    inside = split.split if isinstance(split, InvertedSplit) else split
-    size = PIECE if isinstance(inside, EncodedSplit) else 1024
-    starts = range(0, len(indices), size)
-    return [partial(cut if crop else fit, start, min(start + size, len(indices))) for start in starts]
+    read_encoded = encoded_reader(split) if crop else None
+    size = read_chunk(split)
+    task = crop_rows if crop else preprocess_rows
+    return [partial(task, start, min(start + size, len(indices))) for start in range(0, len(indices), size)]
 
 
 def _rows(batch_size: int, shard: tuple[int, int]) -> slice:
+    """Return the rows of the global batch that belong to process `rank` of `count`."""
     rank, count = shard
     if not 0 <= rank < count:
         raise ValueError(f"shard (rank, count) = {shard}: rank must be in 0..count-1")
     if batch_size < 1:
         raise ValueError(f"batch size must be at least 1, not {batch_size}")
-    if batch_size % count:
-        below = batch_size // count * count
-        choice = f"{below} or {below + count}" if below else f"{count}"
-        raise ValueError(
-            f"batch size {batch_size} cannot be divided among {count} processes; a multiple of {count} can ({choice})"
-        )
-    share = batch_size // count
-    return slice(rank * share, (rank + 1) * share)
+    if sizes := nearest_multiples(batch_size, count):
+        raise ValueError(f"batch size {batch_size} is not divisible by {count} processes; use {sizes}")
+    rows = batch_size // count
+    return slice(rank * rows, (rank + 1) * rows)
 
 
-_fitted_before: weakref.WeakKeyDictionary[Any, tuple[Preprocess, NDArray[np.uint8]]] = weakref.WeakKeyDictionary()
+def nearest_multiples(size: int, count: int) -> str:
+    """Return the multiples of `count` nearest to `size`, as in "8 or 12", or "" if `size` is one itself."""
+    if size % count == 0:
+        return ""
+    below = size // count * count
+    return f"{below} or {below + count}" if below else f"{count}"
 
 
-def _fitted(split: Split, preprocess: Preprocess, workers: int | None) -> NDArray[np.uint8] | None:
-    """All images of a split fitted, if that is small; remembered, since a split is evaluated after every epoch."""
+_preprocessed_cache: weakref.WeakKeyDictionary[Any, tuple[Preprocess, NDArray[np.uint8]]] = weakref.WeakKeyDictionary()
+
+
+def _preprocessed(split: Split, preprocess: Preprocess, workers: int | None) -> NDArray[np.uint8] | None:
+    """Return all images of a split preprocessed, or None if they take more than CACHE_BYTES.
+
+    They are cached with the split, which is evaluated after every epoch.
+    """
     if len(split) * math.prod(preprocess.input_shape) > CACHE_BYTES:
         return None
     try:
-        known = _fitted_before.get(split)
-    except TypeError:  # somebody's own split that cannot be hashed or referred to weakly: fitted anew each time
-        known = None
-    if known is not None and known[0] == preprocess:
-        return known[1]
-    if isinstance(split, ArraySplit):
-        images = images_to_input(split.images, preprocess)
+        cached = _preprocessed_cache.get(split)
+    except TypeError:  # a split that cannot be hashed or weakly referenced is preprocessed each time
+        cached = None
+    if cached is not None and cached[0] == preprocess:
+        return cached[1]
+    array = images_in_memory(split)
+    if array is not None:
+        images = images_to_input(array, preprocess)
     else:
         images = np.empty((len(split), *preprocess.input_shape), np.uint8)
-        run_all(_pieces(split, preprocess, np.arange(len(split)), images), workers, "decoding images")
+        run_all(_decode_tasks(split, preprocess, np.arange(len(split)), images), workers, "decoding images")
     with contextlib.suppress(TypeError):
-        _fitted_before[split] = (preprocess, images)
+        _preprocessed_cache[split] = (preprocess, images)
     return images

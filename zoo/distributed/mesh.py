@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zoo.data.augment.ops import PAIRING, parse
+from zoo.data.loader import nearest_multiples
 from zoo.distributed import processes
 from zoo.training.recipe import Recipe
 from zoo.trees import flatten
@@ -111,9 +112,7 @@ def check_batch(parallelism: Parallelism, batch_size: int, micro_batch: int = 0)
     """ValueError naming the sizes that do, unless batch and micro-batch divide among the devices."""
     count = parallelism.devices
     for what, flag, size in (("batch", "--batch-size", batch_size), ("micro-batch", "--micro-batch", micro_batch)):
-        if size % count:
-            below = size // count * count
-            sizes = f"{below} or {below + count}" if below else f"{count}"
+        if sizes := nearest_multiples(size, count):
             fewer = max(n for n in range(1, count) if size % n == 0)
             advice = "" if processes.is_multiprocess() else f", or fewer devices: --mesh data={fewer}"
             raise ValueError(f"a {what} of {size} cannot be divided among {count} devices: {flag} {sizes} can{advice}")

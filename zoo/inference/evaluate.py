@@ -14,7 +14,7 @@ import optax
 from zoo.data.images.preprocess import Preprocess, normalise
 from zoo.data.images.tta import VIEWS
 from zoo.data.loader import eval_batches, prefetch_to_device
-from zoo.data.sources.open import Split
+from zoo.data.splits import Split
 from zoo.distributed.compile import compiled
 from zoo.distributed.mesh import ONE_DEVICE, Parallelism, process_shard, replicated, shard_batch, shard_variables
 from zoo.inference import metrics

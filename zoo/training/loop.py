@@ -18,8 +18,8 @@ import flax.linen as nn
 import jax
 
 from zoo import checkpoint
+from zoo.data.dataset import Dataset
 from zoo.data.images.preprocess import Preprocess
-from zoo.data.sources.open import Dataset
 from zoo.distributed import processes
 from zoo.distributed.mesh import Parallelism
 from zoo.inference.predict import Prediction, predict

@@ -15,11 +15,12 @@ import optax
 
 from zoo import models
 from zoo.data.augment.host_crop import place_augmentation
+from zoo.data.dataset import Dataset, limited
 from zoo.data.images.measure import preprocess_for
 from zoo.data.images.polarity import match_polarity
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.loader import prefetch_to_device, train_batches
-from zoo.data.sources.open import Dataset, limited, open_dataset
+from zoo.data.sources import open_dataset
 from zoo.distributed import compile, mesh
 from zoo.distributed.mesh import Parallelism
 from zoo.inference.evaluate import BATCH_SIZE

@@ -88,7 +88,7 @@ def save_best(job: Plan, folder: Path, variables: dict, progress: Progress, resu
         classes=job.dataset.class_names,
         preprocess=job.preprocess,
         recipe=dataclasses.asdict(job.recipe),
-        data={"source": job.config.data, "limit": job.config.limit, "notes": list(job.dataset.notes)},
+        data={"source": job.config.data, "limit": job.config.limit, "notes": [str(note) for note in job.dataset.notes]},
         metrics={"step": progress.best_step, "validation": validation, **results},
         versions=made["versions"] | {"git": made["git"] or "unknown"},
         licence=job.start.card.licence if job.start else "",

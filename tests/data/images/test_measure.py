@@ -3,7 +3,7 @@ import pytest
 
 from zoo.data.images.measure import preprocess_for
 from zoo.data.images.preprocess import images_to_input
-from zoo.data.sources.open import ArraySplit, Dataset, from_arrays
+from zoo.data.sources import ArraySplit, Dataset, from_arrays
 
 
 def data(images):

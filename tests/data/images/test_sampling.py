@@ -12,7 +12,7 @@ class Photos:
         self.labels = np.zeros(count, np.int32)
         self.shape, self.read_indices = shape, []
         if sizes is not None:
-            self.sizes = sizes
+            self.image_sizes = lambda: sizes
 
     def __len__(self):
         return len(self.labels)

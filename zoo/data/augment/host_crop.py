@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from zoo.data.dataset import EncodedSplit, Split
 from zoo.data.images.decode import Uint8, apply_orientation, exif_orientation, open_image, to_pixels
 from zoo.data.images.geometry import Box, pad_to_shape, undo_orientation
 from zoo.data.images.preprocess import Preprocess, convert_channels
+from zoo.data.splits import Split, encoded_reader, image_sizes
 
 MAX_ATTEMPTS = 10  # shapes drawn until one fits into the image
 
@@ -47,14 +47,15 @@ def place_augmentation(split: Split, preprocess: Preprocess, augment: Sequence[s
     not drawings, and most of them are larger than the model's input (or their sizes are unknown).
     """
     on_device = Augmentation(None, tuple(augment))
-    if not augment or not isinstance(split, EncodedSplit) or preprocess.polarity is not None:
+    if not augment or encoded_reader(split) is None or preprocess.polarity is not None:
         return on_device
     from zoo.data.augment.ops import parse  # imports jax, which loading data does not need
 
     name, numbers = parse(augment[0])
     if name != "resized_crop":
         return on_device
-    if split.sizes is not None and np.median(split.sizes / np.array(preprocess.size), axis=0).min() <= 1:
+    sizes = image_sizes(split)
+    if sizes is not None and np.median(sizes / np.array(preprocess.size), axis=0).min() <= 1:
         return on_device
     return Augmentation(Crop(**numbers), tuple(augment[1:]))
 

@@ -9,10 +9,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from zoo.data.dataset import Dataset, Labels, Pixels, Split
+from zoo.data.dataset import Dataset, Note
 from zoo.data.images.decode import Uint8, luma
 from zoo.data.images.geometry import crop
 from zoo.data.images.sampling import sample_images
+from zoo.data.splits import Labels, Pixels, Split, read_chunk
 
 POLARITIES = (None, "light-on-dark", "dark-on-light")
 
@@ -160,6 +161,10 @@ class InvertedSplit:
     def __len__(self) -> int:
         return len(self.split)
 
+    @property
+    def read_chunk(self) -> int:
+        return read_chunk(self.split)
+
     def read(self, indices: Any) -> Pixels | list[Pixels]:
         images = self.split.read(indices)
         return 255 - images if isinstance(images, np.ndarray) else [255 - image for image in images]
@@ -187,4 +192,4 @@ def match_polarity(dataset: Dataset, polarity: str | None) -> Dataset:
         return dataset
     note = f"images are {measured} but the model was trained on {polarity}: they are inverted"
     inverted = {name: InvertedSplit(split) for name, split in dataset.splits.items()}
-    return replace(dataset, splits=inverted, notes=(*dataset.notes, note))
+    return replace(dataset, splits=inverted, notes=(*dataset.notes, Note("images", note)))

@@ -4,10 +4,10 @@ from functools import partial
 
 import numpy as np
 
-from zoo.data.dataset import Split
 from zoo.data.images.decode import Uint8
 from zoo.data.images.geometry import resize_geometry
 from zoo.data.images.resample import SMALL_IMAGE, resize_image
+from zoo.data.splits import Split, image_sizes
 from zoo.data.threads import run_all
 
 SAMPLE_SIZE = 10_000  # records
@@ -25,7 +25,7 @@ def sample_images(split: Split, cover: tuple[int, int], limit: int = SAMPLE_SIZE
         uint8 [n, H, W, C], or a list of [H, W, C] if sizes differ or images were shrunk.
     """
     first = split.read(np.arange(min(1, len(split))))
-    sizes = getattr(split, "sizes", None)  # known for encoded images
+    sizes = image_sizes(split)
     area = first[0].size if sizes is None else float(np.median(sizes.prod(axis=1)))
     if isinstance(first, np.ndarray) or area <= SMALL_IMAGE:
         count = min(limit, len(split))

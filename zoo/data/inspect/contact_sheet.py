@@ -1,4 +1,4 @@
-"""Contact sheets: what the images of each class look like, and what augmentation makes of them."""
+"""Contact sheets: pictures of the images of each class, and of the result of augmentation."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from typing import Any
 import numpy as np
 
 from zoo.data.augment.host_crop import place_augmentation, read_crop
-from zoo.data.dataset import Dataset, EncodedSplit
+from zoo.data.dataset import Dataset
 from zoo.data.images.decode import Uint8
 from zoo.data.images.preprocess import Preprocess, image_to_input
+from zoo.data.splits import encoded_reader
 
-COLUMNS, ROWS, SIDE, GAP, TEXT = 8, 12, 96, 4, 18  # pictures, pictures, pixels, pixels, pixels
-LETTERS = 120  # of a heading that fit into a line
+COLUMNS, ROWS = 8, 12  # pictures
+SIDE, GAP, LINE = 96, 4, 18  # pixels: longer side of a picture, space between pictures, height of a line of text
+HEADING_WIDTH = 120  # characters per line
 
 
 def contact_sheet(dataset: Dataset, path: Path) -> None:
-    """Draw the first images of up to 12 classes of the first split, a row for each class, as a PNG."""
+    """Draw the first images of up to 12 classes of the first split, one row per class, and save them as PNG."""
     split = next(iter(dataset.splits.values()))
+    labels = np.asarray(split.labels)
     rows, titles = [], []
     for k in _chosen_classes(dataset):
-        members = np.flatnonzero(split.labels == k)
+        members = np.flatnonzero(labels == k)
         if len(members):
             rows.append([_thumbnail(image) for image in split.read(members[:COLUMNS])])
             titles.append(f"{dataset.class_names[k]} ({len(members):,})")
@@ -31,10 +34,10 @@ def contact_sheet(dataset: Dataset, path: Path) -> None:
 
 
 def augmented_sheet(dataset: Dataset, preprocess: Preprocess, augment: Sequence[str], path: Path) -> None:
-    """Draw up to 12 images of the train split, each followed by seven that training may make of it, as a PNG.
+    """Draw up to 12 train images, each beside its augmented form in seven epochs, and save them as PNG.
 
-    The functions are those of training, on the host and on the device; the columns are seven epochs. A line above them
-    says what is done, and each row its class.
+    The augmentation runs on host and device as it does in training. A heading names the operations, and each row its
+    class.
     """
     import jax
     import jax.numpy as jnp
@@ -42,33 +45,35 @@ def augmented_sheet(dataset: Dataset, preprocess: Preprocess, augment: Sequence[
     from zoo.data.augment.ops import augment as apply
 
     split = dataset.splits["train"]
+    labels = np.asarray(split.labels)
     classes = _chosen_classes(dataset)
-    members = [np.flatnonzero(split.labels == k)[: ROWS // len(classes)] for k in classes]
+    members = [np.flatnonzero(labels == k)[: ROWS // len(classes)] for k in classes]
     records = np.concatenate(members).tolist()
     crop, on_device = place_augmentation(split, preprocess, augment)
+    read_encoded = encoded_reader(split)
     plain = np.stack([image_to_input(image, preprocess) for image in split.read(np.array(records))])
-    targets = jax.nn.one_hot(split.labels[records], dataset.num_classes)
+    targets = jax.nn.one_hot(labels[records], dataset.num_classes)
     columns = [plain]
     for epoch in range(COLUMNS - 1):
         images = plain
-        if crop is not None and isinstance(split, EncodedSplit):
-            files = zip(records, split.encoded(np.array(records)), strict=True)
+        if crop is not None and read_encoded is not None:
+            files = zip(records, read_encoded(np.array(records)), strict=True)
             images = np.stack([read_crop(data, preprocess, 0, epoch, record, crop) for record, data in files])
-        made, _ = apply(
+        augmented, _ = apply(
             on_device, jax.random.key(epoch), jnp.arange(len(images)),
             jnp.asarray(images, jnp.float32), targets, fill=jnp.asarray(preprocess.fill, jnp.float32),
         )  # fmt: skip
-        columns.append(np.clip(np.rint(np.asarray(made)), 0, 255).astype(np.uint8))
+        columns.append(np.clip(np.rint(np.asarray(augmented)), 0, 255).astype(np.uint8))
     if preprocess.channels == "BGR":
         columns = [column[..., ::-1] for column in columns]
     rows = [[_thumbnail(column[n]) for column in columns] for n in range(len(records))]
     heading = f"augmentation: {'; '.join(augment) or 'none'}"
-    titles = [dataset.class_names[split.labels[record]] for record in records]
-    _draw(rows, titles, path, heading, ["as it is", *(f"epoch {epoch}" for epoch in range(1, COLUMNS))])
+    titles = [dataset.class_names[labels[record]] for record in records]
+    _draw(rows, titles, path, heading, ["original", *(f"epoch {epoch}" for epoch in range(1, COLUMNS))])
 
 
 def _chosen_classes(dataset: Dataset) -> list[int]:
-    """Up to 12 classes, evenly over all of them."""
+    """Return up to 12 classes, evenly spaced."""
     count = min(ROWS, dataset.num_classes)
     return [i * dataset.num_classes // count for i in range(count)]
 
@@ -85,29 +90,29 @@ def _thumbnail(image: Uint8) -> Any:
 def _draw(
     rows: Sequence[Sequence[Any]], titles: Sequence[str], path: Path, heading: str = "", columns: Sequence[str] = ()
 ) -> None:
-    """Draw rows of pictures, each under its title, below a heading and the names of the columns."""
+    """Draw rows of pictures, each with a title above it, under a heading and the names of the columns."""
     from PIL import Image, ImageDraw
 
     step = SIDE + GAP
-    lines = textwrap.wrap(heading, LETTERS)
-    head = GAP + (len(lines) + bool(columns)) * TEXT
-    sheet = Image.new("RGB", (COLUMNS * step + GAP, head + len(rows) * (step + TEXT)), "white")
+    lines = textwrap.wrap(heading, HEADING_WIDTH)
+    head = GAP + (len(lines) + bool(columns)) * LINE
+    sheet = Image.new("RGB", (COLUMNS * step + GAP, head + len(rows) * (step + LINE)), "white")
     draw = ImageDraw.Draw(sheet)
 
     def write(left: int, top: int, text: str) -> None:
         try:
             draw.text((left, top), text, fill="black")
-        except UnicodeEncodeError:  # Pillow was built without a font that has more than Latin letters
+        except UnicodeEncodeError:  # Pillow was built without a font beyond Latin letters
             draw.text((left, top), text.encode("ascii", "replace").decode(), fill="black")
 
     for n, line in enumerate(lines):
-        write(GAP, GAP + n * TEXT, line)
+        write(GAP, GAP + n * LINE, line)
     for column, name in enumerate(columns):
-        write(column * step + GAP, head - TEXT, name)
+        write(column * step + GAP, head - LINE, name)
     for n, (row, title) in enumerate(zip(rows, titles, strict=True)):
-        top = head + n * (step + TEXT)
+        top = head + n * (step + LINE)
         write(GAP, top, title)
         for column, picture in enumerate(row):
             left = column * step + GAP + (SIDE - picture.width) // 2
-            sheet.paste(picture, (left, top + TEXT + (SIDE - picture.height) // 2))
+            sheet.paste(picture, (left, top + LINE + (SIDE - picture.height) // 2))
     sheet.save(path)

@@ -1,4 +1,4 @@
-"""What a person wants to know of a data set before training on it: classes, sizes, duplicates, what is wrong."""
+"""A survey of a data set before training: classes, sizes, formats, duplicates and faults."""
 
 from __future__ import annotations
 
@@ -11,26 +11,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.dataset import ArraySplit, Dataset, EncodedSplit, content_keys
-from zoo.data.sources.listing import Listing, leaks, record_name
+from zoo.data.dataset import Dataset
+from zoo.data.sources.listing import Listing, leakage
 from zoo.data.sources.scan import Scan
+from zoo.data.splits import content_keys, image_sizes, record_name
 
-CLASSES_SHOWN = 30
-SMALL = 64  # pixels up to which images are for the models made for small ones
+MAX_CLASSES = 30  # classes listed
+MAX_LINES = 10  # lines listed of each kind of problem
+SMALL = 64  # pixels; larger images suit the models for photographs
 
 
-def survey(dataset: Dataset, listing: Listing | None = None, found: Scan | None = None) -> dict[str, Any]:
-    """The figures, as JSON has them.
+def survey(dataset: Dataset, listing: Listing | None = None, scanned: Scan | None = None) -> dict[str, Any]:
+    """Return figures about a data set that can be written as JSON.
 
     Args:
-        dataset: opened.
-        listing, found: what it was opened from, where it is a list of encoded images.
+        dataset: the data set.
+        listing: the listing from which it was opened, if it is a list of encoded images.
+        scanned: the result of scanning the listing.
 
     Returns:
-        "name"; "classes": {name: {split: count}}; "splits": {split: count}; "sizes": of the images, where known;
-        "kinds": {"JPEG RGB": count}; "left_out", "wrongly_named", "leaks", "contradictions": lines; "repeated": how
-        many images have another with the same content in their split; "notes": lines; "suggestion": options of
-        `zoo train`; "command": with them.
+        A dict with these keys:
+            name: name of the data set.
+            classes: {class: {split: count}}.
+            splits: {split: count}.
+            sizes: smallest, median, largest and most common (height, width); empty if unknown.
+            kinds: {format and mode, such as "JPEG RGB": count}.
+            left_out: lines about images that cannot be read.
+            wrongly_named: lines about files with the suffix of another format.
+            leaks: lines about images that are in several splits.
+            contradictions: lines about images that have several classes.
+            repeated: number of images that repeat another one in their split.
+            notes: other notes on the data set.
+            suggestion: options of `zoo train`.
+            command: a command line with these options.
     """
     keys = {name: content_keys(split) for name, split in dataset.splits.items()}
     counts = {name: np.bincount(split.labels, minlength=dataset.num_classes) for name, split in dataset.splits.items()}
@@ -43,30 +56,26 @@ def survey(dataset: Dataset, listing: Listing | None = None, found: Scan | None 
         "classes": {label: {name: int(counts[name][k]) for name in dataset.splits} for k, label in names},
         "splits": {name: len(split) for name, split in dataset.splits.items()},
         "sizes": _size_figures(sizes),
-        "kinds": dict(Counter(kind for kind in found.kinds if kind).most_common()) if found else {},
+        "kinds": dict(Counter(kind for kind in scanned.kinds if kind).most_common()) if scanned else {},
         "left_out": list(dataset.left_out),
-        "wrongly_named": wrongly_named(listing, found) if listing and found else [],
-        "leaks": leaks(dataset.splits, keys),
+        "wrongly_named": wrongly_named(listing, scanned) if listing and scanned else [],
+        "leaks": [str(note) for note in leakage(dataset.splits, keys)],
         "contradictions": contradictions(dataset, keys),
         "repeated": sum(len(part) - len(set(part)) for part in keys.values()),
-        "notes": [note for note in dataset.notes if not note.startswith("LEAKAGE")],
+        "notes": [str(note) for note in dataset.notes if note.kind != "leakage"],
         "suggestion": options,
         "command": " ".join(["zoo train" if "train" in dataset.splits else "zoo eval CKPT", *words]),
     }
 
 
 def _sizes(dataset: Dataset) -> NDArray[np.int32]:
-    """(height, width) of the images, int32 [N, 2]; of none where nobody knows without decoding them."""
-    parts = [np.zeros((0, 2), np.int32)]
-    for split in dataset.splits.values():
-        if isinstance(split, ArraySplit):
-            parts.append(np.tile(np.array(split.images.shape[1:3], np.int32), (len(split), 1)))
-        elif isinstance(split, EncodedSplit) and split.sizes is not None:
-            parts.append(split.sizes)
-    return np.concatenate(parts)
+    """Return (height, width) of all images whose size is known without decoding them, int32 [N, 2]."""
+    sizes = [image_sizes(split) for split in dataset.splits.values()]
+    return np.concatenate([np.zeros((0, 2), np.int32), *(part for part in sizes if part is not None)])
 
 
 def _size_figures(sizes: NDArray[np.int32]) -> dict[str, Any]:
+    """Return smallest, median, largest and most common sizes."""
     if not len(sizes):
         return {}
     order = np.argsort(sizes.astype(np.int64).prod(axis=1), kind="stable")
@@ -79,42 +88,42 @@ def _size_figures(sizes: NDArray[np.int32]) -> dict[str, Any]:
     }
 
 
-def wrongly_named(listing: Listing, found: Scan) -> list[str]:
-    """Lines for images whose names say another format than they have; they are used all the same."""
+def wrongly_named(listing: Listing, scanned: Scan) -> list[str]:
+    """Return a line for every image with the suffix of another format. These images are used nevertheless."""
     from PIL import Image
 
     formats = {".jfif": "JPEG", ".jpe": "JPEG", **Image.registered_extensions()}
-    alike = {"MPO": "JPEG", "APNG": "PNG"}
+    equivalent = {"MPO": "JPEG", "APNG": "PNG"}
     lines = []
-    for record, kind in enumerate(found.kinds):
+    for record, kind in enumerate(scanned.kinds):
         if not kind:
             continue
         name = listing.store.name(record)
-        has = alike.get(kind.split()[0], kind.split()[0])
+        actual = equivalent.get(kind.split()[0], kind.split()[0])
         suffix = os.path.splitext(name)[1].lower()
-        if suffix and alike.get(formats.get(suffix, ""), formats.get(suffix, "")) != has:
-            lines.append(f"{name}: is {has}")
+        named = formats.get(suffix, "")
+        if suffix and equivalent.get(named, named) != actual:
+            lines.append(f"{name}: is {actual}")
     return sorted(lines)
 
 
 def contradictions(dataset: Dataset, keys: Mapping[str, Sequence[bytes]]) -> list[str]:
-    """Lines for images that occur under several classes."""
+    """Return a line for every image that has another class than an earlier image with the same content."""
     first: dict[bytes, tuple[int, str, int]] = {}
     lines = []
     for name, split in dataset.splits.items():
         for i, key in enumerate(keys[name]):
             label = int(split.labels[i])
-            known, where, other = first.setdefault(key, (label, name, i))
-            if known != label:
-                same = record_name(dataset.splits[where], other)
-                lines.append(
-                    f"{record_name(split, i)} is {dataset.class_names[label]}, {same} is {dataset.class_names[known]}"
-                )
+            first_label, first_split, k = first.setdefault(key, (label, name, i))
+            if first_label != label:
+                original = record_name(dataset.splits[first_split], k)
+                class_name, first_class = dataset.class_names[label], dataset.class_names[first_label]
+                lines.append(f"{record_name(split, i)} is {class_name}, {original} is {first_class}")
     return lines
 
 
 def suggestion(dataset: Dataset, sizes: NDArray[np.int32]) -> dict[str, str]:
-    """Options of `zoo train` that suit the data, as a start; what they leave open is what suits the model."""
+    """Return options of `zoo train` that suit the data. Options that are not in it have suitable defaults."""
     from zoo.data.images.polarity import measure_polarity
 
     options = {"--data": dataset.name}
@@ -130,36 +139,36 @@ def suggestion(dataset: Dataset, sizes: NDArray[np.int32]) -> dict[str, str]:
 
 
 def describe(figures: Mapping[str, Any]) -> list[str]:
-    """The figures as lines to read."""
+    """Format the figures of `survey` as lines of text."""
     splits = list(figures["splits"])
     lines = [f"{figures['name']}: {sum(figures['splits'].values()):,} images, {len(figures['classes']):,} classes", ""]
-    width = max([len("class"), *(len(name) for name in list(figures["classes"])[:CLASSES_SHOWN])])
+    width = max([len("class"), *(len(name) for name in list(figures["classes"])[:MAX_CLASSES])])
     lines.append(f"  {'class':{width}}" + "".join(f"{name:>12}" for name in splits))
-    for name, counts in list(figures["classes"].items())[:CLASSES_SHOWN]:
+    for name, counts in list(figures["classes"].items())[:MAX_CLASSES]:
         lines.append(f"  {name:{width}}" + "".join(f"{counts[split]:>12,}" for split in splits))
-    if (rest := len(figures["classes"]) - CLASSES_SHOWN) > 0:
+    if (rest := len(figures["classes"]) - MAX_CLASSES) > 0:
         lines.append(f"  … and {rest:,} more")
-    lines += [f"  {'all':{width}}" + "".join(f"{count:>12,}" for count in figures["splits"].values()), ""]
+    lines += [f"  {'total':{width}}" + "".join(f"{count:>12,}" for count in figures["splits"].values()), ""]
     if sizes := figures["sizes"]:
         common = ", ".join(f"{w}x{h} ({count:,})" for h, w, count in sizes["common"])
-        small, middle, large = (f"{w}x{h}" for h, w in (sizes["smallest"], sizes["median"], sizes["largest"]))
-        lines.append(f"sizes (width x height): {small} to {large}, median {middle}; most often {common}")
+        smallest, median, largest = (f"{w}x{h}" for h, w in (sizes["smallest"], sizes["median"], sizes["largest"]))
+        lines.append(f"sizes (width x height): {smallest} to {largest}, median {median}; most common: {common}")
     if figures["kinds"]:
         lines.append("formats: " + ", ".join(f"{kind} {count:,}" for kind, count in figures["kinds"].items()))
     if figures["repeated"]:
-        lines.append(f"repeated: {figures['repeated']:,} images have the same content as another of their split")
+        lines.append(f"repeated: {figures['repeated']:,} images have the same content as another one in their split")
     lines += [f"note: {note}" for note in figures["notes"]]
-    for what, text in (
-        ("wrongly_named", "named wrongly, and used all the same"),
-        ("contradictions", "the same image under two classes"),
+    for key, title in (
+        ("wrongly_named", "suffix of another format (used nevertheless)"),
+        ("contradictions", "same image in two classes"),
     ):
-        if figures[what]:
-            lines.append(f"{text}: {len(figures[what]):,} images")
-            lines += [f"   {line}" for line in _first(figures[what])]
+        if figures[key]:
+            lines.append(f"{title}: {len(figures[key]):,} images")
+            lines += [f"   {line}" for line in _first_lines(figures[key])]
     lines += [f"*** {line}" for line in figures["leaks"]]
     return lines
 
 
-def _first(lines: Sequence[str], limit: int = 10) -> list[str]:
-    rest = len(lines) - limit
-    return [*lines[:limit], *([f"… and {rest:,} more (--json has them all)"] if rest > 0 else [])]
+def _first_lines(lines: Sequence[str]) -> list[str]:
+    rest = len(lines) - MAX_LINES
+    return [*lines[:MAX_LINES], *([f"… and {rest:,} more (--json lists all)"] if rest > 0 else [])]

@@ -1,0 +1,8 @@
+"""Sources of data sets: everything that `--data` can name."""
+
+from zoo.data.dataset import Dataset
+from zoo.data.sources.arrays import from_arrays
+from zoo.data.sources.open import open_dataset
+from zoo.data.splits import ArraySplit, EncodedSplit, Split
+
+__all__ = ["ArraySplit", "Dataset", "EncodedSplit", "Split", "from_arrays", "open_dataset"]

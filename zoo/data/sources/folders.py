@@ -1,68 +1,77 @@
-"""A folder of class folders: train/cat/1.jpg, or cat/1.jpg where nothing is split yet."""
+"""Folders of class folders: train/cat/1.jpg, or cat/1.jpg without splits."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zoo.data.dataset import SPLITS, Note, nearest_names
 from zoo.data.imagenet import validation_wnid
-from zoo.data.sources.listing import FileStore, Listing, shown, some, split_of, stamp_of_files
+from zoo.data.sources.listing import FileStore, Listing, canonical_split, first_few, printable, stamp_files
 
-# Files by these names are looked at; other files are, too, if they begin like an image.
+# Files with these suffixes count as images; files with others do if they begin like an image.
 IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
     ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".heic", ".heif", ".ico", ".tga", ".pcx", ".jxl",
 })  # fmt: skip
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
-JUNK = frozenset({"thumbs.db", "desktop.ini", "icon\r"})  # made by systems, not by people
+SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
+SYSTEM_FOLDER = "__MACOSX"  # in archives made on macOS
 
 
 @dataclass
-class Walk:
-    """What is met on the way through a folder; names are relative to the root."""
+class FolderWalk:
+    """A walk through a folder that collects what it cannot use. All paths are relative to the root.
+
+    Attributes:
+        root: the folder.
+        unreadable: "path: reason" for folders that cannot be read or followed.
+        not_images: paths of the files that are not images.
+    """
 
     root: str
-    faults: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    not_images: list[str] = field(default_factory=list)
 
     def entries(self, folder: str) -> tuple[list[str], list[str]]:
-        """The names of the folders and files in a folder, sorted, hidden ones and junk not among them."""
+        """Return the names of the folders and of the files in a folder, sorted, without hidden and system files."""
         folders: list[str] = []
         files: list[str] = []
         try:
-            with os.scandir(os.path.join(self.root, folder)) as found:
-                for entry in sorted(found, key=lambda e: e.name):
-                    if entry.name.startswith(".") or entry.name.lower() in JUNK or entry.name == "__MACOSX":
+            with os.scandir(os.path.join(self.root, folder)) as entries:
+                for entry in sorted(entries, key=lambda e: e.name):
+                    name = entry.name
+                    if name.startswith(".") or name.lower() in SYSTEM_FILES or name == SYSTEM_FOLDER:
                         continue
-                    (folders if _is_folder(entry) else files).append(entry.name)
+                    (folders if _is_folder(entry) else files).append(name)
         except OSError as error:
-            self.faults.append(f"{shown(folder) or '.'}: folder cannot be read ({error.strerror})")
+            self.unreadable.append(f"{printable(folder) or '.'}: folder cannot be read ({error.strerror})")
         return folders, files
 
     def images(self, folder: str) -> Iterator[str]:
-        """The images in a folder and, however deep, in the folders in it. Links are followed, never in rings."""
+        """Yield the images in a folder and its subfolders. Links are followed unless they lead back to a parent."""
         if self._leads_back(folder):
-            self.faults.append(f"{shown(folder)}: a link that leads back to a folder that it is in; not followed")
+            self.unreadable.append(f"{printable(folder)}: link to a folder that contains it; not followed")
             return
         folders, files = self.entries(folder)
         for name in files:
             path = os.path.join(folder, name)
-            if _is_named_image(name) or _begins_like_an_image(os.path.join(self.root, path)):
+            if _has_image_suffix(name) or _begins_like_an_image(os.path.join(self.root, path)):
                 yield path
             else:
-                self.others.append(path)
+                self.not_images.append(path)
         for name in folders:
             yield from self.images(os.path.join(folder, name))
 
     def _leads_back(self, folder: str) -> bool:
-        """Whether a folder is one of those above it on the way from the root."""
-        here = Path(self.root, folder)
+        """Return True if a folder is the same as one of its parents up to the root."""
+        path = Path(self.root, folder)
         try:
-            return any(here.samefile(above) for above in list(here.parents)[: len(Path(folder).parts)])
+            return any(path.samefile(parent) for parent in list(path.parents)[: len(Path(folder).parts)])
         except OSError:
-            return False  # and `entries` will say why
+            return False  # `entries` reports the reason
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -73,8 +82,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _begins_like_an_image(path: str) -> bool:
+    """Return True for files that begin like an image, and for broken links, so that they are reported."""
     if not os.path.isfile(path):
-        return os.path.islink(path)  # one that leads nowhere is worth a word, whatever it is called
+        return os.path.islink(path)
     try:
         with open(path, "rb") as file:
             start = file.read(16)
@@ -83,93 +93,130 @@ def _begins_like_an_image(path: str) -> bool:
     return start.startswith(MAGIC) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
 
 
-def has_images(folder: Path) -> bool:
-    """Whether there is anything for `list_folder` to list, or to say: an image by name, however deep."""
-    walk = Walk(str(folder))
-    folders, files = walk.entries("")
-    return any(map(_is_named_image, files)) or any(next(walk.images(name), None) is not None for name in folders)
-
-
-def _is_named_image(name: str) -> bool:
+def _has_image_suffix(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def list_folder(folder: Path) -> Listing:
-    """List the images of a folder of class folders, with train, validation and test in any usual spelling above them.
+def has_images(folder: Path) -> bool:
+    """Return True if `list_folder` has anything to list or to report: an image file at any depth."""
+    walk = FolderWalk(str(folder))
+    folders, files = walk.entries("")
+    return any(map(_has_image_suffix, files)) or any(next(walk.images(name), None) is not None for name in folders)
 
-    Without them, the folders in it are classes. What lies deeper in a class's folder is of that class. A folder that
-    holds one folder only stands for that one, as unpacked archives do. ImageNet's validation images may lie loose:
-    their classes are known by their names.
+
+def list_folder(folder: Path) -> Listing:
+    """List the images of a folder of class folders, with or without split folders above them.
+
+    Split folders may have any usual name, such as "val" or "Testing". Without them, the folders are classes. Images in
+    subfolders of a class folder belong to that class. A folder that contains a single folder stands for that one, as in
+    unpacked archives. ImageNet's validation images need no class folders: their classes are known by file name.
 
     Raises:
         ValueError: two folders for one split.
     """
-    walk = Walk(str(folder))
-    notes: list[str] = []
-    top, folders, loose = "", *walk.entries("")
-    while len(folders) == 1 and not split_of(folders[0]) and walk.entries(os.path.join(top, folders[0]))[0]:
+    walk = FolderWalk(str(folder))
+    top, folders, files = "", *walk.entries("")
+    while len(folders) == 1 and not canonical_split(folders[0]) and walk.entries(os.path.join(top, folders[0]))[0]:
         top = os.path.join(top, folders[0])
-        folders, loose = walk.entries(top)
-    parts = split_folders(walk, top, folders)
-    names: list[str] = []
-    splits: list[str] = []
-    labels: list[str] = []
-    for split, part in parts.items() if parts else [("", "")]:
-        place = os.path.join(top, part)
-        classes, files = walk.entries(place) if parts else (folders, loose)
-        empty = []
-        for name in classes:
-            images = list(walk.images(os.path.join(place, name)))
-            names += images
-            splits += [split] * len(images)
-            labels += [name] * len(images)
-            if not images:
-                empty.append(os.path.join(part, shown(name)))
-        if empty:
-            notes.append(f"empty, and no classes: {some(empty)}")
-        known = {name: wnid for name in files if (wnid := validation_wnid(name))}
-        names += [os.path.join(place, name) for name in known]
-        splits += [split or "test"] * len(known)  # as everybody uses it
-        labels += known.values()
-        here = shown(place) or "the folder itself"
-        if known:
-            notes.append(f"{len(known):,} images in {here} have their classes from ImageNet's validation list, by name")
-        if unsorted := [name for name in files if _is_named_image(name) and name not in known]:
-            notes.append(
-                f"not used: {len(unsorted):,} images in {here} that are in no class's folder "
-                f"({some([shown(name) for name in unsorted], 2)}); those of a class cat belong in "
-                f"{os.path.join(shown(place), 'cat')}"
-            )
-    if not parts and (called := [shown(name) for name in folders if split_of(name)]):
-        others = [shown(name) for name in folders if not split_of(name)]
-        notes.append(
-            f"taken for a class: {some(called)}, beside {some(others)}; where it is a split, call the others train, "
-            "validation or test too, with folders of classes in them"
-        )
-    if parts and (aside := [shown(name) for name in folders if name not in parts.values()]):
-        notes.append(f"not used: beside {', '.join(parts.values())} there is {some(aside)}")
-    if walk.others:
-        notes.append(f"not used: {len(walk.others):,} files that are no images ({some([*map(shown, walk.others)], 3)})")
+        folders, files = walk.entries(top)
+    split_folders = find_split_folders(walk, top, folders)
+    collected = _Images()
+    for split, name in split_folders.items():
+        _list_split(walk, split, top, name, *walk.entries(os.path.join(top, name)), collected)
+    if not split_folders:
+        _list_split(walk, "", top, "", folders, files, collected)
+    notes = [*collected.notes, *_notes_on_folders(folders, split_folders)]
+    if walk.not_images:
+        examples = first_few([*map(printable, walk.not_images)], 3)
+        notes.append(Note("unused", f"not used: {len(walk.not_images):,} files that are not images ({examples})"))
     return Listing(
         name=str(folder),
-        store=FileStore(str(folder), tuple(names)),
-        splits=tuple(splits),
-        labels=tuple(labels),
-        stamp=stamp_of_files(str(folder), names),
-        faults=tuple(walk.faults),
+        store=FileStore(str(folder), tuple(collected.paths)),
+        splits=tuple(collected.splits),
+        labels=tuple(collected.labels),
+        stamp=stamp_files(str(folder), collected.paths),
+        unreadable=tuple(walk.unreadable),
         notes=tuple(notes),
     )
 
 
-def split_folders(walk: Walk, top: str, folders: list[str]) -> dict[str, str]:
-    """split -> folder, where the folders are splits and not classes: all are, or one is train and has folders in it."""
-    known = [(split_of(name), name) for name in folders if split_of(name)]
-    trained = any(split == "train" and walk.entries(os.path.join(top, name))[0] for split, name in known)
-    if not trained and len(known) < len(folders):
+@dataclass
+class _Images:
+    """The images listed so far, and notes on their folders."""
+
+    paths: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+
+    def add(self, paths: Sequence[str], split: str, labels: Sequence[str]) -> None:
+        self.paths += paths
+        self.splits += [split] * len(paths)
+        self.labels += labels
+
+
+def _list_split(
+    walk: FolderWalk, split: str, top: str, name: str, classes: Sequence[str], files: Sequence[str], collected: _Images
+) -> None:
+    """Add the images of one split: those in its class folders, and ImageNet's validation images outside of them."""
+    folder = os.path.join(top, name)
+    empty = []
+    for label in classes:
+        images = list(walk.images(os.path.join(folder, label)))
+        collected.add(images, split, [label] * len(images))
+        if not images:
+            empty.append(os.path.join(name, printable(label)))
+    if empty:
+        collected.notes.append(Note("unused", f"not used: folders without images: {first_few(empty)}", split))
+    wnids = {file: wnid for file in files if (wnid := validation_wnid(file))}
+    # ImageNet's validation images usually serve as the test split
+    collected.add([os.path.join(folder, file) for file in wnids], split or "test", list(wnids.values()))
+    where = printable(folder) or "the folder itself"
+    if wnids:
+        text = f"{len(wnids):,} images in {where}: classes taken from ImageNet's validation list, by file name"
+        collected.notes.append(Note("source", text, split))
+    if unsorted := [printable(file) for file in files if _has_image_suffix(file) and file not in wnids]:
+        example = os.path.join(printable(folder), "cat")
+        text = (
+            f"not used: {len(unsorted):,} images in {where} outside of class folders ({first_few(unsorted, 2)}); "
+            f"put images of a class cat in {example}"
+        )
+        collected.notes.append(Note("unused", text, split))
+
+
+def _notes_on_folders(folders: Sequence[str], split_folders: Mapping[str, str]) -> list[Note]:
+    """Return notes on folders that may have been misunderstood: splits taken for classes, and folders beside splits."""
+    if split_folders:
+        others = [printable(name) for name in folders if name not in split_folders.values()]
+        text = f"not used: folders beside {', '.join(split_folders.values())}: {first_few(others)}"
+        return [Note("unused", text)] if others else []
+    like_splits = [printable(name) for name in folders if canonical_split(name)]
+    if not like_splits:
+        return []
+    others = [printable(name) for name in folders if not canonical_split(name)]
+    hint = next(filter(None, (nearest_names(name, SPLITS) for name in others)), "")
+    text = (
+        f"{first_few([*map(repr, others)], 3)}: not a split name{hint}, so {first_few([*map(repr, like_splits)])} is a "
+        "class; if the folders are splits, name each of them train, validation or test"
+    )
+    return [Note("classes", text)]
+
+
+def find_split_folders(walk: FolderWalk, top: str, folders: Sequence[str]) -> dict[str, str]:
+    """Return {split: folder}, or {} if the folders are classes.
+
+    The folders are splits if all have names of splits, or if one is named train and has folders in it.
+
+    Raises:
+        ValueError: two folders for one split.
+    """
+    named = [(canonical_split(name), name) for name in folders if canonical_split(name)]
+    has_train = any(split == "train" and walk.entries(os.path.join(top, name))[0] for split, name in named)
+    if not has_train and len(named) < len(folders):
         return {}
-    found: dict[str, str] = {}
-    for split, name in known:
-        if split in found:
-            raise ValueError(f"{walk.root}: {found[split]} and {name} are both the {split} split; keep one")
-        found[split] = name
-    return found
+    split_folders: dict[str, str] = {}
+    for split, name in named:
+        if split in split_folders:
+            raise ValueError(f"{walk.root}: {split_folders[split]} and {name} are both named {split}; keep one of them")
+        split_folders[split] = name
+    return split_folders

@@ -1,7 +1,7 @@
-"""Data sets: whatever `--data` names, opened as splits of random-access records and class names.
+"""Opening a data set from what `--data` names.
 
-Every source gives the same `Dataset`. A new kind of source is one file and one line in the tables above
-`open_dataset`.
+Every source returns a `Dataset`, or a `Listing` of encoded images, from which `open_listing` makes one. A new source is
+one file and one line in SOURCES.
 """
 
 from __future__ import annotations
@@ -10,120 +10,139 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from zoo.cache import cache_folder
-from zoo.data.dataset import (
-    ArraySplit,
-    Dataset,
-    EncodedSplit,
-    Split,
-    held_out,
-    limited,
-    nearest_names,
-    record_keys,
-    subset,
-)
-from zoo.data.sources.arrays import from_arrays
+from zoo.data.dataset import Dataset, nearest_names
 from zoo.data.sources.folders import has_images, list_folder
 from zoo.data.sources.hf import list_hf
 from zoo.data.sources.listing import Listing, open_listing
 from zoo.data.sources.npz_idx import digits, idx_files, idx_folder, npz
-from zoo.data.sources.shards import TAR, braces, list_shards, tar_files
-from zoo.data.sources.tables import list_table
+from zoo.data.sources.shards import is_tar, list_shards, tar_files
+from zoo.data.sources.tables import is_table, list_table
 from zoo.data.sources.tfds import tfds_dataset
 
-__all__ = [
-    "ArraySplit",
-    "Dataset",
-    "EncodedSplit",
-    "Split",
-    "cache_folder",
-    "from_arrays",
-    "held_out",
-    "limited",
-    "open_dataset",
-    "record_keys",
-    "subset",
-]
+Spec = str | Path
 
-NAMED: dict[str, Callable[[], Dataset]] = {"digits": digits}
-SCHEMES: dict[str, Callable[[str, str | Path | None], Dataset]] = {"tfds": tfds_dataset}
-FILES: dict[str, Callable[[Path], Dataset]] = {".npz": npz}
-FOLDERS: tuple[tuple[Callable[[Path], Any], Callable[[Path], Dataset]], ...] = ((idx_files, idx_folder),)
 
-# The same for sources that are lists of encoded images, which are looked at before they are used
-LISTED_SCHEMES: dict[str, Callable[[str, str | Path | None], Listing]] = {"hf": list_hf}
-LISTED_FILES: tuple[tuple[str, Callable[[Path], Listing]], ...] = (
-    (r"\.(csv|tsv|tab|jsonl|ndjson)", list_table),
-    (TAR, list_shards),
+class Source(NamedTuple):
+    """A kind of data set that `open_source` can open."""
+
+    recognise: Callable[[Spec], Any]
+    """Return a true value if the source is one of this kind."""
+    open: Callable[[Spec, Spec | None], Dataset | Listing]
+    """Open it; the second argument is the folder of prepared data."""
+    keyword: str = ""
+    """The word in `--data` that names it, for suggestions."""
+
+
+def _named(name: str, load: Callable[[], Dataset]) -> Source:
+    """Return a source with a fixed name."""
+    return Source(lambda spec: spec == name, lambda spec, data_dir: load(), name)
+
+
+def _scheme(scheme: str, load: Callable[[str, Spec | None], Dataset | Listing]) -> Source:
+    """Return a source that is named as "scheme:NAME"."""
+
+    def recognise(spec: Spec) -> bool:
+        return re.match(f"{scheme}:.", os.fspath(spec), re.DOTALL) is not None
+
+    return Source(recognise, lambda spec, data_dir: load(os.fspath(spec).partition(":")[2], data_dir), f"{scheme}:")
+
+
+def _folder(recognise: Callable[[Path], Any], load: Callable[[Path], Dataset | Listing]) -> Source:
+    """Return a source for folders that `recognise` accepts."""
+    return Source(lambda spec: _is_folder(spec) and recognise(_path(spec)), lambda spec, data_dir: load(_path(spec)))
+
+
+def _file(recognise: Callable[[Path], Any], load: Callable[[Path], Dataset | Listing]) -> Source:
+    """Return a source for paths, not folders, that `recognise` accepts."""
+    return Source(
+        lambda spec: not _is_folder(spec) and recognise(_path(spec)), lambda spec, data_dir: load(_path(spec))
+    )
+
+
+SOURCES: tuple[Source, ...] = (  # the first one that recognises the data opens it
+    _named("digits", digits),
+    _scheme("tfds", tfds_dataset),
+    _scheme("hf", list_hf),
+    _folder(idx_files, idx_folder),
+    _folder(tar_files, list_shards),
+    _folder(has_images, list_folder),
+    _file(is_table, list_table),
+    _file(is_tar, list_shards),
+    _file(lambda path: path.suffix.lower() == ".npz" and path.is_file(), npz),
 )
-LISTED_FOLDERS: tuple[tuple[Callable[[Path], Any], Callable[[Path], Listing]], ...] = (
-    (tar_files, list_shards),
-    (has_images, list_folder),
-)
 
-UNDERSTOOD = (
-    "digits, tfds:NAME[/CONFIG], hf:NAME, a folder of class folders (with train, val, test above them or not), a .csv, "
-    ".tsv or .jsonl of path and label, .tar shards, an .npz file, or a folder of IDX files"
+SUPPORTED = (
+    "digits, tfds:NAME[/CONFIG], hf:NAME, a folder of class folders (with or without train, val and test folders above "
+    "them), a .csv, .tsv or .jsonl table of paths and labels, .tar shards, an .npz file, or a folder of IDX files"
 )
 
 
-def list_source(spec: str | Path, data_dir: str | Path | None = None) -> Listing | None:
-    """The encoded images that `spec` names, before any is opened; None where it is a source of another kind."""
-    text = os.fspath(spec)
-    scheme, colon, rest = text.partition(":")
-    if colon and rest and scheme in LISTED_SCHEMES:
-        return LISTED_SCHEMES[scheme](rest, data_dir)
-    path = Path(text).expanduser()
-    if text and path.is_dir():
-        if any(recognise(path) for recognise, _ in FOLDERS):
-            return None
-        return next((reader(path) for recognise, reader in LISTED_FOLDERS if recognise(path)), None)
-    for ending, reader in LISTED_FILES:
-        if re.search(ending + "$", path.name.lower()) and (path.is_file() or braces(text) != [text]):
-            return reader(path)
-    return None
-
-
-def open_dataset(spec: str | Path, data_dir: str | Path | None = None) -> Dataset:
-    """Open what `--data` names: see UNDERSTOOD.
+def open_source(spec: Spec, data_dir: Spec | None = None) -> Dataset | Listing:
+    """Open what `--data` names, without reading the images of sources that list encoded images.
 
     Args:
         spec: a name, "tfds:NAME[/CONFIG]", "hf:NAME", or the path of a file or folder.
-        data_dir: where TFDS and `datasets` keep what they prepared; their own defaults if not given.
+        data_dir: folder in which TFDS and `datasets` keep prepared data; their own defaults if None.
+
+    Returns:
+        A Listing for a source of encoded images, else a Dataset.
 
     Raises:
-        FileNotFoundError: a path that does not exist.
-        ValueError: not understood, or not what it should be; one line.
+        FileNotFoundError: the path does not exist.
+        ValueError: the source is not supported or not valid; one line.
     """
-    text = os.fspath(spec)
-    if isinstance(spec, str) and text in NAMED:
-        return NAMED[text]()
-    scheme, colon, rest = text.partition(":")
-    if colon and scheme in (*SCHEMES, *LISTED_SCHEMES) and not rest:
-        raise ValueError(f"{text!r} names no data set; give {scheme}:NAME, for example tfds:mnist")
-    if colon and scheme in SCHEMES:
-        return SCHEMES[scheme](rest, data_dir)
-    if listing := list_source(spec, data_dir):
-        return open_listing(listing)
-    path = Path(text).expanduser()
-    if text and path.is_dir():
-        for recognise, reader in FOLDERS:
-            if recognise(path):
-                return reader(path)
-        raise ValueError(
-            f"{path}: is a folder, but neither one of class folders with images in them nor one of tar shards or IDX "
-            "files; put each class's images in a folder, or name them in a table of path and label"
+    for source in SOURCES:
+        if source.recognise(spec):
+            return source.open(spec, data_dir)
+    raise _unrecognised(spec)
+
+
+def open_dataset(spec: Spec, data_dir: Spec | None = None) -> Dataset:
+    """Open the data set that `--data` names; SUPPORTED lists what it may be.
+
+    Args:
+        spec: a name, "tfds:NAME[/CONFIG]", "hf:NAME", or the path of a file or folder.
+        data_dir: folder in which TFDS and `datasets` keep prepared data; their own defaults if None.
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+        ValueError: the source is not supported or not valid; one line.
+
+    Example:
+        >>> dataset = open_dataset("digits")
+        >>> {name: len(split) for name, split in dataset.splits.items()}
+        {'train': 1258, 'validation': 180, 'test': 359}
+    """
+    source = open_source(spec, data_dir)
+    return open_listing(source) if isinstance(source, Listing) else source
+
+
+def _path(spec: Spec) -> Path:
+    return Path(spec).expanduser()
+
+
+def _is_folder(spec: Spec) -> bool:
+    return bool(os.fspath(spec)) and _path(spec).is_dir()  # Path("") is the current folder
+
+
+def _unrecognised(spec: Spec) -> Exception:
+    """Return the error for a source that none of SOURCES recognises."""
+    text, path = os.fspath(spec), _path(spec)
+    keywords = [source.keyword for source in SOURCES if source.keyword]
+    if text.endswith(":") and text in keywords:
+        return ValueError(f"{text!r} names no data set; write {text}NAME, for example tfds:mnist")
+    if _is_folder(spec):
+        return ValueError(
+            f"{path}: this folder has no class folders with images, tar shards or IDX files; put the images of each "
+            "class in a folder, or list them in a table of paths and labels"
         )
     if path.is_file():
-        if (suffix := path.suffix.lower()) in FILES:
-            return FILES[suffix](path)
-        raise ValueError(f"{path}: is not a file that is understood as data; understood are {UNDERSTOOD}")
+        return ValueError(f"{path}: unsupported file type; supported are {SUPPORTED}")
     if re.search(r"\.\w{2,6}$", path.name) or os.sep in text:
-        raise FileNotFoundError(f"{path}: no such file or folder")
-    here = [name for name in os.listdir() if not name.startswith(".")]
-    hint = nearest_names(text, (*NAMED, *here))
-    if colon and not hint:
-        hint = nearest_names(scheme, (*SCHEMES, *LISTED_SCHEMES))
-    raise ValueError(f"data {text!r} is no file or folder here, and not understood{hint}; understood are {UNDERSTOOD}")
+        return FileNotFoundError(f"{path}: no such file or folder")
+    local = [name for name in os.listdir() if not name.startswith(".")]
+    scheme, colon, _ = text.partition(":")
+    hint = nearest_names(text, (*keywords, *local)) or (colon and nearest_names(scheme + colon, keywords))
+    return ValueError(f"unknown data {text!r}: no such file or folder{hint}; supported are {SUPPORTED}")

@@ -1,4 +1,4 @@
-"""A table of images and labels: CSV, TSV or JSON Lines, each row a path (relative to the table) and a class."""
+"""Tables of images and labels: CSV, TSV or JSON Lines. Each row is a path, relative to the table, and a class."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.data.sources.listing import FileStore, Listing, shown, some, split_of, stamp_of_files
+from zoo.data.dataset import Note
+from zoo.data.sources.listing import FileStore, Listing, canonical_split, first_few, printable, stamp_files
 
-# What people call the columns; case, "_", "-" and spaces do not count
+JSON_LINES = (".jsonl", ".ndjson")
+TAB_SEPARATED = (".tsv", ".tab")
+SUFFIXES = (".csv", *TAB_SEPARATED, *JSON_LINES)
+
+# Usual names of the columns, in lower case without "_", "-" and spaces
 COLUMNS: dict[str, tuple[str, ...]] = {
     "path": ("path", "file", "filename", "filepath", "image", "imagepath", "imagefile", "imagename", "img", "imgpath"),
     "label": ("label", "labels", "class", "classname", "category", "target", "y", "species", "diagnosis"),
@@ -21,22 +26,30 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
+Rows = list[tuple[int, Mapping[str, str]]]  # (line number, {role: cell}); the roles are the keys of COLUMNS
+
+
+def is_table(path: Path) -> bool:
+    """Return True if the path is a file with the suffix of a table."""
+    return path.name.lower().endswith(SUFFIXES) and path.is_file()
+
 
 def list_table(file: Path) -> Listing:
     """List the images that a table names.
 
-    The columns are found by their names (COLUMNS); without a header, which is where the first cell is a file, they are
-    path, label and perhaps split. The split's values are spelled as people spell splits.
+    Columns are recognised by their names (COLUMNS). A table without a header, whose first cell is an existing file, has
+    the columns path, label and optionally split. The split column may use any usual name of a split.
 
     Raises:
-        ValueError: not a table, columns that cannot be told apart, a row without a path, label or known split.
+        ValueError: the file is not a table, its columns are missing or ambiguous, or a row has no path, label or known
+            split.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"{file}: is not a table in UTF-8") from None
-    read = _json_rows if file.suffix.lower() in (".jsonl", ".ndjson") else _separated_rows
-    rows, how = read(text, file)
+        raise ValueError(f"{file}: is not a text file in UTF-8; save the table as UTF-8") from None
+    read_rows = _read_json_rows if file.suffix.lower() in JSON_LINES else _read_separated_rows
+    rows, reading = read_rows(text, file)
     if not rows:
         raise ValueError(f"{file}: has no rows")
     names, labels, splits = [], [], []
@@ -48,9 +61,9 @@ def list_table(file: Path) -> Listing:
             raise ValueError(f"{file}, line {number}: the path has a NUL character in it")
         split = ""
         if "split" in row:
-            split = split_of(row["split"])
+            split = canonical_split(row["split"])
             if not split:
-                raise ValueError(f"{file}, line {number}: the split {row['split']!r} is none of train, val and test")
+                raise ValueError(f"{file}, line {number}: unknown split {row['split']!r}; use train, val or test")
         names.append(row["path"])
         labels.append(row["label"])
         splits.append(split)
@@ -59,66 +72,64 @@ def list_table(file: Path) -> Listing:
         store=FileStore(str(file.parent), tuple(names)),
         splits=tuple(splits),
         labels=tuple(labels),
-        stamp=stamp_of_files(str(file.parent), [file.name, *names]),
-        notes=(f"read as a table {how}",),
+        stamp=stamp_files(str(file.parent), [file.name, *names]),
+        notes=(Note("source", f"read as a table {reading}"),),
     )
 
 
-def _roles(columns: Sequence[str], file: Path) -> dict[str, str]:
-    """role -> the column that has it."""
-    found = {}
-    for role, known in COLUMNS.items():
-        matching = [c for c in columns if "".join(k for k in c.lower() if k not in "_- ") in known]
+def _find_columns(columns: Sequence[str], file: Path) -> dict[str, str]:
+    """Return {role: column}; the split may be absent."""
+    roles = {}
+    for role, spellings in COLUMNS.items():
+        matching = [c for c in columns if "".join(k for k in c.lower() if k not in "_- ") in spellings]
         if len(matching) > 1:
-            raise ValueError(f"{file}: {' and '.join(matching)} may both be the {role}; name one of them otherwise")
+            raise ValueError(f"{file}: columns {' and '.join(matching)} may both be the {role}; rename one of them")
         if matching:
-            found[role] = matching[0]
+            roles[role] = matching[0]
     for role in ("path", "label"):
-        if role not in found:
-            raise ValueError(
-                f"{file}: which column is the {role}? It has {', '.join(columns)}; call it {role!r} in the first line"
-            )
-    return found
+        if role not in roles:
+            raise ValueError(f"{file}: no {role} column among {', '.join(columns)}; name one of them {role!r}")
+    return roles
 
 
-def _understood(roles: Mapping[str, str], columns: Sequence[str]) -> str:
-    """What was made of the columns, for people to check."""
-    taken = ", ".join(f"{role} from {shown(column)!r}" for role, column in roles.items())
-    aside = [repr(shown(column)) for column in columns if column not in roles.values()]
-    return taken + ("" if "split" in roles else ", no split") + (f"; not used: {some(aside)}" if aside else "")
+def _describe_columns(roles: Mapping[str, str], columns: Sequence[str]) -> str:
+    """Return text that says which columns are used for what, so that people can check it."""
+    used = ", ".join(f"{role} from {printable(column)!r}" for role, column in roles.items())
+    unused = [repr(printable(column)) for column in columns if column not in roles.values()]
+    return used + ("" if "split" in roles else ", no split") + (f"; not used: {first_few(unused)}" if unused else "")
 
 
-def _separated_rows(text: str, file: Path) -> tuple[list[tuple[int, Mapping[str, str]]], str]:
-    """(line number, {role: cell}) of every row, and a few words on how the table was read."""
+def _read_separated_rows(text: str, file: Path) -> tuple[Rows, str]:
+    """Return the rows of a table of separated cells, and text that says how it was read."""
     first = text.split("\n", 1)[0]
-    separator = "\t" if file.suffix.lower() in (".tsv", ".tab") else max(SEPARATORS, key=first.count)
+    separator = "\t" if file.suffix.lower() in TAB_SEPARATED else max(SEPARATORS, key=first.count)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
-        raise ValueError(f"{file}: is not a table that can be read ({error})") from None
+        raise ValueError(f"{file}: is not a valid table ({error})") from None
     if not lines:
         return [], ""
     header = [cell.strip() for cell in lines[0][1]]
     if len(header) in (2, 3) and os.path.isfile(file.parent / header[0]):  # no header
-        places = {role: place for place, role in enumerate(("path", "label", "split")[: len(header)])}
-        how = f"without a header: {', '.join(f'column {place + 1} is the {role}' for role, place in places.items())}"
+        positions = {role: k for k, role in enumerate(("path", "label", "split")[: len(header)])}
+        reading = f"without a header: {', '.join(f'column {k + 1} is the {role}' for role, k in positions.items())}"
     else:
-        roles = _roles(header, file)
-        places = {role: header.index(column) for role, column in roles.items()}
-        how = f"with {SEPARATORS[separator]} between cells: {_understood(roles, header)}"
+        roles = _find_columns(header, file)
+        positions = {role: header.index(column) for role, column in roles.items()}
+        reading = f"with {SEPARATORS[separator]} between cells: {_describe_columns(roles, header)}"
         del lines[0]
-    rows: list[tuple[int, Mapping[str, str]]] = []
+    rows: Rows = []
     for number, row in lines:
         if len(row) != len(header):
-            raise ValueError(f"{file}, line {number}: has {len(row)} cells where the first line has {len(header)}")
-        rows.append((number, {role: row[place].strip() for role, place in places.items()}))
-    return rows, how
+            raise ValueError(f"{file}, line {number}: has {len(row)} cells; the first line has {len(header)}")
+        rows.append((number, {role: row[k].strip() for role, k in positions.items()}))
+    return rows, reading
 
 
-def _json_rows(text: str, file: Path) -> tuple[list[tuple[int, Mapping[str, str]]], str]:
-    """As `_separated_rows`, of JSON objects; the columns are the names in the first one."""
-    rows: list[tuple[int, Mapping[str, str]]] = []
+def _read_json_rows(text: str, file: Path) -> tuple[Rows, str]:
+    """Return the rows of a file of JSON objects, one per line, and text that says how it was read."""
+    rows: Rows = []
     roles: dict[str, str] = {}
     columns: list[str] = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -128,24 +139,24 @@ def _json_rows(text: str, file: Path) -> tuple[list[tuple[int, Mapping[str, str]
         record = json_object(line, where)
         if not roles:
             columns = list(record)
-            roles = _roles(columns, file)
+            roles = _find_columns(columns, file)
         rows.append((number, {role: json_cell(record, column, where) for role, column in roles.items()}))
-    return rows, f"of JSON objects: {_understood(roles, columns)}"
+    return rows, f"of JSON objects: {_describe_columns(roles, columns)}"
 
 
 def json_object(text: str, where: str) -> dict[str, Any]:
-    """The JSON object that a text is; anything else is a ValueError that begins with `where`."""
+    """Parse a JSON object. Anything else raises ValueError with a message that begins with `where`."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        value = None
+    if not isinstance(value, dict):
         raise ValueError(f"{where} is not a JSON object")
-    return found
+    return value
 
 
 def json_cell(record: Mapping[str, Any], column: str, where: str) -> str:
-    """What a JSON object has under a name, "" for nothing or null; neither text nor a whole number is a ValueError."""
+    """Return the text or whole number under `column` as text, "" if absent or null. Other types raise ValueError."""
     value = record.get(column)
     if value is None:
         return ""

@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets, prepared once and then read at random without TensorFlow."""
+"""Data sets of TensorFlow Datasets (TFDS), prepared once and then read in random order without TensorFlow."""
 
 from __future__ import annotations
 
@@ -16,20 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.cache import cached
-from zoo.data.dataset import (
-    ArraySplit,
-    Dataset,
-    EncodedSplit,
-    Split,
-    complete,
-    decode,
-    first_line,
-    nearest_names,
-    record_keys,
-)
+from zoo.data.dataset import Dataset, Note, create_missing_splits, first_line, nearest_names
+from zoo.data.splits import ArraySplit, EncodedSplit, Split, decode, record_keys
 from zoo.data.threads import tracked
 
-IN_MEMORY = 2**30  # bytes of decoded pixels up to which a prepared data set is decoded once and kept
+IN_MEMORY_BYTES = 2**30  # a split whose decoded pixels take at most this many bytes is decoded once and cached
 TFDS_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
 PREPARE_EXTRA = "jax-model-zoo[tfds-prepare]"
 
@@ -39,63 +30,73 @@ class TfdsStore:
     """The encoded images of a prepared TFDS split.
 
     Attributes:
-        source: TFDS's random-access source.
-        lock: of the source, which is not for several threads at once.
-        feature: the image's name in a record.
-        what: for messages.
+        source: random-access data source of TFDS.
+        lock: guards the source, which only one thread may use at a time.
+        feature: key of the image in a record.
+        title: name of the split in messages.
     """
 
     source: Any
     lock: Any
     feature: str
-    what: str
+    title: str
 
     def fetch(self, records: Sequence[int]) -> list[bytes]:
         with self.lock:
-            return [record[self.feature] for record in _fetch(self.source, list(records), self.what)]
+            return [record[self.feature] for record in _fetch(self.source, list(records), self.title)]
 
     def name(self, record: int) -> str:
-        return f"{self.what} record {record}"
+        return f"{self.title} record {record}"
 
 
-def _fetch(source: Any, records: list[int], what: str) -> Sequence[Mapping[str, Any]]:
+def _fetch(source: Any, records: list[int], title: str) -> Sequence[Mapping[str, Any]]:
+    """Return records of a TFDS source. Any failure raises ValueError."""
     try:
         return cast(Sequence[Mapping[str, Any]], source.__getitems__(records))
-    except Exception as error:  # array_record raises what its C++ says
-        raise ValueError(f"{what}: records cannot be read ({first_line(error)}); is a file of it damaged?") from error
+    except Exception as error:  # array_record raises errors of many types
+        raise ValueError(f"{title}: records cannot be read ({first_line(error)}); a file may be damaged") from error
 
 
 def tfds_dataset(name: str, data_dir: str | Path | None) -> Dataset:
-    """A data set of TensorFlow Datasets, read without TensorFlow; prepared first if need be."""
-    builder = _prepared(name, data_dir)
+    """Open a data set of TensorFlow Datasets, after downloading and preparing it if necessary.
+
+    Args:
+        name: "NAME", "NAME/CONFIG" or "NAME:VERSION", as in `tfds.builder`.
+        data_dir: folder of prepared data; the default of TFDS if None.
+
+    Raises:
+        ValueError: an unknown name or configuration, a data set that cannot be prepared or read here, or one that does
+            not consist of images with one class each.
+    """
+    builder = _prepared_builder(name, data_dir)
     image, label = _features(builder, name)
     names = tuple(str(label_name) for label_name in builder.info.features[label].names or ())
     names = names or tuple(str(k) for k in range(builder.info.features[label].num_classes))
-    available = {theirs: ours for theirs, ours in TFDS_SPLITS.items() if theirs in builder.info.splits}
-    available = {theirs: ours for theirs, ours in available.items() if builder.info.splits[theirs].num_examples}
-    if not available:
-        raise ValueError(f"tfds:{name}: has the splits {', '.join(builder.info.splits)}; none of them is train or test")
+    nonempty = [split for split, info in builder.info.splits.items() if info.num_examples]
+    used = {tfds_name: split for tfds_name, split in TFDS_SPLITS.items() if tfds_name in nonempty}
+    if not used:
+        raise ValueError(f"tfds:{name}: has no train, validation or test split, only {', '.join(builder.info.splits)}")
     splits: dict[str, Split] = {
-        ours: _tfds_split(builder, theirs, image, label, name) for theirs, ours in available.items()
+        split: _open_split(builder, tfds_name, image, label, name) for tfds_name, split in used.items()
     }
     notes = []
-    if unused := [s for s in builder.info.splits if s not in available]:
-        notes.append(f"not used: {', '.join(unused)}")
+    if unused := [split for split in builder.info.splits if split not in used]:
+        notes.append(Note("unused", f"not used: {', '.join(unused)}"))
     if "test" in splits and (splits["test"].labels < 0).all():
         del splits["test"]
-        notes.append("the test labels are not public")
+        notes.append(Note("unused", "not used: the test split, whose labels are not public", "test"))
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
-        notes.append("the validation split is used as the test split")
-    for key, split in splits.items():
-        if not ((split.labels >= 0) & (split.labels < len(names))).all():
-            raise ValueError(f"tfds:{name}: some {key} labels are outside of 0..{len(names) - 1}")
-    splits, held = complete(splits)
-    return Dataset(f"tfds:{name}", splits, names, tuple(notes + held))
+        notes.append(Note("splits", "no test split: the validation split is used as the test split", "test"))
+    for split, records in splits.items():
+        if not ((records.labels >= 0) & (records.labels < len(names))).all():
+            raise ValueError(f"tfds:{name}: {split} labels must be in 0..{len(names) - 1}")
+    splits, held_out = create_missing_splits(splits)
+    return Dataset(f"tfds:{name}", splits, names, (*notes, *held_out))
 
 
-def _prepared(name: str, data_dir: str | Path | None) -> Any:
-    """A builder whose records can be read at random."""
+def _prepared_builder(name: str, data_dir: str | Path | None) -> Any:
+    """Return the builder of a data set whose records can be read in random order."""
     with _quiet():
         try:
             import tensorflow_datasets as tfds
@@ -103,23 +104,24 @@ def _prepared(name: str, data_dir: str | Path | None) -> Any:
             builder = tfds.builder(name, data_dir=None if data_dir is None else os.fspath(data_dir))
         except tfds.core.DatasetNotFoundError:
             hint = nearest_names(name.split("/")[0], tfds.list_builders(with_community_datasets=False))
-            raise ValueError(f"tfds:{name}: no such data set in TFDS{hint}") from None
-        except Exception as error:  # of many types: AssertionError for a version, ImportError for what it needs …
-            raise ValueError(f"tfds:{name}: {_config_problem(name, error)}") from error
+            raise ValueError(f"tfds:{name}: TFDS has no such data set{hint}") from None
+        except Exception as error:  # AssertionError for a version, ImportError for a missing package, …
+            raise ValueError(f"tfds:{name}: {_explain_builder_error(name, error)}") from error
         if not builder.is_prepared():
-            _features(builder, name)  # before anything is downloaded
+            _features(builder, name)  # raises before anything is downloaded
             _prepare(builder, name)
     formats = {str(f.value) for f in builder.info.available_file_formats()}
     if "array_record" not in formats:
         raise ValueError(
             f"tfds:{name}: is prepared at {builder.data_path} as {', '.join(sorted(formats)) or 'an unknown format'}, "
-            f"which cannot be read at random; run: tfds convert_format --dataset_version_dir={builder.data_path} "
+            f"which cannot be read in random order; run: tfds convert_format --dataset_version_dir={builder.data_path} "
             "--out_file_format=array_record"
         )
     return builder
 
 
-def _config_problem(name: str, error: Exception) -> str:
+def _explain_builder_error(name: str, error: Exception) -> str:
+    """Return one line that says why TFDS cannot make the builder."""
     import tensorflow_datasets as tfds
 
     base, _, config = name.partition("/")
@@ -128,18 +130,19 @@ def _config_problem(name: str, error: Exception) -> str:
     except Exception:
         configs = []
     if config and config not in configs:
-        return f"has no configuration {config!r}" + (nearest_names(config, configs) or " (it has none at all)")
-    return first_line(error).rpartition('}": ')[2]  # TFDS puts the arguments of the builder before the reason
+        hint = nearest_names(config, configs) if configs else " (it has no configurations)"
+        return f"has no configuration {config!r}{hint}"
+    return first_line(error).rpartition('}": ')[2]  # without the builder's arguments, which TFDS puts first
 
 
 def _prepare(builder: Any, name: str) -> None:
-    """Download and write as array_record. TFDS shows its own progress on stderr."""
-    missing = f"preparing it needs TensorFlow once: pip install '{PREPARE_EXTRA}'"
-    absent = f"tfds:{name}: is not prepared in {builder.data_path}"
+    """Download a data set and write it as array_record. TFDS shows its own progress on stderr."""
+    needs_tensorflow = f"preparing it needs TensorFlow once: pip install '{PREPARE_EXTRA}'"
+    not_prepared = f"tfds:{name}: is not prepared in {builder.data_path}"
     if _needs_tensorflow(builder):
-        raise ValueError(f"{absent}, and {missing}")
+        raise ValueError(f"{not_prepared}, and {needs_tensorflow}")
     if host := _unreachable_host(builder):
-        raise ValueError(f"{absent}, and {host} cannot be reached to download it")
+        raise ValueError(f"{not_prepared}, and {host} cannot be reached to download it")
     try:
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:
@@ -147,14 +150,14 @@ def _prepare(builder: Any, name: str) -> None:
         while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
             chain.append(cause)
         if any(isinstance(e, ImportError) and "tensorflow" in str(e).lower() for e in chain):
-            raise ValueError(f"tfds:{name}: {missing}") from error
+            raise ValueError(f"tfds:{name}: {needs_tensorflow}") from error
         if any(isinstance(e, ConnectionError) or type(e).__module__.startswith(("requests", "urllib3")) for e in chain):
             raise ValueError(f"tfds:{name}: could not be downloaded ({first_line(error)})") from error
         raise ValueError(f"tfds:{name}: could not be prepared ({type(error).__name__}: {first_line(error)})") from error
 
 
 def _needs_tensorflow(builder: Any) -> bool:
-    """Whether the code that prepares a data set calls TensorFlow, which is missing: better said before the download."""
+    """Return True if the code that prepares a data set uses TensorFlow, and TensorFlow is not installed."""
     import importlib.util
     import inspect
 
@@ -167,7 +170,7 @@ def _needs_tensorflow(builder: Any) -> bool:
 
 
 def _unreachable_host(builder: Any) -> str | None:
-    """The first host to download from, if none has an address here. TFDS retries for minutes before it says so."""
+    """Return the first host to download from if none of them can be resolved. TFDS would retry for minutes."""
     import socket
     from urllib.parse import urlsplit
     from urllib.request import getproxies
@@ -185,7 +188,7 @@ def _unreachable_host(builder: Any) -> str | None:
 
 
 class _quiet:
-    """TFDS logs warnings and prints banners to stdout, where they would mix with a command's output."""
+    """Context in which TFDS logs no warnings, and prints to stderr instead of stdout."""
 
     loggers = ("absl", "urllib3")
 
@@ -207,7 +210,7 @@ class _quiet:
 
 
 def _features(builder: Any, name: str) -> tuple[str, str]:
-    """The names of the image and of the label in a record."""
+    """Return the keys of the image and of the label in a record."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
@@ -220,57 +223,58 @@ def _features(builder: Any, name: str) -> tuple[str, str]:
         image, label = images[0], labels[0]
     else:
         raise ValueError(
-            f"tfds:{name}: is not a data set of images with one class each "
+            f"tfds:{name}: must have one image and one class per record "
             f"(images: {', '.join(images) or 'none'}; classes: {', '.join(labels) or 'none'})"
         )
     if np.dtype(features[image].np_dtype) not in (np.dtype(np.uint8), np.dtype(np.uint16)):
-        raise ValueError(f"tfds:{name}: its images are {np.dtype(features[image].np_dtype)}, not 8 or 16 bits")
+        raise ValueError(f"tfds:{name}: images must have 8 or 16 bits, not {np.dtype(features[image].np_dtype)}")
     return image, label
 
 
-def _tfds_split(builder: Any, theirs: str, image: str, label: str, name: str) -> Split:
+def _open_split(builder: Any, tfds_name: str, image: str, label: str, name: str) -> Split:
+    """Return a split in memory if its images are small and of one size, else one that decodes on reading."""
     import threading
 
     import tensorflow_datasets as tfds
 
     features = builder.info.features
     skipped = {k: tfds.decode.SkipDecoding() for k, f in features.items() if isinstance(f, tfds.features.Image)}
-    source = builder.as_data_source(theirs, decoders=skipped)
-    what = f"tfds:{name} {theirs}"
+    source = builder.as_data_source(tfds_name, decoders=skipped)
+    title = f"tfds:{name} {tfds_name}"
     shape = features[image].shape
-    small = all(shape) and len(source) * int(np.prod(shape)) <= IN_MEMORY
+    small = all(shape) and len(source) * int(np.prod(shape)) <= IN_MEMORY_BYTES
 
-    def scan() -> dict[str, NDArray[Any]]:
+    def read_all() -> dict[str, NDArray[Any]]:
         labels = np.empty(len(source), np.int32)
         pixels = np.empty((len(source), *shape), np.uint8) if small else None
         keys = np.empty((len(source), 16), np.uint8)
-        for start in tracked(range(0, len(source), 1024), f"reading {what}"):
-            records = _fetch(source, list(range(start, min(start + 1024, len(source)))), what)
+        for start in tracked(range(0, len(source), 1024), f"reading {title}"):
+            records = _fetch(source, list(range(start, min(start + 1024, len(source)))), title)
             for i, record in enumerate(records, start):
                 labels[i] = record[label]
                 if pixels is None:
                     keys[i] = np.frombuffer(record_keys([np.frombuffer(record[image], np.uint8)])[0], np.uint8)
                 else:
-                    decoded = decode(record[image], f"{what} record {i}")
+                    decoded = decode(record[image], f"{title} record {i}")
                     if decoded.shape != shape:
-                        raise ValueError(f"{what} record {i}: has the shape {decoded.shape}, not {shape}")
+                        raise ValueError(f"{title} record {i}: has shape {decoded.shape}, not {shape}")
                     pixels[i] = decoded
         return {"labels": labels, "keys": keys} if pixels is None else {"labels": labels, "images": pixels}
 
-    stored = cached(_tfds_key(builder, theirs, image, label, small), scan)
+    stored = cached(_cache_key(builder, tfds_name, image, label, small), read_all)
     if small:
         return ArraySplit(stored["images"], stored["labels"])
     keys = tuple(bytes(key) for key in stored["keys"])
-    store = TfdsStore(source, threading.Lock(), image, what)
+    store = TfdsStore(source, threading.Lock(), image, title)
     return EncodedSplit(store, np.arange(len(source)), stored["labels"], keys)
 
 
-def _tfds_key(builder: Any, split: str, image: str, label: str, decoded: bool) -> str:
-    """Names what was cached: another version, another file or another way of reading has another name."""
+def _cache_key(builder: Any, split: str, image: str, label: str, decoded: bool) -> str:
+    """Return the cache key of a split, which changes with the version, the files and the way of reading them."""
     digest = hashlib.sha256(f"1 {split} {image} {label} {decoded}".encode())
     folder = Path(str(builder.data_path))
     digest.update(str(folder.resolve()).encode())
     for file in sorted([*builder.info.splits[split].filenames, "features.json", "dataset_info.json"]):
-        found = (folder / file).stat() if (folder / file).exists() else None
-        digest.update(f"{file} {found.st_size} {found.st_mtime_ns}".encode() if found else b"-")
+        status = (folder / file).stat() if (folder / file).exists() else None
+        digest.update(f"{file} {status.st_size} {status.st_mtime_ns}".encode() if status else b"-")
     return f"tfds-{builder.info.full_name.replace('/', '-')}-{split}-{digest.hexdigest()[:16]}"

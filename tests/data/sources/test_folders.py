@@ -1,0 +1,298 @@
+import pytest
+from helpers import assert_one_line, split_sizes
+from photos import encoded, folder_of, photo
+
+from zoo.data import imagenet
+from zoo.data.imagenet import class_names, wnids
+from zoo.data.sources import Split, open_dataset
+from zoo.data.sources.folders import IMAGE_SUFFIXES, has_images
+from zoo.data.sources.open import open_source
+from zoo.training import plan as planning
+
+
+def names_of(split):
+    return {split.name(i): int(split.labels[i]) for i in range(len(split))}
+
+
+SPELLED = [
+    ("train", "val", "test"),
+    ("Training", "validation", "Testing"),
+    ("train_set", "valid", "test-set"),
+    ("TRAIN", "dev", "TEST"),
+]
+
+
+@pytest.mark.parametrize("spelled", SPELLED)
+def test_split_folder_spellings(spelled, tmp_path):
+    counts = {"train": (5, 6), "validation": (2, 1), "test": (1, 3)}
+    pairs = list(zip(spelled, counts.values(), strict=True))
+    layout = {f"{folder}/{label}": pair[k] for folder, pair in pairs for k, label in enumerate(("cat", "dog"))}
+    dataset = open_dataset(folder_of(tmp_path, layout))
+    assert split_sizes(dataset) == {name: sum(pair) for name, pair in counts.items()} and not dataset.notes
+    assert dataset.class_names == ("cat", "dog") and isinstance(dataset.splits["train"], Split)
+    for (name, pair), folder in zip(counts.items(), spelled, strict=True):
+        assert names_of(dataset.splits[name]) == {
+            f"{folder}/{label}/{n}.png": k for k, label in enumerate(("cat", "dog")) for n in range(pair[k])
+        }
+
+
+@pytest.mark.parametrize(
+    "given, expected, said",
+    [
+        ({"": 40}, {"train": 56, "validation": 8, "test": 16}, [("held_out", "test"), ("held_out", "validation")]),
+        ({"train/": 40, "test/": 5}, {"train": 72, "validation": 8, "test": 10}, [("held_out", "validation")]),
+        (
+            {"train/": 40, "val/": 5},
+            {"train": 72, "validation": 8, "test": 10},
+            [("splits", "test"), ("held_out", "validation")],
+        ),
+        ({"val/": 4, "test/": 5}, {"validation": 8, "test": 10}, []),
+    ],
+)
+def test_missing_splits_are_held_out_with_a_note(given, expected, said, tmp_path):
+    root = folder_of(tmp_path, {f"{part}{name}": n for part, n in given.items() for name in ("a", "b")}, size=(6, 8))
+    dataset = open_dataset(root)
+    assert split_sizes(dataset) == expected
+    assert [(note.kind, note.split) for note in dataset.notes] == said
+    for split in dataset.splits.values():
+        assert abs(int((split.labels == 0).sum()) * 2 - len(split)) <= 1  # stratified
+    assert open_dataset(root).fingerprint() == dataset.fingerprint()
+
+
+def test_nested_hidden_and_ambiguous_folders(tmp_path):
+    """In a folder of the archive's name, classes in folders of folders, a class called test, hidden things."""
+    root = folder_of(tmp_path / "photos" / "photos", {"cat/old/1999": 12, "cat": 1, "dog": 12, "test": 12, ".git": 1})
+    (root / "dog" / "._0.png").write_bytes(b"of another system")
+    dataset = open_dataset(tmp_path / "photos")
+    assert dataset.class_names == ("cat", "dog", "test") and sum(split_sizes(dataset).values()) == 37
+    assert not dataset.left_out and not any(note.kind == "unused" for note in dataset.notes)
+
+
+def test_a_class_called_train(tmp_path):
+    dataset = open_dataset(folder_of(tmp_path, {"train": 8, "car": 8, "bus": 8}))
+    assert dataset.class_names == ("bus", "car", "train")
+
+
+def test_unused_folders_and_files_are_noted(tmp_path):
+    folder_of(tmp_path, {"train/a": 10, "train/b": 10, "train/c": 0, "extra/a": 3, "test": 4, "train": 2})
+    notes = " | ".join(map(str, open_dataset(tmp_path).notes))
+    for words in ("train/c", "extra", "4 images in test", "2 images in train", "class cat in train/cat"):
+        assert words in notes, notes
+
+
+def test_numeric_class_names_are_ordered_by_value(tmp_path):
+    folder_of(tmp_path, {f"train/{n}": 3 for n in (0, 2, 10, 9)} | {f"test/{n}": 1 for n in (0, 2, 10, 9)})
+    assert open_dataset(tmp_path).class_names == ("0", "2", "9", "10")
+
+
+def test_a_class_without_train_images_is_noted(tmp_path):
+    folder_of(tmp_path, {"train/a": 10, "train/b": 10, "test/a": 2, "test/new": 2})
+    dataset = open_dataset(tmp_path)
+    assert dataset.class_names == ("a", "b", "new")
+    assert any(note.kind == "classes" and "train: new" in str(note) for note in dataset.notes)
+
+
+@pytest.mark.parametrize(
+    "layout, said",
+    [
+        ({"train/a": 2, "training/a": 2}, ["train and training", "keep one"]),
+        ({"": 3}, ["put the images of each class in a folder", "3 images in the folder itself", "class cat in cat"]),
+        ({"train": 3, "test": 3}, ["no image is in a class folder", "3 images in train", "class cat in train/cat"]),
+        ({"a": 0}, ["class folders"]),
+    ],
+)
+def test_invalid_folders(layout, said, tmp_path):
+    with pytest.raises(ValueError) as caught:
+        open_dataset(folder_of(tmp_path, layout))
+    assert_one_line(caught, *said)
+
+
+def test_a_single_class_can_be_opened_but_not_trained(tmp_path):
+    dataset = open_dataset(folder_of(tmp_path, {"train/a": 10, "test/a": 2}))
+    with pytest.raises(ValueError) as caught:
+        planning.plan("lenet5", dataset)
+    assert_one_line(caught, "all images are of one class, a")
+
+
+def test_a_misspelt_split_folder_is_noted(tmp_path):
+    dataset = open_dataset(folder_of(tmp_path, {"trian/a": 5, "trian/b": 5, "val/a": 5, "val/b": 5}))
+    assert dataset.class_names == ("trian", "val")
+    (note,) = [note for note in dataset.notes if note.kind == "classes"]
+    assert all(words in str(note) for words in ("'trian'", "did you mean train?", "'val' is a class"))
+
+
+def test_no_readable_image(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").touch()
+    with pytest.raises(ValueError) as caught:
+        open_dataset(tmp_path)
+    assert_one_line(caught, "none of its images can be read", "a/0.png: empty file")
+
+
+def test_imagenet_wnids_become_words(tmp_path):
+    folder_of(tmp_path / "ILSVRC", {f"{s}/{w}": n for s, n in (("train", 12), ("val", 3)) for w in list(wnids())[:3]})
+    dataset = open_dataset(tmp_path)
+    assert dataset.class_names == ("tench", "goldfish", "great white shark") == class_names()[:3]
+    assert split_sizes(dataset) == {"train": 32, "validation": 4, "test": 9} or split_sizes(dataset)["test"] == 9
+    assert len(set(class_names())) == 1000 and list(wnids()) == sorted(wnids())
+
+
+def test_imagenet_validation_images_without_class_folders(tmp_path, monkeypatch):
+    """As they come out of the archive; their classes are in a list that TensorFlow Datasets brings."""
+    wnid = {1: "n01751748", 2: "n09193705", 3: "n02105855", 49_999: "n10148035", 50_000: "n02437616"}
+    layout = {f"train/{name}": 9 for name in wnid.values()}
+    root = folder_of(tmp_path / "ILSVRC", {**layout, "val": 1}, size=(6, 8))
+    for number in wnid:
+        (root / "val" / f"ILSVRC2012_val_{number:08}.JPEG").write_bytes(encoded(photo(6, 8, number), "JPEG"))
+    dataset = open_dataset(root)
+    assert split_sizes(dataset)["test"] == 5 and dataset.num_classes == 5
+    names = sorted(wnid.values())
+    assert names_of(dataset.splits["test"]) == {
+        f"val/ILSVRC2012_val_{number:08}.JPEG": names.index(name) for number, name in wnid.items()
+    }
+    assert any(note.kind == "source" and "5 images in val" in str(note) for note in dataset.notes)
+    assert any(note.kind == "unused" and "1 images in val" in str(note) for note in dataset.notes)
+    alone = open_dataset(root / "val")
+    assert split_sizes(alone) == {"test": 5} and alone.num_classes == 5
+    assert alone.class_names[0] == "sea snake"
+    monkeypatch.setattr(imagenet, "_validation_list", lambda: ())
+    with pytest.raises(ValueError, match="put the images of each class in a folder"):
+        open_dataset(root / "val")
+
+
+def test_unknown_wnids_stay_as_they_are(tmp_path):
+    folder_of(tmp_path, {"n00000001": 10, "n00000002": 10})
+    assert open_dataset(tmp_path).class_names == ("n00000001", "n00000002")
+
+
+BEGINNINGS = {
+    "JPEG": b"\xff\xd8\xff\xe0", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF89a", "BMP": b"BM", "TIFF": b"II*\0",
+    "big-endian TIFF": b"MM\0*", "JPEG 2000": b"\0\0\0\x0cjP  \r\n", "WebP": b"RIFF\x10\0\0\0WEBPVP8 ",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BEGINNINGS)
+def test_files_without_a_suffix_that_begin_like_an_image_are_listed(kind, tmp_path):
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "picture").write_bytes(BEGINNINGS[kind])
+    source = open_source(folder_of(tmp_path, {"a": 1}))
+    assert set(source.store.names) == {"a/0.png", "a/picture", "b/picture"} and not source.notes
+
+
+@pytest.mark.parametrize("data", [b"", b"RIFF\x10\0\0\0WAVEfmt ", b"\0\xff\xd8\xff", b"GIF", b"text"])
+def test_files_that_are_not_images_are_noted(data, tmp_path):
+    folder_of(tmp_path, {"a": 2, "b": 2})
+    for name in ("one", "two.txt", "three", "four"):
+        (tmp_path / "a" / name).write_bytes(data)
+    source = open_source(tmp_path)
+    assert len(source.labels) == 4
+    (note,) = source.notes
+    assert note.kind == "unused" and "4 files that are not images (a/four, a/one, a/three and 1 more)" in str(note)
+
+
+def test_suffixes_in_any_case_and_system_files(tmp_path):
+    folder_of(tmp_path, {"a": 1, "b": 1})
+    for name in ("x.JPG", "y.Tif", ".hidden.png", "Thumbs.db", "desktop.ini", "._x.png"):
+        (tmp_path / "a" / name).write_bytes(b"")
+    (tmp_path / "__MACOSX").mkdir()
+    source = open_source(tmp_path)
+    assert set(source.store.names) == {"a/0.png", "a/x.JPG", "a/y.Tif", "b/0.png"} and not source.notes
+
+
+def test_image_suffixes_are_pinned():
+    assert {
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".bmp",
+        ".gif",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".avif",
+        ".heic",
+    } <= IMAGE_SUFFIXES
+    assert not IMAGE_SUFFIXES & {".txt", ".mp4", ".npy", ".tar", ".csv", ".svg", ""}
+
+
+def test_a_folder_has_images_at_any_depth(tmp_path):
+    assert not has_images(tmp_path)
+    (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    (tmp_path / "a" / "notes.txt").write_text("text")
+    assert not has_images(tmp_path)
+    (tmp_path / "a" / "b" / "c" / "x").write_bytes(b"GIF89a")
+    assert has_images(tmp_path)
+    (tmp_path / "loose").mkdir()
+    (tmp_path / "loose" / "0.png").touch()
+    assert has_images(tmp_path / "loose")
+
+
+@pytest.mark.parametrize(
+    "layout, splits",
+    [
+        ({"train/a": 1, "test/a": 1}, {"train", "test"}),
+        ({"train/a": 1, "extra/a": 1}, {"train"}),  # a train folder with folders in it: the others are not used
+        ({"train": 2, "extra": 2}, {""}),  # without, all are classes
+        ({"test/a": 1, "extra/a": 1}, {""}),
+        ({"val": 2, "dev": 0, "test/a": 2}, None),  # two folders for one split
+        ({"a/b/train/x": 1, "a/b/test/x": 1}, {"train", "test"}),  # single folders stand for what is in them
+        ({"train/a": 2}, {"train"}),
+    ],
+)
+def test_split_folders_and_class_folders(layout, splits, tmp_path):
+    root = folder_of(tmp_path, layout)
+    if splits is None:
+        with pytest.raises(ValueError) as caught:
+            open_source(root)
+        assert_one_line(caught, f"{root}: dev and val", "validation")
+    else:
+        assert set(open_source(root).splits) == splits
+
+
+def test_links_are_followed_unless_they_lead_back(tmp_path):
+    root = folder_of(tmp_path / "root", {"a": 1, "b": 1})
+    other = folder_of(tmp_path / "other", {"more": 2})
+    (root / "a" / "more").symlink_to(other / "more")
+    (root / "b" / "back").symlink_to(root / "b")
+    (root / "b" / "up").symlink_to(root)
+    (root / "b" / "self").symlink_to("self")
+    source = open_source(root)
+    assert set(source.store.names) == {"a/0.png", "a/more/0.png", "a/more/1.png", "b/0.png", "b/self"}
+    assert [line.split(": ")[0] for line in source.unreadable] == ["b/back", "b/up"]
+
+
+@pytest.mark.parametrize(
+    "name, known",
+    [
+        ("ILSVRC2012_val_00000001.JPEG", True),
+        ("ILSVRC2012_val_00050000.JPEG", True),
+        ("ILSVRC2012_val_00000000.JPEG", False),
+        ("ILSVRC2012_val_00050001.JPEG", False),
+        ("ILSVRC2012_val_0000001.JPEG", False),
+        ("ILSVRC2012_val_00000001.jpg", False),
+        ("xILSVRC2012_val_00000001.JPEG", False),
+    ],
+)
+def test_classes_of_imagenet_validation_images(name, known):
+    wnid = imagenet.validation_wnid(name)
+    assert bool(wnid) == known and (not known or wnid in wnids())
+
+
+def test_words_of_wnids():
+    assert len(wnids()) == 1000 and imagenet.words_of(["n01443537", "n01440764"]) == ("goldfish", "tench")
+    for names in (["n01440764", "cat"], ["n99999999"], ["xn01440764"]):
+        assert imagenet.words_of(names) is None
+    assert class_names()[134] == "crane bird" and class_names()[517] == "crane"
+
+
+def test_misspelt_split_folders(tmp_path):
+    """The hint names the split; without a similar name there is none."""
+    folder_of(tmp_path / "a", {"validaton/x": 1, "test/x": 1})
+    folder_of(tmp_path / "b", {"bus/x": 1, "car/x": 1, "cow/x": 1, "dog/x": 1, "test/x": 1})
+    (note,) = open_source(tmp_path / "a").notes
+    assert "'validaton'" in str(note) and "did you mean validation?" in str(note) and "'test' is a class" in str(note)
+    (note,) = open_source(tmp_path / "b").notes
+    assert "'bus', 'car', 'cow' and 1 more" in str(note) and "did you mean" not in str(note)
