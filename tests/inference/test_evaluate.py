@@ -89,6 +89,9 @@ def test_a_folder_without_a_test_split_says_which_part_is_counted(dense, tmp_pat
     assert count == 20 and "--split all" not in said
     count, said = evaluated("--split", "test")
     assert count == 4 and "--split all" not in said
+    loose = str(folder_of(tmp_path / "split", {f"{s}/{c}": 10 for s in ("train", "val") for c in "ab"}, (12, 16)))
+    count, said = evaluated()  # a validation split used as the test split is not held out
+    assert count == 20 and "--split all" not in said
 
 
 def test_classes_that_the_model_does_not_have(dense):
