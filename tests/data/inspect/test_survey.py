@@ -138,7 +138,10 @@ def test_only_thirty_classes_are_listed(classes, rest):
     lines = describe(figures)
     assert lines.count("   x: is PNG") == 10 and lines.count("   … and 1 more (--json lists all)") == 1
     assert lines.count("   y") == 10 and "formats: PNG RGB 9" in lines
-    assert any(line.startswith("repeated: 2 images") for line in lines)
+    assert any(line.startswith("repeated: 2 images") for line in lines) and not any(
+        "and 0 more" in line for line in lines
+    )
+    assert [line.split(": ")[-1] for line in lines if line.endswith(" images")] == ["11 images", "10 images"]
 
 
 def test_large_images_come_first_only_in_area(monkeypatch):

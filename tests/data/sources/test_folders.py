@@ -74,9 +74,9 @@ def test_a_class_called_train(tmp_path):
 
 
 def test_unused_folders_and_files_are_noted(tmp_path):
-    folder_of(tmp_path, {"train/a": 10, "train/b": 10, "train/c": 0, "extra/a": 3, "test": 4, "train": 2})
+    folder_of(tmp_path, {"train/a": 10, "train/b": 10, "train/empty": 0, "extra/a": 3, "test": 4, "train": 2})
     notes = " | ".join(map(str, open_dataset(tmp_path).notes))
-    for words in ("train/c", "extra", "4 images in test", "2 images in train", "class cat in train/cat"):
+    for words in ("train/empty", "extra", "4 images in test", "2 images in train", "class cat in train/cat"):
         assert words in notes, notes
 
 
@@ -283,6 +283,7 @@ def test_classes_of_imagenet_validation_images(name, known):
 
 def test_words_of_wnids():
     assert len(wnids()) == 1000 and imagenet.words_of(["n01443537", "n01440764"]) == ("goldfish", "tench")
+    assert imagenet.words_of(tuple(wnids())) == class_names()
     for names in (["n01440764", "cat"], ["n99999999"], ["xn01440764"]):
         assert imagenet.words_of(names) is None
     assert class_names()[134] == "crane bird" and class_names()[517] == "crane"
