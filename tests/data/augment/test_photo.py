@@ -299,19 +299,21 @@ def test_both_tables_name_the_same_operations_in_order():
 def test_mixup_or_cutmix_does_either_to_each_pair():
     index, images, targets = make_batch(21, 5, 6, 1)
     new, soft = run("mixup_or_cutmix(mixup=1, cutmix=1)", index, images, targets)
-    own, share = draws(lambda key: aug.draw_mixture(key, 1.0, 1.0, 5, 6), keys_of(21))
+    weights, mean = draws(lambda key: aug.draw_mixture(key, 1.0, 1.0, 5, 6), keys_of(21))
     blended = 0
     for b in range(20):
-        kept = own[b // 2 * 2][..., None]
-        np.testing.assert_allclose(new[b], kept * images[b] + (1 - kept) * images[b ^ 1], atol=1e-3)
-        np.testing.assert_allclose(soft[b], kept.mean() * targets[b] + (1 - kept.mean()) * targets[b ^ 1], atol=1e-6)
-        one_share, one_box = np.ptp(kept) == 0, np.isin(kept, (0, 1)).all()
-        assert one_share or one_box
-        blended += one_share and not one_box
+        weight = weights[b // 2 * 2][..., None]
+        np.testing.assert_allclose(new[b], weight * images[b] + (1 - weight) * images[b ^ 1], atol=1e-3)
+        np.testing.assert_allclose(
+            soft[b], weight.mean() * targets[b] + (1 - weight.mean()) * targets[b ^ 1], atol=1e-6
+        )
+        is_constant, is_box = np.ptp(weight) == 0, np.isin(weight, (0, 1)).all()
+        assert is_constant or is_box
+        blended += is_constant and not is_box
     assert 4 <= blended <= 16
     np.testing.assert_allclose(new[:20].sum(0), images[:20].sum(0), rtol=1e-5)  # every pixel counts once
     assert np.array_equal(new[20], images[20]) and np.array_equal(soft[20], targets[20])  # the last of an odd batch
-    assert np.allclose(share, own.mean((1, 2)))
+    assert np.allclose(mean, weights.mean((1, 2)))
 
 
 @pytest.mark.parametrize(
