@@ -257,7 +257,7 @@ def test_ink_extent_of_many_images_is_measured_on_a_thousand():
 
 
 def grounds(level, count, of=100):
-    """Return grey images, `count` of them with this level at the border, the others with 128; the centre is always 128."""
+    """Return grey images, `count` of them with this level at the border, the others and every centre with 128."""
     images = np.full((of, 5, 5, 1), 128, np.uint8)
     images[:count] = level
     images[:, 1:4, 1:4] = 128
