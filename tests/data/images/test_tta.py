@@ -116,5 +116,5 @@ def test_numbers_of_views_and_mirroring_are_pinned():
 
 def test_scales_are_those_of_the_papers():
     """For an input of 224 pixels: Krizhevsky et al. 2012, section 4.1; Szegedy et al. 2014, section 7."""
-    assert MARGIN * 224 == pytest.approx(256)
+    assert pytest.approx(256) == MARGIN * 224
     assert [scale * 224 for scale in SCALES] == pytest.approx([256, 288, 320, 352])
