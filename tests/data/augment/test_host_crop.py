@@ -191,8 +191,8 @@ def test_the_host_crops_encoded_large_photographs():
         == place_augmentation(unknown, PREPROCESS, ops)
         == (Crop(area=0.3), ("flip",))
     )
-    for split, asked in ((small, ops), (arrays, ops), (large, ("flip", "resized_crop")), (large, ())):
-        assert place_augmentation(split, PREPROCESS, asked) == (None, asked)
+    for split, augment in ((small, ops), (arrays, ops), (large, ("flip", "resized_crop")), (large, ())):
+        assert place_augmentation(split, PREPROCESS, augment) == (None, augment)
     drawings = Preprocess((24, 40), (24, 40), channels="L", polarity="light-on-dark", mean=(0.0,), std=(1.0,))
     assert place_augmentation(large, drawings, ops) == (None, ops)
 

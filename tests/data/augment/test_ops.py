@@ -1,4 +1,4 @@
-"""Each operation against a plain NumPy reading of it, given the same random numbers, and what must hold for all."""
+"""Each operation against a plain NumPy version with the same random numbers, and a contract that all of them keep."""
 
 import inspect
 import math
@@ -13,7 +13,7 @@ import pytest
 from zoo.data.augment import ops as aug
 from zoo.data.augment.ops import AUGMENTATIONS, PAIRING, augment, parse
 
-# One text for every operation, strong enough to change nearly every image, and one that must change nothing.
+# For every operation, a text that changes nearly every image, and one that changes nothing.
 STRONG = {
     "pad_crop": "pad_crop(pad=3)",
     "shift": "shift(pixels=2)",
@@ -47,11 +47,11 @@ IDENTITY = {
     "rand_augment": "rand_augment(0)",
     "random_erasing": "random_erasing(0)",
 }
-# Those that interpolate or blend: a compiler may round that differently for another number of examples.
+# Operations that interpolate or blend: XLA may round them differently for another batch size.
 ROUNDED = ("affine", "elastic", "affine_elastic", "resized_crop", "colour_jitter", "rand_augment", "trivial_augment")
-# Most of the time here goes to compiling; without optimisation that takes half as long.
+# Compiling dominates the run time; without optimisation it takes half as long.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-#: Those of which others have all the parts.
+#: Operations made of parts that other operations test.
 COMBINED = ("affine_elastic", "mixup_or_cutmix")
 
 
@@ -79,7 +79,7 @@ def run(ops, key, *batch):
 
 
 def keys_of_op(key, batch, n=0):
-    """The keys of operation n for the examples of a batch, as the module's docstring has them."""
+    """Return the keys of operation n for the examples of a batch, as described in the docstring of ops.py."""
     return fold_in_each(jax.random.fold_in(key, n), np.arange(batch))
 
 
@@ -94,12 +94,12 @@ def draws(function, keys):
     return jax.tree.map(np.asarray, jit(jax.vmap(function))(keys))
 
 
-# ------------------------------------------------------------ what must hold for every operation
+# --- contract of every operation --------------------------------------------------------------------------------------
 
 
-def test_the_tables_here_are_complete():
+def test_the_tables_of_this_file_are_complete():
     assert set(STRONG) == set(AUGMENTATIONS)
-    assert set(IDENTITY) == set(AUGMENTATIONS) - {"trivial_augment"}  # which has no strength to set
+    assert set(IDENTITY) == set(AUGMENTATIONS) - {"trivial_augment"}  # has no strength
     assert set(PAIRING) < set(AUGMENTATIONS)
 
 
@@ -120,7 +120,7 @@ def test_contract(name):
     assert (again == new).all()
     assert (other != new).any()
 
-    # The same images at other positions draw other numbers.
+    # Other positions in the global batch give other random numbers.
     later, _ = run(ops, jax.random.key(1), index + 8, images, targets)
     assert (later != new).any()
 
@@ -133,7 +133,7 @@ def test_identity_at_zero_strength(name):
 
 
 @every_name
-def test_does_not_depend_on_the_division_of_the_batch(name):
+def test_results_do_not_depend_on_how_the_batch_is_sharded(name):
     index, images, targets = make_batch()
     whole = run((STRONG[name],), jax.random.key(3), index, images, targets)
     shards = [slice(0, 4), slice(4, 8)]
@@ -146,13 +146,13 @@ def test_does_not_depend_on_the_division_of_the_batch(name):
 
 
 @pytest.mark.parametrize("name", PAIRING)
-def test_without_the_partner_beside_it_an_example_is_left_as_it_is(name):
+def test_examples_without_their_neighbour_are_unchanged(name):
     index, images, targets = make_batch()
     new, soft = run((STRONG[name],), jax.random.key(0), index[1:5], images[1:5], targets[1:5])
     assert (new == images[1:5]).all() and (soft == targets[1:5]).all()
 
 
-def test_operations_follow_each_other_with_their_own_numbers():
+def test_operations_are_applied_in_order_with_independent_numbers():
     index, images, targets = make_batch(32, channels=1)
     key = jax.random.key(5)
     new, _ = run(("shift(2)", "flip(1)", "shift(2)"), key, index, images, targets)
@@ -164,17 +164,17 @@ def test_operations_follow_each_other_with_their_own_numbers():
         assert np.array_equal(new[b], translate_by_loops(once[:, ::-1], second[b], 7))
 
 
-def test_no_operations_change_nothing():
+def test_an_empty_list_of_operations_changes_nothing():
     index, images, targets = make_batch()
     new, soft = augment((), jax.random.key(0), index, images, targets, fill=(0, 0, 0))
     assert new is images and soft is targets
 
 
-# ------------------------------------------------------------ moving pixels
+# --- moving pixels ----------------------------------------------------------------------------------------------------
 
 
 def sample_by_loops(image, coordinates, fill):
-    """Bilinear interpolation, pixel by pixel, of an image that goes on for ever as fill."""
+    """Interpolate bilinearly, pixel by pixel, with fill outside the image."""
     height, width, _ = image.shape
 
     def pixel(y, x):
@@ -197,7 +197,7 @@ def test_sample_is_bilinear_with_fill_outside(channels):
     fill = np.arange(channels) * 50.0 + 9
     rng = np.random.default_rng(1)
     coordinates = rng.uniform(-3, 11, (3, 2, 5, 8)).astype(np.float32)
-    coordinates[0] = np.round(coordinates[0])  # exactly on pixels, inside and outside
+    coordinates[0] = np.round(coordinates[0])  # exactly on pixels, inside and outside the image
     coordinates[1, :, 0] = [[4, 4, -1, 5, 0, 1e9, -1e9, 4], [7, 8, 0, 0, -1, 0, 0, -0.5]]  # edges, and far away
     got = jit(aug.sample_bilinear)(images, coordinates, fill.astype(np.float32))
     expected = [sample_by_loops(i, c, fill) for i, c in zip(images, coordinates, strict=True)]
@@ -264,7 +264,7 @@ def test_affine_is_the_inverse_of_its_matrix():
         np.testing.assert_allclose(moved, expected, atol=0.02)
 
 
-def test_affine_in_units_one_can_see():
+def test_affine_units_and_directions():
     rows, columns = jnp.arange(5.0)[:, None], jnp.arange(7.0)
     image = np.zeros((1, 5, 7, 1), np.float32)
     image[0, 2, 4] = 100  # one pixel to the right of the centre (2, 3)
@@ -283,7 +283,7 @@ def test_affine_in_units_one_can_see():
     assert bright(down=2, right=-1) == [(4, 3)]
     assert bright(scale_x=2) == [(2, 5)]
     assert bright(scale_y=2) == [(2, 4)]
-    assert bright(angle=90) == [(1, 3)]  # against the clock, on the screen
+    assert bright(angle=90) == [(1, 3)]  # counter-clockwise on the screen
     assert bright(down=1, shear=1) == [(3, 4)]  # sheared about the centre, whose row stays
 
 
@@ -306,7 +306,7 @@ def test_displacement_is_a_gaussian_blur_times_alpha():
     assert (aug.displacement(jnp.asarray(noise), 3.0, 0.0) == 3 * noise).all()
 
 
-def test_displacements_have_the_size_that_the_docstring_says():
+def test_displacements_have_the_size_given_in_the_docstring():
     noise = draws(lambda key: aug.draw_noise(key, 29, 29), keys_of(200))
     assert np.abs(noise).max() == pytest.approx(1)
     assert abs(float(noise.mean())) < 0.005
@@ -329,7 +329,7 @@ def test_affine_elastic_is_one_interpolation_of_both_maps():
     drawn, noise = draws(draw, keys_of_op(jax.random.key(8), 3))
     displaced = np.asarray(jit(aug.displacement, static_argnums=(1, 2))(noise, 20.0, 2.0))
     for b in range(3):
-        # The affine map of a displaced pixel, by interpolating its own coordinates, which are linear in the pixel's.
+        # Coordinates of the affine map are linear in the pixel's, so displaced pixels follow by extrapolation.
         at = np.stack(np.meshgrid(np.arange(8), np.arange(11), indexing="ij")) + displaced[b]
         base = affine_by_matrix(drawn[b], 8, 11)
         by_row, by_column = base[:, 1, 0] - base[:, 0, 0], base[:, 0, 1] - base[:, 0, 0]
@@ -337,7 +337,7 @@ def test_affine_elastic_is_one_interpolation_of_both_maps():
         np.testing.assert_allclose(new[b], sample_by_loops(images[b], at, [7]), atol=0.05)
 
 
-# ------------------------------------------------------------ covering and mixing
+# --- covering and mixing ----------------------------------------------------------------------------------------------
 
 
 def box_by_loops(centre, extent, height, width):
@@ -350,7 +350,7 @@ def box_by_loops(centre, extent, height, width):
     )
 
 
-def test_boxes_are_cut_off_at_the_edge():
+def test_boxes_are_clipped_at_the_edge():
     centres = np.array([(4, 5), (0, 0), (8, 11), (3, 7), (2, 2), (4, 4), (0, 11)])
     extents = np.array([(4, 4), (5, 5), (4, 4), (1, 2), (0, 3), (40, 40), (3, 6)])
     masks = jit(aug.box_mask, static_argnums=(2, 3))(centres, extents, 9, 12)
@@ -392,7 +392,7 @@ def test_mixup_blends_pairs():
     assert (new[6] == images[6]).all() and (soft[6] == targets[6]).all()  # the last of an odd batch
 
 
-def test_cutmix_pastes_boxes_and_shares_by_their_pixels():
+def test_cutmix_mixes_targets_by_the_number_of_pasted_pixels():
     index, images, targets = make_batch(7)
     new, soft = run((STRONG["cutmix"],), jax.random.key(0), index, images, targets)
     centres, extents = draws(lambda key: aug.draw_cutmix(key, 1.0, 9, 12), keys_of_op(jax.random.key(0), 7))
@@ -407,16 +407,81 @@ def test_cutmix_pastes_boxes_and_shares_by_their_pixels():
     assert (new[6] == images[6]).all() and (soft[6] == targets[6]).all()  # the last of an odd batch
 
 
-def test_cutmix_boxes_have_the_area_of_their_share():
+def test_cutmix_boxes_have_one_minus_the_weight_as_area():
     centre, extent = draws(lambda key: aug.draw_cutmix(key, 1.0, 100, 200), keys_of(3000))
     area = extent.prod(1) / 20_000
     assert abs(area.mean() - 0.5) < 0.02 and abs((area < 0.25).mean() - 0.25) < 0.03  # Beta(1, 1) is uniform
-    np.testing.assert_allclose(extent[:, 1] / 2, extent[:, 0], atol=1)  # of the image's own proportions
+    np.testing.assert_allclose(extent[:, 1] / 2, extent[:, 0], atol=1)  # same aspect ratio as the image
     assert (centre >= 0).all() and (centre < [100, 200]).all()
     assert abs(np.corrcoef(centre[:, 0], area)[0, 1]) < 0.06
 
 
-# ------------------------------------------------------------ naming them
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+def test_mixup_weights_are_beta_distributed(alpha):
+    """Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1)), in steps of 2**-16."""
+    weights = draws(lambda key: aug.draw_weight(key, alpha), keys_of(5000))
+    assert weights.min() >= 0 and weights.max() <= 1 and (weights * 2**16 % 1 == 0).all()
+    assert (weights * 2**15 % 1 != 0).any()
+    assert abs(weights.mean() - 0.5) < 0.025
+    assert weights.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 3.0])
+def test_cutmix_areas_are_beta_distributed(alpha):
+    _, extent = draws(lambda key: aug.draw_cutmix(key, alpha, 1000, 1000), keys_of(5000))
+    area = extent.prod(1) / 1e6
+    assert abs(area.mean() - 0.5) < 0.025
+    assert area.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)
+
+
+def test_mixup_or_cutmix_draws_each_with_its_own_alpha():
+    """mixup with a large alpha has weights near 1/2; cutmix with alpha 1 has uniform areas."""
+    weights, mean = draws(lambda key: aug.draw_mixture(key, 200.0, 1.0, 20, 30), keys_of(3000))
+    blended = np.ptp(weights, axis=(1, 2)) == 0
+    blended &= ~np.isin(weights[:, 0, 0], (0, 1))
+    assert abs(blended.mean() - 0.5) < 0.03
+    assert np.abs(weights[blended] - 0.5).max() < 0.15
+    assert np.isin(weights[~blended], (0, 1)).all()
+    np.testing.assert_allclose(mean, weights.mean((1, 2)), atol=1e-6)
+    pasted = 1 - mean[~blended]
+    assert 0.25 < pasted.mean() < 0.4  # uniform area, clipped at the edge of the image
+
+
+@pytest.mark.parametrize("p, low, high", [(0.0, 0, 0), (0.25, 0.22, 0.28), (1, 1, 1)])
+def test_flip_probability(p, low, high):
+    assert low <= draws(lambda key: aug.draw_flip(key, p), keys_of(3000)).mean() <= high
+
+
+@pytest.mark.parametrize("operation, argument", [(aug.pad_crop, "pad"), (aug.shift, "pixels")])
+def test_pad_crop_and_shift_translate_by_whole_pixels(operation, argument):
+    index, images, targets = make_batch()
+    keys, fill = keys_of(8), np.full(3, 7, np.float32)
+    moved, same = jit(partial(operation, **{argument: 3}))(keys, index, images, targets, fill)
+    offsets = draws(lambda key: aug.draw_translation(key, 3), keys)
+    expected = [translate_by_loops(image, offset, 7) for image, offset in zip(images, offsets, strict=True)]
+    np.testing.assert_array_equal(moved, expected)
+    np.testing.assert_array_equal(same, targets)
+
+
+def test_blur_matrix_is_a_normalised_gaussian():
+    matrix = aug.blur_matrix(9, 1.5)
+    kernel = np.exp(-(np.arange(-40, 41) ** 2) / (2 * 1.5**2))
+    kernel /= kernel.sum()
+    expected = [[kernel[40 + i - j] for j in range(9)] for i in range(9)]
+    np.testing.assert_allclose(matrix, expected, rtol=1e-6)
+    wide = aug.blur_matrix(3, 5.0)  # wider than the image
+    assert wide.sum() < 1 and wide[0, 0] == pytest.approx(1 / (5 * math.sqrt(2 * math.pi)), rel=1e-4)
+    np.testing.assert_array_equal(aug.blur_matrix(3, 0), np.eye(3))
+
+
+def test_noise_uses_every_level():
+    noise = draws(lambda key: aug.draw_noise(key, 5, 3), keys_of(2000))
+    assert noise.shape == (2000, 2, 5, 3)
+    np.testing.assert_array_equal(np.unique(np.rint((noise + 1) * 127.5)), np.arange(256))
+    assert np.abs(np.corrcoef(noise.reshape(2000, -1).T) - np.eye(30)).max() < 0.12
+
+
+# --- table and parser -------------------------------------------------------------------------------------------------
 
 
 def test_parse_reads_names_and_numbers():

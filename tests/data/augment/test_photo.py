@@ -1,6 +1,6 @@
-"""The operations for photographs against Pillow, colorsys and plain NumPy, given the same random numbers.
+"""The operations for photographs against Pillow, colorsys and plain NumPy, with the same random numbers.
 
-What must hold for every operation (shapes, determinism, shards, identity) is in test_ops.py.
+The contract of every operation (shapes, determinism, sharding, identity) is in test_ops.py.
 """
 
 import colorsys
@@ -14,9 +14,9 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from zoo.data.augment import ops as aug
 from zoo.data.augment import photo
-from zoo.data.augment.ops import augment
+from zoo.data.augment.ops import augment, parse
 
-# Most of the time here goes to compiling; without optimisation that takes half as long.
+# Compiling dominates the run time; without optimisation it takes half as long.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 fold_in_each = jit(jax.vmap(jax.random.fold_in, (None, 0)))
 FILL = 7.0
@@ -38,7 +38,7 @@ def run(op, *batch):
 
 
 def keys_of(batch):
-    """The keys of a first operation for the examples of a batch, as ops.py's docstring has them."""
+    """Return the keys of a first operation for the examples of a batch, as described in the docstring of ops.py."""
     return fold_in_each(jax.random.fold_in(jax.random.key(0), 0), np.arange(batch))
 
 
@@ -46,7 +46,7 @@ def draws(function, keys):
     return jax.tree.map(np.asarray, jit(jax.vmap(function))(keys))
 
 
-# ------------------------------------------------------------ boxes
+# --- boxes ------------------------------------------------------------------------------------------------------------
 
 
 def crop_by_pillow(image, start, extent):
@@ -76,7 +76,7 @@ def test_any_box_can_be_cropped():
     np.testing.assert_allclose(new, expected, atol=1e-3)
 
 
-def test_boxes_have_the_areas_proportions_and_places_that_the_docstring_says():
+def test_boxes_are_distributed_as_documented():
     start, extent = draws(lambda key: photo.draw_box(key, 0.1, 0.4, 0.5, 200, 400), keys_of(4000))
     assert (start >= 0).all() and (start + extent <= [200, 400]).all()
     area = extent.prod(1) / 80_000
@@ -90,10 +90,10 @@ def test_boxes_have_the_areas_proportions_and_places_that_the_docstring_says():
     assert np.abs(np.corrcoef(unit.T) - np.eye(4)).max() < 0.07
 
 
-def test_boxes_that_would_not_fit_are_drawn_again_or_cut():
+def test_boxes_that_do_not_fit_are_redrawn_or_clipped():
     start, extent = draws(lambda key: photo.draw_box(key, 0.5, 1.0, 0.5, 64, 64), keys_of(1000))
     assert (start >= 0).all() and (start + extent <= 64).all()
-    assert ((extent == 64).mean(0) < 0.05).all()  # cutting would pile them up at the full length
+    assert ((extent == 64).mean(0) < 0.05).all()  # clipping would accumulate at the full length
     _, cut = draws(lambda key: photo.draw_box(key, 1.0, 1.0, 0.5, 64, 64), keys_of(50))
     assert (cut.max(1) == 64).all() and cut.min() < 50
 
@@ -110,7 +110,7 @@ def test_random_erasing_covers_a_box_inside_the_image():
         assert np.array_equal(covered, expected)
 
 
-# ------------------------------------------------------------ colour
+# --- colour -----------------------------------------------------------------------------------------------------------
 
 
 def test_grey_is_pillows():
@@ -132,7 +132,7 @@ def jitter_by_loops(image, factors, order, turns):
     return out
 
 
-def test_colour_jitter_is_what_its_docstring_says():
+def test_colour_jitter_is_as_documented():
     index, images, targets = make_batch(12, 5, 6)
     images[:, 0, :3] = [[0, 0, 0], [255, 255, 255], [90, 90, 90]]  # without a hue
     images[:, 1, :3] = [[200, 200, 10], [10, 200, 200], [200, 10, 200]]  # ties
@@ -160,7 +160,7 @@ def test_grey_images_have_no_colour_to_jitter():
     assert np.array_equal(new, images)
 
 
-# ------------------------------------------------------------ one of fourteen operations
+# --- RandAugment and TrivialAugment -----------------------------------------------------------------------------------
 
 HEIGHT, WIDTH = 20, 31
 CASES = [  # (operation, strength in its unit)
@@ -177,10 +177,10 @@ operate = jit(photo.apply_operation)
 
 
 def affine_by_pillow(image, operation, strength):
-    """On a canvas of fill so large that its own edge stays out of sight."""
+    """Transform on a canvas of fill so large that its edge does not matter."""
     pad = 3 * WIDTH
     matrix = {
-        "shear_x": (1, strength, -pad * strength, 0, 1, 0),  # the corner that stays is that of the image
+        "shear_x": (1, strength, -pad * strength, 0, 1, 0),  # the fixed corner is that of the image
         "shear_y": (1, 0, 0, strength, 1, -pad * strength),
         "translate_x": (1, 0, -strength, 0, 1, 0),
         "translate_y": (1, 0, 0, 0, 1, -strength),
@@ -198,7 +198,7 @@ def affine_by_pillow(image, operation, strength):
 
 
 def operate_by_pillow(image, operation, strength):
-    """(the result, how far from it one may be: Pillow rounds what it blends, and what it blends with)."""
+    """Return the result and a tolerance: Pillow rounds both images that it blends."""
     if operation == "rotate" or operation[:-2] in ("shear", "translate"):
         return affine_by_pillow(image, operation, strength), 0.05
     channels = image.shape[-1]
@@ -236,7 +236,7 @@ def test_every_operation_is_pillows(channels):
         np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance, err_msg=f"{name} {strength}")
 
 
-def test_images_too_small_to_smooth_stay():
+def test_images_too_small_to_smooth_are_unchanged():
     _, images, _ = make_batch(2, 2, 9)
     assert photo.smooth(images) is images
 
@@ -293,30 +293,113 @@ def test_both_tables_name_the_same_operations_in_order():
     assert tuple(photo.RAND_AUGMENT) == tuple(photo.TRIVIAL_AUGMENT) == photo.OPERATIONS
 
 
-# ------------------------------------------------------------ mixing
+# --- mixing -----------------------------------------------------------------------------------------------------------
 
 
 def test_mixup_or_cutmix_does_either_to_each_pair():
     index, images, targets = make_batch(21, 5, 6, 1)
     new, soft = run("mixup_or_cutmix(mixup=1, cutmix=1)", index, images, targets)
-    own, share = draws(lambda key: aug.draw_mixture(key, 1.0, 1.0, 5, 6), keys_of(21))
+    weights, mean = draws(lambda key: aug.draw_mixture(key, 1.0, 1.0, 5, 6), keys_of(21))
     blended = 0
     for b in range(20):
-        kept = own[b // 2 * 2][..., None]
-        np.testing.assert_allclose(new[b], kept * images[b] + (1 - kept) * images[b ^ 1], atol=1e-3)
-        np.testing.assert_allclose(soft[b], kept.mean() * targets[b] + (1 - kept.mean()) * targets[b ^ 1], atol=1e-6)
-        one_share, one_box = np.ptp(kept) == 0, np.isin(kept, (0, 1)).all()
-        assert one_share or one_box
-        blended += one_share and not one_box
+        weight = weights[b // 2 * 2][..., None]
+        np.testing.assert_allclose(new[b], weight * images[b] + (1 - weight) * images[b ^ 1], atol=1e-3)
+        np.testing.assert_allclose(
+            soft[b], weight.mean() * targets[b] + (1 - weight.mean()) * targets[b ^ 1], atol=1e-6
+        )
+        is_constant, is_box = np.ptp(weight) == 0, np.isin(weight, (0, 1)).all()
+        assert is_constant or is_box
+        blended += is_constant and not is_box
     assert 4 <= blended <= 16
     np.testing.assert_allclose(new[:20].sum(0), images[:20].sum(0), rtol=1e-5)  # every pixel counts once
     assert np.array_equal(new[20], images[20]) and np.array_equal(soft[20], targets[20])  # the last of an odd batch
-    assert np.allclose(share, own.mean((1, 2)))
+    assert np.allclose(mean, weights.mean((1, 2)))
 
 
 @pytest.mark.parametrize(
     ("alphas", "other"), [({"mixup": 0, "cutmix": 0.7}, "cutmix"), ({"mixup": 0.7, "cutmix": 0}, "mixup")]
 )
-def test_an_alpha_of_zero_leaves_the_other(alphas, other, monkeypatch):
+def test_an_alpha_of_zero_selects_the_other_operation(alphas, other, monkeypatch):
     monkeypatch.setitem(aug.AUGMENTATIONS, other, lambda *batch, alpha: (batch, alpha))
     assert aug.mixup_or_cutmix(1, 2, 3, 4, 5, **alphas) == ((1, 2, 3, 4, 5), 0.7)
+
+
+# --- published ranges -------------------------------------------------------------------------------------------------
+
+
+def test_strengths_are_those_of_the_papers():
+    """Columns: AutoAugment's ranges (arXiv:1805.09501, table 6), TrivialAugment's Wide ranges (arXiv:2103.10158)."""
+    assert {name: (photo.RAND_AUGMENT[name], photo.TRIVIAL_AUGMENT[name]) for name in photo.OPERATIONS} == {
+        "identity": (0, 0),
+        "rotate": (30, 135),
+        "shear_x": (0.3, 0.99),
+        "shear_y": (0.3, 0.99),
+        "translate_x": (150 / 331, 32),
+        "translate_y": (150 / 331, 32),
+        "brightness": (0.9, 0.99),
+        "contrast": (0.9, 0.99),
+        "color": (0.9, 0.99),
+        "sharpness": (0.9, 0.99),
+        "posterize": (4, 6),
+        "solarize": (256, 256),
+        "autocontrast": (0, 0),
+        "equalize": (0, 0),
+    }
+
+
+def test_smoothing_of_the_smallest_image_changes_its_centre_only():
+    image = np.arange(9, dtype=np.float32).reshape(1, 3, 3, 1) ** 2
+    smoothed = np.asarray(photo.smooth(image))
+    expected = image.copy()
+    expected[0, 1, 1, 0] = (image.sum() + 4 * image[0, 1, 1, 0]) / 13
+    np.testing.assert_allclose(smoothed, expected, rtol=1e-6)
+    assert photo.smooth(image[:, :, :2]) is not None and (photo.smooth(image[:, :, :2]) == image[:, :, :2]).all()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_grey_of_other_channels_is_their_mean(channels):
+    images = make_batch(2, 3, 4, channels)[1]
+    np.testing.assert_allclose(photo.grey(images)[..., 0], images.mean(-1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "turns, expected",
+    [(0, [200, 50, 50]), (1 / 3, [50, 200, 50]), (-1 / 3, [50, 50, 200]), (1 / 6, [200, 200, 50]), (1, [200, 50, 50])],
+)
+def test_hue_turns_from_red_to_green(turns, expected):
+    red = np.array([[[[200, 50, 50]]]], np.float32)
+    np.testing.assert_allclose(photo.rotate_hue(red, np.array([turns], np.float32))[0, 0, 0], expected, atol=1e-3)
+
+
+def test_blend_extrapolates_and_clips():
+    images, degenerate = np.full((4, 1, 1, 1), 100, np.float32), np.full((4, 1, 1, 1), 40, np.float32)
+    factors = np.array([0, 0.5, 2, 10], np.float32)
+    assert photo.blend(images, degenerate, factors).ravel().tolist() == [40, 70, 160, 255]
+    assert photo.blend(images, degenerate, -factors).ravel().tolist() == [40, 10, 0, 0]
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_erasing_probability(p):
+    box = {"smallest": 0.1, "largest": 0.2, "ratio": 0.5}
+    _, extent = draws(lambda key: photo.draw_erasing(key, p, 30, 40, **box), keys_of(3000))
+    assert abs((extent.prod(1) > 0).mean() - p) < 0.03
+    area = extent.prod(1)[extent.prod(1) > 0] / 1200
+    assert p == 0 or (area.min() > 0.08 and area.max() < 0.22)
+
+
+def test_boxes_of_a_tiny_image_have_at_least_one_pixel():
+    start, extent = draws(lambda key: photo.draw_box(key, 0.0, 0.01, 0.5, 4, 5), keys_of(300))
+    assert (extent == 1).all() and (start >= 0).all() and (start < [4, 5]).all()
+    assert set(map(tuple, start.tolist())) == {(y, x) for y in range(4) for x in range(5)}
+
+
+@pytest.mark.parametrize("op", ["colour_jitter(0, 0, 0, hue=0.3)", "colour_jitter(0, 0.8, 0)"])
+def test_one_property_can_be_jittered_alone(op):
+    index, images, targets = make_batch(6, 4, 5)
+    numbers = parse(op)[1]
+    strengths = [numbers[name] for name in ("brightness", "contrast", "saturation")]
+    new, _ = run(op, index, images, targets)
+    drawn = draws(lambda key: photo.draw_jitter(key, strengths, numbers.get("hue", 0.0)), keys_of(6))
+    expected = [jitter_by_loops(*each) for each in zip(images.astype(float), *drawn, strict=True)]
+    np.testing.assert_allclose(new, expected, atol=0.01)
+    assert (new != images).any()

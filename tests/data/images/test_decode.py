@@ -18,7 +18,7 @@ from zoo.data.images.decode import (
     to_pixels,
 )
 
-COLOUR = {  # encoded bytes, and how far the decoded colours may be off
+COLOUR = {  # encoder, and tolerance of the decoded levels
     "png": (lambda p: encoded(p, "PNG"), 0),
     "bmp": (lambda p: encoded(p, "BMP"), 0),
     "tiff": (lambda p: encoded(p, "TIFF"), 0),
@@ -84,7 +84,7 @@ def test_the_first_frame_is_taken():
 
 @pytest.mark.parametrize("ink, ground", [(0, 255), (60, 255), (255, 0), (200, 0)])
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_is_laid_over_what_the_ink_stands_out_from(mode, ink, ground):
+def test_transparent_images_are_laid_over_a_contrasting_background(mode, ink, ground):
     alpha = stroke()[..., 0]
     if mode == "P":
         picture = Image.fromarray((alpha > 0).astype(np.uint8))
@@ -99,7 +99,7 @@ def test_transparency_is_laid_over_what_the_ink_stands_out_from(mode, ink, groun
     assert (got[alpha == 0] == ground).all() and (got[alpha == 255] == ink).all()
 
 
-def test_partial_transparency_is_mixed_and_nothing_visible_is_white():
+def test_partial_transparency_is_blended_and_invisible_images_are_white():
     half = np.zeros((2, 2, 4), np.uint8)
     half[..., 3] = 128
     assert (read_image(encoded(Image.fromarray(half), "PNG")) == 127).all()
@@ -129,7 +129,7 @@ def test_exif_orientation(orientation, grey):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_damaged_exif_does_not_spoil_an_image():
+def test_damaged_exif_is_ignored():
     data = encoded(Image.fromarray(scene()), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7f")
     assert read_image(data).shape == (20, 30, 3)
 
@@ -143,7 +143,7 @@ def test_path_bytes_and_file_are_the_same(tmp_path):
 
 
 def header_only(width, height):
-    """A PNG that promises so many pixels and holds none."""
+    """Return a PNG with a header of this size and no pixels."""
     chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(9))))
     parts = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

@@ -11,7 +11,7 @@ def data(images):
     return Dataset("made", {"train": ArraySplit(images, labels)}, ("a", "b"))
 
 
-def test_small_grey_images_on_a_common_ground_are_padded():
+def test_small_grey_images_with_a_common_background_are_padded():
     images = np.zeros((40, 28, 28, 1), np.uint8)
     images[:, 10:18, 10:18] = np.random.default_rng(0).integers(100, 256, (40, 8, 8, 1))
     got = preprocess_for(data(images), (32, 32))
@@ -41,19 +41,19 @@ def test_photographs_are_cropped_and_have_no_polarity():
     "own, box",
     [((32, 32), (32, 32)), ((24, 30), (24, 30)), ((23, 32), (32, 32)), ((33, 32), (32, 32)), ((8, 8), (32, 32))],
 )
-def test_when_images_keep_their_pixels(own, box):
+def test_slightly_smaller_images_keep_their_pixels(own, box):
     images = np.random.default_rng(0).integers(0, 256, (6, *own, 3), np.uint8)
     assert preprocess_for(data(images), (32, 32)).resize == box
 
 
-def test_padding_of_photographs_is_their_mean_and_not_part_of_it():
+def test_photographs_are_padded_with_their_mean_which_excludes_the_padding():
     images = np.full((6, 28, 28, 3), (255, 0, 102), np.uint8)
     got = preprocess_for(data(images), (32, 32))
     assert got.mean == (1.0, 0.0, 0.4) and got.std == (1.0, 1.0, 1.0)
     assert (images_to_input(images, got) == images[0, 0, 0]).all()
 
 
-def test_a_mixed_ground_is_no_polarity():
+def test_mixed_backgrounds_have_no_polarity():
     images = np.zeros((40, 8, 8, 1), np.uint8)
     images[:5] = 255
     images[:, 4, 4] = 128
@@ -62,34 +62,38 @@ def test_a_mixed_ground_is_no_polarity():
     assert preprocess_for(data(images), (8, 8)).polarity == "light-on-dark"
 
 
-def test_differing_sizes_and_a_long_split():
+def test_images_of_different_sizes_in_a_long_split():
     rng = np.random.default_rng(0)
 
     class Photos:
         labels = np.zeros(12_345, np.int32)
-        asked = None
+        read_indices = None
 
         def __len__(self):
             return 12_345
 
         def read(self, indices):
-            self.asked = np.asarray(indices)
+            self.read_indices = np.asarray(indices)
             return [rng.integers(0, 256, (4 + i % 3, 5, 1 if i % 2 else 3), np.uint8) for i in range(len(indices))]
 
     photos = Photos()
     got = preprocess_for(Dataset("photos", {"train": photos}, ("a", "b")), (4, 4))
     assert got.channels == "RGB" and got.resize == (4, 4)
-    assert len(photos.asked) == 10_000 and photos.asked[-1] >= 12_340 and (np.diff(photos.asked) > 0).all()
+    assert (
+        len(photos.read_indices) == 10_000
+        and photos.read_indices[-1] >= 12_340
+        and (np.diff(photos.read_indices) > 0).all()
+    )
 
 
-def test_no_train_split():
+def test_a_train_split_is_required():
     dataset = from_arrays((np.full((4, 2, 2), 200), [0, 1, 0, 1]), validation=(np.full((2, 2, 2), 200), [0, 1]))
     only = Dataset("made", {"validation": dataset.splits["validation"]}, dataset.class_names)
     with pytest.raises(ValueError, match="no train split"):
         preprocess_for(only, (4, 4))
 
 
-def test_a_model_of_fixed_channels_decides_about_them():
+def test_channels_of_the_model_take_precedence():
     grey = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), np.uint8)
     colour = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
     assert preprocess_for(data(grey), (8, 8)).channels == "L"

@@ -23,7 +23,7 @@ PREPROCESS = Preprocess((16, 16), (16, 16), polarity="light-on-dark")
 
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory):
-    """Scanned sheets: files in colour, larger than any model sees them."""
+    """Return a data set of scanned sheets: colour files, larger than any model's input."""
     root = tmp_path_factory.mktemp("drawings")
     for n in range(48):
         sheet = np.full((120, 160, 3), 245, np.uint8)
@@ -36,7 +36,7 @@ def drawings(tmp_path_factory):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """How many images each call of `read` decodes."""
+    """Record the number of images that each call of `read` decodes."""
     counts = []
     original = EncodedSplit.read
 
@@ -71,7 +71,7 @@ def test_inverted_files_are_decoded_in_pieces(once, drawings, reads, monkeypatch
 # --- one image -----------------------------------------------------------------------------------------------------
 
 
-def test_what_matches_passes_unchanged():
+def test_matching_images_are_unchanged():
     image = stroke() // 2 + 3
     assert convert_polarity(image, "light-on-dark") is image
     assert np.array_equal(convert_polarity(255 - image, "dark-on-light"), 255 - image)
@@ -79,14 +79,14 @@ def test_what_matches_passes_unchanged():
 
 @pytest.mark.parametrize("polarity", ["light-on-dark", "dark-on-light"])
 @pytest.mark.parametrize("paper, ink", [(255, 0), (0, 255), (230, 40), (120, 20), (90, 200), (140, 255)])
-def test_any_ink_on_any_paper_becomes_the_known_kind(paper, ink, polarity):
+def test_any_ink_on_any_paper_is_converted(paper, ink, polarity):
     want = stroke() if polarity == "light-on-dark" else 255 - stroke()
     image = np.where(stroke() > 0, ink, paper).astype(np.uint8)
     assert np.array_equal(convert_polarity(image, polarity), want)
     assert np.array_equal(convert_polarity(np.repeat(image, 3, -1), polarity), np.repeat(want, 3, -1))
 
 
-def test_the_grain_of_paper_does_not_become_ink():
+def test_paper_texture_does_not_become_ink():
     rng = np.random.default_rng(0)
     sheet = np.clip(rng.normal(215, 3, (60, 60, 1)), 0, 255).astype(np.uint8)
     assert convert_polarity(sheet, "light-on-dark").mean() < 25
@@ -97,8 +97,8 @@ def test_the_grain_of_paper_does_not_become_ink():
 
 
 @pytest.mark.parametrize("height, width", [(24, 24), (48, 48), (24, 40), (90, 60)])
-def test_ink_on_paper_in_every_kind_of_file_is_seen_as_the_training_data_is(height, width, tmp_path):
-    """Dark ink on light paper, as people scan it, becomes light ink on black, as the model knows it."""
+def test_scanned_drawings_in_every_format_match_the_training_data(height, width, tmp_path):
+    """Dark ink on light paper is converted to light ink on black, as in the training data."""
     canvas = np.zeros((height, width, 1), np.uint8)
     top, left = (height - 24) // 2, (width - 24) // 2
     canvas[top : top + 24, left : left + 24] = stroke()
@@ -124,7 +124,7 @@ def test_ink_on_paper_in_every_kind_of_file_is_seen_as_the_training_data_is(heig
         assert np.abs(got.astype(int) - want).mean() < (2 if name.endswith("jpg") else 0.6), name
 
 
-def test_polarity_is_not_touched_unless_asked():
+def test_polarity_is_converted_only_on_request():
     image = 255 - stroke()
     assert np.array_equal(image_to_input(image, preprocess_of((24, 24), polarity="light-on-dark")), image)
     assert np.array_equal(image_to_input(image, preprocess_of((24, 24)), match_polarity=True), image)
@@ -143,7 +143,7 @@ def test_contrast_is_stretched_if_the_background_is_over_8_levels_off(offset, ch
 
 
 def convert_by_hand(image):
-    """Light-on-dark version of a grey image that is already lighter than its background, from the docstring's rule."""
+    """Convert a grey image with light ink to light-on-dark, step by step as documented."""
     height, width = image.shape[:2]
     ring = max(1, min(height, width) // 20)
     border = [image[y, x, 0] for y in range(height) for x in range(width)
@@ -176,7 +176,7 @@ def test_background_level():
 
 
 def drawing(height, width, top, left, ink_height, ink_width, channels=1):
-    """Ink with a distinct level per pixel on black; its position and content can be checked exactly."""
+    """Return ink on black with different levels per pixel, so that position and content can be checked."""
     image = np.zeros((height, width, channels), np.uint8)
     ink = 65 + np.arange(ink_height * ink_width).reshape(ink_height, ink_width, 1) % 190
     image[top : top + ink_height, left : left + ink_width] = ink
@@ -206,7 +206,7 @@ def test_drawings_are_reframed_to_the_usual_extent(ink_height, ink_width, side, 
 @pytest.mark.parametrize("extent, changed", [(0.8, False), (0.75, False), (0.7, True), (1.0, False)])
 @pytest.mark.parametrize("wide", [False, True])
 def test_drawings_of_nearly_the_usual_extent_are_unchanged(shape, extent, changed, wide):
-    """From 0.75 of the extent on, measured against the larger side of the image."""
+    """The limit is 0.75 of the extent, relative to the larger side of the image."""
     ink = round(extent * 0.5 * 40)
     height, width = (2, ink) if wide else (ink, 2)
     image = drawing(*shape, 0, 0, height, width)
@@ -257,7 +257,7 @@ def test_ink_extent_of_many_images_is_measured_on_a_thousand():
 
 
 def grounds(level, count, of=100):
-    """Grey images, `count` of them with this level at the border, the others with 128; the centre is always 128."""
+    """Return grey images, `count` of them with this level at the border, the others and every centre with 128."""
     images = np.full((of, 5, 5, 1), 128, np.uint8)
     images[:count] = level
     images[:, 1:4, 1:4] = 128

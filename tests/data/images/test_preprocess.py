@@ -109,7 +109,7 @@ def test_resize_256_centre_crop_224_as_torchvision_does(height, width):
     assert np.array_equal(image_to_input(image, preprocess_of((224, 224), (256, 256), "RGB")), want)
 
 
-def test_nothing_to_do_is_no_copy():
+def test_images_of_the_input_size_are_not_copied():
     images = np.zeros((3, 8, 8, 1), np.uint8)
     assert images_to_input(images, preprocess_of((8, 8))) is images
 

@@ -4,7 +4,7 @@ from photos import photo, preprocess_of
 from PIL import Image
 
 from zoo.data.images.preprocess import Preprocess, image_to_input
-from zoo.data.images.tta import VIEWS, at_size, check_views, images_to_views
+from zoo.data.images.tta import MARGIN, SCALES, VIEWS, at_size, check_views, images_to_views
 
 MARGIN_2 = Preprocess((14, 14), (16, 16))
 TIGHT = Preprocess((14, 14), (14, 14))
@@ -112,3 +112,9 @@ def test_numbers_of_views_and_mirroring_are_pinned():
         "ten-crop": (10, True),
         "multi-scale": (8, True),
     }
+
+
+def test_scales_are_those_of_the_papers():
+    """For an input of 224 pixels: Krizhevsky et al. 2012, section 4.1; Szegedy et al. 2014, section 7."""
+    assert pytest.approx(256) == MARGIN * 224
+    assert [scale * 224 for scale in SCALES] == pytest.approx([256, 288, 320, 352])
