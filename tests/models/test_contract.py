@@ -11,6 +11,7 @@ import pytest
 
 import zoo.models as models
 from zoo.models import MODELS, create
+from zoo.models.summary import figures
 
 # Trainable parameters at the native input shape and the published number of classes.
 PARAMETERS = {
@@ -171,6 +172,10 @@ def shallow(name, **fields):
     """The model with one block a stage if it has many alike: tracing them all takes seconds, and shows no more."""
     blocks = models.defining_fields(create(name)).get("blocks")
     return create(name, **({} if blocks is None else {"blocks": (1,) * len(blocks)}), **fields)
+
+
+def test_listed_parameters_are_the_published_counts():
+    assert {name: row["parameters"] for name, row in figures().items()} == PARAMETERS
 
 
 def test_every_model_has_a_count_and_a_reduced_instance():
