@@ -167,6 +167,30 @@ def test_cut_connections_are_resumed(ranges, server, published):
     assert cache() == ["akamaster-resnet8"]
 
 
+def test_progress_resets_the_count_of_failed_attempts(server, published):
+    """A connection that is cut often, but each time later in the file, must not exhaust the attempts."""
+    row, data, _ = published
+    cuts = 2 * download.ATTEMPTS + 1
+    server.cut = [100] * cuts
+    zoo.load(row.name)
+    expected = [None] + [f"bytes={100 * (number + 1)}-" for number in range(cuts)]
+    assert [wanted for _, wanted in server.asked] == expected and 100 * cuts < len(data)
+
+
+@pytest.mark.parametrize("failures", [download.ATTEMPTS - 1, download.ATTEMPTS])
+def test_number_of_attempts_without_progress(failures, server, published):
+    """One attempt fewer than ATTEMPTS may fail in a row; the next failure ends the download."""
+    row, _data, _ = published
+    server.cut = [1000] + [0] * failures
+    if failures < download.ATTEMPTS:
+        zoo.load(row.name)
+        assert cache() == ["akamaster-resnet8"]
+    else:
+        with pytest.raises(ConnectionError, match=row.name):
+            zoo.load(row.name)
+    assert download.ATTEMPTS == 5 and len(server.asked) == 1 + download.ATTEMPTS
+
+
 def test_a_later_call_goes_on_where_an_earlier_one_gave_up(server, published):
     row, _data, _ = published
     server.cut = [1000] + [0] * download.ATTEMPTS
@@ -210,6 +234,18 @@ def test_a_wrong_hash_is_refused_and_nothing_is_left(kind, server, published, mo
     server.files[path] = data
     zoo.load(row.name)
     assert cache() == ["akamaster-resnet8"]
+
+
+def test_the_digest_of_the_registry_wins_over_the_announced_one(server, published, tmp_path):
+    """A server cannot vouch for its own file: a digest in WEIGHTS is checked even if the server announces another."""
+    row, data, _ = published
+    row = dataclasses.replace(row, digest=f"sha256:{'0' * 8}")
+    (path,), announced = server.files, hashlib.sha256(data).hexdigest()
+    server.redirect[path], server.files["/cdn"] = "/cdn", data
+    server.headers["X-Linked-ETag"] = f'"{announced}"'
+    with pytest.raises(download.HashMismatchError, match="00000000"):
+        download.fetch(row, tmp_path / "downloads")
+    assert list((tmp_path / "downloads").iterdir()) == []
 
 
 def test_a_file_that_cannot_be_read_is_not_kept(server, published, monkeypatch):
