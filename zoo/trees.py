@@ -1,6 +1,6 @@
-"""Variables as trees: leaves by path ("params/stem/conv/kernel"), patterns of paths, one tree merged into another.
+"""Trees of variables: flattening by path ("params/stem/conv/kernel"), path patterns, and strict merging.
 
-Paths are public: checkpoints, `--freeze` and key maps of other projects' weights all speak of leaves by them.
+Paths are public: checkpoints, `--freeze` and the key maps of other projects' weights refer to leaves by path.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
-    """{"params/stem/conv/kernel": leaf, …} of a nested dict."""
+    """Flatten a nested mapping into {"params/stem/conv/kernel": leaf, …}; empty mappings are dropped."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -21,7 +21,7 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict:
-    """The inverse of `flatten`."""
+    """Rebuild the nested dict from the paths of `flatten`."""
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *parents, last = path.split("/")
@@ -33,7 +33,13 @@ def unflatten(flat: Mapping[str, Any]) -> dict:
 
 
 def path_matches(pattern: str, path: str) -> bool:
-    """Whether a regular expression fits the whole of a path, or its beginning up to a "/": "stem" fits all of stem."""
+    """Return True if a regular expression matches a whole path or a prefix of it that ends before a "/".
+
+    "stem" matches "stem/conv/kernel", but not "stem2/conv/kernel".
+
+    Raises:
+        ValueError: if `pattern` is not a regular expression.
+    """
     try:
         return re.fullmatch(f"(?:{pattern})(?:/.*)?", path) is not None
     except re.error as error:
@@ -48,16 +54,24 @@ def merge(
     rename: Sequence[tuple[str, str]] = (),
     what: str = "the checkpoint",
 ) -> dict:
-    """`fresh` with the leaves of `saved` in their places, path by path, over all collections.
+    """Replace the leaves of `fresh` by those of `saved` that have the same path, over all collections.
 
-    fresh: variables of the model, abstract ones where nothing is skipped. skip: patterns (see `fits`) of leaves that
-    stay as they are in `fresh`, whatever `saved` has under these paths. rename: (pattern, replacement) pairs as of
-    `re.sub`, done to each path of `saved` in turn, before anything else. Paths begin with the collection:
-    "params/head/kernel". `what` begins the message of an error.
+    The merge is strict: nothing is dropped or filled in silently. Leaves saved in another floating-point type are
+    converted to the type of the model. Paths begin with the collection, as in "params/head/kernel".
 
-    Nothing is dropped and nothing made up: ValueError lists every leaf that is missing (-), that the model has no place
-    for (+), or that is of another shape, and the patterns that fit nothing. What was saved in half precision comes back
-    in the model's own.
+    Args:
+        fresh: variables of the model; they may be abstract if nothing is skipped.
+        saved: variables to copy from.
+        skip: patterns (see `path_matches`) of leaves that keep their value in `fresh`, whatever `saved` holds there.
+        rename: (pattern, replacement) pairs of `re.sub`, applied in turn to each path of `saved` before anything else.
+        what: name of `saved`, with which the error message begins.
+
+    Returns:
+        A nested dict with the leaves of `fresh`, and at least the collections "params" and "batch_stats".
+
+    Raises:
+        ValueError: listing every leaf that is missing (-), unexpected (+) or of another shape or type (±), every
+            pattern that matches nothing, and every rename that makes two paths equal.
     """
     have, want, lines = flatten(saved), flatten(fresh), []
     for pattern, replacement in rename:
@@ -65,23 +79,23 @@ def merge(
         if all(path == new for path, new in renamed.items()):
             lines.append(f"rename {pattern!r} changes no path")
         clashes = sorted(path for path, count in Counter(renamed.values()).items() if count > 1)
-        lines += [f"rename {pattern!r} gives {path} several times" for path in clashes]
+        lines += [f"rename {pattern!r} maps several leaves to {path}" for path in clashes]
         have = {renamed[path]: leaf for path, leaf in have.items()}
     for pattern in skip:
         if not any(path_matches(pattern, path) for path in (*have, *want)):
-            lines.append(f"skip {pattern!r} fits no leaf")
+            lines.append(f"skip {pattern!r} matches no leaf")
     skipped = {path for path in (*have, *want) if any(path_matches(pattern, path) for pattern in skip)}
-    mine, theirs = want.keys() - skipped, have.keys() - skipped
-    lines += [f"- missing {path} {tuple(want[path].shape)}" for path in sorted(mine - theirs)]
-    lines += [f"+ unexpected {path} {tuple(have[path].shape)}" for path in sorted(theirs - mine)]
-    for path in sorted(mine & theirs):
+    expected, actual = want.keys() - skipped, have.keys() - skipped
+    lines += [f"- missing {path} {tuple(want[path].shape)}" for path in sorted(expected - actual)]
+    lines += [f"+ unexpected {path} {tuple(have[path].shape)}" for path in sorted(actual - expected)]
+    for path in sorted(expected & actual):
         if tuple(have[path].shape) != tuple(want[path].shape):
-            lines.append(f"± {path} is {tuple(have[path].shape)}, the model wants {tuple(want[path].shape)}")
+            lines.append(f"± {path} has shape {tuple(have[path].shape)}, the model expects {tuple(want[path].shape)}")
         elif not _convertible(have[path].dtype, want[path].dtype):
-            lines.append(f"± {path} is of {have[path].dtype}, the model wants {want[path].dtype}")
+            lines.append(f"± {path} is of type {have[path].dtype}, the model expects {want[path].dtype}")
     if lines:
         raise ValueError(f"{what} does not fit the model: {'; '.join(lines)}")
-    merged = {path: leaf if path in skipped else _as(have[path], leaf.dtype) for path, leaf in want.items()}
+    merged = {path: leaf if path in skipped else _cast(have[path], leaf.dtype) for path, leaf in want.items()}
     return {"params": {}, "batch_stats": {}, **unflatten(merged)}
 
 
@@ -91,10 +105,10 @@ def _convertible(have: Any, want: Any) -> bool:
     return have == want or (jnp.issubdtype(have, jnp.floating) and jnp.issubdtype(want, jnp.floating))
 
 
-def _as(leaf: Any, dtype: Any) -> Any:
+def _cast(leaf: Any, dtype: Any) -> Any:
     return leaf if leaf.dtype == dtype else leaf.astype(dtype)
 
 
 def match_leaves(variables: Mapping, abstract: Mapping, what: str) -> dict:
-    """`variables` with exactly the leaves of `abstract`: a merge without exceptions."""
+    """Return `variables` after checking that it has exactly the leaves of `abstract`, in its types (see `merge`)."""
     return merge(abstract, variables, what=what)

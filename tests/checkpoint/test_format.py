@@ -236,7 +236,7 @@ def test_half_precision_comes_back_in_the_models_own(tmp_path, saved):
     zoo.save(tmp_path / "half", model, half, CLASSES, PREPROCESS)
     assert {leaf.dtype for leaf in jax.tree.leaves(zoo.load(tmp_path / "half").variables)} == {jnp.dtype("float32")}
     counts = {**variables, "params": jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.int32), variables["params"])}
-    with pytest.raises(ValueError, match="head/bias is of int32, the model wants float32"):
+    with pytest.raises(ValueError, match=r"head/bias .*int32.*float32"):
         zoo.save(tmp_path / "x", model, counts, CLASSES, PREPROCESS)
 
 
@@ -278,14 +278,14 @@ def test_a_merge_renames_before_it_compares():
     ("saved", "options", "lines"),
     [
         (made_of(params__stem__kernel=3, params__head__kernel=5), {},
-         ["- missing batch_stats/stem/mean (3,)", "± params/head/kernel is (5,), the model wants (2,)"]),
+         ["- missing batch_stats/stem/mean (3,)", "± params/head/kernel has shape (5,), the model expects (2,)"]),
         (made_of(params__stem__kernel=3, params__old__kernel=2, batch_stats__stem__mean=3), {},
          ["- missing params/head/kernel (2,)", "+ unexpected params/old/kernel (2,)"]),
-        (FRESH, {"skip": ["params/hed"]}, ["skip 'params/hed' fits no leaf"]),
+        (FRESH, {"skip": ["params/hed"]}, ["skip 'params/hed' matches no leaf"]),
         (FRESH, {"rename": [("stam", "stem")]}, ["rename 'stam' changes no path"]),
         (FRESH, {"rename": [("head", "stem")]},
-         ["rename 'head' gives params/stem/kernel several times", "- missing params/head/kernel (2,)",
-          "± params/stem/kernel is (2,), the model wants (3,)"]),
+         ["rename 'head' maps several leaves to params/stem/kernel", "- missing params/head/kernel (2,)",
+          "± params/stem/kernel has shape (2,), the model expects (3,)"]),
         (FRESH, {"skip": ["params/(head"]}, ["is not a regular expression"]),
     ],
 )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Files from the network: with progress, gone on with where a connection was cut, and checked before they are used.
+"""Download weight files: resume interrupted transfers, show progress, and verify the hash before use.
 
-Only the standard library; proxies are those of the environment (https_proxy, …). Two variables say where from:
-HF_ENDPOINT instead of https://huggingface.co, as for its own tools, and ZOO_WEIGHTS_URL, a folder that holds all other
-files under their names, instead of their own addresses.
+Proxies are taken from the environment (https_proxy, …). Two environment variables select mirrors: HF_ENDPOINT replaces
+https://huggingface.co, as in Hugging Face's own tools; ZOO_WEIGHTS_URL is the URL of a folder that holds all other
+files under their own names.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ from zoo.pretrained.registry import Weights
 
 HUB = "https://huggingface.co"
 CHUNK = 2**20
-TIMEOUT = 30  # seconds without a byte
-ATTEMPTS = 5  # in a row without a byte more
+TIMEOUT = 30  # seconds without receiving a byte
+ATTEMPTS = 5  # consecutive failures without receiving a byte
 
 
 class HashMismatchError(ValueError):
-    """What was fetched is not the file that was asked for."""
+    """The hash of a file differs from the expected one."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, keeping the sha256 that the Hugging Face hub announces beside them."""
+    """Follow redirects and remember the sha256 that the Hugging Face Hub sends with them."""
 
     announced = ""
 
@@ -40,13 +40,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _announced(headers: Message) -> str:
-    """The sha256 in a response of the hub: the ETag of a file in large-file storage; "" where there is none."""
+    """Return the sha256 in a response of the Hub (the ETag of a file in large-file storage), or "" without one."""
     tag = (headers.get("X-Linked-ETag") or headers.get("ETag") or "").removeprefix("W/").strip('"')
     return f"sha256:{tag}" if re.fullmatch(r"[0-9a-f]{64}", tag) else ""
 
 
 def address(weights: Weights) -> str:
-    """Where the file of a set is fetched from."""
+    """Return the download URL of `weights`, taking mirrors from the environment into account."""
     if weights.file.startswith("https://"):
         mirror = os.environ.get("ZOO_WEIGHTS_URL")
         return f"{mirror.rstrip('/')}/{weights.file.rpartition('/')[2]}" if mirror else weights.file
@@ -55,33 +55,51 @@ def address(weights: Weights) -> str:
 
 
 def check_digest(file: Path, digest: str) -> str:
-    """The sha256 of a file, after it was compared with `digest` ("sha256:PREFIX", "md5:…", or "" for no comparison).
+    """Compute the sha256 of a file and compare the file with `digest`.
 
-    Raises HashMismatchError.
+    Args:
+        file: the file to read.
+        digest: "sha256:PREFIX", "md5:PREFIX", or "" to skip the comparison.
+
+    Returns:
+        The sha256 of the file, in hexadecimal.
+
+    Raises:
+        HashMismatchError: if the hash of the file does not begin with that of `digest`.
     """
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with file.open("rb") as stream:
         while chunk := stream.read(CHUNK):
             sha256.update(chunk)
             md5.update(chunk)
-    kind, _, wanted = digest.partition(":")
-    found = {"sha256": sha256, "md5": md5}.get(kind, sha256).hexdigest()
-    if not found.startswith(wanted):
-        raise HashMismatchError(f"its {kind} is {found[: max(len(wanted), 8)]}… instead of {wanted}")
+    kind, _, expected = digest.partition(":")
+    actual = {"sha256": sha256, "md5": md5}.get(kind, sha256).hexdigest()
+    if not actual.startswith(expected):
+        raise HashMismatchError(f"its {kind} is {actual[: max(len(expected), 8)]}… instead of {expected}")
     return sha256.hexdigest()
 
 
 def fetch(weights: Weights, folder: Path) -> Path:
-    """The file of a set, downloaded into `folder` and checked.
+    """Download the file of `weights` into `folder` and verify its hash.
 
-    What a cut connection left (NAME.part) is gone on with, by this call or a later one. Raises ConnectionError, naming
-    the file to bring by hand, if it cannot be fetched, and HashMismatchError, leaving nothing, if it is another file.
+    An interrupted download leaves NAME.part, which this call or a later one resumes.
+
+    Args:
+        weights: the row of WEIGHTS to download.
+        folder: the folder to download into; created if it does not exist.
+
+    Returns:
+        The path of the downloaded file.
+
+    Raises:
+        ConnectionError: if the download fails; the message says how to import a file downloaded by other means.
+        HashMismatchError: if the hash differs; the file is deleted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     url = address(weights)
     target = folder / f"{weights.name.replace(':', '-')}-{url.rpartition('/')[2]}"
     part = target.with_name(f"{target.name}.part")
-    old = part.exists()
+    resumed = part.exists()
     try:
         announced = _transfer(url, part, weights.name)
         digest = weights.digest or announced
@@ -91,28 +109,28 @@ def fetch(weights: Weights, folder: Path) -> Path:
             check_digest(part, digest)
         except HashMismatchError:
             part.unlink()
-            if not old:
+            if not resumed:
                 raise
-            # What an earlier call had left may have been of another version.
+            # The partial file of an earlier call may belong to another version of the file.
             _transfer(url, part, weights.name)
             check_digest(part, digest)
     except HashMismatchError as error:
         part.unlink(missing_ok=True)
         raise HashMismatchError(
-            f"{weights.name}: {url} is not the file it should be ({error}); it was thrown away"
+            f"{weights.name}: {url} is not the expected file ({error}); the download was deleted"
         ) from None
     except (OSError, http.client.HTTPException) as error:
         reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", None) or error
         raise ConnectionError(
-            f"{weights.name}: {url} cannot be fetched ({' '.join(str(reason).split()) or type(error).__name__}); bring "
-            f"the file by hand and run: zoo import {url.rpartition('/')[2]} --as {weights.name}"
+            f"{weights.name}: {url} cannot be downloaded ({' '.join(str(reason).split()) or type(error).__name__}); "
+            f"download the file and run: zoo import {url.rpartition('/')[2]} --as {weights.name}"
         ) from None
     os.replace(part, target)
     return target
 
 
 def _transfer(url: str, part: Path, name: str) -> str:
-    """All of `url` in `part`, going on with what is there; the hash announced on the way."""
+    """Download `url` into `part`, resuming after its present size, and return the hash announced by the server."""
     failures, announced = 0, ""
     with _progress(name) as show:
         while True:
@@ -135,7 +153,7 @@ def _transfer(url: str, part: Path, name: str) -> str:
 
 
 def _request(url: str, part: Path, have: int, show: Callable[[int, int], None]) -> tuple[bool, str]:
-    """One request for what is missing: (whether that was all, the hash announced)."""
+    """Request the bytes after the first `have`. Return (True if the file is complete, the announced hash)."""
     redirects = _Redirects()
     request = urllib.request.Request(url, headers={"User-Agent": "jax-model-zoo", "Accept-Encoding": "identity"})
     if have:
@@ -147,7 +165,7 @@ def _request(url: str, part: Path, have: int, show: Callable[[int, int], None]) 
         if error.code != 416:
             raise
         size = (error.headers.get("Content-Range") or "").rpartition("/")[2]
-        if size == str(have):  # all of it was there already
+        if size == str(have):  # the partial file was already complete
             return True, redirects.announced or _announced(error.headers)
         part.unlink()
         return False, ""
@@ -165,14 +183,14 @@ def _request(url: str, part: Path, have: int, show: Callable[[int, int], None]) 
 
 
 class _progress:
-    """A bar on stderr where that is a terminal."""
+    """Show a progress bar on stderr if it is a terminal."""
 
     def __init__(self, name: str):
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
         console = Console(stderr=True)
-        columns = (TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        columns = (TextColumn("Downloading {task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
         self.task = self.bar.add_task(name, total=None)
 
