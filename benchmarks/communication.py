@@ -100,7 +100,7 @@ def measure(name: str, recipe_name: str, per_device: int, mesh: str) -> tuple[li
         return reset_optimizer(state, optimizer, frozenset())
 
     state = jax.eval_shape(fresh, models.abstract_variables(model, (height, width, channels)))
-    parallelism = mesh.parallelism_for(mesh=mesh)
+    parallelism = mesh.parse_parallelism(mesh=mesh)
     gather = partial(mesh.gather_fsdp, parallelism, model.family)
     step = make_train_step(model, recipe, plain, optimizer, gather=gather)
     batch = mesh.abstract_batch(parallelism, per_device * COMPILED, (height, width, channels))
@@ -118,7 +118,7 @@ def table() -> str:
     for name, recipe, per_device in TRAININGS:
         for mesh in MESHES:
             found, flops = measure(name, recipe, per_device, mesh)
-            axes = dict(mesh.parallelism_for(mesh=mesh).axes)
+            axes = dict(mesh.parse_parallelism(mesh=mesh).axes)
             for devices in SIZES:
                 size = sent(found, devices, axes.get("model", 0), per_device * COMPILED)
                 shown = ",".join(

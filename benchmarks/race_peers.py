@@ -41,11 +41,11 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
 
     from zoo import models
     from zoo.data.images.preprocess import Preprocess
-    from zoo.distributed.compile import compile_train_step, compiled
-    from zoo.distributed.mesh import ONE_DEVICE
+    from zoo.distributed.compile import compile_train_step, jit_for_platform
+    from zoo.distributed.mesh import SINGLE_DEVICE
     from zoo.inference.evaluate import make_eval_step
     from zoo.inference.folding import folded_on_device
-    from zoo.training.memory import FREED_WITHIN, max_in_flight
+    from zoo.training.memory import FREE_DELAY, max_in_flight
     from zoo.training.optim import make_optimizer
     from zoo.training.recipe import Recipe
     from zoo.training.step import create_state, make_train_step
@@ -61,7 +61,7 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
     batch = jax.device_put({"image": pixels, "label": labels, "weight": np.ones(len(labels), np.float32)})
     if training:
         step = compile_train_step(
-            make_train_step(network, recipe, seen, optimizer), ONE_DEVICE, network.family, state, batch
+            make_train_step(network, recipe, seen, optimizer), SINGLE_DEVICE, network, state, batch
         )
         limit, under_way = max_in_flight(step), deque()
 
@@ -71,14 +71,14 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
                 if len(under_way) == limit:
                     jax.block_until_ready(under_way.popleft())
                     if limit == 1:
-                        time.sleep(FREED_WITHIN)
+                        time.sleep(FREE_DELAY)
                 state, metrics = step(state, batch)
                 under_way.append(metrics)
             jax.block_until_ready(metrics)
 
     else:
         variables = folded_on_device(network, state.variables, shape)
-        step = compiled(make_eval_step(network, seen)).lower(variables, batch).compile()
+        step = jit_for_platform(make_eval_step(network, seen)).lower(variables, batch).compile()
 
         def run(steps):  # one batch late, as `zoo eval` takes its results
             late = None

@@ -28,13 +28,13 @@ def first_step() -> None:
     began = float(os.environ["BEGAN"])
     marks = {"python": time.time() - began}
     from zoo.cli import main
-    from zoo.training import loop, memory
+    from zoo.training import plan as planning
 
     marks["imports"] = time.time() - began
-    plan, compile_step = loop.plan, memory.compile_step
+    make_plan, compile_step = planning.make_plan, planning.Plan.compile_step
 
     def planned(*args, **kwargs):
-        job = plan(*args, **kwargs)
+        job = make_plan(*args, **kwargs)
         marks["plan"] = time.time() - began
         return job
 
@@ -59,7 +59,7 @@ def first_step() -> None:
 
         return Stepped()
 
-    loop.plan, memory.compile_step = planned, compiled
+    planning.make_plan, planning.Plan.compile_step = planned, compiled
     raise SystemExit(main(["train", *sys.argv[1:]]) or "no step was taken")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from zoo import checkpoint, cli
 from zoo.checkpoint import format as checkpoint_format
 from zoo.checkpoint.manifest import ARRAYS
-from zoo.training import run
+from zoo.training import loop, plan, run
 from zoo.trees import flatten
 
 
@@ -65,3 +65,20 @@ def run_bits(folder: Path) -> dict[str, Any]:
         "metrics": (folder / run.METRICS).read_bytes(),
         "results": (folder / run.RESULTS).read_bytes(),
     }
+
+
+def make_plan(model: str | None, data: Any, recipe: Any = None, *, auto_micro_batch: bool = False, **arguments: Any):
+    """Return the plan of a run; arguments as of TrainRequest."""
+    changes = {"micro_batch": "auto"} if auto_micro_batch else {}
+    arguments = {key: value for key, value in arguments.items() if value is not None}
+    return plan.make_plan(plan.TrainRequest(model, data, recipe, changes=changes, **arguments))
+
+
+def train(model: str | None, data: Any, recipe: Any = None, **arguments: Any):
+    """Train, or resume, a run; arguments as of TrainRequest and of loop.fit."""
+    options = {
+        key: arguments.pop(key)
+        for key in ("save_seconds", "save_steps", "command", "quiet", "workers")
+        if key in arguments
+    }
+    return loop.fit(make_plan(model, data, recipe, **arguments), **options)

@@ -172,7 +172,7 @@ def test_evaluating_what_was_trained_on_arrays_says_what_to_give(tmp_path, capsy
     assert main(["eval", str(made.workdir / "best")]) == 2
     assert "was trained on arrays in memory; give --data" in capsys.readouterr().err
     assert main(["train", "--config", str(made.workdir)]) == 2
-    assert "trained on arrays in memory, which are not in the file; give --data" in capsys.readouterr().err
+    assert "trained on arrays in memory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_one_example_of_a_class_still_leaves_something_to_choose_by():
         zoo.probe(Features({"train": (rows[39:], labels[39:]), "test": (rows, labels)}, ("a", "b", "c")))
     unknown = zoo.probe(Features({"train": (rows, labels), "test": (rows, labels * 0 + 2)}, ("a", "b", "c")))
     assert unknown.metrics["accuracy"] == 0 and unknown.metrics["loss"] < 100
-    assert any("nothing was trained on of c" in note for note in unknown.metrics["notes"])
+    assert any("no training examples of c" in note for note in unknown.metrics["notes"])
 
 
 def test_the_commands(checkpoint, tmp_path, capsys):

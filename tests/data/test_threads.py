@@ -6,7 +6,7 @@ from zoo.data import threads
 from zoo.data.threads import lookahead, prefetch, processors, run_all, tracked
 
 
-def counted(count, taken):
+def format_count(count, taken):
     for i in range(count):
         taken.append(i)
         yield i
@@ -15,18 +15,18 @@ def counted(count, taken):
 def test_lookahead_takes_items_ahead_and_keeps_their_order():
     for depth in (0, 1, 3):
         taken = []
-        items = lookahead(counted(5, taken), lambda item, depth=depth: depth)
+        items = lookahead(format_count(5, taken), lambda item, depth=depth: depth)
         for i in range(5):
             assert next(items) == i and len(taken) == min(5, i + 1 + depth)
         assert list(items) == []
     taken = []
-    assert next(lookahead(counted(5, taken))) == 0 and taken == [0, 1]  # one ahead by default
+    assert next(lookahead(format_count(5, taken))) == 0 and taken == [0, 1]  # one ahead by default
     assert list(lookahead([])) == []
 
 
 def test_without_workers_each_item_is_made_on_request():
     taken, done = [], []
-    items = prefetch(((i, [lambda i=i: done.append(i)] * 2) for i in counted(3, taken)), 0)
+    items = prefetch(((i, [lambda i=i: done.append(i)] * 2) for i in format_count(3, taken)), 0)
     assert next(items) == 0 and taken == [0] and done == [0, 0]
     assert list(items) == [1, 2] and done == [0, 0, 1, 1, 2, 2]
 
@@ -35,7 +35,7 @@ def test_without_workers_each_item_is_made_on_request():
 def test_prefetch_plans_enough_tasks_for_all_workers(workers, tasks, ahead):
     """At least two items ahead, and at least two tasks per worker."""
     taken = []
-    items = prefetch(((i, [lambda: None] * tasks) for i in counted(20, taken)), workers)
+    items = prefetch(((i, [lambda: None] * tasks) for i in format_count(20, taken)), workers)
     assert next(items) == 0 and len(taken) == 1 + ahead
     items.close()
 

@@ -55,7 +55,7 @@ def test_without_the_options_the_results_agree(options):
         options(*candidates)
         expected = {name for option in candidates for name in option} - set(refused)
         assert set(compile.compiler_options() or {}) == expected
-        tuned = compile.compiled(gradients)(x, kernel)
+        tuned = compile.jit_for_platform(gradients)(x, kernel)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), tuned, plain)
 
 
@@ -77,7 +77,7 @@ def test_formulation_is_set_only_inside():
         seen.append(layers._on_cpu())
         return x
 
-    compile.compiled(function)(1.0)
+    compile.jit_for_platform(function)(1.0)
     jax.jit(lambda x: function(x))(1.0)
     assert seen == [True, False]
 
@@ -105,8 +105,8 @@ def test_plain_on_request():
 
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     with layers.formulation("plain"):
-        plain = compile.compiled(function)
+        plain = compile.jit_for_platform(function)
     value, tangent = jax.jvp(plain, (x,), (jnp.ones_like(x),))
     assert (value, tangent) == (5 + 7 + 13 + 15, 4)
     with pytest.raises(TypeError, match="custom_vjp"):
-        jax.jvp(compile.compiled(function), (x,), (jnp.ones_like(x),))
+        jax.jvp(compile.jit_for_platform(function), (x,), (jnp.ones_like(x),))

@@ -2,18 +2,21 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import make_plan
+from helpers import train as fit
 
 from zoo import models
 from zoo.data.sources import from_arrays
 from zoo.distributed import compile, mesh
-from zoo.distributed.mesh import parallelism_for
+from zoo.distributed.mesh import parse_parallelism
 from zoo.inference.evaluate import evaluate
-from zoo.training import loop, memory, report, run
+from zoo.training import dry_run, loop, memory, report, run
 from zoo.training import plan as planning
 from zoo.training.recipe import Recipe
 from zoo.trees import flatten
@@ -39,9 +42,9 @@ def data(side=8, count=160, classes=4, channels=1):
 def train(model, parallelism, recipe=RECIPE, steps=10, dataset=None):
     """Losses of every step, and the state on the host."""
     name, fields = model
-    job = planning.plan(name, dataset or data(), recipe, fields=fields, parallelism=parallelism)
-    state = job.placed(job.first_state())
-    step = planning.compile_step(job, job.phases[0], job.preprocess, state)
+    job = make_plan(name, dataset or data(), recipe, fields=fields, parallelism=parallelism)
+    state = job.shard_state(job.first_state())
+    step = job.compile_step(job.segments[0], state)
     batches, losses = job.batches(), []
     for _ in range(steps):
         state, metrics = step(state, next(batches))
@@ -59,27 +62,27 @@ def same(got, expected, tolerance=2e-4):
 
 @pytest.fixture(scope="module")
 def alone():
-    return train(RESIDUAL, parallelism_for())
+    return train(RESIDUAL, parse_parallelism())
 
 
 @pytest.mark.parametrize(("how", "mesh"), [("jit", "data=4,model=2"), ("jit", "fsdp=8"), ("pmap", "data=2")])
 def test_many_devices_train_as_one_does(alone, how, mesh):
     """Batch norm sees the whole batch, and what augmentation draws depends on the place in it."""
-    same(train(RESIDUAL, parallelism_for(how, mesh)), alone)
+    same(train(RESIDUAL, parse_parallelism(how, mesh)), alone)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data=8", "data=4,model=2", "fsdp=8"])
 def test_dropout_and_mixing_too(mesh):
     recipe = dataclasses.replace(RECIPE, augment=(*RECIPE.augment, "mixup(alpha=0.2)"))
-    same(train(PERCEPTRON, parallelism_for(mesh=mesh), recipe), train(PERCEPTRON, parallelism_for(), recipe))
+    same(train(PERCEPTRON, parse_parallelism(mesh=mesh), recipe), train(PERCEPTRON, parse_parallelism(), recipe))
 
 
 @pytest.mark.slow
 def test_micro_batches_are_the_same_rows_of_the_batch():
     recipe = dataclasses.replace(RECIPE, micro_batch=8)
-    meshed = train(RESIDUAL, parallelism_for(mesh="data=4"), recipe, steps=2)
-    same(meshed, train(RESIDUAL, parallelism_for(), recipe, steps=2))
+    meshed = train(RESIDUAL, parse_parallelism(mesh="data=4"), recipe, steps=2)
+    same(meshed, train(RESIDUAL, parse_parallelism(), recipe, steps=2))
 
 
 #: An instance of each family with each of its kinds of block: model, fields, side of the images.
@@ -117,11 +120,11 @@ def test_every_family_over_every_layout(name, fields, side, monkeypatch):
     monkeypatch.setattr(compile, "compiler_options", lambda: None)  # as pmap takes none
     dataset, recipe = data(side, channels=3), dataclasses.replace(RECIPE, learning_rate=1e-3)
     with jax.enable_x64(True):
-        job = planning.plan(name, dataset, recipe, fields=fields)
+        job = make_plan(name, dataset, recipe, fields=fields)
         start = jax.tree_util.tree_flatten_with_path(jax.device_get(job.first_state().variables))[0]
-        alone = train((name, fields), parallelism_for(mesh="data=1"), recipe, dataset=dataset)
+        alone = train((name, fields), parse_parallelism(mesh="data=1"), recipe, dataset=dataset)
         for parallelism in LAYOUTS:
-            got = train((name, fields), parallelism_for(*parallelism), recipe, dataset=dataset)
+            got = train((name, fields), parse_parallelism(*parallelism), recipe, dataset=dataset)
             np.testing.assert_allclose(got[0], alone[0], rtol=1e-9, err_msg=f"losses over {parallelism}")
             leaves = (jax.tree.leaves(result[1].variables) for result in (alone, got))
             for (path, before), expected, leaf in zip(start, *leaves, strict=True):
@@ -139,9 +142,9 @@ def wide_state(first_state):
 def test_fully_sharded_needs_an_eighth():
     """Of parameters, optimiser state and moving average, up to the leaves that are too small to cut."""
     recipe = dataclasses.replace(RECIPE, optimizer="adamw")
-    parallelism = parallelism_for(mesh="fsdp=8")
-    job = planning.plan("mlp", data(), recipe, fields={"widths": (2048, 100), "image_size": 8}, parallelism=parallelism)
-    state = job.placed(job.first_state())
+    parallelism = parse_parallelism(mesh="fsdp=8")
+    job = make_plan("mlp", data(), recipe, fields={"widths": (2048, 100), "image_size": 8}, parallelism=parallelism)
+    state = job.shard_state(job.first_state())
     held, smallest = [0] * 8, 0
     leaves = jax.tree.leaves((state.variables["params"], state.opt_state, state.ema["params"]))
     for leaf in leaves:
@@ -159,55 +162,51 @@ def test_fully_sharded_gathers_parameters_and_no_activations():
 
     def sent(batch_size):
         recipe = dataclasses.replace(RECIPE, batch_size=batch_size, augment=())
-        parallelism = parallelism_for(mesh="fsdp=8")
-        job = planning.plan("mlp", data(), recipe, fields={"widths": (2048,), "image_size": 8}, parallelism=parallelism)
-        state = job.placed(job.first_state())
-        program = planning.compile_step(job, job.phases[0], job.preprocess, state).as_text()
+        parallelism = parse_parallelism(mesh="fsdp=8")
+        job = make_plan("mlp", data(), recipe, fields={"widths": (2048,), "image_size": 8}, parallelism=parallelism)
+        state = job.shard_state(job.first_state())
+        program = job.compile_step(job.segments[0], state).as_text()
         return sum(each.bytes for each in collectives(program, 8))
 
     assert 64 * 2048 * 4 < sent(16) == sent(128)
 
 
 def test_model_cuts_the_dense_layers():
-    parallelism = parallelism_for(mesh="data=4,model=2")
-    job = planning.plan(
-        "alexnet_owt_small", data(32, channels=3), RECIPE, fields={"width": 0.125}, parallelism=parallelism
-    )
-    params = flatten(job.abstract["params"])
-    cut = {path for path, leaf in params.items() if any(mesh.partition_spec(parallelism, "alexnet", path, leaf.shape))}
+    parallelism = parse_parallelism(mesh="data=4,model=2")
+    job = make_plan("alexnet_owt_small", data(32, channels=3), RECIPE, fields={"width": 0.125}, parallelism=parallelism)
+    params = flatten(job.abstract_variables["params"])
+    cut = {path for path, leaf in params.items() if any(mesh.partition_spec(parallelism, job.model, path, leaf.shape))}
     assert cut == {f"{layer}/{part}" for layer in ("dense6", "dense7", "head") for part in ("kernel", "bias")}
-    lines = report.describe_layout(job)
-    assert "jit over data=4,model=2; the batch of 16 is 2 images on each" in lines[0] and "not scaled" in lines[1]
-    assert f"{sum(params[path].size for path in cut):,} of {job.parameters:,}" in lines[2]
+    lines = report.describe_parallelism(job)
+    assert "jit over data=4,model=2; 2 of 16 images per device" in lines[0] and "not scaled" in lines[1]
+    assert f"{sum(params[path].size for path in cut):,} of {job.num_parameters:,}" in lines[2]
 
 
 @pytest.mark.slow
 def test_every_pattern_of_the_table_fits_a_model():
-    """Of each family some model has layers that it cuts in two."""
-    parallelism = parallelism_for(mesh="model=2")
-    uncut = set(mesh.MODEL_PARALLEL)
+    """Some model of each family splits a parameter in two for each pattern of `model_parallel`."""
+    parallelism = parse_parallelism(mesh="model=2")
     for name in ("mlp", "alexnet", "googlenet", "inception_v2", "inception_v3", "inception_v4", "inception_resnet_v2",
                  "resnet50", "resnet50_v2", "wide_resnet16_8", "xception"):  # fmt: skip
         model = models.create(name)
         params = flatten(models.abstract_variables(model)["params"])
-        for pattern in mesh.MODEL_PARALLEL[model.family]:
-            only = {model.family: (pattern,)}
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(mesh, "MODEL_PARALLEL", only)
-                assert any(
-                    any(mesh.partition_spec(parallelism, model.family, p, v.shape)) for p, v in params.items()
-                ), pattern
-        uncut.discard(model.family)
-    assert not uncut
+        assert model.model_parallel
+        for pattern in model.model_parallel:
+            split = [
+                path
+                for path, leaf in params.items()
+                if re.fullmatch(pattern, path) and any(mesh.partition_spec(parallelism, model, path, leaf.shape))
+            ]
+            assert split, pattern
 
 
 @pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", "data=2,model=2"])
 def test_evaluation_counts_each_example_once(mesh):
     """61 examples over 8 devices; the counts are the same, the sums of losses to rounding."""
-    job = planning.plan("mlp", data(), RECIPE, fields={"widths": (1024,), "image_size": 8})
+    job = make_plan("mlp", data(), RECIPE, fields={"widths": (1024,), "image_size": 8})
     variables = job.first_state().variables
     arguments = (job.model, variables, job.dataset.splits["validation"], job.preprocess, job.dataset.class_names)
-    alone, over = evaluate(*arguments), evaluate(*arguments, batch_size=24, parallelism=parallelism_for(mesh=mesh))
+    alone, over = evaluate(*arguments), evaluate(*arguments, batch_size=24, parallelism=parse_parallelism(mesh=mesh))
     assert alone["examples"] == 61
     for key in ("examples", "accuracy", "top5", "confusion", "macro_f1"):
         assert over[key] == alone[key]
@@ -219,7 +218,7 @@ def test_evaluation_counts_each_example_once(mesh):
 def test_a_run_goes_on_over_other_devices(tmp_path, monkeypatch):
     """Stopped over data x model, gone on with fully sharded, finished under pmap: the curve of one device."""
     fields, recipe = {"widths": (1024,), "image_size": 8}, dataclasses.replace(RECIPE, epochs=3)
-    commit = loop.Trainer.commit
+    commit = loop.Trainer.save
 
     def commit_and_stop(self):
         commit(self)
@@ -227,15 +226,15 @@ def test_a_run_goes_on_over_other_devices(tmp_path, monkeypatch):
 
     for how, axes in (("jit", "data=4,model=2"), ("jit", "fsdp=8")):
         with monkeypatch.context() as patch:
-            patch.setattr(loop.Trainer, "commit", commit_and_stop)
+            patch.setattr(loop.Trainer, "save", commit_and_stop)
             with pytest.raises(KeyboardInterrupt):
-                loop.fit(
-                    "mlp", data(), recipe, fields=fields, parallelism=parallelism_for(how, axes),
+                fit(
+                    "mlp", data(), recipe, fields=fields, parallelism=parse_parallelism(how, axes),
                     workdir=tmp_path / "moved", save_steps=11, quiet=True,
                 )  # fmt: skip
-    moved = loop.fit("mlp", data(), recipe, fields=fields, parallelism=parallelism_for("pmap", "data=2"),
+    moved = fit("mlp", data(), recipe, fields=fields, parallelism=parse_parallelism("pmap", "data=2"),
                      workdir=tmp_path / "moved", quiet=True)  # fmt: skip
-    stayed = loop.fit("mlp", data(), recipe, fields=fields, workdir=tmp_path / "stayed", quiet=True)
+    stayed = fit("mlp", data(), recipe, fields=fields, workdir=tmp_path / "stayed", quiet=True)
     assert len(moved.history) == len(stayed.history) == 3
     for one, other in zip(moved.history, stayed.history, strict=True):
         assert one == pytest.approx(other, rel=1e-3)
@@ -248,78 +247,76 @@ def test_a_run_goes_on_over_other_devices(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("parallel", "mesh", "message"),
     [
-        ("jit", "data=16", "16 devices are asked for and 8 are there"),
+        ("jit", "data=16", "16 devices, 8 available"),
         ("jit", "rows=2", "write data=N, fsdp=N, or data=N,model=M"),
         ("jit", "data=2,data=4", "write data=N"),
         ("jit", "data=0", "write data=N"),
         ("jit", "data", "write data=N"),
-        ("pmap", "fsdp=4", "pmap cuts the batch alone: write --mesh data=4"),
+        ("pmap", "fsdp=4", "pmap splits only the batch: write --mesh data=4"),
         ("xmap", "", "choose jit or pmap"),
     ],
 )
 def test_a_layout_that_cannot_be(parallel, mesh, message):
     with pytest.raises(ValueError, match=message):
-        parallelism_for(parallel, mesh)
+        parse_parallelism(parallel, mesh)
 
 
 def test_all_devices_by_default(monkeypatch):
-    assert parallelism_for().is_single_device  # as these tests ask for
+    assert parse_parallelism().is_single_device  # as these tests ask for
     monkeypatch.delenv("ZOO_MESH")
-    assert parallelism_for() == mesh.Parallelism("jit", (("data", 8),))
+    assert parse_parallelism() == mesh.Parallelism("jit", (("data", 8),))
 
 
 @pytest.mark.parametrize(
     ("batch", "micro", "message"),
     [
-        (20, 0, "a batch of 20 cannot be divided among 8 devices: --batch-size 16 or 24 can.*--mesh data=5"),
-        (3, 0, "--batch-size 8 can.*--mesh data=3"),
-        (16, 4, "a micro-batch of 4 cannot be divided among 8 devices: --micro-batch 8 can.*--mesh data=4"),
+        (20, 0, "a batch of 20 .* 8 devices.*--batch-size 16 or 24.*--mesh data=5"),
+        (3, 0, "--batch-size 8.*--mesh data=3"),
+        (16, 4, "a micro-batch of 4 .* 8 devices.*--micro-batch 8.*--mesh data=4"),
     ],
 )
 def test_what_does_not_divide_says_what_does(batch, micro, message):
     recipe = dataclasses.replace(RECIPE, batch_size=batch, micro_batch=micro)
     with pytest.raises(ValueError, match=message):
-        planning.plan("mlp", data(), recipe, parallelism=parallelism_for(mesh="data=8"))
+        make_plan("mlp", data(), recipe, parallelism=parse_parallelism(mesh="data=8"))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"micro_batch": 8}, "pmap takes no --micro-batch"),
+        ({"micro_batch": 8}, "--micro-batch .*--parallel pmap"),
         ({"augment": ("flip", "mixup(alpha=0.2)"), "batch_size": 10}, "even number of images, not 5.*--batch-size 4"),
     ],
 )
 def test_what_pmap_would_do_to_other_rows(change, message):
     with pytest.raises(ValueError, match=message):
-        planning.plan(
-            "mlp", data(), dataclasses.replace(RECIPE, **change), parallelism=parallelism_for("pmap", "data=2")
-        )
+        make_plan("mlp", data(), dataclasses.replace(RECIPE, **change), parallelism=parse_parallelism("pmap", "data=2"))
 
 
 def test_pmap_is_never_advised_a_micro_batch(tmp_path, memory_of):
     arguments = {
         "fields": {"widths": (8,), "image_size": 8},
-        "parallelism": parallelism_for("pmap", "data=2"),
+        "parallelism": parse_parallelism("pmap", "data=2"),
         "quiet": True,
     }
-    with pytest.raises(ValueError, match="pmap takes no --micro-batch"):
-        loop.fit("mlp", data(), RECIPE, workdir=tmp_path / "auto", auto_micro_batch=True, **arguments)
+    with pytest.raises(ValueError, match=r"--micro-batch .*--parallel pmap"):
+        fit("mlp", data(), RECIPE, workdir=tmp_path / "auto", auto_micro_batch=True, **arguments)
     memory_of(1500)
-    with pytest.raises(memory.OutOfMemoryError, match="are free; without --parallel pmap, --micro-batch auto"):
-        loop.fit("mlp", data(), RECIPE, workdir=tmp_path / "run", **arguments)
+    with pytest.raises(memory.OutOfMemoryError, match="drop --parallel pmap and use --micro-batch auto"):
+        fit("mlp", data(), RECIPE, workdir=tmp_path / "run", **arguments)
 
 
 def test_one_device_is_compiled_as_ever(monkeypatch):
     """No mesh, no placement, no copy of the batch: the plain jax.jit."""
     monkeypatch.setattr(mesh, "mesh_of", None)
-    for name in ("_put", "batch_sharding", "replicated", "shardings"):
+    for name in ("_place", "batch_sharding", "replicated", "shardings"):
         monkeypatch.setattr(mesh, name, None)
-    job = planning.plan("mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8})
+    job = make_plan("mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8})
     state, batch = job.first_state(), {"image": np.zeros(3)}
-    assert job.placed(state) is state and mesh.shard_batch(job.parallelism, batch) is batch
+    assert job.shard_state(state) is state and mesh.shard_batch(job.parallelism, batch) is batch
     lowered = []
-    monkeypatch.setattr(compile, "compiled", lambda step, **options: lowered.append(options) or Jitted())
-    planning.compile_step(job, job.phases[0], job.preprocess, state)
+    monkeypatch.setattr(compile, "jit_for_platform", lambda step, **options: lowered.append(options) or Jitted())
+    job.compile_step(job.segments[0], state)
     assert lowered == [{"donate": (0,)}]
 
 
@@ -347,7 +344,7 @@ class Compiled:
 def memory_of(monkeypatch):
     """Say how much is free, for steps that are never compiled, of runs that end where training would begin."""
     monkeypatch.setattr(memory, "required_bytes", lambda step: step.bytes)
-    monkeypatch.setattr(memory, "compile_step", lambda job, phase, seen, state: Compiled(job))
+    monkeypatch.setattr(planning.Plan, "compile_step", lambda job, segment, state: Compiled(job))
     return lambda size: monkeypatch.setattr(memory, "available_bytes", lambda parallelism: size)
 
 
@@ -359,11 +356,11 @@ def test_the_largest_micro_batch_that_fits(tmp_path, memory_of, monkeypatch, the
     memory_of(there)
     if fits is None:
         with pytest.raises(memory.OutOfMemoryError, match="no micro-batch fits either"):
-            loop.fit("mlp", data(), RECIPE, quiet=True, **arguments)
+            fit("mlp", data(), RECIPE, quiet=True, **arguments)
         return
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt, match=f"trains with {fits}"):
-            loop.fit("mlp", data(), RECIPE, quiet=True, **arguments)
+            fit("mlp", data(), RECIPE, quiet=True, **arguments)
         assert json.loads((tmp_path / "run/config.json").read_text())["recipe"]["micro_batch"] == fits
         memory_of(10**6)
 
@@ -377,41 +374,41 @@ def test_auto_leaves_the_config_of_another_run_alone(tmp_path, memory_of):
     arguments = {"fields": {"widths": (8,), "image_size": 8}, "workdir": tmp_path / "run", "quiet": True}
     memory_of(1500)
     with pytest.raises(memory.OutOfMemoryError):
-        loop.fit("mlp", data(), RECIPE, **arguments)
+        fit("mlp", data(), RECIPE, **arguments)
     before = (tmp_path / "run/config.json").read_bytes()
-    with pytest.raises(ValueError, match=r"holds another run; recipe\.seed is 5 here, 0 there"):
-        loop.fit("mlp", data(), dataclasses.replace(RECIPE, seed=5), auto_micro_batch=True, **arguments)
-    with run.locked(tmp_path / "run"), pytest.raises(ValueError, match="another process is training"):
-        loop.fit("mlp", data(), RECIPE, auto_micro_batch=True, **arguments)
+    with pytest.raises(ValueError, match=r"holds another run: recipe\.seed is 0, not 5"):
+        fit("mlp", data(), dataclasses.replace(RECIPE, seed=5), auto_micro_batch=True, **arguments)
+    with run.lock_folder(tmp_path / "run"), pytest.raises(ValueError, match="another process is training"):
+        fit("mlp", data(), RECIPE, auto_micro_batch=True, **arguments)
     assert (tmp_path / "run/config.json").read_bytes() == before
 
 
 def test_only_what_fsdp_cuts_is_gathered():
     """What "model" cuts stays cut in the same mesh."""
-    parallelism = parallelism_for(mesh="model=2,fsdp=4")
+    parallelism = parse_parallelism(mesh="model=2,fsdp=4")
     params = {"hidden1": {"kernel": np.zeros((64, 1024), np.float32), "bias": np.zeros(1024, np.float32)}}
-    gather = jax.jit(lambda params: mesh.gather_fsdp(parallelism, "perceptron", params))
-    cut = jax.device_put(params, mesh.shardings(parallelism, "perceptron", params, params))
+    gather = jax.jit(lambda params: mesh.gather_fsdp(parallelism, models.create("mlp"), params))
+    cut = jax.device_put(params, mesh.shardings(parallelism, models.create("mlp"), params, params))
     assert gather(cut)["hidden1"]["kernel"].sharding.spec == cut["hidden1"]["kernel"].sharding.spec
 
 
 def test_too_little_memory_is_said_before_the_first_step(tmp_path, memory_of):
     memory_of(1500)
     with pytest.raises(
-        memory.OutOfMemoryError, match=r"16 images needs .* on each device.*--micro-batch 4 fits.*batch auto"
+        memory.OutOfMemoryError, match=r"16 images needs .* per device.*--micro-batch 4.*--micro-batch auto"
     ):
-        loop.fit("mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8}, workdir=tmp_path / "run", quiet=True)
+        fit("mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8}, workdir=tmp_path / "run", quiet=True)
 
 
 def test_auto_takes_what_the_line_before_advised(tmp_path, memory_of, monkeypatch):
     """The run that found too little memory has a folder with a config, and nothing else of worth."""
     arguments = {"fields": {"widths": (8,), "image_size": 8}, "workdir": tmp_path / "run", "quiet": True}
     memory_of(1500)
-    with pytest.raises(memory.OutOfMemoryError, match="--micro-batch auto takes it"):
-        loop.fit("mlp", data(), RECIPE, **arguments)
+    with pytest.raises(memory.OutOfMemoryError, match="or --micro-batch auto"):
+        fit("mlp", data(), RECIPE, **arguments)
     monkeypatch.setattr(loop, "train", lambda job, *rest: stop(f"trains with {job.recipe.micro_batch}"))
     with pytest.raises(KeyboardInterrupt, match="trains with 4"):
-        loop.fit("mlp", data(), RECIPE, auto_micro_batch=True, **arguments)
+        fit("mlp", data(), RECIPE, auto_micro_batch=True, **arguments)
 
 
 def test_memory_of_a_later_phase_is_said_before_the_first_step(tmp_path, memory_of, monkeypatch):
@@ -419,34 +416,36 @@ def test_memory_of_a_later_phase_is_said_before_the_first_step(tmp_path, memory_
     recipe = dataclasses.replace(RECIPE, progressive=(8, 16), image_size=0)
     arguments = {"fields": {"width": 4}, "workdir": tmp_path / "run", "quiet": True}
     sizes = []
-    compiled = memory.compile_step
-    monkeypatch.setattr(memory, "compile_step", lambda job, *rest: sizes.append(rest[1].size) or compiled(job, *rest))
-    monkeypatch.setattr(loop, "train", lambda job, *rest: stop(f"the last is of {rest[-1].seen.size[0]} pixels"))
+    compiled = planning.Plan.compile_step
+    monkeypatch.setattr(
+        planning.Plan, "compile_step", lambda job, *rest: sizes.append(rest[0].preprocess.size) or compiled(job, *rest)
+    )
+    monkeypatch.setattr(loop, "resume", lambda *rest: stop("trains"))
     memory_of(2599)
-    with pytest.raises(memory.OutOfMemoryError, match="--micro-batch 8 fits"):
-        loop.fit("resnet20", data(), recipe, **arguments)
+    with pytest.raises(memory.OutOfMemoryError, match="--micro-batch 8, which fits"):
+        fit("resnet20", data(), recipe, **arguments)
     memory_of(2600)
-    with pytest.raises(KeyboardInterrupt, match="the last is of 16 pixels"):
-        loop.fit("resnet20", data(), recipe, **arguments)
+    with pytest.raises(KeyboardInterrupt, match="trains"):
+        fit("resnet20", data(), recipe, **arguments)
     assert set(sizes) == {(16, 16)}
 
 
 def test_a_compiler_that_refuses_is_a_line_too(tmp_path, monkeypatch):
     """As XLA does for a TPU, whose programs are laid out beforehand."""
 
-    def refuse(job, phase, seen, state):
+    def refuse(job, segment, state):
         if (job.recipe.micro_batch or job.batch_size) > 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
         return Compiled(job)
 
-    monkeypatch.setattr(memory, "compile_step", refuse)
+    monkeypatch.setattr(planning.Plan, "compile_step", refuse)
     monkeypatch.setattr(memory, "required_bytes", lambda step: step.bytes)
     monkeypatch.setattr(memory, "available_bytes", lambda parallelism: 10**6)
     arguments = {"fields": {"widths": (8,), "image_size": 8}, "workdir": tmp_path / "run", "quiet": True}
     with pytest.raises(
-        memory.OutOfMemoryError, match="16 images needs more memory than a device has; --micro-batch 2 fits"
+        memory.OutOfMemoryError, match="16 images needs more memory than a device has; use --micro-batch 2"
     ):
-        loop.fit("mlp", data(), RECIPE, **arguments)
+        fit("mlp", data(), RECIPE, **arguments)
 
 
 @pytest.mark.parametrize("micro_batch", [512, 64], ids=["laid out flat", "in a loop"])
@@ -456,21 +455,24 @@ def test_micro_batches_need_less_memory(micro_batch):
 
     def bytes_with(micro_batch):
         recipe = dataclasses.replace(RECIPE, batch_size=2048, micro_batch=micro_batch, augment=())
-        job = planning.plan("mlp", data(count=2048), recipe, fields=fields, parallelism=parallelism_for())
-        return memory.required_bytes(planning.compile_step(job, *memory.largest_step(job)[::2], job.first_state()))
+        job = make_plan("mlp", data(count=2048), recipe, fields=fields, parallelism=parse_parallelism())
+        return memory.required_bytes(job.compile_step(*job.largest_step()))
 
     assert bytes_with(micro_batch) < 0.6 * bytes_with(0)
 
 
 def test_a_dry_run_says_what_would_not_fit(memory_of):
-    job = planning.plan("mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8}, parallelism=parallelism_for())
+    job = make_plan("mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8}, parallelism=parse_parallelism())
     memory_of(1500)
-    with pytest.raises(memory.OutOfMemoryError, match="--micro-batch 4 fits"):
-        loop.dry_run(job, lambda line: None)
+    with pytest.raises(memory.OutOfMemoryError, match="--micro-batch 4, which fits"):
+        dry_run.dry_run(job, lambda line: None)
     lines: list[str] = []
     with pytest.raises(AttributeError):  # what stands for the compiled step cannot be run
-        loop.dry_run(job, lines.append, auto_micro_batch=True)
-    assert "micro-batch: 4" in lines
+        automatic = planning.TrainRequest(
+            "mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8}, changes={"micro_batch": "auto"}
+        )
+        dry_run.dry_run(planning.make_plan(automatic, lines.append), lines.append)
+    assert any("Micro-batch 4" in line for line in lines)
 
 
 def test_memory_of_a_real_step():
@@ -482,7 +484,7 @@ def test_collectives_are_read_from_a_compiled_program():
     """A sum over all eight, and one over pairs, of known sizes."""
     from benchmarks.communication import collectives, sent
 
-    parallelism = parallelism_for(mesh="data=4,model=2")
+    parallelism = parse_parallelism(mesh="data=4,model=2")
     rows = mesh.batch_sharding(parallelism)
     program = jax.jit(lambda x: x.sum(0), in_shardings=rows, out_shardings=mesh.replicated(parallelism))
     (found,) = collectives(program.lower(np.ones((16, 32), np.float32)).compile().as_text(), 8)

@@ -32,7 +32,7 @@ TRAIN = shlex.split(
     ],
 )
 def test_what_started_several_processes(environment, found):
-    assert processes.launcher(environment) == found
+    assert processes.detect_launcher(environment) == found
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_what_started_several_processes(environment, found):
     ],
 )
 def test_how_many_share_the_memory(environment, count):
-    assert processes.on_this_host(environment) == count
+    assert processes.processes_on_this_host(environment) == count
 
 
 @pytest.mark.parametrize(
@@ -55,16 +55,16 @@ def test_how_many_share_the_memory(environment, count):
         (("", 2, 0), "belong together"),
         (("host:1", 2), "belong together"),
         (("host", 2, 0), "write it as HOST:PORT"),
-        (("host:1", 2, 2), "of 2 processes the last is 1"),
+        (("host:1", 2, 2), "--process 2"),
     ],
 )
 def test_half_an_answer_is_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
-        processes.join(*arguments)
+        processes.initialize(*arguments)
 
 
 def test_alone_everything_is_the_plain_thing():
-    processes.join("none")
+    processes.initialize("none")
     assert processes.is_primary() and not processes.is_multiprocess()
     assert processes.all_reduce_max(3, 15, True) == (15, True)
     assert processes.run_on_primary(lambda: "told") == "told"

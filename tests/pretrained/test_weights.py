@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import torch_bytes as tb
+from helpers import make_plan
 from networks import small
 from PIL import Image
 from seeded import seeded_tensors
@@ -23,7 +24,6 @@ from zoo.pretrained import weights
 from zoo.pretrained.convert import convert
 from zoo.pretrained.registry import CIFAR10, DEFAULTS, WEIGHTS
 from zoo.pretrained.weights import SOURCES, card_of, find, import_file, keep
-from zoo.training import plan as planning
 from zoo.training.recipe import Recipe
 
 GOLDEN = sorted((Path(__file__).parents[1] / "models" / "golden").glob("*.json"))
@@ -213,8 +213,8 @@ def test_a_network_without_its_head_is_a_start_and_no_classifier(tmp_path, capsy
                     ["eval", str(tmp_path / "body"), "--data", "digits"]):  # fmt: skip
         assert cli.main(command) == 2
         assert "has no head: train one" in capsys.readouterr().err
-    start = zoo.api.start_from(tmp_path / "body")
-    assert planning.plan(None, "digits", Recipe(), init=start).model.num_classes == 10
+    start = zoo.api.open_init(tmp_path / "body")
+    assert make_plan(None, "digits", Recipe(), init=start).model.num_classes == 10
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import make_plan, train
 
 import zoo
 from zoo import api, checkpoint, models
@@ -16,12 +17,12 @@ from zoo.data.images.preprocess import Preprocess
 from zoo.data.sources import from_arrays
 from zoo.inference.evaluate import make_eval_step
 from zoo.training import finetune, loop, run
-from zoo.training import plan as planning
-from zoo.training.finetune import InitCheckpoint, Phase
+from zoo.training.finetune import InitCheckpoint
 from zoo.training.optim import make_optimizer
 from zoo.training.recipe import Recipe
 from zoo.training.recipes import find_recipe
 from zoo.training.step import TrainState, make_train_step, reset_optimizer
+from zoo.training.timeline import Span
 from zoo.trees import flatten
 
 #: One small network per kind of building: dense, convolutions with and without batch norm, auxiliary heads, dropout.
@@ -102,8 +103,8 @@ def test_heads_keep_the_rows_of_class_names_that_are_in_both(name):
             origin = saved[path][..., OLD.index(label)] if label in OLD else fresh[path][..., i]
             assert np.array_equal(merged[path][..., i], origin), (path, label)
     assert all(np.array_equal(merged[path], saved[path]) for path in merged.keys() - heads)
-    report = " ".join(start.report(model, start.card.preprocess, NEW))
-    assert "new for 2 of 4 classes: ape, fox" in report and "rows kept for emu, cat" in report
+    report = " ".join(start.describe(model, start.card.preprocess, NEW))
+    assert "2 of 4 classes: ape, fox" in report and "rows kept for emu, cat" in report
 
 
 def test_the_same_classes_in_another_order_are_the_same_head():
@@ -114,7 +115,7 @@ def test_the_same_classes_in_another_order_are_the_same_head():
     images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
     before, after = (answer(model, v, images) for v in (start.variables, merged))
     np.testing.assert_array_equal(after, before[:, [2, 0, 1]])
-    assert not start.has_new_rows(order) and start.has_new_rows(NEW)
+    assert not start.needs_new_rows(order) and start.needs_new_rows(NEW)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mlp"])
@@ -192,13 +193,13 @@ def test_every_part_belongs_to_a_stage_and_every_stage_has_parts(name):
 def test_parts_are_named_by_stage_body_or_pattern():
     model = models.create("resnet20", **SMALL["resnet20"][0])
     paths = finetune.paths_of(models.abstract_variables(model))
-    select = lambda *names: {path.rsplit("/", 1)[0] for path in finetune.select(model, paths, names)}  # noqa: E731
+    select = lambda *names: {path.rsplit("/", 1)[0] for path in finetune.select_paths(model, paths, names)}  # noqa: E731
     assert select("stem") == {"stem/conv", "stem/norm"}
     assert select("body") | {"head"} == {path.rsplit("/", 1)[0] for path in paths} and "head" not in select("body")
     assert select("stage1", "stage2_block1/conv2") >= {"stage1_block1/conv1/conv", "stage2_block1/conv2/norm"}
     assert "stage2_block1/conv1/conv" not in select("stage1", "stage2_block1/conv2")
     assert all(part.endswith("norm") for part in select(".*/(mean|var)"))
-    with pytest.raises(ValueError, match=r"freeze 'stage3' fits no part .* stages are stem, stage1, stage2, head"):
+    with pytest.raises(ValueError, match=r"freeze 'stage3' .*stem, stage1, stage2, head"):
         select("stage3")
 
 
@@ -223,16 +224,16 @@ ALL, BODY, STEM = frozenset(), "body", "stem"
 def test_phases(fields, new_head, expected):
     model = models.create("resnet20", **SMALL["resnet20"][0])
     abstract = models.abstract_variables(model)
-    found = finetune.phases(dataclasses.replace(PLAIN, epochs=5, **fields), model, abstract, 50, 10, new_head)
-    select = lambda names: finetune.select(model, finetune.paths_of(abstract), names)  # noqa: E731
-    assert found == tuple(Phase(start, stop, select(names)) for start, stop, names in expected)
+    found = finetune.frozen_spans(dataclasses.replace(PLAIN, epochs=5, **fields), model, abstract, 50, 10, new_head)
+    select = lambda names: finetune.select_paths(model, finetune.paths_of(abstract), names)  # noqa: E731
+    assert found == tuple(Span(start, stop, select(names)) for start, stop, names in expected)
 
 
 def test_something_must_be_left_to_train():
     model = models.create("resnet20", **SMALL["resnet20"][0])
-    with pytest.raises(ValueError, match="nothing is left to train from step 0 on"):
+    with pytest.raises(ValueError, match=r"freeze head: .* from step 0"):
         recipe = dataclasses.replace(PLAIN, freeze=("head",), head_epochs=1)
-        finetune.phases(recipe, model, models.abstract_variables(model), 50, 10, new_head=True)
+        finetune.frozen_spans(recipe, model, models.abstract_variables(model), 50, 10, new_head=True)
 
 
 # --- the step ---------------------------------------------------------------------------------------------------------
@@ -244,8 +245,8 @@ def compile_train_step(name, freeze, **changes):
     start, recipe = start_of(name), dataclasses.replace(PLAIN, freeze=freeze, **changes)
     model, side = model_of(start), SMALL[name][1]
     abstract = models.abstract_variables(model, (side, side, 3))
-    frozen = finetune.select(model, finetune.paths_of(abstract), freeze)
-    optimizer, _ = make_optimizer(recipe, 10, 5, finetune.rates(recipe, model, abstract["params"]))
+    frozen = finetune.select_paths(model, finetune.paths_of(abstract), freeze)
+    optimizer, _ = make_optimizer(recipe, 10, 5, finetune.learning_rate_multipliers(recipe, model, abstract["params"]))
     variables = jax.tree.map(jnp.asarray, start.variables)
     state = TrainState(jnp.int32(0), variables, (), variables if recipe.ema else None, jax.random.key_data(KEY))
     state = reset_optimizer(state, optimizer, frozen)
@@ -389,7 +390,7 @@ TUNE = Recipe(
 
 def tune(folder, workdir, recipe=TUNE, **options):
     options = {"save_steps": 4, "quiet": True, **options}
-    return loop.fit(None, coloured(NEW), recipe, init=api.start_from(folder), workdir=workdir, **options)
+    return train(None, coloured(NEW), recipe, init=api.open_init(folder), workdir=workdir, **options)
 
 
 def outcome(folder):
@@ -441,7 +442,7 @@ def test_killed_around_the_phases_and_started_again(tmp_path, monkeypatch, tuned
 
 def test_patience_waits_for_the_last_phase(checkpoint_folder, tmp_path, monkeypatch):
     """A head that stops improving must not end the run before the body has learnt at all."""
-    monkeypatch.setattr(loop, "monitor_score", lambda result, monitor: [0.0])  # never better after the first
+    monkeypatch.setattr(loop, "monitor_score", lambda result, monitor, step: [0.0])  # never better after the first
     done = tune(checkpoint_folder, tmp_path / "run", dataclasses.replace(TUNE, patience=1, monitor="accuracy"))
     steps = [row["step"] for row in done.history]
     assert steps[-1] > 6 and steps[:2] == [6, 12]
@@ -451,19 +452,19 @@ def test_another_checkpoint_of_the_same_name_is_another_run(tmp_path, tuned):
     other = start_of("resnet20", seed=4, **TINY)
     folder = tmp_path / "ckpt"
     checkpoint.save_checkpoint(folder, other.card, other.variables)
-    with pytest.raises(ValueError, match="holds another run; init is"):
+    with pytest.raises(ValueError, match="holds another run: init is"):
         tune(folder, tuned.workdir)
 
 
 def test_a_phase_starts_its_optimiser_afresh(checkpoint_folder):
-    job = planning.plan(None, coloured(NEW), TUNE, init=api.start_from(checkpoint_folder))
+    job = make_plan(None, coloured(NEW), TUNE, init=api.open_init(checkpoint_folder))
     state = job.first_state()
-    for phase in job.phases:
+    for phase in job.segments:
         state = reset_optimizer(state, job.optimizer(phase), phase.frozen)
-        trained = len(jax.tree.leaves(finetune.trainable(state.variables["params"], phase.frozen)))
+        trained = len(jax.tree.leaves(finetune.partition(state.variables["params"], phase.frozen)))
         assert len(jax.tree.leaves(state.opt_state)) == 2 * trained + 2
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
-    assert [job.phase(step).start for step in (0, 5, 6, 11, 12, 17, 18)] == [0, 0, 6, 6, 12, 12, 12]
+    assert [job.segment(step).start for step in (0, 5, 6, 11, 12, 17, 18)] == [0, 0, 6, 6, 12, 12, 12]
     assert job.learning_rate(6) == job.learning_rate(0) == pytest.approx(0.01)  # the schedule too
 
 
@@ -477,23 +478,29 @@ def test_zoo_fit_from_a_checkpoint_learns_and_chooses_its_recipe(tmp_path, tuned
     assert fitted.card.metrics["step"] == fitted.history[-1]["step"]  # of a few images chance would choose
     card = dataclasses.replace(start_of("lenet5", channels="L").card, preprocess=preprocess_of(16, "L"))
     drawn = dataclasses.replace(card, preprocess=dataclasses.replace(card.preprocess, polarity="dark-on-light"))
-    assert finetune.recipe_for(None, InitCheckpoint("x", drawn, {}), "lenet5", "x") == find_recipe("fine-tune-drawings")
+    assert finetune.resolve_recipe(None, InitCheckpoint("x", drawn, {}), "lenet5", "x") == find_recipe(
+        "fine-tune-drawings"
+    )
     large = dataclasses.replace(card, preprocess=preprocess_of(224, "L"))
-    assert finetune.recipe_for(None, InitCheckpoint("x", large, {}), "lenet5", "x") == find_recipe("fine-tune")
+    assert finetune.resolve_recipe(None, InitCheckpoint("x", large, {}), "lenet5", "x") == find_recipe("fine-tune")
 
 
 def test_another_size_and_other_channels_where_asked(checkpoint_folder):
     recipe = dataclasses.replace(TUNE, image_size=24, channels="L")
-    job = planning.plan(None, coloured(NEW), recipe, init=api.start_from(checkpoint_folder))
-    assert job.image_shape == (24, 24, 1) and job.preprocess.resize == (24, 24)
-    assert job.abstract["params"]["stem"]["conv"]["kernel"].shape[2] == 1
-    assert planning.plan("lenet5", coloured(NEW), dataclasses.replace(PLAIN, channels="L")).image_shape == (32, 32, 1)
+    job = make_plan(None, coloured(NEW), recipe, init=api.open_init(checkpoint_folder))
+    assert job.preprocess.input_shape == (24, 24, 1) and job.preprocess.resize == (24, 24)
+    assert job.abstract_variables["params"]["stem"]["conv"]["kernel"].shape[2] == 1
+    assert make_plan("lenet5", coloured(NEW), dataclasses.replace(PLAIN, channels="L")).preprocess.input_shape == (
+        32,
+        32,
+        1,
+    )
 
 
 def test_mistakes_are_answered_in_a_line(tmp_path, checkpoint_folder):
     with pytest.raises(ValueError, match="is a resnet20, not a lenet5"):
         zoo.fit("lenet5", coloured(NEW), init=checkpoint_folder)
-    with pytest.raises(ValueError, match="say which model"):
+    with pytest.raises(ValueError, match="name a model"):
         zoo.fit(data=coloured(NEW))
     with pytest.raises(ValueError, match=r"--init .* - missing batch_stats/stage1_block2"):
         zoo.fit(init=checkpoint_folder, data=coloured(NEW), fields={"blocks": (2,)}, workdir=tmp_path / "run")
@@ -521,10 +528,10 @@ def test_the_command_adapts_grey_digits_to_a_colour_model(tmp_path, capsys):
     assert main([*words, *asked, "--head-epochs", "0", "--workdir", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
     assert "images 16x16x3" in out and "1 epoch = 2 steps of 32" in out
-    assert "the head is new for 8 of 10 classes: 1, 2, 3, 4, 5, 6, 8, 9" in out and "rows kept for 0, 7" in out
+    assert "8 of 10 classes: 1, 2, 3, 4, 5, 6, 8, 9" in out and "rows kept for 0, 7" in out
     fitted = zoo.load(tmp_path / "run" / "best")
     for leaf in ("kernel", "bias"):
         before, after = (v["params"]["hidden1"][leaf] for v in (start.variables, fitted.variables))
         assert np.array_equal(before, after)
     assert fitted.card.recipe["head_lr"] == 0.01
-    assert main(words[:3]) == 2 and "say with --data" in capsys.readouterr().err
+    assert main(words[:3]) == 2 and "--data" in capsys.readouterr().err

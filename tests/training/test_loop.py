@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import make_plan, train
 
 from zoo import checkpoint
 from zoo.data.dataset import limited
 from zoo.data.sources import from_arrays
+from zoo.inference.metrics import Metrics
 from zoo.training import loop, report, run
-from zoo.training import plan as planning
 from zoo.training.recipe import Recipe
 from zoo.trees import flatten
 
@@ -65,7 +66,7 @@ def outcome(folder: Path):
 @pytest.fixture(scope="module")
 def left_alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "alone"
-    fitted = loop.fit("mlp", dataset(), RECIPE, workdir=folder, save_steps=5, **MODEL)
+    fitted = train("mlp", dataset(), RECIPE, workdir=folder, save_steps=5, **MODEL)
     return fitted, outcome(folder)
 
 
@@ -90,7 +91,9 @@ def test_a_run_holds_what_it_should(left_alone):
     assert set(fitted.card.metrics) == {"step", "validation", "test"}
     assert fitted.card.command == config["made_with"]["command"] and fitted.card.versions["git"]
     # The kills below must strike while early stopping counts, and where the best is older than the newest state.
-    assert json.loads((fitted.workdir / "results.json").read_text())["stopped"].startswith("no better loss in 3")
+    assert json.loads((fitted.workdir / "results.json").read_text())["stopped"].startswith(
+        "no improvement of loss in 3"
+    )
     assert [row["best"] for row in fitted.history][-3:] == [False] * 3
     assert len(list((fitted.workdir / "state").iterdir())) <= 2
 
@@ -104,7 +107,7 @@ EVENTS = {
     "zoo.checkpoint.run_state": ("write_json", "write_arrays", "write_manifest", "replace_folder", "remove_folder"),
     "zoo.checkpoint.format": ("write_json", "write_arrays", "write_manifest", "replace_folder", "remove_folder"),
     "zoo.checkpoint.manifest": ("file_sha256",),
-    "zoo.training.loop": ("Trainer.process_metrics", "Trainer.validate", "Trainer.commit"),
+    "zoo.training.loop": ("Trainer.process_metrics", "Trainer.validate", "Trainer.save"),
     "zoo.training.report": ("save_best", "finish"),
     "zoo.training.run": ("Logs.add", "write_atomically"),
     "pathlib": ("Path.rename", "Path.replace"),
@@ -138,7 +141,7 @@ def number_of_events(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         instrument(patch.setattr, lambda: count.__setitem__(0, count[0] + 1))
         folder = tmp_path_factory.mktemp("runs") / "counted"
-        loop.fit("mlp", dataset(), RECIPE, workdir=folder, save_steps=5, **MODEL)
+        train("mlp", dataset(), RECIPE, workdir=folder, save_steps=5, **MODEL)
     return count[0]
 
 
@@ -156,8 +159,8 @@ def test_killed_at_every_moment_of_the_start(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             instrument(patch.setattr, strike)
             with pytest.raises(Killed):
-                loop.fit("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL)
-    assert loop.fit("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL).history
+                train("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL)
+    assert train("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL).history
 
 
 @pytest.mark.parametrize("lives", [pytest.param(3, marks=pytest.mark.slow), 6])
@@ -176,11 +179,11 @@ def test_stopped_dead_at_many_moments_and_started_again(tmp_path, monkeypatch, l
         with monkeypatch.context() as patch:
             instrument(patch.setattr, strike)
             try:
-                loop.fit("mlp", dataset(), RECIPE, workdir=folder, save_steps=5, **MODEL)
+                train("mlp", dataset(), RECIPE, workdir=folder, save_steps=5, **MODEL)
                 break
             except Killed:
                 deaths += 1
-    loop.fit("mlp", dataset(), RECIPE, workdir=folder, save_steps=5, **MODEL)
+    train("mlp", dataset(), RECIPE, workdir=folder, save_steps=5, **MODEL)
     assert deaths and outcome(folder) == left_alone[1]
 
 
@@ -196,7 +199,7 @@ CHILD = textwrap.dedent("""
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
     tests.instrument(setattr, strike)
-    tests.loop.fit("mlp", tests.dataset(), tests.RECIPE, workdir=folder, save_steps=5, **tests.MODEL)
+    tests.train("mlp", tests.dataset(), tests.RECIPE, workdir=folder, save_steps=5, **tests.MODEL)
 """)
 
 
@@ -242,22 +245,22 @@ def test_a_signal_saves_and_says_where(tmp_path, monkeypatch, left_alone, signum
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "process_metrics", settle_then_signal)
         with pytest.raises(loop.InterruptedRunError, match="saved at step") as stop:
-            loop.fit("mlp", dataset(), RECIPE, workdir=tmp_path / "run", **MODEL)
+            train("mlp", dataset(), RECIPE, workdir=tmp_path / "run", **MODEL)
     assert stop.value.signum == signum and signal.getsignal(signum) is before
     assert int(checkpoint.latest_save(tmp_path / "run" / "state").name[5:]) >= 13
-    loop.fit("mlp", dataset(), RECIPE, workdir=tmp_path / "run", **MODEL)
+    train("mlp", dataset(), RECIPE, workdir=tmp_path / "run", **MODEL)
     assert outcome(tmp_path / "run")["metrics"] == left_alone[1]["metrics"]
 
 
 def test_a_finished_run_says_so_and_stays_as_it_is(left_alone, capsys):
     fitted, before = left_alone
-    again = loop.fit("mlp", dataset(), RECIPE, workdir=fitted.workdir, **{**MODEL, "quiet": False})
+    again = train("mlp", dataset(), RECIPE, workdir=fitted.workdir, **{**MODEL, "quiet": False})
     assert "finished" in capsys.readouterr().out
     assert outcome(fitted.workdir) == before and again.history == fitted.history
 
 
 def test_the_test_split_changes_nothing_but_its_own_result(tmp_path, left_alone):
-    other = loop.fit("mlp", dataset(test_seed=99), RECIPE, workdir=tmp_path / "run", save_steps=5, **MODEL)
+    other = train("mlp", dataset(test_seed=99), RECIPE, workdir=tmp_path / "run", save_steps=5, **MODEL)
     mine, theirs = outcome(other.workdir), left_alone[1]
     for part in ("state", "best", "metrics", "progress"):
         assert mine[part] == theirs[part]
@@ -270,7 +273,7 @@ def test_early_stopping_stops_and_restores_the_best(tmp_path):
     images, labels = arrays(60, seed=1)
     wrong = dataset(validation=(images, (labels + 1) % 3))
     recipe = Recipe(epochs=50, batch_size=50, learning_rate=0.01, patience=3, monitor="accuracy")
-    fitted = loop.fit("mlp", wrong, recipe, workdir=tmp_path / "run", **MODEL)
+    fitted = train("mlp", wrong, recipe, workdir=tmp_path / "run", **MODEL)
     accuracies = [row["validation_accuracy"] for row in fitted.history]
     best = int(np.argmax(accuracies))
     assert len(accuracies) < 50 and len(accuracies) == best + 1 + 3
@@ -280,17 +283,27 @@ def test_early_stopping_stops_and_restores_the_best(tmp_path):
 
 @pytest.mark.parametrize("monitor", ["loss", "accuracy", "macro_f1", "roc_auc"])
 def test_what_is_monitored_chooses(monitor):
-    result = {"loss": 0.5, "accuracy": 0.8, "macro_f1": 0.7, "roc_auc": 0.9, "notes": []}
-    better = {**result, monitor: 0.4 if monitor == "loss" else 0.95}
-    assert loop.monitor_score(better, monitor) > loop.monitor_score(result, monitor)
-    assert loop.monitor_score({**result, "loss": 0.4}, monitor) > loop.monitor_score(
-        result, monitor
-    )  # ties: lower loss
+    result = some_metrics()
+    better = dataclasses.replace(result, **{monitor: 0.4 if monitor == "loss" else 0.95})
+    assert loop.monitor_score(better, monitor, 1) > loop.monitor_score(result, monitor, 1)
+    lower_loss = dataclasses.replace(result, loss=0.4)  # breaks ties
+    assert loop.monitor_score(lower_loss, monitor, 1) > loop.monitor_score(result, monitor, 1)
+
+
+def test_the_last_evaluation_is_chosen_whatever_its_metrics():
+    worse = dataclasses.replace(some_metrics(), loss=9.0, accuracy=0.0)
+    assert loop.monitor_score(worse, "last", 2) > loop.monitor_score(some_metrics(), "last", 1)
+
+
+def some_metrics(**changes):
+    values = {"examples": 10, "loss": 0.5, "accuracy": 0.8, "top5": 1.0, "macro_precision": 0.7, "macro_recall": 0.7,
+              "macro_f1": 0.7, "roc_auc": 0.9, "ece": 0.1, "per_class": (), "confusion": []}  # fmt: skip
+    return Metrics(**{**values, **changes})
 
 
 def test_a_score_that_is_not_there_is_an_error():
     with pytest.raises(ValueError, match=r"monitor=roc_auc.*one class"):
-        loop.monitor_score({"roc_auc": None, "loss": 1.0, "notes": ["all examples are of one class"]}, "roc_auc")
+        loop.monitor_score(some_metrics(roc_auc=None, notes=("all examples are of one class",)), "roc_auc", 1)
 
 
 @pytest.mark.parametrize(("batch_size", "epochs"), [(20, 30), (0, 1)])
@@ -298,7 +311,7 @@ def test_what_is_not_finite_stops_in_words_and_is_not_saved(tmp_path, batch_size
     """Also where the very last update ruins the parameters, which no training loss sees any more."""
     recipe = Recipe(epochs=epochs, batch_size=batch_size, optimizer="sgd", schedule="constant", learning_rate=1e38)
     with pytest.raises(loop.DivergenceError, match=r"at step \d+ with learning rate 1e\+38; try a lower") as error:
-        loop.fit("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL)
+        train("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "best").exists() and not list((tmp_path / "run").glob("checkpoints/*"))
 
@@ -306,26 +319,26 @@ def test_what_is_not_finite_stops_in_words_and_is_not_saved(tmp_path, batch_size
 def test_another_configuration_in_the_same_folder_is_refused(left_alone):
     folder = left_alone[0].workdir
     other = dataclasses.replace(RECIPE, seed=1, learning_rate=0.02)
-    with pytest.raises(ValueError, match=r"recipe\.learning_rate is 0\.02 here, 0\.01 there; recipe\.seed is 1 here"):
-        loop.fit("mlp", dataset(), other, workdir=folder, **MODEL)
+    with pytest.raises(ValueError, match=r"recipe\.learning_rate is 0\.01, not 0\.02; recipe\.seed is 0, not 1"):
+        train("mlp", dataset(), other, workdir=folder, **MODEL)
 
 
 def test_other_data_of_the_same_name_is_another_run(left_alone):
     other = from_arrays(arrays(seed=5), validation=misleading(), test=arrays(60, seed=2), name="made")
-    with pytest.raises(ValueError, match=r"holds another run; data\.fingerprint is"):
-        loop.fit("mlp", other, RECIPE, workdir=left_alone[0].workdir, **MODEL)
-    ours, theirs = (planning.plan("mlp", data, RECIPE, fields=MODEL["fields"]).config for data in (dataset(), other))
+    with pytest.raises(ValueError, match=r"holds another run: data\.fingerprint is"):
+        train("mlp", other, RECIPE, workdir=left_alone[0].workdir, **MODEL)
+    ours, theirs = (make_plan("mlp", data, RECIPE, fields=MODEL["fields"]).config for data in (dataset(), other))
     assert ours.default_name() != theirs.default_name()
 
 
 def test_one_process_at_a_time_in_a_folder(left_alone):
     folder = left_alone[0].workdir
-    with run.locked(folder), pytest.raises(ValueError, match="another process is training"):
-        loop.fit("mlp", dataset(), RECIPE, workdir=folder, **MODEL)
+    with run.lock_folder(folder), pytest.raises(ValueError, match="another process is training"):
+        train("mlp", dataset(), RECIPE, workdir=folder, **MODEL)
 
 
 def test_default_names_differ_by_what_changes_the_result():
-    config = run.Config("mlp", {"widths": (3,)}, "tfds:mnist", RECIPE)
+    config = run.RunConfig("mlp", {"widths": (3,)}, "tfds:mnist", RECIPE)
     assert config.default_name().startswith("mlp-mnist-")
     assert dataclasses.replace(config, data_dir="/elsewhere").default_name() == config.default_name()
     for change in ({"limit": 5}, {"recipe": dataclasses.replace(RECIPE, seed=1)}, {"fields": {"widths": (4,)}}):
@@ -335,11 +348,11 @@ def test_default_names_differ_by_what_changes_the_result():
 @pytest.mark.parametrize("batch_size", [0, 1, 7, 400])
 def test_full_batch_mini_batch_and_single_sample(tmp_path, batch_size):
     recipe = Recipe(epochs=1.0 if batch_size < 400 else 6.0, batch_size=batch_size, optimizer="sgd", learning_rate=1e-3)
-    job = planning.plan("mlp", dataset(), recipe, fields=MODEL["fields"])
+    job = make_plan("mlp", dataset(), recipe, fields=MODEL["fields"])
     count = len(job.dataset.splits["train"])
     assert job.batch_size == min(batch_size or count, count)
     assert job.total_steps == -(-int(recipe.epochs) * count // job.batch_size)
-    evaluations = [step for step in range(1, job.total_steps + 1) if job.is_evaluation(step)]
+    evaluations = [step for step in range(1, job.total_steps + 1) if job.is_eval_step(step)]
     assert evaluations[-1] == job.total_steps
     assert len(evaluations) == min(round(recipe.epochs), job.total_steps)
 
@@ -347,16 +360,16 @@ def test_full_batch_mini_batch_and_single_sample(tmp_path, batch_size):
 def test_images_are_adapted_to_what_a_model_takes():
     rng = np.random.default_rng(0)
     colour = from_arrays((rng.integers(0, 255, (200, 20, 24, 3)).astype(np.uint8), np.arange(200) % 10), name="colour")
-    assert planning.plan("lenet5_1998", colour, RECIPE).image_shape == (32, 32, 1)
-    assert planning.plan("lenet5", colour, RECIPE).image_shape == (32, 32, 3)
+    assert make_plan("lenet5_1998", colour, RECIPE).preprocess.input_shape == (32, 32, 1)
+    assert make_plan("lenet5", colour, RECIPE).preprocess.input_shape == (32, 32, 3)
 
 
 def test_activations_computed_again_are_for_training_and_for_models_with_blocks():
     recipe = dataclasses.replace(RECIPE, remat=True)
-    job = planning.plan("resnet20", dataset(), recipe, fields={"blocks": (1,)})
-    assert job.model.remat and not job.evaluated.remat
+    job = make_plan("resnet20", dataset(), recipe, fields={"blocks": (1,)})
+    assert job.model.remat and not job.eval_model.remat
     with pytest.raises(ValueError, match="remat=True: lenet5 has no blocks"):
-        planning.plan("lenet5", dataset(), recipe)
+        make_plan("lenet5", dataset(), recipe)
 
 
 def test_a_limit_takes_records_at_even_distances():
@@ -372,25 +385,21 @@ def test_class_weights_balance():
     images, labels = arrays(300)
     keep = (labels > 0) | (np.arange(300) % 5 == 0)
     made = from_arrays((images[keep], labels[keep]), validation=arrays(60, seed=1), name="made")
-    job = planning.plan("mlp", made, dataclasses.replace(RECIPE, class_weights="balanced"), fields=MODEL["fields"])
-    weights, counts = np.array(planning.class_weights(job)), np.bincount(labels[keep])
+    job = make_plan("mlp", made, dataclasses.replace(RECIPE, class_weights="balanced"), fields=MODEL["fields"])
+    weights, counts = np.array(job.class_weights), np.bincount(labels[keep])
     np.testing.assert_allclose(weights * counts, counts.sum() / 3)
-    assert (
-        planning.class_weights(dataclasses.replace(job, config=dataclasses.replace(job.config, recipe=RECIPE))) is None
-    )
+    assert make_plan("mlp", made, RECIPE, fields=MODEL["fields"]).class_weights is None
 
 
 def test_what_small_data_makes_of_a_recipe_is_said(tmp_path):
     data = dataset()
-    job = planning.plan("mlp", data, dataclasses.replace(RECIPE, batch_size=10**6, min_epoch_steps=7))
+    job = make_plan("mlp", data, dataclasses.replace(RECIPE, batch_size=10**6, min_epoch_steps=7))
     said: list[str] = []
-    report.describe(job, tmp_path, said.append)
+    report.describe(job, said.append)
     count = len(data.splits["train"])
     assert job.batch_size == count
-    assert any(
-        line.endswith(f"1,000,000 are more than the {count:,} training images: a batch is {count:,}") for line in said
-    )
-    assert any("with so little data an epoch is 7 steps (--set min_epoch_steps=0" in line for line in said)
+    assert any(f"batch size {count:,} instead of 1,000,000" in line for line in said)
+    assert any("an epoch has 7 steps" in line and "--set min_epoch_steps=0" in line for line in said)
 
 
 def test_the_rate_is_of_training_alone(monkeypatch):
@@ -402,7 +411,7 @@ def test_the_rate_is_of_training_alone(monkeypatch):
     shown = display.Display(100, 32, 2, quiet=True)
     for step in range(1, 20):
         now[0] += 50.0 if step <= 2 else 0.5
-        shown.waited(0.125)
+        shown.add_data_wait(0.125)
         shown.update(step, 1.0)
         if step == 10:
             shown.pause()
@@ -434,7 +443,7 @@ def test_a_long_validation_says_how_far_it_is(monkeypatch, capsys):
 
     now = [0.0]
     monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
-    show = display.Display(100, 32, 2).evaluating("validation", 5000)
+    show = display.Display(100, 32, 2).show_evaluation("validation", 5000)
     for done in (256, 512, 768):
         now[0] += 10
         show(done)
@@ -445,21 +454,19 @@ def test_a_long_validation_says_how_far_it_is(monkeypatch, capsys):
     ("count", "text"), [(1, "1 epoch"), (1.0, "1 epoch"), (0.5, "0.5 epochs"), (1234, "1,234 epochs")]
 )
 def test_one_is_singular(count, text):
-    from zoo.training.display import counted
+    from zoo.training.display import format_count
 
-    assert counted(count, "epoch") == text
+    assert format_count(count, "epoch") == text
 
 
 def test_a_finished_run_is_trained_further_from_its_checkpoint(left_alone):
     folder = left_alone[0].workdir
-    with pytest.raises(
-        ValueError, match=r"recipe\.epochs is 12 here, 9 there.*to train its result further, --init .*best"
-    ):
-        loop.fit("mlp", dataset(), dataclasses.replace(RECIPE, epochs=12), workdir=folder, **MODEL)
+    with pytest.raises(ValueError, match=r"recipe\.epochs is 9, not 12.*--init .*best"):
+        train("mlp", dataset(), dataclasses.replace(RECIPE, epochs=12), workdir=folder, **MODEL)
 
 
 def test_a_full_batch_in_pieces(tmp_path):
     """The training split at once, in pieces that do not divide it."""
     recipe = Recipe(epochs=1, batch_size=0, micro_batch=40, optimizer="sgd", learning_rate=1e-3)
-    fitted = loop.fit("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL)
+    fitted = train("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL)
     assert [row["step"] for row in fitted.history] == [1]

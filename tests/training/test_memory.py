@@ -3,15 +3,22 @@
 import jax
 import numpy as np
 import pytest
+from helpers import train
 
 from zoo.data.sources import from_arrays
 from zoo.training import loop, memory
+from zoo.training import plan as planning
 from zoo.training.recipe import Recipe
 
 
 @pytest.mark.parametrize(
     ("platform", "size", "expected"),
-    [("cpu", memory.LARGE + 1, 1), ("cpu", memory.LARGE, 2), ("cpu", None, 2), ("gpu", memory.LARGE + 1, 3)],
+    [
+        ("cpu", memory.MAX_CONCURRENT_STEP_BYTES + 1, 1),
+        ("cpu", memory.MAX_CONCURRENT_STEP_BYTES, 2),
+        ("cpu", None, 2),
+        ("gpu", memory.MAX_CONCURRENT_STEP_BYTES + 1, 3),
+    ],
 )
 def test_steps_at_once(monkeypatch, platform, size, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
@@ -29,7 +36,7 @@ def test_steps_at_once(monkeypatch, platform, size, expected):
 )
 def test_training_waits_for_earlier_steps(tmp_path, monkeypatch, max_in_flight, expected):
     events: list[str] = []
-    compile_step, settle = memory.compile_step, loop.Trainer.process_metrics
+    compile_step, settle = planning.Plan.compile_step, loop.Trainer.process_metrics
 
     def compiled(*args):
         step = compile_step(*args)
@@ -44,14 +51,14 @@ def test_training_waits_for_earlier_steps(tmp_path, monkeypatch, max_in_flight, 
         events.append(f"settled {step}")
         settle(self, step, metrics)
 
-    monkeypatch.setattr(memory, "compile_step", compiled)
+    monkeypatch.setattr(planning.Plan, "compile_step", compiled)
     monkeypatch.setattr(memory, "required_bytes", lambda step: None)
     monkeypatch.setattr(memory, "max_in_flight", lambda step: max_in_flight)
     monkeypatch.setattr(loop.Trainer, "process_metrics", settled)
     images = np.random.default_rng(0).integers(0, 256, (80, 8, 8)).astype(np.uint8)
     data = from_arrays((images, np.arange(80) % 2), name="made")
     fields = {"widths": (4,), "image_size": 8}
-    loop.fit("mlp", data, Recipe(epochs=1, batch_size=8), fields=fields, workdir=tmp_path / "run", quiet=True)
+    train("mlp", data, Recipe(epochs=1, batch_size=8), fields=fields, workdir=tmp_path / "run", quiet=True)
     assert events[: len(expected)] == expected
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from zoo.training import plots
-from zoo.training.plots import _mistakes, draw_confusion, draw_curves, draw_images
+from zoo.training.plots import _top_mistakes, draw_confusion, draw_curves, draw_images
 
 HISTORY = [
     {
@@ -72,13 +72,13 @@ def test_confusion(classes, tmp_path):
 
 
 def test_mistakes_are_the_highest_counts_off_the_diagonal():
-    assert _mistakes(np.array([[9, 1, 0], [5, 9, 1], [0, 7, 9]]), 3) == [(2, 1), (1, 0), (0, 1)]
-    assert _mistakes(np.eye(3, dtype=int), 3) == []
+    assert _top_mistakes(np.array([[9, 1, 0], [5, 9, 1], [0, 7, 9]]), 3) == [(2, 1), (1, 0), (0, 1)]
+    assert _top_mistakes(np.eye(3, dtype=int), 3) == []
 
 
 @pytest.mark.parametrize(("count", "channels"), [(1, 1), (5, 3), (12, 1)])
 def test_images(count, channels, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "SHEET", 10)
+    monkeypatch.setattr(plots, "MAX_SHEET_IMAGES", 10)
     images = np.random.default_rng(0).integers(0, 256, (count, 6, 9, channels), dtype=np.uint8)
     drawn(tmp_path, lambda x, path: draw_images(x, [f"a long $\\caption\nof {i}" for i in range(count)], path), images)
 

@@ -3,10 +3,10 @@
 import dataclasses
 import io
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import make_plan, train
 from PIL import Image
 
 import zoo
@@ -14,7 +14,7 @@ from zoo import checkpoint, cli, models
 from zoo.data import loader
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.sources import from_arrays
-from zoo.training import loop, memory, plots, progressive, report, run
+from zoo.training import dry_run, loop, plots, progressive, report, run
 from zoo.training import plan as planning
 from zoo.training.recipe import Recipe, recipe_from_json
 from zoo.training.recipes import RECIPES
@@ -36,29 +36,29 @@ SEEN = Preprocess((16, 16), (20, 20))
     ],
 )
 def test_when_training_sees_which_size(fields, expected):
-    parts = progressive.stretches(dataclasses.replace(PLAIN, **fields), SEEN, 100, 25.0)
-    assert [(part.start, part.stop, part.preprocess.size[0]) for part in parts] == expected
-    assert all(part.preprocess.resize[0] == round(part.preprocess.size[0] * 1.25) for part in parts)
-    assert all(dataclasses.replace(part.preprocess, size=(16, 16), resize=(20, 20)) == SEEN for part in parts)
+    parts = progressive.image_size_spans(dataclasses.replace(PLAIN, **fields), SEEN, 100, 25.0)
+    assert [(part.start, part.stop, part.value.size[0]) for part in parts] == expected
+    assert all(part.value.resize[0] == round(part.value.size[0] * 1.25) for part in parts)
+    assert all(dataclasses.replace(part.value, size=(16, 16), resize=(20, 20)) == SEEN for part in parts)
 
 
 def test_what_is_tested_at_another_size():
-    assert progressive.tested(PLAIN, SEEN) == SEEN
-    assert progressive.tested(dataclasses.replace(PLAIN, test_size=24), SEEN) == Preprocess((24, 24), (30, 30))
+    assert progressive.eval_preprocess(PLAIN, SEEN) == SEEN
+    assert progressive.eval_preprocess(dataclasses.replace(PLAIN, test_size=24), SEEN) == Preprocess((24, 24), (30, 30))
     assert RECIPES["rsb-a3"].test_size == RECIPES["torchvision-v2"].test_size == 224  # as their sources say
 
 
 @pytest.mark.parametrize(
     "fields, said",
     [
-        ({"progressive": (16, 8)}, "growing"),
-        ({"progressive": (0, 8)}, "growing"),
-        ({"progressive": (8, 8)}, "growing"),
+        ({"progressive": (16, 8)}, "increasing sizes"),
+        ({"progressive": (0, 8)}, "increasing sizes"),
+        ({"progressive": (8, 8)}, "increasing sizes"),
         ({"progressive": (8, 16), "image_size": 24}, "must end with image_size=24"),
-        ({"progressive": (8, 16), "progressive_at": (1.0, 2.0)}, "one epoch fewer"),
+        ({"progressive": (8, 16), "progressive_at": (1.0, 2.0)}, "1 increasing epochs"),
         ({"progressive": (8, 16), "progressive_at": (4.0,)}, "below epochs=4"),
-        ({"progressive": (8, 12, 16), "progressive_at": (2.0, 2.0)}, "rising"),
-        ({"progressive_at": (1.0,)}, "one epoch fewer"),
+        ({"progressive": (8, 12, 16), "progressive_at": (2.0, 2.0)}, "2 increasing epochs"),
+        ({"progressive_at": (1.0,)}, "needs the sizes in progressive"),
         ({"test_size": -1}, "must not be negative"),
     ],
 )
@@ -69,24 +69,26 @@ def test_fields_that_make_no_sense(fields, said):
 
 def test_a_recipe_goes_through_json():
     recipe = dataclasses.replace(PLAIN, progressive=(8, 16), progressive_at=(1.5,), test_size=24)
-    assert recipe_from_json(json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe and recipe.last_size == 16
+    assert (
+        recipe_from_json(json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe and recipe.final_image_size == 16
+    )
 
 
 @pytest.mark.parametrize("field", [{"progressive": (8, 16)}, {"test_size": 24}])
 @pytest.mark.parametrize("name", ["softmax", "lenet5", "alexnet_small", "highway_conv"])
 def test_models_that_are_bound_to_a_size_say_so(name, field):
     model = models.create(name, image_size=16)
-    with pytest.raises(
-        ValueError, match=rf"{next(iter(field))}=.*{name} has dense layers that fit .* 16x16 pixels alone"
-    ):
-        progressive.check(model, dataclasses.replace(PLAIN, **field), SEEN)
-    progressive.check(model, dataclasses.replace(PLAIN, progressive=(16,), test_size=16), SEEN)
+    with pytest.raises(ValueError, match=rf"{next(iter(field))}=.*{name} .*16x16 pixels"):
+        progressive.require_sizes_supported(model, dataclasses.replace(PLAIN, **field), SEEN)
+    progressive.require_sizes_supported(model, dataclasses.replace(PLAIN, progressive=(16,), test_size=16), SEEN)
 
 
 def test_a_size_that_is_too_small_is_said():
     grey = Preprocess((32, 32), (32, 32), channels="L", mean=(0.0,), std=(1.0,))
     with pytest.raises(ValueError, match=r"progressive=\(16, 32\): lenet5_1998 needs images of at least 32x32"):
-        progressive.check(models.create("lenet5_1998"), dataclasses.replace(PLAIN, progressive=(16, 32)), grey)
+        progressive.require_sizes_supported(
+            models.create("lenet5_1998"), dataclasses.replace(PLAIN, progressive=(16, 32)), grey
+        )
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -149,35 +151,40 @@ def test_a_run_of_growing_images(make, moment, begun_after, tmp_path, monkeypatc
     for drawing in ("draw_curves", "draw_confusion"):
         monkeypatch.setattr(plots, drawing, lambda *arguments, **more: None)
     data, compiled, trained, tested = make(tmp_path), [], [], []
-    watch(monkeypatch, memory, "compile_step", lambda plan, phase, seen, state: compiled.append(seen.size[0]))
+    watch(
+        monkeypatch,
+        planning.Plan,
+        "compile_step",
+        lambda plan, segment, state: compiled.append(segment.preprocess.size[0]),
+    )
     watch(
         monkeypatch, planning, "train_batches", lambda *a, start_step, **k: trained.append((start_step, a[1].size[0]))
     )
     watch(monkeypatch, report, "evaluate", lambda *arguments, **more: tested.append(arguments[3].size[0]))
 
     def fit(name):
-        return loop.fit("resnet20", data, GROWING, fields=SMALL, workdir=tmp_path / name, save_steps=moment)
+        return train("resnet20", data, GROWING, fields=SMALL, workdir=tmp_path / name, save_steps=moment)
 
     fitted = fit("alone")
     assert compiled == [16, 8] and trained == [(0, 8), (6, 16)] and set(tested) == {24} and len(tested) == 5 + 2
     assert fitted.card.preprocess.size == (24, 24) and fitted.card.recipe["progressive"] == [8, 16]
     said = capsys.readouterr().out
-    assert "epochs 0 to 1.5: images of 8x8 pixels" in said and "the checkpoint: 24x24 pixels" in said
+    assert "epochs 0 to 1.5: 8x8 pixels" in said and "checkpoint: 24x24 pixels" in said
     # The checkpoint says itself at which size it is used.
     result = zoo.evaluate(zoo.load(tmp_path / "alone" / "best"), data, "validation")
     assert result["loss"] == pytest.approx(min(row["validation_loss"] for row in fitted.history))
 
-    commit = loop.Trainer.commit
+    commit = loop.Trainer.save
 
     def struck(trainer):
         commit(trainer)
         if trainer.progress.step == moment:
             raise Killed
 
-    monkeypatch.setattr(loop.Trainer, "commit", struck)
+    monkeypatch.setattr(loop.Trainer, "save", struck)
     with pytest.raises(Killed):
         fit("killed")
-    monkeypatch.setattr(loop.Trainer, "commit", commit)
+    monkeypatch.setattr(loop.Trainer, "save", commit)
     trained.clear()
     fit("killed")
     assert trained == begun_after
@@ -195,30 +202,34 @@ def watch(monkeypatch, module, name, note):
 
 
 def test_patience_waits_for_the_last_size(tmp_path):
-    """Evaluations while images are small do not count."""
-    plan = planning.plan("resnet20", in_memory(tmp_path), GROWING, fields=SMALL)
-    trainers = [SimpleNamespace(job=plan, progress=SimpleNamespace(step=step)) for step in (5, 6, 7, 16)]
-    assert [loop.Trainer.in_last_part(trainer) for trainer in trainers] == [False, False, True, True]
+    """Evaluations at small image sizes do not count."""
+    recipe = dataclasses.replace(GROWING, patience=1)
+    plan = make_plan("resnet20", in_memory(tmp_path), recipe, fields=SMALL)
+    trainers = [
+        loop.Trainer(plan, None, None, None, {}, run.Progress(step=step, evals_without_improvement=1))
+        for step in (5, 6, 7, 16)
+    ]
+    assert [trainer.is_out_of_patience() for trainer in trainers] == [False, False, True, True]
 
 
 def test_fine_tuning_keeps_the_tested_size(tmp_path):
     """What was trained from a checkpoint has the size that its card says, unless another is asked for."""
     model = models.create("resnet20", **SMALL, num_classes=2)
     zoo.save(tmp_path / "start", model, zoo.init(model, 0, (24, 24, 3)), ("0", "1"), Preprocess((24, 24), (24, 24)))
-    start = zoo.api.start_from(tmp_path / "start")
-    plan = planning.plan(None, in_memory(tmp_path), PLAIN, init=start)
-    assert plan.preprocess.size == plan.seen(0).size == (24, 24)
-    plan = planning.plan(
+    start = zoo.api.open_init(tmp_path / "start")
+    plan = make_plan(None, in_memory(tmp_path), PLAIN, init=start)
+    assert plan.preprocess.size == plan.segment(0).preprocess.size == (24, 24)
+    plan = make_plan(
         None, in_memory(tmp_path), dataclasses.replace(PLAIN, progressive=(8, 16), test_size=20), init=start
     )
-    assert [plan.seen(n).size[0] for n in (0, 15, 99)] == [8, 16, 16] and plan.preprocess.size == (20, 20)
+    assert [plan.segment(n).preprocess.size[0] for n in (0, 15, 99)] == [8, 16, 16] and plan.preprocess.size == (20, 20)
 
 
 def test_a_dry_run_is_of_the_largest_size(tmp_path):
-    plan = planning.plan("resnet20", in_memory(tmp_path), GROWING, fields=SMALL)
+    plan = make_plan("resnet20", in_memory(tmp_path), GROWING, fields=SMALL)
     lines: list[str] = []
-    loop.dry_run(plan, lines.append)
-    assert any("a step takes" in line and "training at most" in line for line in lines)
+    dry_run.dry_run(plan, lines.append)
+    assert any("Time per step" in line and "at most" in line for line in lines)
 
 
 def test_the_command_says_what_does_not_fit(tmp_path, capsys, monkeypatch):
@@ -226,6 +237,8 @@ def test_the_command_says_what_does_not_fit(tmp_path, capsys, monkeypatch):
     words = ["train", "--data", "digits", "--limit", "64", "--model", "lenet5"]
     assert cli.main([*words, "--progressive", "16,20"]) == 2
     error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and "lenet5 has dense layers that fit images of 20x20 pixels alone" in error
+    assert (
+        len(error.splitlines()) == 1 and "progressive=(16, 20)" in error and "lenet5" in error and "not 16x16" in error
+    )
     assert cli.main([*words, "--test-size", "40"]) == 2
-    assert "test_size=40: lenet5 has dense layers" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "test_size=40: " in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -33,24 +33,24 @@ def test_digits_are_never_mirrored(name):
 @pytest.mark.parametrize(
     ("fields", "answer"),
     [
-        ({"optimizer": "adamm"}, "did you mean 'adam'"),
+        ({"optimizer": "adamm"}, "did you mean adam"),
         ({"schedule": "x"}, "choose from constant"),
-        ({"epochs": 0}, "epochs=0: must be above zero"),
+        ({"epochs": 0}, "epochs=0: must be positive"),
         ({"epochs": float("nan")}, "epochs=nan"),
         ({"epochs": float("inf")}, "epochs=inf"),
         ({"seed": 2**32}, "below"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0"),
         ({"batch_size": -4}, "batch_size=-4"),
-        ({"batch_size": 2.5}, "should be of type int"),
+        ({"batch_size": 2.5}, "batch_size=2.5: must be of type int"),
         ({"label_smoothing": 1.0}, r"\[0, 1\)"),
         ({"ema": 1.5}, "ema=1.5"),
-        ({"warmup_epochs": 30.0}, "only 20 epochs"),
-        ({"milestones": (0.7, 0.5)}, "rising"),
-        ({"milestones": (1.5,)}, "rising"),
+        ({"warmup_epochs": 30.0}, "warmup_epochs=30.0: must not exceed epochs=20"),
+        ({"milestones": (0.7, 0.5)}, r"milestones=\(0.7, 0.5\)"),
+        ({"milestones": (1.5,)}, r"milestones=\(1.5,\)"),
         ({"micro_batch": 48}, "must divide batch_size=64"),
         ({"batch_size": 12, "micro_batch": 8}, "must divide batch_size=12"),
-        ({"layer_decay": 0.0}, "must lie in"),
-        ({"unfreeze_at": 2.0}, "no `freeze` that could join"),
+        ({"layer_decay": 0.0}, "layer_decay=0.0"),
+        ({"unfreeze_at": 2.0}, "unfreeze_at=2.0: nothing is frozen"),
         ({"augment": ("flop",)}, "flip"),
         ({"augment": "flip"}, "tuple"),
         ({"seed": True}, "seed=True"),
@@ -93,5 +93,5 @@ def test_fields_written_wrongly(field, text):
 def test_unknown_names_get_near_ones():
     with pytest.raises(ValueError, match="mnist"):
         recipes.find_recipe("mnits")
-    with pytest.raises(ValueError, match="does not know: colour"):
+    with pytest.raises(ValueError, match="colour"):
         recipe_module.recipe_from_json({"colour": 1})

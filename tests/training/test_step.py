@@ -13,7 +13,7 @@ from zoo.data.images.preprocess import Preprocess
 from zoo.inference.evaluate import make_eval_step
 from zoo.training.optim import make_optimizer
 from zoo.training.recipe import Recipe
-from zoo.training.step import create_state, evaluated_variables, make_train_step
+from zoo.training.step import create_state, eval_variables, make_train_step
 
 PREPROCESS = Preprocess(size=(8, 8), resize=(8, 8), channels="L", polarity="light-on-dark", mean=(0.3,), std=(0.4,))
 PLAIN = Recipe(optimizer="sgd", learning_rate=0.1, schedule="constant", batch_size=8)
@@ -29,7 +29,7 @@ BATCH = {
 def steps(recipe, count=1, model=MODEL, batch=BATCH, **options):
     optimizer, _ = make_optimizer(recipe, 10, 5)
     state = create_state(model, optimizer, recipe, (8, 8, 1))
-    step = jax.jit(make_train_step(model, recipe, PREPROCESS, optimizer, **options))
+    step = jax.jit(make_train_step(model, recipe, PREPROCESS, optimizer, augmentation=recipe.augment, **options))
     for _ in range(count):
         state, report = step(state, batch)
     return state, report
@@ -115,9 +115,9 @@ def test_moving_average():
         decay = min(0.5, count / (9 + count))  # warmed up: (1 + step) / (10 + step)
         expected = jax.tree.map(lambda old, new, d=decay: d * old + (1 - d) * new, expected, state.variables)
         close(state.ema, expected, rtol=1e-5, atol=1e-7)
-    assert evaluated_variables(state) is state.ema
+    assert eval_variables(state) is state.ema
     plain = first_state()
-    assert evaluated_variables(plain) is plain.variables
+    assert eval_variables(plain) is plain.variables
 
 
 def test_dropout_changes_with_the_step_and_repeats_with_the_seed():

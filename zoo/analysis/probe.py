@@ -3,6 +3,7 @@
 `features` computes them, `probe` fits and tests the classifier. The test split is looked at once, at the end.
 """
 
+import dataclasses
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -20,10 +21,9 @@ from zoo.data.images.polarity import match_polarity
 from zoo.data.images.preprocess import Preprocess, normalise
 from zoo.data.loader import eval_batches
 from zoo.data.sources import open_dataset
-from zoo.distributed.compile import compiled
+from zoo.distributed.compile import jit_for_platform
 from zoo.inference import metrics
 from zoo.inference.evaluate import BATCH_SIZE
-from zoo.training import loop
 
 POOLS = ("mean", "flatten")
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # C, the inverse of the penalty, for 1,000 examples
@@ -82,7 +82,7 @@ def endpoints(model: nn.Module, preprocess: Preprocess) -> dict[str, tuple[int, 
 
 
 def features(
-    checkpoint: "api.Checkpoint | loop.Fitted | str | Path",
+    checkpoint: "api.Checkpoint | str | Path",
     data: str | Path | Dataset,
     at: str = "features",
     *,
@@ -132,14 +132,14 @@ def _step(model: nn.Module, preprocess: Preprocess, at: str, pool: str) -> Calla
         end = ends[at].astype(np.float32)
         return end.mean((1, 2)) if end.ndim == 4 and pool == "mean" else end.reshape(len(end), -1)
 
-    return compiled(forward)
+    return jit_for_platform(forward)
 
 
 class Probed(NamedTuple):
     """metrics: of the test split, as of `evaluate`. strength: the C that was chosen, by this cross-validated accuracy
     over so many folds. classifier: of scikit-learn, standardisation included."""
 
-    metrics: dict[str, Any]
+    metrics: metrics.Metrics
     strength: float
     cross_validated: float
     folds: int
@@ -206,7 +206,7 @@ def _classifier(kind: str, strength: float) -> Any:
     return make_pipeline(StandardScaler(), kinds[kind](C=strength))
 
 
-def _tested(classifier: Any, kind: str, rows: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+def _tested(classifier: Any, kind: str, rows: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> metrics.Metrics:
     scores = classifier.decision_function(rows)
     if scores.ndim == 1:  # of two classes scikit-learn gives the second one's alone
         scores = np.stack([np.zeros_like(scores), scores], 1) if kind == "softmax" else np.stack([-scores, scores], 1)
@@ -217,11 +217,10 @@ def _tested(classifier: Any, kind: str, rows: np.ndarray, labels: np.ndarray, na
     losses = -logs[np.arange(len(rows)), labels]
     sums = metrics.batch_sums(jax.numpy.asarray(logits), jax.numpy.asarray(labels), jax.numpy.ones(len(rows)), losses)
     result = metrics.summarise(metrics.add(None, sums), names, np.exp(np.asarray(logs)), labels)
+    notes = [*result.notes]
     unknown = [names[label] for label in np.unique(labels) if label not in classifier.classes_]
     if unknown:
-        note = f"nothing was trained on of {', '.join(unknown)}: counted as wrong, with a loss that is only large"
-        result["notes"] = [*result["notes"], note]
+        notes.append(f"no training examples of {', '.join(unknown)}: counted as wrong, with a large finite loss")
     if kind == "svm":
-        note = "an SVM's scores are margins: loss and calibration error are those of a softmax over them"
-        result["notes"] = [*result["notes"], note]
-    return result
+        notes.append("the scores of an SVM are margins: loss and calibration error are those of a softmax over them")
+    return dataclasses.replace(result, notes=tuple(notes))

@@ -22,11 +22,11 @@ def parallelism_of(options: argparse.Namespace) -> Any:
 
     environment = os.environ  # as `zoo launch` sets it
     if options.coordinator or "ZOO_COORDINATOR" not in environment:
-        processes.join(options.coordinator, options.processes, options.process)
+        processes.initialize(options.coordinator, options.processes, options.process)
     else:
         numbers = (int(environment[name]) for name in ("ZOO_PROCESSES", "ZOO_PROCESS"))
-        processes.join(environment["ZOO_COORDINATOR"], *numbers)
-    return mesh.parallelism_for(options.parallel, options.mesh)
+        processes.initialize(environment["ZOO_COORDINATOR"], *numbers)
+    return mesh.parse_parallelism(options.parallel, options.mesh)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     if not processes.is_primary():
         return
     if processes.is_multiprocess():
-        where = processes.launcher()
+        where = processes.detect_launcher()
         print(f"{jax.process_count()} processes" + (f", started by {where}" if where else ""))
     used = set(mesh.devices_of(parallelism))
     for device in jax.devices():

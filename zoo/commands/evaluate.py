@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     )  # fmt: skip
     if options.json:
         left_out = {"left_out": list(dataset.left_out)} if dataset.left_out else {}
-        print(json.dumps({**result, **left_out}, indent=1))
+        print(json.dumps({**result.to_json(), **left_out}, indent=1))
     else:
         size = f" at {options.image_size}x{options.image_size}" if options.image_size else ""
         how = f"{options.tta} views, averaged" if options.tta else "single crop"

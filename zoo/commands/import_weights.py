@@ -25,9 +25,9 @@ def run(options: argparse.Namespace) -> int:
 
     from zoo import models
     from zoo.checkpoint import CARD
-    from zoo.commands.train import parse_model_field
     from zoo.data.dataset import require_distinct_names
     from zoo.pretrained import weights
+    from zoo.training.settings import parse_model_field
 
     fields = {}
     for assignment in options.set:
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         if name not in known:
             models.create(options.target, **{name: text})  # says the nearest field
             raise ValueError(f"--set {assignment}: says how a model is run, which no checkpoint holds")
-        fields[name] = parse_model_field(name, text, known[name])
+        fields[name] = parse_model_field(f"--set {name}", text, known[name])
     if options.output and (Path(options.output) / CARD).exists():
         raise ValueError(f"{options.output}: is a checkpoint already; choose another name, or remove it first")
     classes = None

@@ -19,14 +19,14 @@ def run(options: argparse.Namespace) -> int:
     if options.recipes:
         import dataclasses
 
-        from zoo.training.display import counted
+        from zoo.training.display import format_count
         from zoo.training.recipes import RECIPES
 
         if options.json:
             print(json.dumps({name: dataclasses.asdict(recipe) for name, recipe in RECIPES.items()}, indent=1))
         else:
             for name, recipe in RECIPES.items():
-                length = f"{counted(recipe.epochs, 'epoch')} of batch {recipe.batch_size}"
+                length = f"{format_count(recipe.epochs, 'epoch')} of batch {recipe.batch_size}"
                 print(f"{name:<22} {recipe.optimizer:<9} {length:<26} {recipe.source}")
         return 0
     from zoo.models import create

@@ -1,15 +1,18 @@
-"""`zoo train`: train a model, or go on with a run."""
+"""`zoo train`: train a model, or resume a run."""
 
 import argparse
-import difflib
 import os
 import shlex
 import sys
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from zoo.commands import SIGNAL_EXIT, count, seconds, start_jax
 from zoo.commands.devices import add_device_options, parallelism_of
+
+if TYPE_CHECKING:
+    from zoo.distributed.mesh import Parallelism
+    from zoo.training.plan import TrainRequest
 
 #: Flags that are recipe fields, and what help says of them; `--set` reaches the rest.
 RECIPE_FLAGS = {
@@ -73,139 +76,55 @@ def run(options: argparse.Namespace) -> int:
     start_jax()
     parallelism = parallelism_of(options)
     from zoo.distributed import processes
-    from zoo.training import loop, report
-    from zoo.training import plan as planning
-    from zoo.training.run import folder_of
+    from zoo.training import dry_run, loop, plan, report
 
-    config, start = config_of(options)
-    about = {
-        "init": start, "fields": config.fields, "data_dir": config.data_dir, "limit": config.limit,
-        "parallelism": parallelism,
-    }  # fmt: skip
-    auto = options.micro_batch == "auto"
+    request = train_request(options, parallelism)
+    silent = not processes.is_primary() or (options.quiet and not options.dry_run)
+    say = (lambda line: None) if silent else partial(print, flush=True)
+    training_plan = plan.make_plan(request, say)
     if options.dry_run:
-        job = planning.plan(config.model, config.data, config.recipe, **about)
-        say = partial(print, flush=True) if processes.is_primary() else lambda line: None
-        report.describe(job, folder_of(options.workdir, job.config), say)
-        loop.dry_run(job, say, auto_micro_batch=auto)
+        report.describe(training_plan, say)
+        dry_run.dry_run(training_plan, say)
         return 0
     command = shlex.join(["zoo", *os.environ.get("ZOO_LAUNCHED", "").split(), *options.words])
     try:
         loop.fit(
-            config.model, config.data, config.recipe, **about, workdir=options.workdir, command=command,
-            auto_micro_batch=auto,
-            save_seconds=options.save_every, save_steps=options.save_steps, quiet=options.quiet,
-            workers=options.workers,
+            training_plan, save_seconds=options.save_every, save_steps=options.save_steps, command=command,
+            quiet=options.quiet, workers=options.workers,
         )  # fmt: skip
     except loop.InterruptedRunError as stop:
         if processes.is_primary():
-            print(f"zoo train: {stop}; the same command goes on from there: {command}", file=sys.stderr)
+            print(f"zoo train: Interrupted; {stop}. Repeat the command to resume: {command}", file=sys.stderr)
         return SIGNAL_EXIT + stop.signum
     return 0
 
 
-def _field(flag: str) -> str:
-    return flag.replace("-", "_")
-
-
-def config_of(options: argparse.Namespace) -> Any:
-    """(the run that flags, `--set` and `--config` describe together, the checkpoint it starts from or None).
-
-    What is given on the command line wins over the file.
-    """
-    import dataclasses
-
-    from zoo import models
-    from zoo.training import finetune
-    from zoo.training import recipe as recipe_module
-    from zoo.training.run import Config, read_config
+def train_request(options: argparse.Namespace, parallelism: "Parallelism | None" = None) -> "TrainRequest":
+    """Build the request that flags, `--set` and `--config` describe; flags override the file."""
+    from zoo import api
+    from zoo.training.plan import TrainRequest
+    from zoo.training.run import read_config
+    from zoo.training.settings import Setting, parse_assignment
 
     base = read_config(options.config) if options.config else None
-    if base and base.data == "arrays" and not options.data:
-        raise ValueError(f"{options.config}: trained on arrays in memory, which are not in the file; give --data")
-    start = open_start(options, base)
-    if options.init and not (options.data or base):
-        raise ValueError(f"--init {options.init}: say with --data what it is to be trained on")
-    data = options.data or (base.data if base else "digits")
-    if start is not None:
-        model, fields = finetune.model_and_fields(start, options.model, {})
-    else:
-        model, fields = options.model or (base.model if base else "lenet5"), {}
-    if base and base.model == model and not options.init:
-        fields = dict(base.fields)
-    known = models.defining_fields(models.create(model, **fields))
-    if options.data and base and options.data != base.data:
-        fields.pop("num_classes", None)
-    if base and not options.recipe:
-        recipe = base.recipe
-    else:
-        recipe = finetune.recipe_for(options.recipe, start, model, data)
-    changes: dict[str, Any] = {}
-    for field in map(_field, RECIPE_FLAGS):
-        text = getattr(options, field)
-        if text is not None:
-            changes[field] = recipe_module.parse_field(field, text)
-    if options.micro_batch is not None:
-        size = "0" if options.micro_batch == "auto" else options.micro_batch
-        changes["micro_batch"] = recipe_module.parse_field("micro_batch", size)
-    recipe_fields = [field.name for field in dataclasses.fields(recipe_module.Recipe)]
-    for assignment in options.set:
-        where, field, text = split_assignment(assignment, recipe_fields, list(known))
-        if where == "recipe":
-            changes[field] = recipe_module.parse_field(field, text)
-        else:
-            fields[field] = parse_model_field(field, text, known[field])
-    recipe = dataclasses.replace(recipe, **changes)
-    limit = options.limit if options.limit is not None else (base.limit if base else 0)
-    data_dir = options.data_dir or (base.data_dir if base else None)
-    return Config(model, fields, data, recipe, limit, data_dir=data_dir), start
+    init = options.init or (base.init if base else None)
+    flags = {flag: getattr(options, _field(flag)) for flag in (*RECIPE_FLAGS, "micro-batch")}
+    settings = [
+        Setting(f"--{flag}", f"recipe.{_field(flag)}", text) for flag, text in flags.items() if text is not None
+    ]
+    return TrainRequest(
+        model=options.model,
+        data=options.data,
+        recipe=options.recipe,
+        init=None if init is None else api.open_init(init, options.model or (base.model if base else None)),
+        base=base,
+        settings=[*settings, *map(parse_assignment, options.set)],
+        data_dir=options.data_dir,
+        limit=options.limit,
+        parallelism=parallelism,
+        workdir=options.workdir,
+    )
 
 
-def open_start(options: argparse.Namespace, base: Any) -> Any:
-    """The checkpoint that `--init` names, or that the run in `--config` started from, or None."""
-    spec = options.init or (base.init if base else None)
-    if spec is None:
-        return None
-    from zoo import api
-
-    start = api.start_from(spec, options.model or (base.model if base else None))
-    if base and not options.init and start.digest() != base.init_digest:
-        raise ValueError(f"{spec}: is not the checkpoint that the run in {options.config} started from; give --init")
-    return start
-
-
-def split_assignment(text: str, recipe_fields: list[str], model_fields: list[str]) -> tuple[str, str, str]:
-    """("recipe" | "model", field, value) of "field=value", "recipe.field=value" or "model.field=value"."""
-    name, separator, value = text.partition("=")
-    name = name.strip()
-    if not separator:
-        raise ValueError(f"--set {text}: write it as field=value")
-    if name == "image_size":  # the recipe's size also sets the model's
-        return "recipe", name, value
-    prefix, dot, field = name.partition(".")
-    homes = {"recipe": recipe_fields, "model": model_fields}
-    if not dot:
-        prefix, field = next((home for home, names in homes.items() if name in names), ""), name
-    if prefix not in homes or field not in homes[prefix]:
-        near = difflib.get_close_matches(field, [*recipe_fields, *model_fields], n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"fields: {', '.join([*recipe_fields, *model_fields])}"
-        raise ValueError(f"--set {text}: no field of the recipe or the model is called {name!r}; {hint}")
-    return prefix, field, value
-
-
-def parse_model_field(name: str, text: str, current: Any) -> Any:
-    """The value of a model's field as written on a command line; its kind is that of the present value."""
-    import ast
-
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-    value = tuple(value) if isinstance(value, list) else value
-    if isinstance(current, tuple) and not isinstance(value, tuple):
-        value = (value,)
-    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if current is not None and value is not None and type(value) is not type(current):
-        raise ValueError(f"--set {name}={text}: should be of type {type(current).__name__}, like {current!r}")
-    return value
+def _field(flag: str) -> str:
+    return flag.replace("-", "_")

@@ -1,9 +1,9 @@
-"""How a training is laid out over devices: which part of the batch and of the parameters lies where.
+"""Parallelism over devices: which part of the batch and of the parameters each device holds.
 
-Every axis of the mesh cuts the batch. Over "data" everything else is whole on every device. Over "model" the widest
-layers are cut by output features (MODEL_PARALLEL): convolutions see their share of the batch, the compiler gathers
-activations where a cut layer reads them, which are fewer numbers than its parameters (Krizhevsky 2014,
-arXiv:1404.5997). Over "fsdp" every large leaf of parameters, optimiser state and moving average is cut.
+Every axis of the mesh splits the batch. Over "data" everything else is replicated. Over "model" the widest layers are
+split by output features, as each model's `model_parallel` lists: convolutions process their share of the batch, and the
+compiler gathers activations where a split layer reads them, which are fewer numbers than its parameters (Krizhevsky
+2014, arXiv:1404.5997). Over "fsdp" every large leaf of parameters, optimiser state and moving average is split.
 """
 
 import math
@@ -14,46 +14,31 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from zoo.data.augment.ops import PAIRING, parse
 from zoo.data.loader import nearest_multiples
-from zoo.distributed import processes
-from zoo.training.recipe import Recipe
+from zoo.distributed import pmap, processes
 from zoo.trees import flatten
 
 AXES = ("data", "model", "fsdp")
 
-#: The axis over which pmap shares gradients and batch statistics.
-PMAP_AXIS = "batch"
-NO_MICRO_BATCH = "--parallel pmap takes no --micro-batch, whose images would be others; leave pmap out"
-
-#: family -> patterns of the parameters that "model" cuts along their last axis, the output features.
-MODEL_PARALLEL: Mapping[str, tuple[str, ...]] = {
-    "perceptron": (r"hidden\d+/(kernel|bias)",),
-    "alexnet": (r"(dense6|dense7|head)/(kernel|bias)",),
-    "googlenet": (r"(aux\d/dense|aux\d/head|head)/(kernel|bias)",),
-    "inception_v2": (r"(aux\d/dense|aux\d/head|head)/(kernel|bias)",),
-    "inception_v3": (r"aux1/conv1/conv/kernel", r"(aux1/head|head)/(kernel|bias)"),
-    "inception_v4": (r"head/(kernel|bias)",),
-    "inception_resnet_v2": (r"head/(kernel|bias)",),
-    "resnet": (r"stage4_block\d+/conv\d/conv/kernel", r"head/(kernel|bias)"),
-    "resnet_v2": (r"stage4_block\d+/conv\d/kernel", r"head/(kernel|bias)"),
-    "wide_resnet": (r"stage3_block\d+/conv\d/kernel", r"head/(kernel|bias)"),
-    "xception": (r"exit_\w+/pointwise/kernel", r"head/(kernel|bias)"),
-}
-
-#: Leaves of fewer elements stay whole under "fsdp": norm scales and biases, whose exchange costs more than they do.
+#: Leaves with fewer elements are replicated under "fsdp": exchanging biases and norm scales costs more than it saves.
 MIN_FSDP_SIZE = 1024
 
 
 @dataclass(frozen=True)
 class Parallelism:
-    """`how`: "jit" or "pmap". `axes`: name and size of each axis of the mesh, in order; () is one device."""
+    """How the training step is distributed.
 
-    how: str = "jit"
+    Attributes:
+        method: "jit" or "pmap".
+        axes: (name, size) of each axis of the mesh, in order; () is one device.
+    """
+
+    method: str = "jit"
     axes: tuple[tuple[str, int], ...] = ()
 
     @property
@@ -62,107 +47,114 @@ class Parallelism:
 
     @property
     def is_single_device(self) -> bool:
-        """One device under jit: nothing is placed, nothing is cut."""
-        return self.how == "jit" and self.devices == 1
+        """True for one device under jit: nothing is sharded."""
+        return self.method == "jit" and self.devices == 1
+
+    @property
+    def is_pmap(self) -> bool:
+        return self.method == "pmap"
 
     @property
     def axis_name(self) -> str | None:
-        """The axis that the step shares its sums over by itself."""
-        return PMAP_AXIS if self.how == "pmap" else None
+        """Name of the axis over which the step itself averages; None where the compiler does."""
+        return pmap.AXIS_NAME if self.is_pmap else None
+
+    def axis_size(self, name: str) -> int:
+        """Return the size of an axis of the mesh, 1 if it is absent."""
+        return dict(self.axes).get(name, 1)
 
     def __str__(self) -> str:
-        return f"{self.how} over {','.join(f'{name}={size}' for name, size in self.axes) or 'data=1'}"
+        return f"{self.method} over {','.join(f'{name}={size}' for name, size in self.axes) or 'data=1'}"
 
 
-ONE_DEVICE = Parallelism()
+SINGLE_DEVICE = Parallelism()
 
 
-def parallelism_for(parallel: str = "jit", mesh: str = "") -> Parallelism:
-    """The parallelism that `--parallel` and `--mesh` describe, checked against the devices there are.
+def parse_parallelism(method: str = "jit", mesh: str = "") -> Parallelism:
+    """Parse the values of `--parallel` and `--mesh` and check them against the available devices.
 
-    mesh: "data=4,model=2", "fsdp=8", …; by default that of the environment variable ZOO_MESH, or all devices along
-    "data". ValueError naming what would be right.
+    Args:
+        method: "jit" or "pmap".
+        mesh: "data=4,model=2", "fsdp=8", …; "" uses the environment variable ZOO_MESH, or all devices along "data".
+
+    Raises:
+        ValueError: naming the option and valid values.
     """
-    there = jax.device_count()
-    if parallel not in ("jit", "pmap"):
-        raise ValueError(f"--parallel {parallel}: choose jit or pmap")
-    text = mesh or os.environ.get("ZOO_MESH", "") or f"data={there}"
-    named = f"--mesh {text}" if mesh else f"the environment's ZOO_MESH={text}"
+    available = jax.device_count()
+    if method not in ("jit", "pmap"):
+        raise ValueError(f"--parallel {method}: choose jit or pmap")
+    text = mesh or os.environ.get("ZOO_MESH", "") or f"data={available}"
+    option = f"--mesh {text}" if mesh else f"environment variable ZOO_MESH={text}"
     axes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = (word.strip() for word in part.partition("="))
         if name not in AXES or name in axes or not size.isdigit() or int(size) < 1:
-            raise ValueError(f"{named}: write data=N, fsdp=N, or data=N,model=M")
+            raise ValueError(f"{option}: write data=N, fsdp=N, or data=N,model=M")
         axes[name] = int(size)
-    parallelism = Parallelism(parallel, tuple(axes.items()))
-    if parallelism.devices > there:
-        raise ValueError(f"{named}: {parallelism.devices} devices are asked for and {there} are there (`zoo devices`)")
-    if processes.is_multiprocess() and parallelism.devices < there:
-        raise ValueError(f"{named}: with several processes every device takes part, and there are {there}")
-    if parallel == "pmap" and set(axes) != {"data"}:
+    parallelism = Parallelism(method, tuple(axes.items()))
+    if parallelism.devices > available:
+        raise ValueError(f"{option}: needs {parallelism.devices} devices, {available} available (`zoo devices`)")
+    if processes.is_multiprocess() and parallelism.devices < available:
+        raise ValueError(f"{option}: with several processes the mesh must use all {available} devices")
+    if method == "pmap" and set(axes) != {"data"}:
         raise ValueError(
-            f"--parallel pmap cuts the batch alone: write --mesh data={parallelism.devices}, or leave pmap out"
+            f"--parallel pmap splits only the batch: write --mesh data={parallelism.devices}, or drop --parallel pmap"
         )
-    if parallel == "pmap" and processes.is_multiprocess():
-        raise ValueError("--parallel pmap runs in one process; leave it out, and jit runs over all of them")
+    if method == "pmap" and processes.is_multiprocess():
+        raise ValueError("--parallel pmap runs in a single process; drop it to use jit over all processes")
     return parallelism
 
 
-def check_batch(parallelism: Parallelism, batch_size: int, micro_batch: int = 0) -> None:
-    """ValueError naming the sizes that do, unless batch and micro-batch divide among the devices."""
+def require_divisible(parallelism: Parallelism, batch_size: int, micro_batch: int = 0) -> None:
+    """Raise ValueError naming valid sizes unless batch and micro-batch divide evenly among the devices."""
     count = parallelism.devices
-    for what, flag, size in (("batch", "--batch-size", batch_size), ("micro-batch", "--micro-batch", micro_batch)):
+    for noun, flag, size in (("batch", "--batch-size", batch_size), ("micro-batch", "--micro-batch", micro_batch)):
         if sizes := nearest_multiples(size, count):
             fewer = max(n for n in range(1, count) if size % n == 0)
-            advice = "" if processes.is_multiprocess() else f", or fewer devices: --mesh data={fewer}"
-            raise ValueError(f"a {what} of {size} cannot be divided among {count} devices: {flag} {sizes} can{advice}")
-
-
-def check_pmap(parallelism: Parallelism, batch_size: int, recipe: Recipe) -> None:
-    """ValueError for what a device that sees its own rows alone would do to other rows than one that sees them all."""
-    if recipe.micro_batch:
-        raise ValueError(NO_MICRO_BATCH)
-    mixing = [text for text in recipe.augment if parse(text)[0] in PAIRING]
-    if mixing and batch_size // parallelism.devices % 2:
-        raise ValueError(
-            f"{mixing[0]} mixes pairs of neighbours: under pmap each device needs an even number of images, not "
-            f"{batch_size // parallelism.devices}; use --batch-size {2 * parallelism.devices} or a multiple of it"
-        )
+            advice = "" if processes.is_multiprocess() else f", or fewer devices with --mesh data={fewer}"
+            raise ValueError(f"a {noun} of {size} does not divide among {count} devices; use {flag} {sizes}{advice}")
 
 
 @lru_cache
 def mesh_of(parallelism: Parallelism) -> Mesh:
-    """The mesh, the devices of each process side by side, so that its rows of a batch are."""
+    """Return the mesh. The devices of a process are adjacent, so that its rows of a batch are contiguous."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))[: parallelism.devices]
     sizes, names = [size for _, size in parallelism.axes] or [1], [name for name, _ in parallelism.axes] or ["data"]
     return Mesh(np.array(devices).reshape(sizes), names)
 
 
 def devices_of(parallelism: Parallelism) -> list:
-    """The devices in the order in which they take their parts of a batch."""
+    """Return the devices in the order of their rows of a batch."""
     return list(mesh_of(parallelism).devices.flat)
 
 
 def replicated(parallelism: Parallelism) -> NamedSharding:
-    """The same on every device."""
+    """Return the sharding of a value that every device holds whole."""
     return NamedSharding(mesh_of(parallelism), PartitionSpec())
 
 
 def batch_sharding(parallelism: Parallelism, axis: int = 0) -> NamedSharding:
-    """This axis cut among all devices."""
+    """Return the sharding that splits one axis of an array among all devices."""
     mesh = mesh_of(parallelism)
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
 
 
-def partition_spec(parallelism: Parallelism, family: str, path: str, shape: tuple[int, ...]) -> PartitionSpec:
-    """How a parameter is cut: over "model" as the family's table says, over "fsdp" along its longest axis that divides.
+def partition_spec(parallelism: Parallelism, model: nn.Module, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+    """Return how a parameter is split.
 
-    What does not divide stays whole, and under "fsdp" what is smaller than MIN_FSDP_SIZE.
+    Over "model": along the last axis (output features), if the model's `model_parallel` lists it and the axis divides.
+    Over "fsdp": along the longest axis that divides, if the leaf has at least MIN_FSDP_SIZE elements. All else is
+    replicated.
+
+    Args:
+        parallelism: the mesh.
+        model: a network of MODELS.
+        path: path of the parameter without its collection, such as "stage1_block1/conv1/conv/kernel".
+        shape: its shape.
     """
-    sizes = dict(parallelism.axes)
-    model, fsdp = sizes.get("model", 1), sizes.get("fsdp", 1)
-    listed = any(re.fullmatch(pattern, path) for pattern in MODEL_PARALLEL.get(family, ()))
-    if model > 1 and listed and shape[-1] % model == 0:
+    model_axis, fsdp = parallelism.axis_size("model"), parallelism.axis_size("fsdp")
+    listed = any(re.fullmatch(pattern, path) for pattern in model.model_parallel)
+    if model_axis > 1 and listed and shape[-1] % model_axis == 0:
         return PartitionSpec(*[None] * (len(shape) - 1), "model")
     if fsdp > 1 and math.prod(shape) >= MIN_FSDP_SIZE:
         divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
@@ -172,127 +164,123 @@ def partition_spec(parallelism: Parallelism, family: str, path: str, shape: tupl
     return PartitionSpec()
 
 
-def shardings(parallelism: Parallelism, family: str, tree: Any, params: Mapping) -> Any:
-    """A NamedSharding for every leaf of `tree`: variables, or a TrainState.
+def shardings(parallelism: Parallelism, model: nn.Module, tree: Any, params: Mapping) -> Any:
+    """Return a NamedSharding for every leaf of `tree`: variables or a TrainState.
 
-    A leaf whose path ends in that of a parameter, and has its shape, lies as that one does: in the optimiser state and
-    in the moving average. Everything else is whole.
+    A leaf whose path ends in that of a parameter and which has its shape is split like the parameter: optimiser state
+    and moving average follow it. Every other leaf is replicated.
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
 
-    def of(path, leaf):
-        keys = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-        name = "/".join(keys[1:] if keys[:1] == ["params"] else keys)
-        shape = shapes.get(name)
-        cut = (
-            partition_spec(parallelism, family, name, shape)
-            if shape and shape == tuple(leaf.shape)
-            else PartitionSpec()
-        )
-        return NamedSharding(mesh_of(parallelism), cut)
+    def sharding_of(key_path, leaf):
+        keys = [str(entry.key) for entry in key_path if isinstance(entry, jax.tree_util.DictKey)]
+        path = "/".join(keys[1:] if keys[:1] == ["params"] else keys)
+        shape = shapes.get(path)
+        follows = bool(shape) and shape == tuple(leaf.shape)
+        spec = partition_spec(parallelism, model, path, shape) if shape and follows else PartitionSpec()
+        return NamedSharding(mesh_of(parallelism), spec)
 
-    return jax.tree_util.tree_map_with_path(of, tree)
+    return jax.tree_util.tree_map_with_path(sharding_of, tree)
 
 
-def count_sharded(parallelism: Parallelism, family: str, params: Mapping) -> int:
-    """How many parameters lie in parts on several devices."""
+def count_sharded(parallelism: Parallelism, model: nn.Module, params: Mapping) -> int:
+    """Return the number of parameters that are split among devices."""
     leaves = flatten(params).items()
-    return sum(leaf.size for path, leaf in leaves if any(partition_spec(parallelism, family, path, tuple(leaf.shape))))
+    return sum(leaf.size for path, leaf in leaves if any(partition_spec(parallelism, model, path, tuple(leaf.shape))))
 
 
-# --- taking things to the devices -------------------------------------------------------------------------------------
+# --- placing values on the devices -----------------------------------------------------------------------------------
 
 
-def shard_state(parallelism: Parallelism, family: str, state: Any) -> Any:
-    """A TrainState where its parallelism wants it; as it is for one device."""
+def shard_state(parallelism: Parallelism, model: nn.Module, state: Any) -> Any:
+    """Place a TrainState on the devices; unchanged for a single device."""
     if parallelism.is_single_device:
         return state
-    return _put(state, shardings(parallelism, family, state, state.variables["params"]))
+    return _place(state, shardings(parallelism, model, state, state.variables["params"]))
 
 
-def shard_variables(parallelism: Parallelism, family: str, variables: Mapping) -> Any:
-    """Variables, on the host or already there, where the parallelism wants them."""
+def shard_variables(parallelism: Parallelism, model: nn.Module, variables: Mapping) -> Any:
+    """Place variables, from the host or from other devices, on the devices."""
     if parallelism.is_single_device:
         return jax.device_put(variables)
-    return _put(variables, shardings(parallelism, family, variables, variables["params"]))
+    return _place(variables, shardings(parallelism, model, variables, variables["params"]))
 
 
-def _put(tree: Any, places: Any) -> Any:
-    def put(leaf, place):
-        if place.is_fully_addressable:
-            return jax.device_put(leaf, place)
+def _place(tree: Any, target: Any) -> Any:
+    def place(leaf, sharding):
+        if sharding.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return leaf if leaf.sharding == place else jax.jit(_same, out_shardings=place)(leaf)
+            return leaf if leaf.sharding == sharding else jax.jit(_identity, out_shardings=sharding)(leaf)
         data = np.asarray(leaf)
-        return jax.make_array_from_callback(data.shape, place, lambda index: data[index])
+        return jax.make_array_from_callback(data.shape, sharding, lambda index: data[index])
 
-    return jax.tree.map(put, tree, places)
+    return jax.tree.map(place, tree, target)
 
 
-def _same(x):
+def _identity(x):
     return x
 
 
 def shard_batch(parallelism: Parallelism, batch: Mapping[str, np.ndarray]) -> Any:
-    """A batch, of which this process has its rows, as the step of this parallelism takes it."""
+    """Place this process's rows of a batch as the compiled step takes them."""
     if parallelism.is_single_device:
         return batch
-    if parallelism.how == "pmap":
-        return {key: value.reshape(_per_device(parallelism, value.shape)) for key, value in batch.items()}
-    place = batch_sharding(parallelism)
-    return {key: jax.make_array_from_process_local_data(place, value) for key, value in batch.items()}
+    if parallelism.is_pmap:
+        return pmap.stack_per_device(batch, parallelism.devices)
+    sharding = batch_sharding(parallelism)
+    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
 
 
-def _per_device(parallelism: Parallelism, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (parallelism.devices, shape[0] // parallelism.devices, *shape[1:])
-
-
-def shard_microbatches(parallelism: Parallelism, pieces: jax.Array) -> jax.Array:
-    """Pieces of a batch [pieces, micro-batch, …] inside a step: each is cut among all devices, as a batch is."""
+def shard_microbatches(parallelism: Parallelism, microbatches: jax.Array) -> jax.Array:
+    """Split each micro-batch of [count, micro-batch, …] among all devices, inside a step."""
     if parallelism.is_single_device:
-        return pieces
-    return jax.lax.with_sharding_constraint(pieces, batch_sharding(parallelism, axis=1))
+        return microbatches
+    return jax.lax.with_sharding_constraint(microbatches, batch_sharding(parallelism, axis=1))
 
 
-def gather_fsdp(parallelism: Parallelism, family: str, params: Mapping) -> Mapping:
-    """Parameters as the network reads them inside a step: whole where "fsdp" cuts them, their gradients cut again.
+def gather_fsdp(parallelism: Parallelism, model: nn.Module, params: Mapping) -> Mapping:
+    """Gather the parameters that "fsdp" splits, inside a step; their gradients are split again.
 
-    Left to itself the compiler may gather the activations instead, which grow with the number of devices.
+    Without this the compiler may gather the activations instead, which grow with the number of devices.
     """
-    if dict(parallelism.axes).get("fsdp", 1) == 1:
+    if parallelism.axis_size("fsdp") == 1:
         return params
 
-    def whole_where_cut(leaf, place):
-        return _gather(leaf, place) if "fsdp" in place.spec else leaf
+    def gather_if_split(leaf, sharding):
+        return _gather(leaf, sharding) if "fsdp" in sharding.spec else leaf
 
-    return jax.tree.map(whole_where_cut, params, shardings(parallelism, family, params, params))
+    return jax.tree.map(gather_if_split, params, shardings(parallelism, model, params, params))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gather(leaf: jax.Array, place: NamedSharding) -> jax.Array:
-    return jax.lax.with_sharding_constraint(leaf, NamedSharding(place.mesh, PartitionSpec()))
+def _gather(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(leaf, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
-def _gather_forward(leaf, place):
-    return _gather(leaf, place), None
+def _gather_forward(leaf, sharding):
+    return _gather(leaf, sharding), None
 
 
-def _gather_backward(place, _, gradient):
-    return (jax.lax.with_sharding_constraint(gradient, place),)
+def _gather_backward(sharding, _, gradient):
+    return (jax.lax.with_sharding_constraint(gradient, sharding),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
 def abstract_batch(parallelism: Parallelism, batch_size: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Shapes and dtypes of what `shard_batch` returns."""
-    shapes = {"image": (batch_size, *image_shape), "label": (batch_size,), "weight": (batch_size,)}
-    dtypes = {"image": np.uint8, "label": np.int32, "weight": np.float32}
-    if parallelism.how == "pmap":
-        shapes = {key: _per_device(parallelism, shape) for key, shape in shapes.items()}
-    return {key: jax.ShapeDtypeStruct(shapes[key], dtypes[key]) for key in shapes}
+    """Return shapes and dtypes of what `shard_batch` returns."""
+    arrays: dict[str, tuple[tuple[int, ...], Any]] = {
+        "image": ((batch_size, *image_shape), np.uint8),
+        "label": ((batch_size,), np.int32),
+        "weight": ((batch_size,), np.float32),
+    }
+    if parallelism.is_pmap:
+        return pmap.abstract_batch(arrays, parallelism.devices)
+    return {key: jax.ShapeDtypeStruct(shape, dtype) for key, (shape, dtype) in arrays.items()}
 
 
 def process_shard(parallelism: Parallelism) -> tuple[int, int]:
-    """(rank, count): which rows of each global batch are this process's."""
+    """Return (rank, count): this process holds rows rank * B / count … of each global batch of B."""
     return (0, 1) if parallelism.is_single_device else (jax.process_index(), jax.process_count())

@@ -15,8 +15,8 @@ from zoo.data.images.preprocess import Preprocess, normalise
 from zoo.data.images.tta import VIEWS
 from zoo.data.loader import eval_batches, prefetch_to_device
 from zoo.data.splits import Split
-from zoo.distributed.compile import compiled
-from zoo.distributed.mesh import ONE_DEVICE, Parallelism, process_shard, replicated, shard_batch, shard_variables
+from zoo.distributed.compile import jit_for_platform
+from zoo.distributed.mesh import SINGLE_DEVICE, Parallelism, process_shard, replicated, shard_batch, shard_variables
 from zoo.inference import metrics
 from zoo.inference.folding import fold, folded_on_device
 
@@ -53,9 +53,13 @@ def make_eval_step(
 
 
 @lru_cache(maxsize=16)
-def _eval_step(model: nn.Module, preprocess: Preprocess, parallelism: Parallelism = ONE_DEVICE) -> Callable:
+def _eval_step(model: nn.Module, preprocess: Preprocess, parallelism: Parallelism = SINGLE_DEVICE) -> Callable:
     step = make_eval_step(model, preprocess)
-    return compiled(step) if parallelism.is_single_device else compiled(step, out_shardings=replicated(parallelism))
+    return (
+        jit_for_platform(step)
+        if parallelism.is_single_device
+        else jit_for_platform(step, out_shardings=replicated(parallelism))
+    )
 
 
 def evaluate(
@@ -68,16 +72,16 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
     on_batch: Callable[[int], Any] | None = None,
     tta: str = "",
-    parallelism: Parallelism = ONE_DEVICE,
-) -> dict[str, Any]:
+    parallelism: Parallelism = SINGLE_DEVICE,
+) -> metrics.Metrics:
     """Every metric of `metrics.summarise` over the whole split; each example counts once at any batch size.
 
     `on_batch` is called with the number of images done. `tta` names the VIEWS of each image that are averaged. Every
-    process has the same result; pmap is evaluated as jit. Raises ValueError for an empty split.
+    process gets the same result; pmap is treated as jit. Raises ValueError for an empty split.
     """
-    parallelism = ONE_DEVICE if parallelism.is_single_device else dataclasses.replace(parallelism, how="jit")
+    parallelism = SINGLE_DEVICE if parallelism.is_single_device else dataclasses.replace(parallelism, method="jit")
     step = _eval_step(model, preprocess, parallelism)
-    variables = shard_variables(parallelism, model.family, fold(model, variables, _shape(preprocess)))
+    variables = shard_variables(parallelism, model, fold(model, variables, _shape(preprocess)))
     put = None if parallelism.is_single_device else partial(shard_batch, parallelism)
     views = VIEWS[tta].num_views if tta else 1
     size = min(max(1, batch_size // views), _power_of_two(len(split)))

@@ -1,11 +1,12 @@
 """Metrics that are exact over a whole split.
 
 On the device `batch_sums` gives sums that add up over batches, devices (psum) and processes; on the host `add`
-accumulates them in float64 and int64, and `summarise` turns the total into a plain dictionary. ROC-AUC and calibration
+accumulates them in float64 and int64, and `summarise` turns the total into `Metrics`. ROC-AUC and calibration
 are no sums: they need the table of all scores, up to `SCORE_LIMIT` entries.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +17,65 @@ SCORE_LIMIT = 100_000_000  # entries (examples x classes) of the score table: 40
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 
 Sums = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Precision, recall and F1 of one class, and its number of examples."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+    def to_json(self) -> dict[str, Any]:
+        values = asdict(self)
+        return {"class": values.pop("name"), **values}
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Results on a whole split.
+
+    Attributes:
+        examples: number of examples.
+        loss: mean cross-entropy; not finite if that of an example was not.
+        accuracy: share of examples whose class has the highest logit.
+        top5: share of examples whose class is among the five highest (of K classes if K < 5).
+        macro_precision: mean over the classes that occur, in truth or predicted; likewise recall and F1. An undefined
+            ratio is 0, as in scikit-learn with zero_division=0.
+        macro_recall: see macro_precision.
+        macro_f1: see macro_precision.
+        roc_auc: area under the ROC curve, one class against the rest, averaged over the classes that occur in truth;
+            None without a score table.
+        ece: expected calibration error; None without a score table.
+        per_class: metrics of each class.
+        confusion: counts [K][K], rows true and columns predicted.
+        notes: lines on what is missing and why.
+    """
+
+    examples: int
+    loss: float
+    accuracy: float
+    top5: float
+    macro_precision: float
+    macro_recall: float
+    macro_f1: float
+    roc_auc: float | None
+    ece: float | None
+    per_class: tuple[ClassMetrics, ...]
+    confusion: list[list[int]]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the metrics as plain values for JSON."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**values, "per_class": [row.to_json() for row in self.per_class], "notes": list(self.notes)}
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the value of `to_json` under this name."""
+        return self.to_json()[name]
 
 
 def batch_sums(logits: Array, labels: Array, weights: Array, losses: Array) -> dict[str, Array]:
@@ -103,21 +163,12 @@ def summarise(
     class_names: Sequence[str],
     scores: np.ndarray | None = None,
     labels: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """What `batch_sums` of a whole split say, as plain numbers that JSON can hold.
+) -> Metrics:
+    """Compute the metrics of a whole split from the total of its `batch_sums`.
 
     Args:
         sums: the total of `add`. class_names: K names. scores: probabilities float [N, K] of all examples, padding left
         out; None beyond SCORE_LIMIT or where not wanted. labels: int [N], the true classes of those.
-
-    Returns:
-        "examples", "loss" (mean; not finite where a loss was not), "accuracy", "top5" (of K classes if K < 5),
-        "macro_precision", "macro_recall", "macro_f1", "roc_auc" (one against the rest, macro) and "ece", both None
-        without a score table; "per_class": for each class "class", "precision", "recall", "f1", "support"; "confusion":
-        K rows (true) of K counts (predicted); "notes": lines on what is missing and why.
-
-        A ratio without a denominator is 0, and macro averages are over the classes that occur, in truth or predicted:
-        the conventions of scikit-learn with zero_division=0. ROC-AUC is averaged over the classes that occur in truth.
 
     Raises:
         ValueError: nothing was counted, or names, scores and labels do not fit the sums.
@@ -157,64 +208,58 @@ def summarise(
         area, error = roc_auc(scores, labels), calibration_error(scores, labels)
         if area is None:
             notes.append("ROC-AUC is left out: all examples are of one class")
-    return {
-        "examples": examples,
-        "loss": float(sums["loss"] / sums["weight"]),
-        "accuracy": int(sums["top1"]) / examples,
-        "top5": int(sums["top5"]) / examples,
-        "macro_precision": float(precision[occurs].mean()),
-        "macro_recall": float(recall[occurs].mean()),
-        "macro_f1": float(f1[occurs].mean()),
-        "roc_auc": area,
-        "ece": error,
-        "per_class": [
-            {
-                "class": str(class_names[i]),
-                "precision": float(precision[i]),
-                "recall": float(recall[i]),
-                "f1": float(f1[i]),
-                "support": int(support[i]),
-            }
+    return Metrics(
+        examples=examples,
+        loss=float(sums["loss"] / sums["weight"]),
+        accuracy=int(sums["top1"]) / examples,
+        top5=int(sums["top5"]) / examples,
+        macro_precision=float(precision[occurs].mean()),
+        macro_recall=float(recall[occurs].mean()),
+        macro_f1=float(f1[occurs].mean()),
+        roc_auc=area,
+        ece=error,
+        per_class=tuple(
+            ClassMetrics(str(class_names[i]), float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]))
             for i in range(classes)
-        ],
-        "confusion": confusion.tolist(),
-        "notes": notes,
-    }
+        ),
+        confusion=confusion.tolist(),
+        notes=tuple(notes),
+    )
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator > 0)
 
 
-def format_report(result: Mapping[str, Any]) -> str:
-    """The result of `summarise` as a table to read; of more than 30 classes the ten worst by F1 are shown."""
-    classes = result["per_class"]
+def format_report(result: Metrics) -> str:
+    """Format metrics as a table; of more than 30 classes the ten worst by F1 are shown."""
+    classes = result.per_class
     top = f"top-5 of {len(classes)}" if len(classes) < 5 else "top-5"
     rows = [
-        ("examples", f"{result['examples']:,}"),
-        ("loss", f"{result['loss']:.4f}"),
-        ("accuracy (top-1)", _percent(result["accuracy"])),
-        (top, _percent(result["top5"])),
-        ("precision (macro)", _percent(result["macro_precision"])),
-        ("recall (macro)", _percent(result["macro_recall"])),
-        ("F1 (macro)", _percent(result["macro_f1"])),
-        ("ROC-AUC (macro)", _percent(result["roc_auc"])),
-        ("calibration error", _percent(result["ece"])),
+        ("examples", f"{result.examples:,}"),
+        ("loss", f"{result.loss:.4f}"),
+        ("accuracy (top-1)", _percent(result.accuracy)),
+        (top, _percent(result.top5)),
+        ("precision (macro)", _percent(result.macro_precision)),
+        ("recall (macro)", _percent(result.macro_recall)),
+        ("F1 (macro)", _percent(result.macro_f1)),
+        ("ROC-AUC (macro)", _percent(result.roc_auc)),
+        ("calibration error", _percent(result.ece)),
     ]
     wide = max(len(name) for name, _ in rows)
     lines = [f"{name:<{wide}}  {value:>10}" for name, value in rows]
-    lines += [f"note: {note}" for note in result["notes"]]
+    lines += [f"note: {note}" for note in result.notes]
     shown = classes
     lines.append("")
     if len(classes) > 30:
-        shown = sorted((row for row in classes if row["support"]), key=lambda row: row["f1"])[:10]
+        shown = tuple(sorted((row for row in classes if row.support), key=lambda row: row.f1)[:10])
         lines.append(f"the {len(shown)} worst of {len(classes)} classes by F1")
-    wide = max([len("class"), *(min(len(row["class"]), 32) for row in shown)])
+    wide = max([len("class"), *(min(len(row.name), 32) for row in shown)])
     lines.append(f"{'class':<{wide}}  {'precision':>10}  {'recall':>10}  {'F1':>10}  {'support':>8}")
     for row in shown:
-        name = row["class"] if len(row["class"]) <= 32 else row["class"][:31] + "…"
-        cells = "  ".join(f"{_percent(row[key]):>10}" for key in ("precision", "recall", "f1"))
-        lines.append(f"{name:<{wide}}  {cells}  {row['support']:>8,}")
+        name = row.name if len(row.name) <= 32 else row.name[:31] + "…"
+        cells = "  ".join(f"{_percent(getattr(row, key)):>10}" for key in ("precision", "recall", "f1"))
+        lines.append(f"{name:<{wide}}  {cells}  {row.support:>8,}")
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
-"""From whatever people have of an image to named classes: the `predict` of what `load` and `fit` return."""
+"""From an image to named classes: `Checkpoint.predict`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,20 +13,75 @@ from zoo.data.images.decode import read_image
 from zoo.data.images.preprocess import Preprocess, image_to_input
 from zoo.data.images.tta import VIEWS, check_views
 from zoo.inference import evaluate as evaluation
+from zoo.models import count_parameters
 
 
 class Prediction(NamedTuple):
-    """One image's answer: the likeliest class, its probability, and the (class, probability) pairs of the best few."""
+    """The most probable class of an image, its probability, and the (class, probability) pairs of the top few."""
 
     label: str
     probability: float
     top: tuple[tuple[str, float], ...]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Checkpoint:
+    """A network with its variables and metadata: what `zoo.load` and `zoo.fit` return.
+
+    Attributes:
+        model: the network; `model.apply(variables, images)` returns (logits, endpoints).
+        variables: {"params": …, "batch_stats": …}, on the device.
+        card: its metadata.
+        history: rows of metrics.jsonl, if it was just trained.
+        workdir: folder of the run, if it was just trained.
+    """
+
+    model: nn.Module
+    variables: dict
+    card: Card
+    history: tuple[dict[str, Any], ...] = ()
+    workdir: Path | None = None
+
+    def predict(self, images: Any, top: int = 5, tta: str = "") -> list[Prediction]:
+        """Classify images. Size, channels, normalisation and polarity follow the card.
+
+        Args:
+            images: a path; an array, uint8 or float in [0, 1], of shape [H, W], [H, W, C] or [N, H, W, C]; or a list.
+            top: number of (class, probability) pairs per image.
+            tta: test-time augmentation, a name in VIEWS.
+
+        Returns:
+            One Prediction per image.
+
+        Raises:
+            ValueError: for a file that is not an image or an array of another shape.
+        """
+        return predict(self.model, self.variables, self.card, images, top, tta)
+
+    def __repr__(self) -> str:
+        card, (height, width) = self.card, self.card.preprocess.size
+        accuracies = [
+            f"{split} accuracy {100 * card.metrics[split]['accuracy']:.2f} %"
+            for split in ("validation", "test")
+            if isinstance(card.metrics.get(split), dict) and "accuracy" in card.metrics[split]
+        ]
+        names = ", ".join(card.classes[:5]) + (", …" if len(card.classes) > 5 else "")
+        lines = [
+            f"Checkpoint of {card.model}, {count_parameters(self.variables):,} parameters",
+            f"  input: {height}x{width} pixels, {card.preprocess.channels}",
+            f"  classes: {len(card.classes)} ({names})",
+        ]
+        if accuracies:
+            lines.append(f"  {', '.join(accuracies)}")
+        if card.source:
+            lines.append(f"  source: {card.source}")
+        return "\n".join(lines)
+
+
 def predict(
     model: nn.Module, variables: dict, card: Card, images: Any, top: int = 5, tta: str = ""
 ) -> list[Prediction]:
-    """One Prediction per image, of whatever a person has: see `Checkpoint.predict` in zoo/api.py."""
+    """Classify images: see `Checkpoint.predict`."""
     if tta:
         check_views(tta, card.preprocess)
     return classify(

@@ -61,6 +61,7 @@ class AlexNet(nn.Module):
     dtype: Any = jnp.float32
 
     family = "alexnet"
+    model_parallel = (r"(dense6|dense7|head)/(kernel|bias)",)
     paper = "Krizhevsky et al. 2012, ImageNet classification with deep convolutional neural networks"
     stages = (*TWO_TOWERS, "dense6", "dense7", "head")
 
@@ -120,6 +121,7 @@ class AlexNetOWT(nn.Module):
     dtype: Any = jnp.float32
 
     family = "alexnet"
+    model_parallel = (r"(dense6|dense7|head)/(kernel|bias)",)
     paper = "Krizhevsky 2014, One weird trick for parallelizing convolutional neural networks"
     stages = (*ONE_TOWER, "dense6", "dense7", "head")
 

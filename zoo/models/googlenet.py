@@ -151,6 +151,7 @@ class GoogLeNet(nn.Module):
     remat: bool = False
 
     family = "googlenet"
+    model_parallel = (r"(aux\d/dense|aux\d/head|head)/(kernel|bias)",)
     paper = "Szegedy et al. 2014, Going deeper with convolutions (arXiv:1409.4842)"
 
     @property
@@ -219,6 +220,7 @@ class GoogLeNetBN(nn.Module):
     remat: bool = False
 
     family = "googlenet"
+    model_parallel = (r"(aux\d/dense|aux\d/head|head)/(kernel|bias)",)
     paper = "Szegedy et al. 2014, Going deeper with convolutions (arXiv:1409.4842)"
 
     @property

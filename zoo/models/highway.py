@@ -66,6 +66,7 @@ class Highway(nn.Module):
     dtype: Any = jnp.float32
 
     family = "highway"
+    model_parallel = ()
     paper = "Srivastava et al. 2015, Highway networks, arXiv:1505.00387"
 
     @property
@@ -112,6 +113,7 @@ class ConvHighway(nn.Module):
     dtype: Any = jnp.float32
 
     family = "highway"
+    model_parallel = ()
     paper = "Srivastava et al. 2015, Training very deep networks, arXiv:1507.06228"
 
     @property

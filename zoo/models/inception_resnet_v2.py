@@ -119,6 +119,7 @@ class InceptionResNetV2(nn.Module):
     remat: bool = False
 
     family = "inception_resnet_v2"
+    model_parallel = (r"head/(kernel|bias)",)
     paper = InceptionV4.paper
     stages = ("stem", "inceptionresnetA", "reductionA", "inceptionresnetB", "reductionB", "inceptionresnetC", "conv7b",
               "head")  # fmt: skip

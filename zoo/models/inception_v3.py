@@ -170,6 +170,10 @@ class InceptionV3(nn.Module):
     remat: bool = False
 
     family = "inception_v3"
+    model_parallel = (
+        r"aux1/conv1/conv/kernel",
+        r"(aux1/head|head)/(kernel|bias)",
+    )
     paper = "Szegedy et al. 2015, Rethinking the Inception architecture for computer vision (arXiv:1512.00567)"
 
     @property

@@ -183,6 +183,7 @@ class InceptionV4(nn.Module):
     remat: bool = False
 
     family = "inception_v4"
+    model_parallel = (r"head/(kernel|bias)",)
     paper = "Szegedy et al. 2016, Inception-v4, Inception-ResNet and the impact of residual connections on learning"
     paper += " (arXiv:1602.07261)"
     stages = ("stem", "inceptionA", "reductionA", "inceptionB", "reductionB", "inceptionC", "head")

@@ -31,6 +31,7 @@ class LeNet5(nn.Module):
     dtype: Any = jnp.float32
 
     family = "lenet"
+    model_parallel = ()
     paper = "LeCun et al. 1998, Gradient-based learning applied to document recognition"
     stages = ("conv1", "conv2", "dense1", "dense2", "head")
 
@@ -147,6 +148,7 @@ class LeNet51998(nn.Module):
     dtype: Any = jnp.float32
 
     family = "lenet"
+    model_parallel = ()
     paper = "LeCun et al. 1998, Gradient-based learning applied to document recognition"
     stages = ("c1", "s2", "c3", "s4", "c5", "f6", "head")
     input_shape = (32, 32, 1)

@@ -29,6 +29,7 @@ class MLP(nn.Module):
     dtype: Any = jnp.float32
 
     family = "perceptron"
+    model_parallel = (r"hidden\d+/(kernel|bias)",)
     paper = "Rumelhart et al. 1986, Learning representations by back-propagating errors"
 
     @property

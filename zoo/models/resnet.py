@@ -175,6 +175,10 @@ class ResNet(nn.Module):
     remat: bool = False
 
     family = "resnet"
+    model_parallel = (
+        r"stage4_block\d+/conv\d/conv/kernel",
+        r"head/(kernel|bias)",
+    )
 
     @property
     def paper(self) -> str:

@@ -101,6 +101,10 @@ class ResNetV2(nn.Module):
     remat: bool = False
 
     family = "resnet_v2"
+    model_parallel = (
+        r"stage4_block\d+/conv\d/kernel",
+        r"head/(kernel|bias)",
+    )
     paper = "He et al. 2016, Identity mappings in deep residual networks, arXiv:1603.05027"
 
     @property

@@ -79,6 +79,10 @@ class WideResNet(nn.Module):
     remat: bool = False
 
     family = "wide_resnet"
+    model_parallel = (
+        r"stage3_block\d+/conv\d/kernel",
+        r"head/(kernel|bias)",
+    )
     paper = "Zagoruyko and Komodakis 2016, Wide residual networks, arXiv:1605.07146"
     stages = ("stem", "stage1", "stage2", "stage3", "norm", "head")
     input_shape = (32, 32, 3)

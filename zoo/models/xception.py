@@ -105,6 +105,10 @@ class Xception(nn.Module):
     remat: bool = False
 
     family = "xception"
+    model_parallel = (
+        r"exit_\w+/pointwise/kernel",
+        r"head/(kernel|bias)",
+    )
     paper = "Chollet 2016, Xception: deep learning with depthwise separable convolutions (arXiv:1610.02357)"
     stages = ("stem", "entry_block1", "entry_block2", "entry_block3", "middle", "exit", "head")
 

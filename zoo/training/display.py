@@ -1,27 +1,44 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, plain lines otherwise."""
 
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-UNSETTLED = 2  # steps after the first compilation, which are slower than the rest
-HALF_LIFE = 30.0  # seconds of training after which a step counts half in the rate that is shown
+#: Steps after a compilation that are not timed, because they are slower.
+WARMUP_STEPS = 2
+
+#: Seconds of training after which a step has half its weight in the displayed rate.
+HALF_LIFE = 30.0
+
+#: Seconds between lines without a terminal, and between updates of the bar on one.
+LINE_INTERVAL, BAR_INTERVAL = 15.0, 0.1
 
 
 class Display:
-    """What training shows while it runs: position, rate, time left, current metrics.
+    """Progress of a training run: position, rate, time left and current metrics.
 
-    On a terminal a live bar (rich); otherwise a line every `every` seconds, and in a long run every twentieth of its
-    time so far, so that a log stays readable.
+    On a terminal a live bar (rich). Otherwise a line every `interval` seconds, and in a long run after every twentieth
+    of the elapsed time, so that a log stays readable.
+
+    Args:
+        total_steps: steps of the run.
+        batch_size: images per step.
+        epochs: epochs of the run.
+        quiet: print nothing.
+        interval: seconds between lines.
     """
 
-    def __init__(self, total_steps: int, batch_size: int, epochs: float, *, quiet: bool = False, every: float = 15.0):
-        self.total, self.batch, self.epochs, self.quiet, self.every = total_steps, batch_size, epochs, quiet, every
-        self.began = self.spoke = time.monotonic()
-        self.last: float | None = None
-        self.steps, self.seconds, self.unsettled = 0.0, 0.0, UNSETTLED  # of the last while: older steps count for less
-        self.waiting, self.wait = 0.0, 0.0  # seconds for data: of the steps that count, and of the next one
+    def __init__(
+        self, total_steps: int, batch_size: int, epochs: float, *, quiet: bool = False, interval: float = LINE_INTERVAL
+    ):
+        self.total_steps, self.batch_size, self.epochs = total_steps, batch_size, epochs
+        self.quiet, self.interval = quiet, interval
+        self.start_time = self.output_time = time.monotonic()
+        self.step_time: float | None = None  # when the last step ended
+        self.warmup_left = WARMUP_STEPS
+        self.steps, self.seconds, self.data_seconds = 0.0, 0.0, 0.0  # with exponentially decaying weights
+        self.pending_data_seconds = 0.0  # data wait of the next step
         self.bar: Any = None
         self.task: Any = None
 
@@ -35,7 +52,7 @@ class Display:
                 transient=True,
             )  # fmt: skip
             self.bar.start()
-            self.task = self.bar.add_task("", total=self.total, epoch="0", rate="", text="")
+            self.task = self.bar.add_task("", total=self.total_steps, epoch="0", rate="", text="")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -43,7 +60,7 @@ class Display:
             self.bar.stop()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if self.quiet:
             return
         if self.bar is not None:
@@ -53,47 +70,48 @@ class Display:
 
     @property
     def rate(self) -> float:
-        """Images per second of training alone, of late; 0 while that cannot be said."""
-        return self.steps * self.batch / self.seconds if self.seconds else 0.0
+        """Recent images per second of training alone; 0 while unknown."""
+        return self.steps * self.batch_size / self.seconds if self.seconds else 0.0
 
-    def waited(self, seconds: float) -> None:
-        """The next step had to wait so long for its data."""
-        self.wait += seconds
+    def add_data_wait(self, seconds: float) -> None:
+        """Record that the next step waited for its data."""
+        self.pending_data_seconds += seconds
 
     def pause(self) -> None:
-        """Something else than training goes on until the next step; it does not count in the rate."""
-        self.last = None
+        """Leave the time until the next step out of the rate: something other than training follows."""
+        self.step_time = None
 
     def update(self, step: int, loss: float) -> None:
+        """Record the end of a step and show progress if it is time to."""
         now = time.monotonic()
-        if self.unsettled:
-            self.unsettled -= 1
-        elif self.last is not None:
-            taken = now - self.last
-            fading = 0.5 ** (taken / HALF_LIFE)
-            self.steps, self.seconds = self.steps * fading + 1, self.seconds * fading + taken
-            self.waiting = self.waiting * fading + self.wait
-        self.last, self.wait = now, 0.0
-        if not self._is_time(now):
+        if self.warmup_left:
+            self.warmup_left -= 1
+        elif self.step_time is not None:
+            elapsed = now - self.step_time
+            decay = 0.5 ** (elapsed / HALF_LIFE)
+            self.steps, self.seconds = self.steps * decay + 1, self.seconds * decay + elapsed
+            self.data_seconds = self.data_seconds * decay + self.pending_data_seconds
+        self.step_time, self.pending_data_seconds = now, 0.0
+        if not self._is_due(now):
             return
-        rate, epoch = self.rate, f"{step / self.total * self.epochs:.1f}/{self.epochs:g}"
+        rate, epoch = self.rate, f"{step / self.total_steps * self.epochs:.1f}/{self.epochs:g}"
         if self.bar is not None:
             self.bar.update(self.task, completed=step, epoch=epoch, rate=self.speed(), text=f"loss {loss:.3f}")
         else:
-            left = duration((self.total - step) * self.batch / rate) if rate else "?"
+            left = format_duration((self.total_steps - step) * self.batch_size / rate) if rate else "?"
             print(f"  epoch {epoch}{self.speed()}  {left} left  loss {loss:.3f}", flush=True)
 
     def speed(self) -> str:
-        """The rate, and how much of the time goes into waiting for the loader, as the end of a line."""
+        """Return the rate and the share of time spent waiting for data, as the end of a line."""
         if not self.rate:
             return ""
-        return f"  {self.rate:,.0f} images/s, {100 * self.waiting / self.seconds:.0f} % waiting for data"
+        return f"  {self.rate:,.0f} images/s, {100 * self.data_seconds / self.seconds:.0f} % waiting for data"
 
-    def evaluating(self, split: str, total: int) -> Callable[[int], None]:
-        """A function that shows how many of `total` images of a split are done."""
+    def show_evaluation(self, split: str, total: int) -> Callable[[int], None]:
+        """Return a callback that shows how many of `total` images of a split are evaluated."""
 
         def show(done: int) -> None:
-            if not self._is_time(time.monotonic()):
+            if not self._is_due(time.monotonic()):
                 return
             text = f"{split} {done:,} of {total:,}"
             if self.bar is not None:
@@ -103,22 +121,23 @@ class Display:
 
         return show
 
-    def _is_time(self, now: float) -> bool:
-        wait = 0.1 if self.bar is not None else max(self.every, (self.spoke - self.began) / 20)
-        if self.quiet or now - self.spoke < wait:
+    def _is_due(self, now: float) -> bool:
+        elapsed = self.output_time - self.start_time
+        wait = BAR_INTERVAL if self.bar is not None else max(self.interval, elapsed / 20)
+        if self.quiet or now - self.output_time < wait:
             return False
-        self.spoke = now
+        self.output_time = now
         return True
 
 
-def counted(number: float, noun: str) -> str:
-    """ "1 epoch", "1.5 epochs"."""
+def format_count(number: float, noun: str) -> str:
+    """Format a number with a noun: "1 epoch", "1.5 epochs"."""
     text = f"{number:,}" if isinstance(number, int) else f"{number:g}"
     return f"{text} {noun}" + ("" if number == 1 else "s")
 
 
-def duration(seconds: float) -> str:
-    """95 -> "1m35s"."""
+def format_duration(seconds: float) -> str:
+    """Format seconds: 95 -> "1m35s"."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"

@@ -1,4 +1,4 @@
-"""Recipe -> optax.GradientTransformation: the schedule, clipping, the optimiser, decoupled weight decay."""
+"""From a recipe to an optax.GradientTransformation: schedule, clipping, optimiser, decoupled weight decay."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,7 +10,13 @@ from zoo.training.recipe import Recipe
 
 
 def learning_rate_schedule(recipe: Recipe, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
-    """step -> learning rate. Warm-up, where asked for, is the first part of `total_steps`."""
+    """Return the schedule of a recipe: a function from step to learning rate.
+
+    Args:
+        recipe: schedule, peak learning rate and warm-up.
+        total_steps: steps of the whole schedule, warm-up included.
+        steps_per_epoch: steps per epoch.
+    """
     peak = recipe.learning_rate
     warmup = min(round(recipe.warmup_epochs * steps_per_epoch), max(total_steps - 1, 0))
     rest = max(total_steps - warmup, 1)
@@ -18,11 +24,13 @@ def learning_rate_schedule(recipe: Recipe, total_steps: int, steps_per_epoch: fl
     if recipe.schedule == "constant":
         main = optax.constant_schedule(peak)
     elif recipe.schedule == "step":
-        # Milestones are fractions of the whole training, warm-up included, as a paper's iteration numbers are.
+        # Milestones are fractions of the whole training including warm-up, like the iteration numbers of papers.
         bounds: dict[int, float] = {}
         for fraction in recipe.milestones:
             step = max(round(fraction * total_steps) - warmup, 0)
-            bounds[step] = bounds.get(step, 1.0) * recipe.decay_factor  # of a short training two may coincide
+            bounds[step] = (
+                bounds.get(step, 1.0) * recipe.decay_factor
+            )  # two milestones may coincide in a short training
         main = optax.piecewise_constant_schedule(peak, bounds)
     elif recipe.schedule == "exponential":
         every = max(round(recipe.decay_every_epochs * steps_per_epoch), 1)
@@ -39,31 +47,31 @@ def learning_rate_schedule(recipe: Recipe, total_steps: int, steps_per_epoch: fl
 
 
 def is_weight(path: tuple, leaf) -> bool:
-    """True for what weight decay and penalties act on: kernels, not biases, norm scales or coefficients."""
+    """Return True for the leaves that decay and penalties act on: kernels, not biases, norm scales or coefficients."""
     return leaf.ndim > 1
 
 
 def decay_mask(params, recipe: Recipe):
-    """A tree of bools like `params`: which leaves L1, L2 and weight decay act on."""
+    """Return a tree of bools like `params`: True for the leaves that L1, L2 and weight decay act on."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: recipe.decay_bias_and_norm or is_weight(path, leaf), params
     )
 
 
 def penalty(params, recipe: Recipe) -> jax.Array:
-    """l1 * sum |w| + l2 / 2 * sum w^2 over what `decay_mask` selects: a float32 scalar to add to the loss."""
+    """Return l1 * sum |w| + l2 / 2 * sum w^2 over the leaves of `decay_mask`: a float32 scalar to add to the loss."""
     total = jnp.zeros(())
     if not (recipe.l1 or recipe.l2):
         return total
-    for leaf, chosen in zip(jax.tree.leaves(params), jax.tree.leaves(decay_mask(params, recipe)), strict=True):
-        if chosen and recipe.l1:
+    for leaf, decayed in zip(jax.tree.leaves(params), jax.tree.leaves(decay_mask(params, recipe)), strict=True):
+        if decayed and recipe.l1:
             total += recipe.l1 * jnp.abs(leaf).sum()
-        if chosen and recipe.l2:
+        if decayed and recipe.l2:
             total += recipe.l2 / 2 * jnp.square(leaf).sum()
     return total
 
 
-#: The direction each optimiser takes, before weight decay and the learning rate.
+#: optimiser -> its update direction, before weight decay and the learning rate.
 DIRECTIONS: Mapping[str, Callable[[Recipe], optax.GradientTransformation]] = {
     "sgd": lambda r: optax.identity(),
     "momentum": lambda r: optax.trace(r.momentum),
@@ -78,14 +86,22 @@ DIRECTIONS: Mapping[str, Callable[[Recipe], optax.GradientTransformation]] = {
 
 
 def make_optimizer(
-    recipe: Recipe, total_steps: int, steps_per_epoch: float, rates: Mapping[str, float] | None = None
+    recipe: Recipe, total_steps: int, steps_per_epoch: float, multipliers: Mapping[str, float] | None = None
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimiser a recipe describes and its learning rate schedule (for logging).
+    """Build the optimiser of a recipe.
 
-    rates: what the learning rate of each path is multiplied with; 1 where nothing is said. The order is: clip,
-    direction, decoupled decay, trust ratio where the method has one, learning rate. Sources: Adam
+    The order is: clipping, direction, decoupled weight decay, trust ratio (LARS, LAMB), learning rate. Sources: Adam
     arXiv:1412.6980, AdamW 1711.05101, Lion 2302.06675, LARS 1708.03888, LAMB 1904.00962; RMSProp with momentum as in
     Szegedy et al. 2015 (arXiv:1512.00567).
+
+    Args:
+        recipe: the recipe.
+        total_steps: steps of the schedule.
+        steps_per_epoch: steps per epoch.
+        multipliers: path -> factor on the learning rate; 1 for paths that are not listed.
+
+    Returns:
+        (optimiser, learning rate schedule for logging).
     """
     schedule = learning_rate_schedule(recipe, total_steps, steps_per_epoch)
     parts = []
@@ -101,8 +117,8 @@ def make_optimizer(
     parts.append(optax.scale_by_learning_rate(schedule))
     if recipe.optimizer == "lars":
         parts.append(optax.trace(recipe.momentum))
-    if rates and any(rate != 1 for rate in rates.values()):
-        parts.append(_scale_by_path(rates))
+    if multipliers and any(factor != 1 for factor in multipliers.values()):
+        parts.append(_scale_by_path(multipliers))
     return optax.chain(*parts), schedule
 
 
@@ -110,8 +126,8 @@ def _weights_only(params):
     return jax.tree_util.tree_map_with_path(is_weight, params)
 
 
-def _scale_by_path(rates: Mapping[str, float]) -> optax.GradientTransformation:
+def _scale_by_path(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
     def scale(path, update):
-        return update * rates.get("/".join(str(entry.key) for entry in path), 1.0)
+        return update * multipliers.get("/".join(str(entry.key) for entry in path), 1.0)
 
     return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates))

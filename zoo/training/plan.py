@@ -1,9 +1,13 @@
-"""What a run will do, settled before its first step: data, model, preprocess, phases, layout; and its compiled step."""
+"""From a request to a plan: everything about a training run that is decided before its first step.
+
+The command line and `zoo.fit` build the same TrainRequest. `make_plan` resolves model, recipe, data, preprocessing, who
+crops, timeline and micro-batch, each exactly once; `loop.fit` runs the Plan.
+"""
 
 import dataclasses
 import math
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,205 +25,400 @@ from zoo.data.images.polarity import match_polarity
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.loader import prefetch_to_device, train_batches
 from zoo.data.sources import open_dataset
-from zoo.distributed import compile, mesh
+from zoo.distributed import compile, mesh, pmap, processes
 from zoo.distributed.mesh import Parallelism
 from zoo.inference.evaluate import BATCH_SIZE
-from zoo.training import finetune, progressive
-from zoo.training.finetune import InitCheckpoint, Phase
+from zoo.training import finetune, memory, progressive
+from zoo.training import run as runs
+from zoo.training.finetune import InitCheckpoint
 from zoo.training.optim import make_optimizer
-from zoo.training.progressive import Segment
 from zoo.training.recipe import Recipe
-from zoo.training.run import Config
-from zoo.training.step import TrainState, create_state, make_train_step
+from zoo.training.run import RunConfig
+from zoo.training.settings import Setting, apply_settings
+from zoo.training.step import TrainState, create_state, make_train_step, reset_optimizer
+from zoo.training.timeline import Segment, build_timeline, optimizer_span, segment_at
+
+DEFAULT_MODEL, DEFAULT_DATA = "lenet5", "digits"
 
 _DTYPES = {"float32": jax.numpy.float32, "bfloat16": jax.numpy.bfloat16}
 
+Say = Callable[[str], None]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
+class TrainRequest:
+    """A training run as a user asks for it.
+
+    Attributes:
+        model: name in MODELS; None for that of `init`, of `base`, or the default.
+        data: what `open_dataset` takes, or a Dataset; None for that of `base`, or the default.
+        recipe: a Recipe, a name in RECIPES, or None for that of `base`, or the default for model and data.
+        init: the checkpoint to start from.
+        base: the configuration of an earlier run, which the other attributes change.
+        fields: fields of the model to change.
+        changes: fields of the recipe to change; "micro_batch" may be "auto".
+        settings: fields of recipe or model to change, as text from a command line.
+        data_dir: folder of TensorFlow Datasets.
+        limit: maximum number of records per split, 0 for all; None for that of `base`.
+        parallelism: the devices and how they share the work; None for all devices along "data".
+        workdir: folder of the run; None for one under runs/.
+    """
+
+    model: str | None = None
+    data: str | Path | Dataset | None = None
+    recipe: Recipe | str | None = None
+    init: InitCheckpoint | None = None
+    base: RunConfig | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    settings: Sequence[Setting] = ()
+    data_dir: str | None = None
+    limit: int | None = None
+    parallelism: Parallelism | None = None
+    workdir: str | Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """Everything that is settled before the first step."""
+    """A training run with everything decided.
 
-    config: Config
+    Attributes:
+        config: the configuration, as written into the run.
+        folder: the run's folder.
+        model: the network as it is trained.
+        dataset: the data.
+        preprocess: preprocessing of evaluation and of the checkpoint; each segment has that of training.
+        batch_size: images per step over all devices.
+        steps_per_epoch: may be fractional.
+        total_steps: number of steps.
+        segments: the timeline.
+        abstract_variables: shapes and dtypes of the variables.
+        class_weights: factor on the loss of each class, or None.
+        init: the checkpoint that training starts from.
+        parallelism: the devices and how they share the work; not part of the run's identity.
+        precompiled: a segment and its compiled step, if it was compiled to choose the micro-batch.
+    """
+
+    config: RunConfig
+    folder: Path
     model: nn.Module
     dataset: Dataset
     preprocess: Preprocess
-    """Of evaluation and of the card; `seen` has that of training."""
     batch_size: int
     steps_per_epoch: float
     total_steps: int
-    phases: tuple[Phase, ...]
-    stretches: tuple[Segment, ...]
-    abstract: dict
-    """The variables' shapes and dtypes."""
-    start: InitCheckpoint | None
-    """The checkpoint that training starts from."""
-    parallelism: Parallelism = mesh.ONE_DEVICE
-    """What of it runs where; no part of what the run is."""
-
-    @property
-    def evaluated(self) -> nn.Module:
-        """The model as a checkpoint of it will be run: in float32 and plainly, however it is trained."""
-        return models.with_runtime(self.model, dtype=jax.numpy.float32, remat=False)
+    segments: tuple[Segment, ...]
+    abstract_variables: dict
+    class_weights: tuple[float, ...] | None
+    init: InitCheckpoint | None
+    parallelism: Parallelism = mesh.SINGLE_DEVICE
+    precompiled: tuple[Segment, Any] | None = None
 
     @property
     def recipe(self) -> Recipe:
         return self.config.recipe
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.preprocess.input_shape
-
-    def batches(self, step: int = 0, workers: int | None = None) -> Generator[Any]:
-        """What training sees from `step` on, on the device, in the size of that step.
-
-        The host cuts the crops where `place_augmentation` says so.
-        """
-        split = self.dataset.splits["train"]
-        seen = self.seen(step)
-        rows = train_batches(
-            split, seen, batch_size=self.batch_size, seed=self.recipe.seed, start_step=step,
-            shard=mesh.process_shard(self.parallelism),
-            crop=place_augmentation(split, seen, self.recipe.augment).host_crop, workers=workers,
-        )  # fmt: skip
-        return prefetch_to_device(
-            rows, None if self.parallelism.is_single_device else partial(mesh.shard_batch, self.parallelism)
-        )
+    def eval_model(self) -> nn.Module:
+        """The network as a checkpoint runs it: in float32, without rematerialisation."""
+        return models.with_runtime(self.model, dtype=jax.numpy.float32, remat=False)
 
     @property
-    def parameters(self) -> int:
-        return models.count_parameters(self.abstract)
-
-    def phase(self, step: int) -> Phase:
-        """The phase of the step that follows after `step` steps; after the last one, its own."""
-        return next(phase for phase in self.phases if step < phase.stop or phase is self.phases[-1])
-
-    def seen(self, step: int) -> Preprocess:
-        """What training sees of an image in the step that follows after `step` steps."""
-        return next(s.preprocess for s in self.stretches if step < s.stop or s is self.stretches[-1])
-
-    def optimizer(self, phase: Phase) -> optax.GradientTransformation:
-        return self._optimizer(phase)[0]
-
-    def learning_rate(self, step: int) -> float:
-        """Of step 0, 1, …, before what single parts have it multiplied with."""
-        phase = self.phase(step)
-        return float(self._optimizer(phase)[1](step - phase.start))
-
-    def _optimizer(self, phase: Phase) -> tuple[optax.GradientTransformation, optax.Schedule]:
-        rates = finetune.rates(self.recipe, self.model, self.abstract["params"])
-        return make_optimizer(self.recipe, phase.stop - phase.start, self.steps_per_epoch, rates)
-
-    def first_state(self) -> TrainState:
-        """Before step 0."""
-        first, start = self.phases[0], None
-        if self.start is not None:
-            start = partial(self.start.variables_for, self.model, self.preprocess, self.dataset.class_names)
-        optimizer = self.optimizer(first)
-        return create_state(self.model, optimizer, self.recipe, self.image_shape, start=start, frozen=first.frozen)
-
-    def placed(self, state: TrainState) -> TrainState:
-        """A state where the parallelism wants it."""
-        return mesh.shard_state(self.parallelism, self.model.family, state)
+    def num_parameters(self) -> int:
+        return models.count_parameters(self.abstract_variables)
 
     @property
-    def evaluation_batch(self) -> int:
-        """Images that are evaluated at once: no more than a step takes where memory is short."""
+    def eval_batch_size(self) -> int:
+        """Images per evaluation batch: no more than a micro-batch, which was chosen for lack of memory."""
         return min(self.recipe.micro_batch or BATCH_SIZE, BATCH_SIZE)
 
-    def is_evaluation(self, step: int) -> bool:
-        """Whether validation follows after `step` steps: every eval_every_epochs, and at the end."""
+    def batches(self, step: int = 0, workers: int | None = None) -> Generator[Any]:
+        """Yield training batches on the device from `step` on, in the image size of that step."""
+        segment = self.segment(step)
+        batches = train_batches(
+            self.dataset.splits["train"], segment.preprocess, batch_size=self.batch_size, seed=self.recipe.seed,
+            start_step=step, shard=mesh.process_shard(self.parallelism), crop=segment.augmentation.host_crop,
+            workers=workers,
+        )  # fmt: skip
+        if self.parallelism.is_single_device:
+            return prefetch_to_device(batches)
+        return prefetch_to_device(batches, partial(mesh.shard_batch, self.parallelism))
+
+    def segment(self, step: int) -> Segment:
+        """Return the segment of the step that follows `step` completed steps; after the last step, the last segment."""
+        return segment_at(self.segments, step)
+
+    def optimizer(self, segment: Segment) -> optax.GradientTransformation:
+        return self._optimizer_and_schedule(segment)[0]
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of step 0, 1, …, before the multipliers of single stages."""
+        segment = self.segment(step)
+        start, _ = optimizer_span(self.segments, segment)
+        return float(self._optimizer_and_schedule(segment)[1](step - start))
+
+    def _optimizer_and_schedule(self, segment: Segment) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        multipliers = finetune.learning_rate_multipliers(self.recipe, self.model, self.abstract_variables["params"])
+        start, stop = optimizer_span(self.segments, segment)
+        return make_optimizer(self.recipe, stop - start, self.steps_per_epoch, multipliers)
+
+    def first_state(self) -> TrainState:
+        """Return the state before step 0, on one device."""
+        first, start = self.segments[0], None
+        if self.init is not None:
+            start = partial(self.init.variables_for, self.model, self.preprocess, self.dataset.class_names)
+        return create_state(
+            self.model, self.optimizer(first), self.recipe, self.preprocess.input_shape, start=start,
+            frozen=first.frozen,
+        )  # fmt: skip
+
+    def largest_step(self) -> tuple[Segment, TrainState]:
+        """Return the last segment and a throw-away state for it: earlier ones may freeze layers or shrink images."""
+        segment = self.segments[-1]
+        return segment, self.shard_state(self.reset_optimizer(self.first_state(), segment))
+
+    def reset_optimizer(self, state: TrainState, segment: Segment) -> TrainState:
+        """Return the state with the fresh optimiser of a segment."""
+        return reset_optimizer(state, self.optimizer(segment), segment.frozen)
+
+    def shard_state(self, state: TrainState) -> TrainState:
+        """Place a state on the devices."""
+        return mesh.shard_state(self.parallelism, self.model, state)
+
+    def compile_step(self, segment: Segment, state: TrainState) -> Any:
+        """Compile the training step of a segment for the shapes and devices of this plan."""
+        model = models.with_runtime(self.model, axis_name=self.parallelism.axis_name)
+        step = make_train_step(
+            model, self.recipe, segment.preprocess, self.optimizer(segment),
+            augmentation=segment.augmentation.device, class_weights=self.class_weights, frozen=segment.frozen,
+            axis_name=self.parallelism.axis_name,
+            shard_microbatches=partial(mesh.shard_microbatches, self.parallelism),
+            gather=partial(mesh.gather_fsdp, self.parallelism, model),
+            unroll=compile.max_unrolled_microbatches(),
+        )  # fmt: skip
+        batch = mesh.abstract_batch(self.parallelism, self.batch_size, segment.preprocess.input_shape)
+        return compile.compile_train_step(step, self.parallelism, model, state, batch)
+
+    def compile_within_memory(self, segment: Segment, state: TrainState) -> tuple[Any, memory.Shortage | None]:
+        """Return (compiled step, None), or (None, shortage) if it does not fit into the devices' memory."""
+        return memory.try_compile(partial(self.compile_step, segment, state), self.parallelism)
+
+    def fitting_micro_batch(self, shortage: memory.Shortage, say: Say) -> "Plan | None":
+        """Return this plan with the largest micro-batch whose step fits into memory, precompiled; None if none does."""
+        segment, state = self.largest_step()
+        current, devices = self.recipe.micro_batch or self.batch_size, self.parallelism.devices
+        sizes = [size for size in range(devices, current, devices) if self.recipe.batch_size % size == 0]
+        result = memory.find_micro_batch(
+            lambda size: self.with_micro_batch(size).compile_step(segment, state),
+            sizes[::-1], current, shortage, self.parallelism, say,
+        )  # fmt: skip
+        if result is None:
+            return None
+        size, step = result
+        return dataclasses.replace(self.with_micro_batch(size), precompiled=(segment, step))
+
+    def with_micro_batch(self, micro_batch: int) -> "Plan":
+        recipe = dataclasses.replace(self.recipe, micro_batch=micro_batch)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, recipe=recipe))
+
+    def is_eval_step(self, step: int) -> bool:
+        """Return True if validation follows after `step` steps: every eval_every_epochs, and after the last step."""
         every = self.steps_per_epoch * self.recipe.eval_every_epochs
         return step == self.total_steps or math.floor(step / every) > math.floor((step - 1) / every)
 
 
-def plan(
-    model: str | None, data: str | Dataset, recipe: Recipe | str | None = None, *, init: InitCheckpoint | None = None,
-    fields: dict[str, Any] | None = None, data_dir: str | None = None, limit: int = 0,
-    parallelism: Parallelism | None = None,
-) -> Plan:  # fmt: skip
-    """Open the data and settle model, preprocess, phases. ValueError for what does not fit together.
+# --- from request to plan --------------------------------------------------------------------------------------------
 
-    With `init`, model, fields and preprocess default to those of its card. parallelism: all devices by default.
+
+def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
+    """Resolve a request.
+
+    With several processes all must call this together.
+
+    Args:
+        request: the request.
+        say: prints a line of progress while steps are compiled to choose a micro-batch.
+
+    Raises:
+        ValueError: naming what does not go together and valid values.
+        OutOfMemoryError: if no micro-batch fits into memory.
     """
-    parallelism = parallelism or mesh.parallelism_for()
-    model, fields = finetune.model_and_fields(init, model, fields or {})
-    models.create(model, **fields)  # names are checked before data is read
-    dataset = open_dataset(data, data_dir) if isinstance(data, (str, Path)) else data
-    if dataset.num_classes < 2:
-        raise ValueError(
-            f"{dataset.name}: all images are of one class, {dataset.class_names[0]}; at least two are needed"
-        )
-    if "train" not in dataset.splits or "validation" not in dataset.splits:
-        raise ValueError(f"{dataset.name}: has no training split; it can be evaluated, not trained on")
-    if limit:
-        dataset = limited(dataset, limit)
-    if not isinstance(recipe, Recipe):
-        recipe = finetune.recipe_for(recipe, init, model, dataset.name)
-
+    parallelism = request.parallelism or mesh.parse_parallelism()
+    name, fields = _resolve_model(request)
+    recipe_fields, model_fields = apply_settings(request.settings, models.create(name, **fields))
+    changes = {**request.changes, **recipe_fields}
+    micro_batch = changes.get("micro_batch")
+    if micro_batch == "auto":
+        changes["micro_batch"] = 0
+    fields |= model_fields
+    models.create(name, **fields)  # check the names before reading data
+    recipe = dataclasses.replace(_resolve_recipe(request, name), **changes)
+    dataset = _open_data(request)
     fields.setdefault("num_classes", dataset.num_classes)
     if fields["num_classes"] != dataset.num_classes:
         raise ValueError(f"num_classes={fields['num_classes']}, but {dataset.name} has {dataset.num_classes} classes")
-    network = models.create(model, **fields)
-    if recipe.last_size and "image_size" in models.defining_fields(network):
-        network = models.create(model, **{**fields, "image_size": recipe.last_size})
     fingerprint = dataset.fingerprint()
-    if init:
-        seen = init.preprocess(recipe.last_size, recipe.channels)
-        dataset = match_polarity(dataset, seen.polarity)
-    else:
-        size = (recipe.last_size, recipe.last_size) if recipe.last_size else network.input_shape[:2]
-        seen = preprocess_for(dataset, size, recipe.channels or getattr(network, "channels", None))
-    if recipe.remat and "remat" not in models.runtime_fields(network):
-        raise ValueError(f"recipe field remat=True: {model} has no blocks whose activations could be computed again")
-    network = models.with_runtime(network, dtype=_DTYPES[recipe.precision], remat=recipe.remat)
-    # Tracing the model here finds what its fields or the image size make impossible before anything is written.
-    abstract = models.abstract_variables(network, seen.input_shape)
-    progressive.check(network, recipe, seen)
-    preprocess = progressive.tested(recipe, seen)
-    if init:
+    network, train_preprocess = _resolve_network(request.init, name, fields, recipe, dataset)
+    if request.init:
+        dataset = match_polarity(dataset, train_preprocess.polarity)
+    abstract = models.abstract_variables(network, train_preprocess.input_shape)  # raises if the sizes are impossible
+    progressive.require_sizes_supported(network, recipe, train_preprocess)
+    preprocess = progressive.eval_preprocess(recipe, train_preprocess)
+    if request.init:
         blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
-        init.variables_for(network, preprocess, dataset.class_names, blank)  # what does not fit is listed now
+        request.init.variables_for(network, preprocess, dataset.class_names, blank)  # raises for what does not match
 
-    count = len(dataset.splits["train"])
-    batch_size = recipe.batch_size or count
-    if batch_size > count:  # all there are, or as many as devices can share
-        batch_size = count // parallelism.devices * parallelism.devices or count
-    mesh.check_batch(parallelism, batch_size, recipe.micro_batch)
-    if parallelism.how == "pmap":
-        mesh.check_pmap(parallelism, batch_size, recipe)
-    steps_per_epoch = max(count / batch_size, recipe.min_epoch_steps)
+    train = dataset.splits["train"]
+    batch_size = _resolve_batch_size(recipe, len(train), parallelism)
+    if parallelism.is_pmap:
+        pmap.require_supported(batch_size, parallelism.devices, micro_batch or recipe.micro_batch, recipe.augment)
+    steps_per_epoch = max(len(train) / batch_size, recipe.min_epoch_steps)
     total_steps = max(math.ceil(recipe.epochs * steps_per_epoch), 1)
-    new_head = init is not None and init.has_new_rows(dataset.class_names)
-    phases = finetune.phases(recipe, network, abstract, total_steps, steps_per_epoch, new_head)
-    config = Config(
-        model, models.defining_fields(network), dataset.name, recipe, limit, fingerprint, data_dir,
-        *((init.spec, init.digest()) if init else ()),
+    new_head = request.init is not None and request.init.needs_new_rows(dataset.class_names)
+    segments = build_timeline(
+        finetune.frozen_spans(recipe, network, abstract, total_steps, steps_per_epoch, new_head),
+        progressive.image_size_spans(recipe, train_preprocess, total_steps, steps_per_epoch),
+        lambda preprocess: place_augmentation(train, preprocess, recipe.augment),
+    )
+    config = RunConfig(
+        name, models.defining_fields(network), dataset.name, recipe, _limit(request), fingerprint,
+        request.data_dir or (request.base.data_dir if request.base else None),
+        *((request.init.spec, request.init.digest()) if request.init else ()),
     )  # fmt: skip
-    return Plan(
-        config, network, dataset, preprocess, batch_size, steps_per_epoch, total_steps, phases,
-        progressive.stretches(recipe, seen, total_steps, steps_per_epoch), abstract, init, parallelism,
+    _require_same_in_all_processes(config)
+    plan = Plan(
+        config, runs.run_folder(request.workdir, config), network, dataset, preprocess, batch_size, steps_per_epoch,
+        total_steps, segments, abstract, _balanced_weights(recipe, dataset), request.init, parallelism,
     )  # fmt: skip
+    return _resolve_micro_batch(plan, say) if micro_batch == "auto" else plan
 
 
-def class_weights(plan: Plan) -> tuple[float, ...] | None:
-    """N / (K * count) for each class of the training split, where the recipe asks for it."""
-    if plan.recipe.class_weights == "none":
+def _resolve_model(request: TrainRequest) -> tuple[str, dict[str, Any]]:
+    """Return the model's name and the fields that differ from its defaults, before settings."""
+    base, init = request.base, request.init
+    if init is not None:
+        if request.data is None and base is None:
+            raise ValueError(f"--init {init.spec}: name the data to train on with --data")
+        if base and base.init_digest and base.init == init.spec and init.digest() != base.init_digest:
+            raise ValueError(f"{init.spec}: is not the checkpoint that this run started from; give another with --init")
+        name, fields = finetune.resolve_model(init, request.model, request.fields)
+    else:
+        name = request.model or (base.model if base else DEFAULT_MODEL)
+        fields = dict(request.fields)
+    if base and base.model == name and (init is None or base.init == init.spec):
+        fields = {**base.fields, **request.fields}
+        if request.data is not None and request.data != base.data:
+            fields.pop("num_classes", None)
+    return name, fields
+
+
+def _resolve_recipe(request: TrainRequest, model: str) -> Recipe:
+    if isinstance(request.recipe, Recipe):
+        return request.recipe
+    if request.base and request.recipe is None:
+        return request.base.recipe
+    data = request.data.name if isinstance(request.data, Dataset) else str(_data_name(request))
+    return finetune.resolve_recipe(request.recipe, request.init, model, data)
+
+
+def _data_name(request: TrainRequest) -> Any:
+    if request.data is not None:
+        return request.data
+    return request.base.data if request.base else DEFAULT_DATA
+
+
+def _limit(request: TrainRequest) -> int:
+    if request.limit is not None:
+        return request.limit
+    return request.base.limit if request.base else 0
+
+
+def _open_data(request: TrainRequest) -> Dataset:
+    base, data = request.base, _data_name(request)
+    if base and base.data == "arrays" and request.data is None:
+        raise ValueError("this run trained on arrays in memory, which are not part of its configuration; give --data")
+    dataset = data
+    if not isinstance(data, Dataset):
+        dataset = open_dataset(data, request.data_dir or (base.data_dir if base else None))
+    if dataset.num_classes < 2:
+        raise ValueError(
+            f"{dataset.name}: all images are of class {dataset.class_names[0]}; training needs at least two classes"
+        )
+    if "train" not in dataset.splits or "validation" not in dataset.splits:
+        raise ValueError(f"{dataset.name}: has no training split; evaluate on it with `zoo eval`")
+    limit = _limit(request)
+    return limited(dataset, limit) if limit else dataset
+
+
+def _resolve_network(
+    init: InitCheckpoint | None, name: str, fields: dict[str, Any], recipe: Recipe, dataset: Dataset
+) -> tuple[nn.Module, Preprocess]:
+    """Return the network as it is trained and the Preprocess of the end of training."""
+    network, side = models.create(name, **fields), recipe.final_image_size
+    if side and "image_size" in models.defining_fields(network):
+        network = models.create(name, **{**fields, "image_size": side})
+    if init:
+        preprocess = init.preprocess(side, recipe.channels)
+    else:
+        size = (side, side) if side else network.input_shape[:2]
+        preprocess = preprocess_for(dataset, size, recipe.channels or getattr(network, "channels", None))
+    if recipe.remat and "remat" not in models.runtime_fields(network):
+        raise ValueError(f"recipe field remat=True: {name} has no blocks to rematerialise")
+    return models.with_runtime(network, dtype=_DTYPES[recipe.precision], remat=recipe.remat), preprocess
+
+
+def _resolve_batch_size(recipe: Recipe, num_records: int, parallelism: Parallelism) -> int:
+    """Return the images per step: at most all records, or as many of them as divide among the devices."""
+    batch_size = recipe.batch_size or num_records
+    if batch_size > num_records:
+        batch_size = num_records // parallelism.devices * parallelism.devices or num_records
+    mesh.require_divisible(parallelism, batch_size, recipe.micro_batch)
+    return batch_size
+
+
+def _balanced_weights(recipe: Recipe, dataset: Dataset) -> tuple[float, ...] | None:
+    """Return N / (K * count) for each class of the training split, if the recipe asks for it."""
+    if recipe.class_weights == "none":
         return None
-    counts = np.bincount(plan.dataset.splits["train"].labels, minlength=plan.dataset.num_classes)
+    counts = np.bincount(dataset.splits["train"].labels, minlength=dataset.num_classes)
     return tuple(float(w) for w in counts.sum() / (len(counts) * np.maximum(counts, 1)))
 
 
-def compile_step(plan: Plan, phase: Phase, seen: Preprocess, state: TrainState) -> Any:
-    """Compile the training step of a phase and an image size for the shapes and devices of this plan."""
-    parallelism = plan.parallelism
-    model = models.with_runtime(plan.model, axis_name=parallelism.axis_name)
-    augment = place_augmentation(plan.dataset.splits["train"], seen, plan.recipe.augment).device
-    recipe = dataclasses.replace(plan.recipe, augment=augment)
-    step = make_train_step(
-        model, recipe, seen, plan.optimizer(phase), class_weights=class_weights(plan),
-        frozen=phase.frozen, axis_name=parallelism.axis_name, spread=partial(mesh.shard_microbatches, parallelism),
-        gather=partial(mesh.gather_fsdp, parallelism, model.family),
-        unroll=compile.max_unrolled_microbatches(),
-    )  # fmt: skip
-    batch = mesh.abstract_batch(parallelism, plan.batch_size, seen.input_shape)
-    return compile.compile_train_step(step, parallelism, model.family, state, batch)
+def _require_same_in_all_processes(config: RunConfig) -> None:
+    """Raise ValueError in all processes if one of them was asked for another run."""
+    own = config.identity()
+    lines = runs.differences(processes.run_on_primary(lambda: own), own)
+    if any(processes.all_reduce_max(0, bool(lines))):
+        text = "; ".join(lines) or "reported by another process"
+        raise ValueError(f"the processes have different configurations: {text}. Give each the same command and data")
+
+
+def _resolve_micro_batch(plan: Plan, say: Say) -> Plan:
+    """Return the plan with the micro-batch that its run began with, or for a new run the largest that fits."""
+
+    def recorded() -> int | None:
+        if (plan.folder / runs.CONFIG).exists():
+            micro_batch = runs.recorded_micro_batch(plan.folder)
+            runs.require_same_run(plan.folder, plan.with_micro_batch(micro_batch or 0).config)
+            return micro_batch
+        return None
+
+    size = processes.run_on_primary(recorded)
+    if size is not None:
+        plan = plan.with_micro_batch(size)
+    else:
+        say("Compiling the training step to measure its memory …")
+        segment, state = plan.largest_step()
+        step, shortage = plan.compile_within_memory(segment, state)
+        if shortage is None:
+            plan = dataclasses.replace(plan, precompiled=(segment, step))
+        else:
+            fitting = plan.fitting_micro_batch(shortage, say)
+            if fitting is None:
+                message = memory.describe_shortage(shortage, plan.batch_size, memory.advise(None))
+                raise memory.OutOfMemoryError(message)
+            plan = fitting
+    mesh.require_divisible(plan.parallelism, plan.batch_size, plan.recipe.micro_batch)
+    size = plan.recipe.micro_batch
+    say(f"Micro-batch {size}, gradients are accumulated" if size else "No micro-batch needed: the whole batch fits")
+    return plan

@@ -1,7 +1,7 @@
-"""The pictures of a run, as PNG: learning curves, the confusion matrix, a sheet of images.
+"""Figures of a run, as PNG: learning curves, the confusion matrix, a sheet of images.
 
-Only matplotlib's objects are used, never pyplot, so drawing changes no global state and needs no display. A picture
-appears whole or not at all, and the same numbers give the same bytes.
+They use matplotlib's objects, never pyplot, so drawing changes no global state and needs no display. Files are written
+atomically, and the same numbers give the same bytes.
 """
 
 import math
@@ -18,50 +18,55 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAIN, VALIDATION, GREY = "#4c78a8", "#e4572e", "#8a8a8a"
-COUNTED = 20  # up to so many classes the counts are written into the cells of the confusion matrix
-SHEET = 100  # images on a sheet at most
+#: Maximum number of classes whose counts are written into the cells of the confusion matrix.
+MAX_CLASSES_WITH_COUNTS = 20
+
+#: Maximum number of images on a sheet.
+MAX_SHEET_IMAGES = 100
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: str | Path, *, best_step: int | None = None) -> None:
-    """Loss and accuracy over the course of training, on the training and the validation split.
+    """Draw loss and accuracy on the training and validation splits over the course of training.
 
     Args:
-        history: rows with "step", and as far as known "epoch", "train_loss", "train_accuracy", "validation_loss" and
-            "validation_accuracy" (accuracies in 0..1). A row may lack any of them but "step".
+        history: rows with "step" and, if known, "epoch", "train_loss", "train_accuracy", "validation_loss" and
+            "validation_accuracy" (accuracies in [0, 1]).
         path: the PNG to write.
-        best_step: the step of the checkpoint that was kept, marked in both panels.
+        best_step: the step of the best checkpoint, marked in both panels.
     """
     from matplotlib.ticker import MaxNLocator
 
     figure = _figure(9, 3.4, gap=0.06)
     by_epoch = all(row.get("epoch") is not None for row in history)
-    where = {row["step"]: row["epoch"] if by_epoch else row["step"] for row in history}
+    position = {row["step"]: row["epoch"] if by_epoch else row["step"] for row in history}
     panels = [("loss", "loss", 1.0), ("accuracy", "accuracy (%)", 100.0)]
     for axes, (name, label, unit) in zip(figure.subplots(1, 2), panels, strict=True):
-        highest = []
+        drawn = []
         for split, colour in (("train", TRAIN), ("validation", VALIDATION)):
-            rows = [row for row in history if _known(row, f"{split}_{name}")]
-            points = [(where[row["step"]], unit * row[f"{split}_{name}"]) for row in rows]
+            rows = [row for row in history if _is_known(row, f"{split}_{name}")]
+            points = [(position[row["step"]], unit * row[f"{split}_{name}"]) for row in rows]
             if not points:
                 continue
-            highest.append(points)
+            drawn.append(points)
             x, y = zip(*points, strict=True)
             few = len(points) < 25
             axes.plot(x, y, color=colour, label=split, lw=1.8, marker="o" if few else None, ms=3.5, clip_on=not few)
-            best = [value for place, value in points if split == "validation" and place == where.get(best_step)]
+            best = [value for place, value in points if split == "validation" and place == position.get(best_step)]
             if best:
-                said = f"best step: {best[0]:.2f} %" if name == "accuracy" else f"best step: {best[0]:.4g}"
-                axes.plot(where[best_step], best[0], "o", ms=8, mfc="white", mec=colour, mew=2, label=said, zorder=5)
-        if best_step in where:
-            axes.axvline(where[best_step], color=GREY, lw=1, ls=(0, (4, 3)), zorder=0)
-        values = [y for points in highest for _, y in points if y > 0]
+                label_text = f"best step: {best[0]:.2f} %" if name == "accuracy" else f"best step: {best[0]:.4g}"
+                axes.plot(
+                    position[best_step], best[0], "o", ms=8, mfc="white", mec=colour, mew=2, label=label_text, zorder=5
+                )
+        if best_step in position:
+            axes.axvline(position[best_step], color=GREY, lw=1, ls=(0, (4, 3)), zorder=0)
+        values = [y for points in drawn for _, y in points if y > 0]
         if name == "loss" and values and max(values) > 30 * min(values):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
-        if all(float(x).is_integer() for x in where.values()):
+        if all(float(x).is_integer() for x in position.values()):
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-        _tidy(axes, "epoch" if by_epoch else "step", label)
-        if highest:
+        _style_axes(axes, "epoch" if by_epoch else "step", label)
+        if drawn:
             axes.legend(frameon=False, fontsize=9)
     _save(figure, path)
 
@@ -69,13 +74,13 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | Path, *, best_
 def draw_confusion(
     confusion: np.ndarray | Sequence[Sequence[int]], class_names: Sequence[str], path: str | Path, *, title: str = ""
 ) -> None:
-    """The confusion matrix, each row coloured by its shares; the counts for few classes, else the commonest mistakes.
+    """Draw the confusion matrix, each row coloured by its shares, with counts or, for many classes, the top mistakes.
 
     Args:
         confusion: counts [K, K], rows true and columns predicted.
         class_names: K names; long ones are shortened.
         path: the PNG to write.
-        title: what it is of.
+        title: title of the figure.
     """
     from matplotlib.colors import PowerNorm
 
@@ -83,21 +88,21 @@ def draw_confusion(
     classes = len(counts)
     support = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, support, out=np.zeros(counts.shape), where=support > 0)
-    names = [_shortened(name, 18) for name in class_names]
-    # Beyond a hundred classes there is no room for names, and numbers say more.
+    names = [_truncate(name, 18) for name in class_names]
+    # Beyond a hundred classes there is no room for names; numbers are shown instead.
     ticks = range(0, classes, 1 if classes <= 60 else 2 if classes <= 100 else 100 if classes > 400 else 20)
     labels = [names[i] if classes <= 100 else str(i) for i in ticks]
     longest = max(len(label) for label in labels)
-    written = classes <= COUNTED
-    side = max(3.0, 0.42 * classes) if written else 6.0
-    beside = 0.085 * longest + 0.6
-    figure = _figure(side + beside + (0.6 if written else 3.6), side + beside)
+    has_counts = classes <= MAX_CLASSES_WITH_COUNTS
+    side = max(3.0, 0.42 * classes) if has_counts else 6.0
+    margin = 0.085 * longest + 0.6
+    figure = _figure(side + margin + (0.6 if has_counts else 3.6), side + margin)
     axes: Axes = figure.subplots()
-    # Square roots, so that a few mistakes in a hundred still have a colour.
+    # The square root makes a few mistakes in a hundred visible.
     axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     for spine in axes.spines.values():
         spine.set_visible(False)
-    size = 9 if written or classes > 100 else 5.5 if classes > 40 else 7
+    size = 9 if has_counts or classes > 100 else 5.5 if classes > 40 else 7
     axes.set_yticks(ticks, labels, fontsize=size, parse_math=False)
     axes.set_xticks(ticks, labels, fontsize=size, rotation=90 if longest > 3 else 0, parse_math=False)
     axes.tick_params(length=0)
@@ -105,7 +110,7 @@ def draw_confusion(
     axes.set_ylabel("true", color=GREY)
     if title:
         axes.set_title(title, fontsize=11, loc="left", parse_math=False)
-    if written:
+    if has_counts:
         for edge in range(1, classes):
             axes.axhline(edge - 0.5, color="white", lw=1)
             axes.axvline(edge - 0.5, color="white", lw=1)
@@ -114,7 +119,9 @@ def draw_confusion(
             text = f"{counts[i, j]}"
             axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=9 if len(text) < 5 else 7)
     else:
-        lines = [f"{names[i]} → {names[j]}: {counts[i, j]:,} of {support[i, 0]:,}" for i, j in _mistakes(counts, 20)]
+        lines = [
+            f"{names[i]} → {names[j]}: {counts[i, j]:,} of {support[i, 0]:,}" for i, j in _top_mistakes(counts, 20)
+        ]
         text = "\n".join(["most frequent mistakes", "(true → predicted)", "", *(lines or ["none"])])
         style: dict[str, Any] = {"fontsize": 8, "linespacing": 1.5, "color": "#333333", "parse_math": False}
         axes.text(1.03, 1, text, transform=axes.transAxes, va="top", **style)
@@ -122,16 +129,16 @@ def draw_confusion(
 
 
 def draw_images(images: np.ndarray, captions: Sequence[str], path: str | Path) -> None:
-    """A sheet of images with captions, as many to a row as make it about square; the first hundred of them.
+    """Draw a roughly square sheet of images with captions, at most MAX_SHEET_IMAGES of them.
 
     Args:
         images: uint8 [N, H, W, C], C = 1 or 3.
-        captions: N texts; long ones are shortened, line breaks are kept.
+        captions: N texts; long lines are shortened.
         path: the PNG to write.
     """
     if len(images) == 0:
-        raise ValueError("there are no images to draw")
-    shown = images[:SHEET]
+        raise ValueError("no images to draw")
+    shown = images[:MAX_SHEET_IMAGES]
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
     lines = max((caption.count("\n") + 1 for caption in captions), default=1)
@@ -144,13 +151,13 @@ def draw_images(images: np.ndarray, captions: Sequence[str], path: str | Path) -
     for axes, image, caption in zip(cells, shown, captions, strict=False):
         grey = image.shape[-1] == 1
         axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
-        lines_of = [_shortened(line, int(14 * width)) for line in caption.split("\n")]
+        lines_of = [_truncate(line, int(14 * width)) for line in caption.split("\n")]
         axes.set_title("\n".join(lines_of), fontsize=8, pad=3, parse_math=False)
     _save(figure, path)
 
 
 def _figure(width: float, height: float, gap: float = 0.02) -> "Figure":
-    """A blank figure, sizes in inches, the gap between panels as a fraction of the width."""
+    """Return a blank figure; sizes in inches, the gap between panels as a fraction of the width."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -158,8 +165,8 @@ def _figure(width: float, height: float, gap: float = 0.02) -> "Figure":
     return Figure(figsize=(width, height), dpi=120, layout=layout, facecolor="white")
 
 
-def _tidy(axes: "Axes", x: str, y: str) -> None:
-    """Axes as all curves here have them."""
+def _style_axes(axes: "Axes", x: str, y: str) -> None:
+    """Apply the common style of all curves."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(color="#e6e6e6", lw=0.8)
@@ -171,31 +178,35 @@ def _tidy(axes: "Axes", x: str, y: str) -> None:
         axes.spines[side].set_color("#bbbbbb")
 
 
-def _known(row: Mapping[str, Any], name: str) -> bool:
+def _is_known(row: Mapping[str, Any], name: str) -> bool:
     value = row.get(name)
     return value is not None and math.isfinite(value)
 
 
-def _mistakes(counts: np.ndarray, most: int) -> list[tuple[int, int]]:
-    """The cells (true, predicted) off the diagonal with the highest counts, in order."""
-    off = counts - np.diag(np.diag(counts))
-    order = np.argsort(-off, axis=None, kind="stable")[:most]
-    return [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, off.shape), strict=True) if off[i, j] > 0]
+def _top_mistakes(counts: np.ndarray, limit: int) -> list[tuple[int, int]]:
+    """Return the (true, predicted) cells off the diagonal with the highest counts, in descending order."""
+    off_diagonal = counts - np.diag(np.diag(counts))
+    order = np.argsort(-off_diagonal, axis=None, kind="stable")[:limit]
+    return [
+        (int(i), int(j))
+        for i, j in zip(*np.unravel_index(order, off_diagonal.shape), strict=True)
+        if off_diagonal[i, j] > 0
+    ]
 
 
-def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _truncate(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _save(figure: "Figure", path: str | Path) -> None:
-    """Write the PNG beside its place and move it there, so that nobody sees half of it."""
+    """Write the PNG atomically: under a temporary name first."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a class name may be in any script
-            figure.savefig(draft, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.1)
-        os.replace(draft, path)
+            figure.savefig(temporary, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.1)
+        os.replace(temporary, path)
     finally:
-        draft.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

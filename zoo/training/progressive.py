@@ -1,13 +1,12 @@
-"""The size of images over a training: growing while it lasts, another one for its result.
+"""Image sizes over a training run: growing during training, and another one for evaluation.
 
-Progressive resizing trains on small images first, which is cheaper, and on large ones in the end (Howard 2018, in the
-DAWNBench entries of fast.ai; Tan and Le 2021, arXiv:2104.00298, section 4, in equal parts). FixRes tests at a larger
-size than it trained at: random crops show objects larger than centre crops do, and a larger test image makes up for it
-(Touvron et al. 2019, arXiv:1906.06423). The optimiser, its schedule and its state go on over every change of size.
+Progressive resizing uses small images first, which is cheaper, and on large ones at the end (Howard 2018, fast.ai's
+DAWNBench entries; Tan and Le 2021, arXiv:2104.00298, section 4, in equal parts). FixRes evaluates at a larger size than
+in training: random crops magnify objects compared with centre crops, and a larger test image compensates (Touvron et
+al. 2019, arXiv:1906.06423). Optimiser, schedule and state continue across changes of size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import flax.linen as nn
@@ -16,66 +15,59 @@ from zoo import models
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.images.tta import at_size
 from zoo.training.recipe import Recipe
+from zoo.training.timeline import Segment, Span
 
 
-@dataclass(frozen=True)
-class Segment:
-    """The steps from `start` to `stop` - 1, in which training sees images as `preprocess` says."""
-
-    start: int
-    stop: int
-    preprocess: Preprocess
-
-
-def stretches(recipe: Recipe, preprocess: Preprocess, total_steps: int, steps_per_epoch: float) -> tuple[Segment, ...]:
-    """When training sees which size: `recipe.progressive`, or `preprocess` all the time. None is empty."""
-    seen = [at_size(preprocess, side) for side in recipe.progressive] or [preprocess]
+def image_size_spans(
+    recipe: Recipe, preprocess: Preprocess, total_steps: int, steps_per_epoch: float
+) -> tuple[Span, ...]:
+    """Return spans of the Preprocess of training: one per size of `recipe.progressive`, without empty ones."""
+    sizes = [at_size(preprocess, side) for side in recipe.progressive] or [preprocess]
     if recipe.progressive_at:
         inner = [min(round(epoch * steps_per_epoch), total_steps) for epoch in recipe.progressive_at]
     else:
-        inner = [round(n * total_steps / len(seen)) for n in range(1, len(seen))]
+        inner = [round(n * total_steps / len(sizes)) for n in range(1, len(sizes))]
     edges = pairwise([0, *inner, total_steps])
-    return tuple(Segment(*edge, each) for edge, each in zip(edges, seen, strict=True) if edge[0] < edge[1])
+    return tuple(Span(*edge, size) for edge, size in zip(edges, sizes, strict=True) if edge[0] < edge[1])
 
 
-def tested(recipe: Recipe, preprocess: Preprocess) -> Preprocess:
-    """What validation, test and the checkpoint's card have, where training ends with `preprocess`."""
+def eval_preprocess(recipe: Recipe, preprocess: Preprocess) -> Preprocess:
+    """Return the Preprocess of validation, test and the checkpoint for a training that ends with `preprocess`."""
     return at_size(preprocess, recipe.test_size) if recipe.test_size else preprocess
 
 
-def check(model: nn.Module, recipe: Recipe, preprocess: Preprocess) -> None:
-    """ValueError where the model does not take every size of the recipe with the same parameters."""
+def require_sizes_supported(model: nn.Module, recipe: Recipe, preprocess: Preprocess) -> None:
+    """Raise ValueError unless the model accepts every size of the recipe with the same parameters."""
     size, channels = preprocess.size, preprocess.num_channels
-    wanted = models.abstract_variables(model, preprocess.input_shape)
+    expected = models.abstract_variables(model, preprocess.input_shape)
     for field, sides in (("progressive", recipe.progressive), ("test_size", (recipe.test_size,))):
         for side in sides:
             if not side or (side, side) == size:
                 continue
-            what = f"recipe field {field}={getattr(recipe, field)!r}"
+            setting = f"recipe field {field}={getattr(recipe, field)!r}"
             try:
-                same = models.abstract_variables(model, (side, side, channels)) == wanted
+                same = models.abstract_variables(model, (side, side, channels)) == expected
             except ValueError as error:
                 if "image_size" not in models.defining_fields(model):
-                    raise ValueError(f"{what}: {error}") from None
+                    raise ValueError(f"{setting}: {error}") from None
                 same = False
             if not same:
                 raise ValueError(
-                    f"{what}: {models.name_of(model)} has dense layers that fit images of {size[0]}x{size[1]} pixels "
-                    f"alone, not {side}x{side}; networks that average over the image, such as resnet18, take any size"
+                    f"{setting}: the dense layers of {models.name_of(model)} take images of {size[0]}x{size[1]} pixels "
+                    f"only, not {side}x{side}; networks with global average pooling, such as resnet18, take any size"
                 )
 
 
-def describe(parts: Sequence[Segment], result: Preprocess, steps_per_epoch: float) -> list[str]:
-    """A line on each size that training sees, and one on that of the result, where they are not all the same."""
-
-    def pixels(preprocess: Preprocess) -> str:
-        return "{}x{}".format(*preprocess.size)
-
-    lines = [
-        f"epochs {part.start / steps_per_epoch:.3g} to {part.stop / steps_per_epoch:.3g}: images of "
-        f"{pixels(part.preprocess)} pixels"
-        for part in parts
-    ]
-    if {part.preprocess.size for part in parts} == {result.size}:
+def describe_sizes(segments: Sequence[Segment], final: Preprocess, steps_per_epoch: float) -> list[str]:
+    """Return a line per image size of training and one for evaluation; none if all are the same."""
+    if {segment.preprocess.size for segment in segments} == {final.size}:
         return []
-    return [*lines, f"validation, test and the checkpoint: {pixels(result)} pixels"]
+    spans: list[Span] = []
+    for segment in segments:
+        start = spans.pop().start if spans and spans[-1].value == segment.preprocess.size else segment.start
+        spans.append(Span(start, segment.stop, segment.preprocess.size))
+    lines = [
+        f"epochs {start / steps_per_epoch:.3g} to {stop / steps_per_epoch:.3g}: {height}x{width} pixels"
+        for start, stop, (height, width) in spans
+    ]
+    return [*lines, "validation, test and checkpoint: {}x{} pixels".format(*final.size)]

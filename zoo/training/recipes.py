@@ -1,8 +1,8 @@
-"""RECIPES: the published recipes and the project's own, each citing its source."""
+"""RECIPES: published training recipes and the project's own, each citing its source."""
 
-import difflib
 import fnmatch
 
+from zoo.suggest import did_you_mean
 from zoo.training.recipe import Recipe
 
 _DISTORTIONS = ("affine(rotate=10, scale=0.1, shear=0.1, shift=2)",)
@@ -11,20 +11,20 @@ _IMAGENET = ("resized_crop", "flip")
 
 RECIPES: dict[str, Recipe] = {
     # Small images on two CPU cores
-    "default": Recipe(source="this project: a start for small networks; AdamW, cosine"),
+    "default": Recipe(source="this project: a baseline for small networks"),
     "digits": Recipe(
         epochs=40, batch_size=64, learning_rate=3e-3, weight_decay=0.01, warmup_epochs=1,
         augment=("affine(rotate=8, scale=0.08, shear=0.08, shift=2)",),
-        source="this project: small distortions, no flips, since a mirrored digit is another sign",
+        source="this project: small distortions; no flips, since a mirrored digit is a different symbol",
     ),
     "mnist": Recipe(
         epochs=20, batch_size=128, learning_rate=2e-3, weight_decay=0.02, warmup_epochs=1, ema=0.999,
         augment=_DISTORTIONS,
-        source="LeCun et al. 1998, section III: planar affine distortions of the training set; the optimiser is ours",
+        source="LeCun et al. 1998, section III: planar affine distortions of the training set; optimiser: this project",
     ),
     "mnist-plain": Recipe(
         epochs=20, batch_size=128, learning_rate=2e-3, weight_decay=0.05, warmup_epochs=1, ema=0.999,
-        source="LeCun et al. 1998, section III, without distortions; the optimiser is ours",
+        source="LeCun et al. 1998, section III, without distortions; the optimiser is this project's",
     ),
     "lenet5-1998": Recipe(
         epochs=20, batch_size=128, optimizer="adam", learning_rate=1e-3, warmup_epochs=1, ema=0.999,
@@ -32,31 +32,31 @@ RECIPES: dict[str, Recipe] = {
     ),
     "small": Recipe(
         epochs=10, batch_size=64, learning_rate=2e-3, weight_decay=0.02, warmup_epochs=1, ema=0.995, augment=_CIFAR,
-        source="this project: a short start for convolutional networks on images of 28 to 64 pixels",
+        source="this project: a short schedule for convolutional networks on images of 28 to 64 pixels",
     ),
     "small-resnet": Recipe(
         epochs=10, batch_size=64, optimizer="nesterov", learning_rate=0.1, schedule="one-cycle", l2=5e-4,
         augment=_CIFAR,
-        source="this project: as small, for networks with batch norm; one cycle after Smith 2018 (arXiv:1803.09820)",
+        source="this project: small for networks with batch norm; one-cycle schedule of Smith 2018 (arXiv:1803.09820)",
     ),
     # From a checkpoint
     "fine-tune": Recipe(
         epochs=5, batch_size=32, min_epoch_steps=50, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01,
         warmup_epochs=0.1, head_epochs=1, layer_decay=0.7, monitor="last",
         augment=("resized_crop(area=0.6)", "flip"),
-        source="this project: the new head alone, then everything, earlier layers slower (Howard and Ruder 2018, "
+        source="this project: a new head alone first, then all layers, earlier ones slower (Howard and Ruder 2018, "
         "arXiv:1801.06146)",
     ),
     "fine-tune-small": Recipe(
         epochs=5, batch_size=32, min_epoch_steps=50, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01,
         warmup_epochs=0.1, head_epochs=1, layer_decay=0.7, monitor="last", augment=_CIFAR,
-        source="this project: as fine-tune, for images of up to 64 pixels, whose few pixels are moved, not resampled",
+        source="this project: like fine-tune, for images of up to 64 pixels, which are shifted rather than resampled",
     ),
     "fine-tune-drawings": Recipe(
         epochs=5, batch_size=32, min_epoch_steps=50, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01,
         warmup_epochs=0.1, head_epochs=1, layer_decay=0.7, monitor="last",
         augment=("affine(rotate=8, scale=0.08, shear=0.08)",),
-        source="this project: as fine-tune, with small distortions, no flips, since a mirrored digit is another sign",
+        source="this project: fine-tune with small distortions; no flips, since a mirrored digit is a different symbol",
     ),
     # The papers
     "alexnet-2012": Recipe(
@@ -139,7 +139,7 @@ RECIPES: dict[str, Recipe] = {
     ),
 }  # fmt: skip
 
-#: (model pattern, data pattern, recipe): the first line that fits says what `zoo train` takes when nothing is asked.
+#: (model pattern, data pattern, recipe): the first row that matches is the default of `zoo train`.
 DEFAULT_RECIPES: tuple[tuple[str, str, str], ...] = (
     ("lenet5_1998", "*mnist*", "lenet5-1998"),
     ("softmax", "*", "default"),
@@ -156,17 +156,20 @@ DEFAULT_RECIPES: tuple[tuple[str, str, str], ...] = (
 
 
 def default_recipe(model: str, data: str) -> str:
-    """The name of the recipe that suits the model and the data set from scratch, from DEFAULT_RECIPES."""
+    """Return the name of the default recipe for training a model from scratch on a data set."""
     for model_pattern, data_pattern, name in DEFAULT_RECIPES:
         if fnmatch.fnmatch(model, model_pattern) and fnmatch.fnmatch(data, data_pattern):
             return name
-    raise AssertionError("the last line of DEFAULT_RECIPES fits everything")
+    raise AssertionError("the last row of DEFAULT_RECIPES matches everything")
 
 
 def find_recipe(name: str) -> Recipe:
-    """RECIPES[name], or a ValueError with the nearest names."""
+    """Return RECIPES[name].
+
+    Raises:
+        ValueError: naming similar recipes.
+    """
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(f"no recipe is called {name!r}; {hint}`zoo list --recipes` shows them all")
+        hint = did_you_mean(name, RECIPES)
+        raise ValueError(f"unknown recipe {name!r}; {f'{hint} ' if hint else ''}List all with `zoo list --recipes`.")
     return RECIPES[name]

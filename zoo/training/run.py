@@ -1,12 +1,13 @@
-"""A run: a folder that holds everything about one training, and can be continued from whatever moment it was killed at.
+"""A run: a folder that holds everything about one training and can be resumed after a kill at any moment.
 
 config.json        model, data and recipe; versions, command line, git revision
-metrics.jsonl      one row per evaluation (no times in it: the same run gives the same bytes)
+metrics.jsonl      one row per evaluation (without times: the same run gives the same bytes)
 events.out.…       the same for TensorBoard
-checkpoints/       the whole state, the newest few commits
+state/             the latest saves of the whole training state
 best/              the checkpoint to use: card and arrays
 results.json       written last: the run is finished
-curves.png, confusion.png, timing.jsonl
+curves.png, confusion.png
+timing.jsonl       one row per session: steps, seconds, images per second, device
 """
 
 import dataclasses
@@ -16,24 +17,43 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from zoo.checkpoint.format import upgrade_names
-from zoo.files import sync_folder
+from zoo.checkpoint.manifest import FORMAT, require_readable
+from zoo.checkpoint.run_state import latest_save
+from zoo.files import locked, write_atomically
 from zoo.training.recipe import Recipe, recipe_from_json
 
-MICRO_BATCH = "recipe.micro_batch"  # in a config's identity
 CONFIG, METRICS, RESULTS, TIMING = "config.json", "metrics.jsonl", "results.json", "timing.jsonl"
 STATE, BEST, LOCK = "state", "best", ".lock"
 
+#: Name of the state folder in runs of format 1.
+STATE_OF_FORMAT_1 = "checkpoints"
+
+#: Key of the micro-batch in the identity of a run.
+MICRO_BATCH = "recipe.micro_batch"
+
 
 @dataclass(frozen=True)
-class Config:
-    """What a run is: two runs with equal configs give the same bits (on the same machine and versions)."""
+class RunConfig:
+    """The configuration of a run. Runs of equal configuration give the same bits on the same machine and versions.
+
+    Attributes:
+        model: name in MODELS.
+        fields: the fields that define the model's function.
+        data: name of the data set.
+        recipe: the hyperparameters.
+        limit: maximum number of records per split; 0 for all.
+        fingerprint: sha256 of the training and validation data, since a name may come to mean other data.
+        data_dir: folder of TensorFlow Datasets; not part of the identity.
+        init: name of the initial checkpoint; not part of the identity.
+        init_digest: sha256 of what training takes from the initial checkpoint.
+    """
 
     model: str
     fields: dict[str, Any]
@@ -41,13 +61,9 @@ class Config:
     recipe: Recipe
     limit: int = 0
     fingerprint: str = ""
-    """Of the training and validation data: the same name may come to mean other data."""
     data_dir: str | None = None
-    """Where the data lies; not part of what the run is."""
     init: str | None = None
-    """The checkpoint that training starts from, as it was asked for; not part of what the run is."""
     init_digest: str | None = None
-    """Of what training takes from it."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -60,131 +76,148 @@ class Config:
             },
             "init": None if self.init is None else {"from": self.init, "sha256": self.init_digest},
             "recipe": dataclasses.asdict(self.recipe),
+            "format": FORMAT,
         }
 
     def identity(self) -> dict[str, Any]:
-        """Flat and comparable: {"recipe.epochs": 20.0, …}, without what does not change the result."""
-        whole = json.loads(json.dumps(self.to_json()))
-        del whole["data"]["dir"], whole["recipe"]["source"]
-        flat = {"model": whole["model"]["name"]}
-        if whole["init"]:
-            flat["init"] = whole["init"]["sha256"]
+        """Return everything that changes the result, flat: {"recipe.epochs": 20.0, …}."""
+        nested = json.loads(json.dumps(self.to_json()))
+        del nested["data"]["dir"], nested["recipe"]["source"]
+        flat = {"model": nested["model"]["name"]}
+        if nested["init"]:
+            flat["init"] = nested["init"]["sha256"]
         for part in ("data", "recipe"):
-            flat |= {f"{part}.{key}": value for key, value in whole[part].items()}
-        return flat | {f"model.{key}": value for key, value in whole["model"]["fields"].items()}
+            flat |= {f"{part}.{key}": value for key, value in nested[part].items()}
+        return flat | {f"model.{key}": value for key, value in nested["model"]["fields"].items()}
 
     def default_name(self) -> str:
-        """model-data-hash: another seed or learning rate is another run."""
-        last = Path(self.data).stem if Path(self.data).exists() else self.data.split(":", 1)[-1]
-        data = re.sub(r"[^A-Za-z0-9]+", "-", last).strip("-").lower() or "data"
+        """Return "model-data-hash"; any change of the identity gives another name."""
+        name = Path(self.data).stem if Path(self.data).exists() else self.data.split(":", 1)[-1]
+        data = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "data"
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.model}-{data}-{digest}"
 
 
-def config_from_json(data: Any, where: str) -> Config:
-    """The config in parsed JSON; ValueError naming `where` if it is none."""
+def config_from_json(data: Any, where: str) -> RunConfig:
+    """Build a configuration from parsed JSON of format 1 or 2.
+
+    Raises:
+        ValueError: naming `where`, if the JSON is not a run's configuration.
+    """
     try:
+        version = data.get("format", 1)
+        require_readable(version, where)
         model, source, init = data["model"], data["data"], data["init"] or {}
-        recipe = recipe_from_json(upgrade_names("recipe", data["recipe"]))  # of format 1, perhaps
-        return Config(
-            model["name"], dict(model["fields"]), source["source"], recipe, source["limit"], source["fingerprint"],
-            source["dir"], init.get("from"), init.get("sha256"),
+        recipe = upgrade_names("recipe", data["recipe"]) if version == 1 else data["recipe"]
+        return RunConfig(
+            model["name"], dict(model["fields"]), source["source"], recipe_from_json(recipe),
+            source["limit"], source["fingerprint"], source["dir"], init.get("from"), init.get("sha256"),
         )  # fmt: skip
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{where}: is not the config of a run ({error})") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{where}: is not the configuration of a run ({error})") from None
 
 
-def read_config(file: str | Path) -> Config:
-    """The config in RUN/config.json. FileNotFoundError, ValueError if it is not there or not one."""
+def read_config(file: str | Path) -> RunConfig:
+    """Read the configuration of a run from its folder or its config.json.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a run's configuration.
+    """
     file = Path(file)
     if file.is_dir():
         file = file / CONFIG
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: there is no such config") from None
+        raise FileNotFoundError(f"{file}: no such configuration") from None
     except ValueError:
         raise ValueError(f"{file}: is not JSON") from None
     return config_from_json(data, str(file))
 
 
-def folder_of(workdir: str | Path | None, config: Config) -> Path:
-    """Where a run of this configuration is, or would be."""
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+
+def run_folder(workdir: str | Path | None, config: RunConfig) -> Path:
+    """Return the folder of a run: `workdir`, or one under runs/ named after the configuration."""
     return Path(workdir) if workdir else Path("runs") / config.default_name()
 
 
-def open_folder(workdir: str | Path | None, config: Config, command: str, but: Sequence[str] = ()) -> Path:
-    """The run's folder, made or found. ValueError listing the differences if it holds another configuration.
+def open_folder(path: Path, config: RunConfig, command: str) -> Path:
+    """Create the folder of a run, or open an existing one of the same configuration.
 
-    but: what of the identity may differ.
+    Raises:
+        ValueError: listing the differences, if the folder holds another run, or naming it, if it is not a run.
     """
-    path = folder_of(workdir, config)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: is a file; --workdir takes a folder")
     if (path / CONFIG).exists():
-        require_same_run(path, config, but)
+        require_same_run(path, config)
+        if (path / STATE_OF_FORMAT_1).is_dir() and not (path / STATE).exists():
+            (path / STATE_OF_FORMAT_1).rename(path / STATE)
         return path
-    leftovers = {f".{CONFIG}.tmp", LOCK}  # of a kill before the config was there
+    leftovers = {f".{CONFIG}.tmp", LOCK}  # of a process killed before it wrote the configuration
     if path.exists() and any(part.name not in leftovers for part in path.iterdir()):
-        raise ValueError(f"{path}: is not empty and not a run; give another --workdir")
+        raise ValueError(f"{path}: is not empty and not a run; choose another --workdir")
     path.mkdir(parents=True, exist_ok=True)
-    made = {"command": command, "git": git_revision(), "versions": versions()}
-    write_atomically(path / CONFIG, json.dumps({**config.to_json(), "made_with": made}, indent=1) + "\n")
+    made_with = {"command": command, "git": git_revision(), "versions": versions()}
+    write_atomically(path / CONFIG, json.dumps({**config.to_json(), "made_with": made_with}, indent=1) + "\n")
     return path
 
 
-def require_same_run(path: Path, config: Config, but: Sequence[str] = ()) -> None:
-    """ValueError listing the differences, those in `but` aside, where the folder holds another run than `config`."""
-    new, old = ({k: v for k, v in c.identity().items() if k not in but} for c in (config, read_config(path)))
+def lock_folder(path: Path) -> AbstractContextManager:
+    """Return a context in which no other process can train in the run's folder."""
+    return locked(path / LOCK, f"{path}: another process is training in this folder")
+
+
+def has_saved_state(path: Path) -> bool:
+    """Return True if the run has saved its state at least once."""
+    return any(latest_save(path / name) is not None for name in (STATE, STATE_OF_FORMAT_1))
+
+
+def recorded_micro_batch(path: Path) -> int | None:
+    """Return the micro-batch that a run uses; None if it has not begun, so that another may still be chosen."""
+    if not (path / CONFIG).exists():
+        return None
+    micro_batch = read_config(path).recipe.micro_batch
+    return micro_batch if micro_batch or has_saved_state(path) else None
+
+
+def require_same_run(path: Path, config: RunConfig) -> None:
+    """Raise ValueError listing the differences if the folder holds another run than `config`.
+
+    The micro-batch may differ until the run has saved its state: a run that did not fit into memory has lost nothing.
+    """
+    ignored = () if has_saved_state(path) or (path / RESULTS).exists() else (MICRO_BATCH,)
+    new, old = (
+        {key: value for key, value in c.identity().items() if key not in ignored} for c in (config, read_config(path))
+    )
     if lines := differences(new, old):
-        further = f"; to train its result further, --init {path / BEST}" if (path / BEST).exists() else ""
-        raise ValueError(f"{path} holds another run; {'; '.join(lines)}. Give another --workdir, or none{further}")
+        further = f"; to train its result further, use --init {path / BEST}" if (path / BEST).exists() else ""
+        raise ValueError(f"{path} holds another run: {'; '.join(lines)}. Choose another --workdir, or none{further}")
 
 
-def change_micro_batch(folder: Path, size: int) -> None:
-    """Write another micro-batch into the config of a run that has not begun to train; for who holds its lock."""
-    file = folder / CONFIG
+def record_micro_batch(path: Path, micro_batch: int) -> None:
+    """Write the micro-batch into the configuration of a run that has not begun. The caller holds the run's lock."""
+    file = path / CONFIG
     config = json.loads(file.read_text(encoding="utf-8"))
-    if config["recipe"]["micro_batch"] != size:
-        config["recipe"]["micro_batch"] = size
+    if config["recipe"]["micro_batch"] != micro_batch:
+        config["recipe"]["micro_batch"] = micro_batch
         write_atomically(file, json.dumps(config, indent=1) + "\n")
 
 
 def differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
-    """A line for each key whose value differs: "recipe.seed is 1 here, 0 there"."""
+    """Return a line for each key whose value differs: "recipe.seed is 1, not 0"."""
     absent = "absent"
     keys = sorted(set(new) | set(old))
-    return [f"{k} is {new.get(k, absent)} here, {old.get(k, absent)} there" for k in keys if new.get(k) != old.get(k)]
+    return [
+        f"{key} is {old.get(key, absent)}, not {new.get(key, absent)}" for key in keys if new.get(key) != old.get(key)
+    ]
 
 
-def write_atomically(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-    sync_folder(file.parent)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time in a run's folder; ValueError if another is there (on systems that have such locks)."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with open(folder / LOCK, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{folder}: another process is training in this folder") from None
-        yield
-
-
-def note_timing(folder: Path, first: int, last: int, batch_size: int, seconds: float) -> None:
-    """Append a line on the steps first..last, compilation and evaluation included, and the machine they ran on."""
+def append_timing(path: Path, first: int, last: int, batch_size: int, seconds: float) -> None:
+    """Append a row on the steps first..last, including compilation and evaluation, and the device they ran on."""
     import jax
 
     device = jax.devices()[0].device_kind
@@ -194,60 +227,79 @@ def note_timing(folder: Path, first: int, last: int, batch_size: int, seconds: f
         "images_per_second": round((last - first) * batch_size / max(seconds, 1e-9), 1),
         "device": device + (f", {os.cpu_count()} cores" if device == "cpu" else ""),
     }
-    with open(folder / TIMING, "a", encoding="utf-8") as file:
+    with open(path / TIMING, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl."""
+    return [json.loads(line) for line in (path / METRICS).read_text(encoding="utf-8").splitlines()]
+
+
 def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
+    """Return the versions of Python and of the packages that decide the numbers."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    installed = {"python": ".".join(map(str, sys.version_info[:3]))}
     for package in ("jax-model-zoo", "jax", "flax", "optax", "orbax-checkpoint", "numpy"):
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def git_revision() -> str | None:
-    """The commit of the code that runs, with "+changes" where the tree differs; None outside of a git checkout."""
-    here = Path(__file__).parent
+    """Return the commit of the running code, with "+changes" if the tree is modified; None outside a git checkout."""
+    source = Path(__file__).parent
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", str(here)) else "")
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", str(source)) else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 @dataclass
 class Progress:
-    """What decides the future of a run beside the arrays; saved in the same commit."""
+    """The part of a run's state that is not arrays; saved together with them.
+
+    Attributes:
+        step: number of steps done.
+        history: the rows of metrics.jsonl.
+        best_step: step of the best evaluation.
+        best_score: its score, compared element by element; larger is better.
+        evals_without_improvement: consecutive evaluations without a better score.
+        sums: training metrics summed since the last evaluation.
+        stopped: the reason why training ended; "" while it runs.
+    """
 
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     best_step: int = 0
     best_score: list[float] | None = None
-    """What `monitor` compares: larger is better, element by element."""
     evals_without_improvement: int = 0
-    """Evaluations in a row without a better score."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Of the training steps since the last evaluation."""
     stopped: str = ""
-    """Why training is over; empty while it is not."""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Progress":
+        """Build the progress from JSON of format 1 or 2."""
+        if "stale" in data:  # format 1
+            data = {**data, "evals_without_improvement": data["stale"]}
+            del data["stale"]
+        return cls(**data)
+
 
 class Logs:
-    """metrics.jsonl and TensorBoard events, cut back to `rows` when a run goes on."""
+    """Writer of metrics.jsonl and TensorBoard events, truncated to `rows` when a run resumes."""
 
     def __init__(self, folder: Path, rows: Iterable[dict[str, Any]]):
         self.folder, self.file = folder, folder / METRICS
@@ -262,7 +314,7 @@ class Logs:
         if self.writer is None:
             from tensorboardX import SummaryWriter
 
-            # Events after the last row that stands are another life's: TensorBoard is told to forget them.
+            # Tell TensorBoard to drop events that an earlier process wrote after the last saved row.
             purge = 0 if self.last is None else self.last + 1
             self.writer = SummaryWriter(str(self.folder), purge_step=purge, flush_secs=10)
         for key, value in row.items():

@@ -1,8 +1,8 @@
-"""TrainState, and the two pure functions of training: `train_step` and `eval_step`.
+"""TrainState and the pure training step.
 
-    state, metrics = train_step(state, batch)        sums = eval_step(variables, batch)
+    state, metrics = train_step(state, batch)
 
-Both are made here from a model, a recipe and a preprocess, and compiled elsewhere (parallel.py).
+The step is built here from a model, a recipe and a preprocessing, and compiled by zoo/distributed/compile.py.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from zoo.data.augment.ops import augment
 from zoo.data.images.preprocess import Preprocess, normalise
 from zoo.models import init
 from zoo.models.layers import BatchNorm
-from zoo.training.finetune import joined, trainable
+from zoo.training.finetune import combine, partition
 from zoo.training.optim import penalty
 from zoo.training.recipe import Recipe
 from zoo.trees import flatten, unflatten
@@ -27,7 +27,15 @@ Batch = dict[str, Any]
 
 
 class TrainState(NamedTuple):
-    """All that a step needs and changes. `key` is raw key data, constant: what is drawn depends on (key, step)."""
+    """Everything that a training step reads and updates.
+
+    Attributes:
+        step: int32 scalar, the number of steps done.
+        variables: {"params": …, "batch_stats": …}.
+        opt_state: state of the optimiser, for the parameters that are not frozen.
+        ema: exponential moving average of the variables, or None.
+        key: raw key data; constant, since random numbers depend on (key, step).
+    """
 
     step: jax.Array
     variables: dict
@@ -45,24 +53,32 @@ def create_state(
     start: Callable[[dict], dict] | None = None,
     frozen: frozenset[str] = frozenset(),
 ) -> TrainState:
-    """The state before step 0: everything follows from the recipe's seed, and from `start`, which may put what it has
-    in the place of fresh variables. `frozen`: as in `make_train_step`."""
+    """Create the state before step 0. It follows from the recipe's seed and from `start`.
+
+    Args:
+        model: the network.
+        optimizer: the optimiser of the first segment.
+        recipe: the recipe.
+        image_shape: (height, width, channels) of the network's input.
+        start: maps freshly initialised variables to those that training starts from.
+        frozen: paths without optimiser state.
+    """
     init_key, train_key = jax.random.split(jax.random.key(recipe.seed))
     variables = init(model, init_key, image_shape)
     if start is not None:
-        variables = jax.tree.map(jnp.array, start(variables))  # a copy of its own: a step gives its memory away
+        variables = jax.tree.map(jnp.array, start(variables))  # copied, because a step donates its buffers
     ema = jax.tree.map(jnp.copy, variables) if recipe.ema else None
     state = TrainState(jnp.zeros((), jnp.int32), variables, (), ema, jax.random.key_data(train_key))
     return reset_optimizer(state, optimizer, frozen)
 
 
 def reset_optimizer(state: TrainState, optimizer: optax.GradientTransformation, frozen: frozenset[str]) -> TrainState:
-    """The same state with the optimiser afresh, for what is not frozen: how each phase of a training begins."""
-    return state._replace(opt_state=jax.jit(optimizer.init)(trainable(state.variables["params"], frozen)))
+    """Return the state with a freshly initialised optimiser for the parameters that are not frozen."""
+    return state._replace(opt_state=jax.jit(optimizer.init)(partition(state.variables["params"], frozen)))
 
 
-def evaluated_variables(state: TrainState) -> dict:
-    """What is evaluated and becomes a checkpoint: the moving average where there is one."""
+def eval_variables(state: TrainState) -> dict:
+    """Return the variables to evaluate and save: the moving average if there is one."""
     return state.variables if state.ema is None else state.ema
 
 
@@ -72,45 +88,36 @@ def make_train_step(
     preprocess: Preprocess,
     optimizer: optax.GradientTransformation,
     *,
+    augmentation: tuple[str, ...] = (),
     class_weights: tuple[float, ...] | None = None,
     frozen: frozenset[str] = frozenset(),
     axis_name: str | None = None,
-    spread: Callable[[jax.Array], jax.Array] = lambda pieces: pieces,
+    shard_microbatches: Callable[[jax.Array], jax.Array] = lambda microbatches: microbatches,
     gather: Callable[[Mapping], Mapping] = lambda params: params,
     unroll: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The pure function (state, batch) -> (state, metrics).
+    """Build the pure function (state, batch) -> (state, metrics).
 
-    metrics: "loss" (mean over the batch, without penalties), "objective" (what is minimised), "top1" and "examples"
-    (counts; under mixing labels an example is right when its heaviest class wins), "update" (norm of the step taken:
-    where it is not finite, neither are the parameters any more). `frozen` paths ("stem/conv/kernel", "stem/norm/mean")
-    stay as they are, without gradient or optimiser state, and a batch norm whose statistics are frozen normalises with
-    them. `axis_name` is pmap's axis, over which gradients and sums are shared. `spread` takes a batch cut into pieces
-    [pieces, micro-batch, …] and says where they lie: each over all devices. `gather` makes parameters that are cut
-    among devices whole for the pass through the network. At most `unroll` pieces are laid out flat instead of in
-    a loop, in which convolutions are slow on a CPU; each adds to the time of compiling.
+    Args:
+        model: the network.
+        recipe: loss, penalties, label smoothing, EMA and micro-batch.
+        preprocess: normalisation, and the fill colour of augmentations.
+        optimizer: the optimiser of the segment.
+        augmentation: operations to apply on the device, in order.
+        class_weights: factor on the loss of each class.
+        frozen: paths ("stem/conv/kernel", "stem/norm/mean") that keep their values, without gradient or optimiser
+            state. A batch norm with frozen statistics normalises with them.
+        axis_name: pmap's axis, over which gradients and metrics are averaged.
+        shard_microbatches: places a batch [count, micro-batch, …] so that each micro-batch is split over all devices.
+        gather: makes parameters that are split among devices whole for the forward pass.
+        unroll: unroll at most this many micro-batches instead of looping; convolutions inside a loop are slow on CPU.
+
+    Returns:
+        A function whose metrics are "loss" (mean over the batch, without penalties), "objective" (the minimised
+        value), "top1" and "examples" (counts; with mixed labels an example counts as correct if its heaviest class
+        wins) and "update" (norm of the parameter update, not finite if the parameters are not).
     """
-    classes = model.num_classes
-    weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
-
-    def objective(free, params, batch_stats, images, targets, dropout_key):
-        variables = {"params": gather(joined(params, free) if frozen else free), "batch_stats": batch_stats}
-        with _stored_statistics(frozen):
-            (logits, ends), updates = model.apply(
-                variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
-            )
-        losses = example_losses(logits, targets, recipe.loss)
-        total = losses
-        for name in sorted(end for end in ends if end.startswith("aux")):
-            total = total + recipe.aux_weight * example_losses(ends[name], targets, recipe.loss)
-        if weights is not None:
-            total = total * (targets @ weights)
-        sums = {
-            "loss": losses.sum(),
-            "top1": (logits.argmax(-1) == targets.argmax(-1)).sum(dtype=jnp.int32),
-            "examples": jnp.full((), len(images), jnp.int32),
-        }
-        return total.mean() + penalty(free, recipe), (updates.get("batch_stats", batch_stats), sums)
+    gradient = make_gradient(model, recipe, class_weights, frozen, gather)
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -120,97 +127,147 @@ def make_train_step(
         if axis_name is not None:
             index = index + count * jax.lax.axis_index(axis_name)
             dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
-        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], classes), recipe.label_smoothing)
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], model.num_classes), recipe.label_smoothing)
         images = batch["image"].astype(jnp.float32)
         fill = jnp.asarray(preprocess.fill, jnp.float32)
-        images, targets = augment(recipe.augment, augment_key, index, images, targets, fill=fill)
+        images, targets = augment(augmentation, augment_key, index, images, targets, fill=fill)
         images = normalise(images, preprocess)
 
         params, batch_stats = state.variables["params"], state.variables["batch_stats"]
-        free = trainable(params, frozen)
+        trainable = partition(params, frozen)
 
-        def gradient(batch_stats, images, targets, key):
-            return jax.value_and_grad(objective, has_aux=True)(free, params, batch_stats, images, targets, key)
+        def batch_gradient(batch_stats, images, targets, key):
+            return gradient(trainable, params, batch_stats, images, targets, key)
 
         if recipe.micro_batch and recipe.micro_batch < count:
-            gradient = accumulate_gradients(gradient, recipe.micro_batch, spread, unroll)
-        (value, (batch_stats, sums)), grads = gradient(batch_stats, images, targets, dropout_key)
+            batch_gradient = accumulate_gradients(batch_gradient, recipe.micro_batch, shard_microbatches, unroll)
+        (value, (batch_stats, sums)), grads = batch_gradient(batch_stats, images, targets, dropout_key)
         if axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), axis_name)
             sums = jax.lax.psum(sums, axis_name)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, free)
-        free = optax.apply_updates(free, updates)
-        variables = {"params": joined(params, free) if frozen else free, "batch_stats": batch_stats}
+        updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
+        trainable = optax.apply_updates(trainable, updates)
+        variables = {"params": combine(params, trainable) if frozen else trainable, "batch_stats": batch_stats}
         ema = None if state.ema is None else update_ema(state.ema, variables, recipe.ema, state.step, frozen)
-        report = {**sums, "loss": sums["loss"] / sums["examples"], "objective": value}
-        report["update"] = jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(updates)))
-        return TrainState(state.step + 1, variables, opt_state, ema, state.key), report
+        metrics = {**sums, "loss": sums["loss"] / sums["examples"], "objective": value}
+        metrics["update"] = optax.tree.norm(updates)
+        return TrainState(state.step + 1, variables, opt_state, ema, state.key), metrics
 
     return train_step
 
 
-def accumulate_gradients(
-    gradient: Callable, size: int, spread: Callable[[jax.Array], jax.Array], unroll: int
-) -> Callable[[dict, jax.Array, jax.Array, jax.Array], tuple]:
-    """`gradient` of a batch, taken of `size` images at a time: the mean of value and gradients, the sum of the sums.
+def make_gradient(
+    model: nn.Module,
+    recipe: Recipe,
+    class_weights: tuple[float, ...] | None,
+    frozen: frozenset[str],
+    gather: Callable[[Mapping], Mapping],
+) -> Callable:
+    """Build the value and gradient of the objective with respect to the trainable parameters.
 
-    gradient: (batch_stats, images, targets, key) -> ((value, (batch_stats, sums)), grads), as this returns. Each piece
-    goes on with the batch statistics of the one before. `spread` and `unroll`: as in `make_train_step`.
+    Arguments as in `make_train_step`.
+
+    Returns:
+        (trainable, params, batch_stats, images, targets, key) -> ((objective, (batch_stats, sums)), gradients).
+    """
+    weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
+
+    def objective(trainable, params, batch_stats, images, targets, dropout_key):
+        variables = {
+            "params": gather(combine(params, trainable) if frozen else trainable), "batch_stats": batch_stats
+        }  # fmt: skip
+        with _use_frozen_statistics(frozen):
+            (logits, endpoints), updates = model.apply(
+                variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
+            )
+        losses = example_losses(logits, targets, recipe.loss)
+        total = losses
+        for name in sorted(name for name in endpoints if name.startswith("aux")):
+            total = total + recipe.aux_weight * example_losses(endpoints[name], targets, recipe.loss)
+        if weights is not None:
+            total = total * (targets @ weights)
+        sums = {
+            "loss": losses.sum(),
+            "top1": (logits.argmax(-1) == targets.argmax(-1)).sum(dtype=jnp.int32),
+            "examples": jnp.full((), len(images), jnp.int32),
+        }
+        return total.mean() + penalty(trainable, recipe), (updates.get("batch_stats", batch_stats), sums)
+
+    return jax.value_and_grad(objective, has_aux=True)
+
+
+def accumulate_gradients(
+    gradient: Callable, size: int, shard_microbatches: Callable[[jax.Array], jax.Array], unroll: int
+) -> Callable[[dict, jax.Array, jax.Array, jax.Array], tuple]:
+    """Split a batch into micro-batches and average their objectives and gradients.
+
+    Args:
+        gradient: (batch_stats, images, targets, key) -> ((value, (batch_stats, sums)), grads).
+        size: images per micro-batch.
+        shard_microbatches: as in `make_train_step`.
+        unroll: as in `make_train_step`.
+
+    Returns:
+        A function like `gradient`: the mean of values and gradients, the sum of sums. Each micro-batch continues with
+        the batch statistics of the one before.
     """
 
-    def of_whole_batch(batch_stats: dict, images: jax.Array, targets: jax.Array, key: jax.Array):
-        def accumulate(carry, piece):
+    def batch_gradient(batch_stats: dict, images: jax.Array, targets: jax.Array, key: jax.Array):
+        def accumulate(carry, microbatch):
             batch_stats, total = carry
-            number, images, targets = piece
-            # Laid out flat, a piece must wait for the one before: the compiler would keep what all of them need.
+            number, images, targets = microbatch
+            # Unrolled micro-batches must wait for each other; otherwise activations of all would be in memory at once.
             images, batch_stats, total = jax.lax.optimization_barrier((images, batch_stats, total))
             (value, (batch_stats, sums)), grads = gradient(
                 batch_stats, images, targets, jax.random.fold_in(key, number)
             )
             return (batch_stats, jax.tree.map(jnp.add, total, (value, sums, grads))), None
 
-        pieces, rest = divmod(len(images), size)
-        whole = pieces * size
-        split = jax.tree.map(lambda x: spread(x[:whole].reshape(pieces, size, *x.shape[1:])), (images, targets))
-        (value, (_, sums)), grads = jax.eval_shape(gradient, batch_stats, split[0][0], split[1][0], key)
+        count, rest = divmod(len(images), size)
+        full = count * size
+        stacked = jax.tree.map(
+            lambda x: shard_microbatches(x[:full].reshape(count, size, *x.shape[1:])), (images, targets)
+        )
+        (value, (_, sums)), grads = jax.eval_shape(gradient, batch_stats, stacked[0][0], stacked[1][0], key)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, sums, grads))
         (batch_stats, (value, sums, grads)), _ = jax.lax.scan(
-            accumulate, (batch_stats, zeros), (jnp.arange(pieces), *split), unroll=pieces if pieces <= unroll else 1
+            accumulate, (batch_stats, zeros), (jnp.arange(count), *stacked), unroll=count if count <= unroll else 1
         )
-        if rest:  # of a full batch that cannot be cut evenly: a smaller piece, which counts for less
-            last, share = (pieces, images[whole:], targets[whole:]), rest / size
-            (batch_stats, (more, last_sums, last_grads)), _ = accumulate((batch_stats, zeros), last)
+        if rest:  # the last micro-batch of a batch that does not divide is smaller and weighs less
+            last, share = (count, images[full:], targets[full:]), rest / size
+            (batch_stats, (last_value, last_sums, last_grads)), _ = accumulate((batch_stats, zeros), last)
             sums = jax.tree.map(jnp.add, sums, last_sums)
-            value, grads = jax.tree.map(lambda a, b: a + share * b, (value, grads), (more, last_grads))
-        count = len(images) / size
-        return (value / count, (batch_stats, sums)), jax.tree.map(lambda g: g / count, grads)
+            value, grads = jax.tree.map(lambda a, b: a + share * b, (value, grads), (last_value, last_grads))
+        weight = len(images) / size
+        return (value / weight, (batch_stats, sums)), jax.tree.map(lambda g: g / weight, grads)
 
-    return of_whole_batch
+    return batch_gradient
 
 
 def update_ema(ema: dict, variables: dict, decay: float, step: jax.Array, frozen: frozenset[str]) -> dict:
-    """The exponential moving average after one more step, for what is not frozen.
+    """Return the exponential moving average of the variables after a step. Frozen paths keep their values.
 
-    Warmed up as in TensorFlow: early averages forget the random start.
+    The decay is min(decay, (1 + step) / (10 + step)), as in TensorFlow, so that early averages forget the initial
+    values.
     """
-    at = step.astype(jnp.float32)
-    share = jnp.minimum(decay, (1 + at) / (10 + at))
-    before = flatten(ema)
-    after = {
-        path: before[path] if path.split("/", 1)[1] in frozen else share * before[path] + (1 - share) * new
-        for path, new in flatten(variables).items()
+    step = step.astype(jnp.float32)
+    share = jnp.minimum(decay, (1 + step) / (10 + step))
+    old = flatten(ema)
+    new = {
+        path: old[path] if path.split("/", 1)[1] in frozen else share * old[path] + (1 - share) * leaf
+        for path, leaf in flatten(variables).items()
     }
-    return {**ema, **unflatten(after)}
+    return {**ema, **unflatten(new)}
 
 
-def _stored_statistics(frozen: frozenset[str]) -> AbstractContextManager:
-    """What is applied inside normalises with its stored statistics where they are frozen, and leaves them alone."""
+def _use_frozen_statistics(frozen: frozenset[str]) -> AbstractContextManager:
+    """Return a context in which a batch norm with frozen statistics uses them and does not update them."""
 
     def intercept(call, args, kwargs, context):
         if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
-            where = "/".join(context.module.path)
-            if not frozen.isdisjoint((f"{where}/mean", f"{where}/var")):
+            path = "/".join(context.module.path)
+            if not frozen.isdisjoint((f"{path}/mean", f"{path}/var")):
                 return call(*args[:1], **{**kwargs, "use_running_average": True})
         return call(*args, **kwargs)
 
@@ -218,10 +275,15 @@ def _stored_statistics(frozen: frozenset[str]) -> AbstractContextManager:
 
 
 def example_losses(logits: jax.Array, targets: jax.Array, kind: str) -> jax.Array:
-    """Loss of each example [B] for logits [B, K] and soft targets [B, K], in float32.
+    """Return the loss of each example, float32 [B].
 
-    "sigmoid": K binary losses, summed, so that the gradient is of the size of softmax's (Beyer et al. 2020,
-    arXiv:2006.07159). Wightman et al. 2021 take their mean; LAMB, which they train with, does not see the difference.
+    "sigmoid" sums K binary losses, so that gradients have the size of softmax's (Beyer et al. 2020, arXiv:2006.07159).
+    Wightman et al. 2021 (arXiv:2110.00476) average them; LAMB, their optimiser, is invariant to that factor.
+
+    Args:
+        logits: [B, K].
+        targets: class probabilities [B, K].
+        kind: "softmax" or "sigmoid".
     """
     logits = logits.astype(jnp.float32)
     if kind == "sigmoid":

@@ -1,5 +1,5 @@
 import pytest
-from helpers import assert_one_line, split_sizes
+from helpers import assert_one_line, make_plan, split_sizes
 from photos import encoded, folder_of, photo
 
 from zoo.data import imagenet
@@ -7,7 +7,6 @@ from zoo.data.imagenet import class_names, wnids
 from zoo.data.sources import Split, open_dataset
 from zoo.data.sources.folders import IMAGE_SUFFIXES, has_images
 from zoo.data.sources.open import open_source
-from zoo.training import plan as planning
 
 
 def names_of(split):
@@ -110,8 +109,8 @@ def test_invalid_folders(layout, said, tmp_path):
 def test_a_single_class_can_be_opened_but_not_trained(tmp_path):
     dataset = open_dataset(folder_of(tmp_path, {"train/a": 10, "test/a": 2}))
     with pytest.raises(ValueError) as caught:
-        planning.plan("lenet5", dataset)
-    assert_one_line(caught, "all images are of one class, a")
+        make_plan("lenet5", dataset)
+    assert_one_line(caught, "all images are of class a")
 
 
 def test_a_misspelt_split_folder_is_noted(tmp_path):

@@ -95,14 +95,14 @@ class Preprocess:
             raise ValueError(f"preprocess: std must be positive, not {self.std}")
 
     @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the network's input."""
+        return (*self.size, self.num_channels)
+
+    @property
     def num_channels(self) -> int:
         """Number of channels: 1 or 3."""
         return len(self.channels)
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Shape (height, width, channels) of the model's input."""
-        return (*self.size, self.num_channels)
 
     @property
     def fill(self) -> tuple[int, ...]:
