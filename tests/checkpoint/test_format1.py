@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import zoo
 from zoo import checkpoint
+from zoo.cli import main
 from zoo.training.recipe import Recipe
 from zoo.training.run import read_config
 
@@ -46,3 +48,21 @@ def test_a_configuration_is_read():
     config = read_config(FORMAT1 / "config.json")
     assert isinstance(config.recipe, Recipe) and config.recipe.b2 == old["recipe"]["second_moment"]
     assert config.model == "mlp" and config.fields["widths"] == [4]
+
+
+def test_an_unfinished_run_is_resumed(tmp_path, capsys):
+    """`run/` was interrupted at step 14 of 40. The same version trained the same run without interruption: its best
+    checkpoint is that of step 23, with a validation loss of 1.97236."""
+    run = tmp_path / "run"
+    shutil.copytree(FORMAT1 / "run", run)
+    before = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    settings = ["--set", "widths=4", "--set", "batch_size=60", "--set", "augment="]
+    arguments = ["--data", "digits", "--limit", "60", "--model", "mlp", "--epochs", "40", *settings]
+    assert main(["train", *arguments, "--workdir", str(run)]) == 0
+    assert "step 14 of 40" in capsys.readouterr().out
+    rows = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert rows[: len(before)] == before and len(rows) > len(before)
+    assert (run / "state").is_dir() and not (run / "checkpoints").exists()
+    best = zoo.load(run / "best")
+    assert best.card.metrics["step"] == 23 and best.card.format == checkpoint.FORMAT
+    assert best.card.metrics["validation"]["loss"] == pytest.approx(1.97236, rel=1e-4)
