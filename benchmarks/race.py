@@ -206,7 +206,7 @@ def write_page() -> None:
         "steps run. Made by `python -m benchmarks.training` and `python -m benchmarks.inference`. Where a peer was",
         "raced again, its row has this project's figures of that run.",
         "",
-        "`zoo train` and `zoo eval` have the C library keep freed memory (zoo/freed_memory.py), as here; the peers run",
+        "`zoo train` and `zoo eval` have the C library keep freed memory (zoo/host_memory.py), as here; the peers run",
         "as they come, but where it says that freed memory is kept for everyone (`--kept`).",
     ]
     for what, heading in PARTS.items():

@@ -16,10 +16,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from zoo.freed_memory import give_back_freed_memory, keep_freed_memory
+from zoo.host_memory import release_freed_memory, retain_freed_memory
 
 if __name__ == "__main__" and (sys.argv[1] == "zoo" or json.loads(sys.argv[2])["kept"]):
-    keep_freed_memory()  # as `zoo train` and `zoo eval` do, before anything has threads
+    retain_freed_memory()  # as `zoo train` and `zoo eval` do, before anything has threads
 
 import numpy as np
 
@@ -218,7 +218,7 @@ def main() -> None:
     run(1)
     ready = time.perf_counter() - began
     if name == "zoo" or asked["kept"]:
-        give_back_freed_memory()  # what compiling took: once, as `zoo train` and `zoo eval` do
+        release_freed_memory()  # what compiling took: once, as `zoo train` and `zoo eval` do
     run(2)  # what libraries try out, and what they do differently the second time
     peak_bytes(reset=True)
     began = time.perf_counter()

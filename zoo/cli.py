@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from zoo.commands import SIGNAL_EXIT, one_line
-from zoo.freed_memory import keep_freed_memory
+from zoo.host_memory import retain_freed_memory
 
 #: command -> (module of zoo.commands, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser.add_argument("--version", action="version", version=f"zoo {__version__}")
     if words and words[0] in KEEPING_MEMORY:
-        keep_freed_memory()
+        retain_freed_memory()
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (module, help_text) in COMMANDS.items():
         sub = subparsers.add_parser(name, help=help_text, description=help_text)

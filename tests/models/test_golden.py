@@ -24,7 +24,8 @@ def test_recorded_numbers(path):
     card = json.loads(path.read_text())
     model = models.create(card["model"], **card["fields"])
     source = importlib.import_module(f"zoo.pretrained.{card['source']}")
-    tensors = seeded_tensors(card["tensors"])
+    # The keys of akamaster's published files begin with "module.", which the importer removes.
+    tensors = {key.removeprefix("module."): value for key, value in seeded_tensors(card["tensors"]).items()}
     abstract = models.abstract_variables(model, tuple(card["image_shape"]))
     key_map = source.key_map(model, abstract)
     variables = convert(key_map, tensors, abstract, source.IGNORED)

@@ -84,7 +84,7 @@ def test_published_weights(depth, torch, build):
         theirs = net.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     model = create(f"resnet{depth}")
     abstract = models.abstract_variables(model)
-    tensors = {key: tensor.numpy() for key, tensor in state.items()}
+    tensors = {key.removeprefix("module."): tensor.numpy() for key, tensor in state.items()}
     variables = convert(source.key_map(model, abstract), tensors, abstract, source.IGNORED)
     ours, _ = jax.jit(model.apply)(variables, images)
     assert np.abs(np.asarray(ours) - theirs).max() <= 1e-4 * np.abs(theirs).max()

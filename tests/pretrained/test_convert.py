@@ -1,4 +1,4 @@
-"""Key maps are exact both ways, and say everything that does not fit at once."""
+"""Key maps: exact in both directions; every mismatch is listed in one error."""
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,15 @@ from zoo.pretrained.convert import (
     convert,
     export,
     flattened,
-    renamed,
+    rename_path,
+    source_keys,
 )
 from zoo.trees import flatten
 
 RNG = np.random.default_rng(0)
 
-# layout, shape of ours, shapes of theirs
-LAYOUTS = [
+# axis transform, shape of the leaf, shapes of the source tensors
+TRANSFORMS = [
     (SAME, (5,), [(5,)]),
     (CONV, (3, 2, 4, 5), [(5, 4, 3, 2)]),
     (DENSE, (4, 5), [(5, 4)]),
@@ -38,22 +39,40 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize(("layout", "ours", "theirs"), LAYOUTS, ids=lambda value: getattr(value, "name", ""))
-def test_a_layout_is_exactly_inverted(layout, ours, theirs):
-    leaf = RNG.normal(size=ours).astype(np.float32)
-    stored = layout.store(leaf)
-    assert [tensor.shape for tensor in stored] == theirs
-    assert np.array_equal(layout.load(*stored), leaf)
+@pytest.mark.parametrize(
+    ("transform", "shape", "source_shapes"), TRANSFORMS, ids=lambda value: getattr(value, "name", "")
+)
+def test_store_is_the_exact_inverse_of_load(transform, shape, source_shapes):
+    leaf = RNG.normal(size=shape).astype(np.float32)
+    stored = transform.store(leaf)
+    assert [tensor.shape for tensor in stored] == source_shapes
+    assert np.array_equal(transform.load(*stored), leaf)
 
 
-def test_flattened_reads_the_same_pixels():
-    """PyTorch flattens [C, H, W], we flatten [H, W, C]: the same features give the same outputs."""
+# Loaded with numbers that name their place: load(x)[index of the leaf] == x[index in the source].
+PLACES = [
+    (CONV, (5, 4, 3, 2), (2, 1, 3, 4), (4, 3, 2, 1)),  # [F, C, kh, kw] -> [kh, kw, C, F]
+    (DENSE, (5, 4), (3, 2), (2, 3)),
+    (CONV_AS_DENSE, (5, 4, 1, 1), (3, 2), (2, 3, 0, 0)),
+    (KERAS_DEPTHWISE, (3, 2, 4, 1), (2, 1, 0, 3), (2, 1, 3, 0)),  # [kh, kw, C, 1] -> [kh, kw, 1, C]
+    (flattened(2, 3), (5, 24), (1 * 3 * 4 + 2 * 4 + 3, 4), (4, 3 * 6 + 1 * 3 + 2)),  # row 1, column 2, channel 3
+]
+
+
+@pytest.mark.parametrize(("transform", "shape", "place", "source_place"), PLACES, ids=lambda v: getattr(v, "name", ""))
+def test_each_axis_goes_where_the_comment_says(transform, shape, place, source_place):
+    source = np.arange(np.prod(shape)).reshape(shape)
+    assert transform.load(source)[place] == source[source_place]
+
+
+def test_flattened_gives_the_same_outputs_for_the_same_features():
+    """PyTorch flattens [C, H, W], this project [H, W, C]."""
     features, weight = RNG.normal(size=(7, 2, 3, 4)), RNG.normal(size=(5, 24))
-    theirs = features.transpose(0, 3, 1, 2).reshape(7, -1) @ weight.T
-    np.testing.assert_allclose(features.reshape(7, -1) @ flattened(2, 3).load(weight), theirs)
+    expected = features.transpose(0, 3, 1, 2).reshape(7, -1) @ weight.T
+    np.testing.assert_allclose(features.reshape(7, -1) @ flattened(2, 3).load(weight), expected)
 
 
-def test_a_folded_bias_is_the_same_function():
+def test_folding_a_bias_keeps_the_function():
     x, kernel = (jnp.asarray(RNG.normal(size=s), jnp.float32) for s in ((2, 4, 4, 3), (1, 1, 3, 5)))
     bias, mean, scale, shift = (jnp.asarray(RNG.normal(size=5), jnp.float32) for _ in range(4))
     var = jnp.asarray(RNG.uniform(0.5, 1.5, 5), jnp.float32)
@@ -63,7 +82,7 @@ def test_a_folded_bias_is_the_same_function():
 
 
 def small():
-    """A key map with its tensors and the variables they fit."""
+    """Return a key map, tensors, and the abstract variables that they match."""
     key_map = {
         "params/stem/kernel": ("conv.weight", CONV),
         "params/norm/scale": ((), ONES),
@@ -84,18 +103,18 @@ def small():
     return key_map, tensors, abstract
 
 
-def test_what_is_read_and_what_is_written():
+def test_convert_and_export_are_inverse():
     key_map, tensors, abstract = small()
     variables = convert(key_map, {**tensors, "norm.num_batches_tracked": np.array(3)}, abstract, (r".*_tracked",))
     assert jax.tree.map(np.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, abstract)
     assert np.all(variables["batch_stats"]["norm"]["mean"] == 3) and np.all(variables["params"]["norm"]["scale"] == 1)
-    written = export(key_map, variables)
-    assert np.all(written["conv.bias"] == 0) and np.all(written["norm.running_mean"] == 3)
-    assert set(written) == set(tensors)
-    jax.tree.map(np.testing.assert_array_equal, convert(key_map, written, abstract), variables)
+    exported = export(key_map, variables)
+    assert np.all(exported["conv.bias"] == 0) and np.all(exported["norm.running_mean"] == 3)
+    assert set(exported) == set(tensors)
+    jax.tree.map(np.testing.assert_array_equal, convert(key_map, exported, abstract), variables)
 
 
-def test_everything_that_does_not_fit_is_listed_at_once():
+def test_every_mismatch_is_listed_in_one_error():
     key_map, tensors, abstract = small()
     del tensors["conv.bias"]
     tensors |= {"extra": np.ones(3), "conv.weight": np.ones((4, 3, 3, 3), np.float32)}
@@ -105,43 +124,46 @@ def test_everything_that_does_not_fit_is_listed_at_once():
         convert(key_map, tensors, abstract)
     text = str(error.value)
     assert "conv.bias (for batch_stats/norm/mean)" in text
-    assert "params/head/kernel (the model has it, the key map does not)" in text
-    assert "params/tail/bias (the key map has it, the model does not)" in text
-    assert "extra" in text and "2 missing" in text and "2 unexpected" in text and "1 of another shape" in text
+    assert "params/head/kernel (in the model, not in the key map)" in text
+    assert "params/tail/bias (in the key map, not in the model)" in text
+    assert "extra" in text and "2 missing" in text and "2 unexpected" in text and "1 with the wrong shape" in text
     assert "params/stem/kernel (2, 2, 3, 4): conv.weight (4, 3, 3, 3), read as conv" in text
-    # A wrong number of axes is a wrong shape too, not a failure of the transpose.
+    # A wrong number of axes is reported as a wrong shape, not as a failed transpose.
     with pytest.raises(ValueError, match=r"conv.weight \(4,\), read as conv"):
         convert(key_map, {**tensors, "conv.weight": np.ones(4)}, abstract)
 
 
-def test_numbers_of_another_kind_are_listed():
+def test_wrong_dtypes_are_listed():
     key_map, tensors, abstract = small()
     tensors["conv.weight"] = np.ones((4, 3, 2, 2), np.int64)
     tensors["norm.running_mean"] = np.full(4, 1e300)
     with pytest.raises(ValueError) as error:
         convert(key_map, tensors, abstract)
-    assert "2 of another kind" in str(error.value) and "conv.weight int64 (for params/stem/kernel)" in str(error.value)
-    what = "norm.running_mean and conv.bias float64 (for batch_stats/norm/mean): too large for float32"
-    assert what in str(error.value)
+    assert "2 with the wrong dtype" in str(error.value) and "conv.weight int64 (for params/stem/kernel)" in str(
+        error.value
+    )
+    assert "norm.running_mean and conv.bias float64 (for batch_stats/norm/mean)" in str(error.value)
     tensors |= {"conv.weight": np.ones((4, 3, 2, 2), np.float16), "norm.running_mean": np.full(4, np.inf)}
-    assert np.all(np.isinf(convert(key_map, tensors, abstract)["batch_stats"]["norm"]["mean"]))  # as it is in the file
+    assert np.all(
+        np.isinf(convert(key_map, tensors, abstract)["batch_stats"]["norm"]["mean"])
+    )  # infinite in the file too
 
 
-def test_what_the_source_cannot_express_is_not_written():
+def test_export_refuses_leaves_that_the_source_cannot_represent():
     key_map, tensors, abstract = small()
     variables = convert(key_map, tensors, abstract)
     variables["params"]["norm"]["scale"] = np.full(4, 2, np.float32)
     variables["params"]["head"] = {"kernel": np.ones((2, 2), np.float32)}
     with pytest.raises(ValueError) as error:
         export(key_map, variables)
-    assert "params/norm/scale: the source has no scale here" in str(error.value)
-    assert "params/head/kernel: the key map does not have it" in str(error.value)
+    assert "params/norm/scale: " in str(error.value)
+    assert "params/head/kernel: " in str(error.value)
 
 
-def test_a_path_without_a_rule_is_named():
-    assert renamed("stage1_block2/conv1", [(r"stage(\d)_block(\d)/.*", r"layer\1.\2")]) == "layer1.2"
-    with pytest.raises(ValueError, match="name for stem/norm"):
-        renamed("stem/norm", [("stem", "conv1")])
+def test_rename_path_names_a_path_without_a_rule():
+    assert rename_path("stage1_block2/conv1", [(r"stage(\d)_block(\d)/.*", r"layer\1.\2")]) == "layer1.2"
+    with pytest.raises(ValueError, match="stem/norm"):
+        rename_path("stem/norm", [("stem", "conv1")])
 
 
 MAPPED = [
@@ -154,11 +176,11 @@ MAPPED = [
 
 
 @pytest.mark.parametrize(("source", "name", "fields"), MAPPED)
-def test_a_key_map_has_every_leaf_and_no_key_twice(source, name, fields):
+def test_a_key_map_covers_every_leaf_and_no_key_twice(source, name, fields):
     variables = models.abstract_variables(create(name, **fields))
     key_map = source.key_map(create(name, **fields), variables)
     assert set(key_map) == set(flatten(variables))
-    keys = [key for entry, _ in key_map.values() for key in ((entry,) if isinstance(entry, str) else entry)]
+    keys = [key for entry, _ in key_map.values() for key in source_keys(entry)]
     assert len(keys) == len(set(keys))
 
 
@@ -169,13 +191,13 @@ def test_a_key_map_has_every_leaf_and_no_key_twice(source, name, fields):
         (torchvision, "resnet50_v1", "stride_in='3x3'; this model has '1x1'"),
         (torchvision, "resnet18_small", "stem='imagenet'"),
         (torchvision, "resnet50_v2", "no network like ResNetV2"),
-        (timm, "resnet20", "no ResNet for small images"),
+        (timm, "resnet20", "ResNet.*small"),
         (keras, "resnet50", "stride_in='1x1'; this model has '3x3'"),
         (keras, "resnet50_v2", "stride_at='last'"),
         (akamaster, "resnet18", "stem='small'"),
     ],
 )
-def test_a_network_the_source_does_not_have_is_refused(source, name, message):
-    """Same keys and shapes are not enough: the tensors would be read, or written, as another function."""
+def test_a_network_that_the_source_does_not_have_is_refused(source, name, message):
+    """Equal keys and shapes are not enough: the tensors would be read, or written, as another function."""
     with pytest.raises(ValueError, match=message):
         source.key_map(create(name), {})

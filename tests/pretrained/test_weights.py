@@ -142,7 +142,8 @@ def test_a_file_of_every_source_and_network_comes_in_and_goes_out(path, tmp_path
     source = SOURCES[card["source"]]
     model = models.create(card["model"], **card["fields"])
     abstract = models.abstract_variables(model)
-    expected = convert(source.key_map(model, abstract), tensors, abstract, source.IGNORED)
+    plain = {key.removeprefix("module."): value for key, value in tensors.items()}
+    expected = convert(source.key_map(model, abstract), plain, abstract, source.IGNORED)
     jax.tree.map(np.testing.assert_array_equal, imported.variables, expected)
 
     loaded = zoo.api.Checkpoint(model, imported.variables, imported.card)
@@ -170,7 +171,7 @@ def test_a_file_with_its_model_is_loaded_in_one_line(tmp_path):
     file = save_torch(tmp_path / "mine.pth", tensors)
     loaded = zoo.load(file, "resnet20", blocks=(1, 1, 1))
     assert loaded.model == model and loaded.card.classes == tuple(f"class {i}" for i in range(7))
-    assert np.array_equal(loaded.variables["params"]["head"]["bias"], tensors["module.linear.bias"])
+    assert np.array_equal(loaded.variables["params"]["head"]["bias"], tensors["linear.bias"])
     assert "mine.pth, sha256 " in loaded.card.source and "their" not in loaded.card.source
     with pytest.raises(ValueError, match=r"mine\.pth: say which model it is for"):
         zoo.load(file)
@@ -183,13 +184,13 @@ def test_a_file_with_its_model_is_loaded_in_one_line(tmp_path):
 def test_what_the_file_tells_is_taken_from_it_and_noted(tmp_path):
     """Ten classes under akamaster's names are CIFAR-10; wrappers' prefixes come and go; grey images."""
     _, tensors = small()
-    bare = {key.removeprefix("module."): value for key, value in tensors.items()}
-    for keys in (tensors, bare, {f"_orig_mod.{key}": value for key, value in bare.items()}):
+    for prefix in ("", "module.", "_orig_mod."):
+        keys = {f"{prefix}{key}": value for key, value in tensors.items()}
         imported = import_file(save_torch(tmp_path / "x.pth", keys), "resnet20", {"blocks": (1, 1, 1)})
         assert imported.card.classes == CIFAR10
-        assert ("what a wrapper had put" in " ".join(imported.notes)) == (keys is not tensors)
-        assert np.array_equal(imported.variables["params"]["head"]["bias"], tensors["module.linear.bias"])
-    grey = {**tensors, "module.conv1.weight": tensors["module.conv1.weight"][:, :1]}
+        assert ("what a wrapper had put" in " ".join(imported.notes)) == bool(prefix)
+        assert np.array_equal(imported.variables["params"]["head"]["bias"], tensors["linear.bias"])
+    grey = {**tensors, "conv1.weight": tensors["conv1.weight"][:, :1]}
     file = save_torch(tmp_path / "x.pth", grey)
     imported = import_file(file, "resnet20", {"blocks": (1, 1, 1)}, classes="abcdefghij")
     assert imported.card.preprocess.channels == "L" and imported.card.classes == tuple("abcdefghij")
@@ -202,7 +203,7 @@ def test_what_the_file_tells_is_taken_from_it_and_noted(tmp_path):
 
 def test_a_network_without_its_head_is_a_start_and_no_classifier(tmp_path, capsys):
     _, tensors = small()
-    body = {key: value for key, value in tensors.items() if not key.startswith("module.linear")}
+    body = {key: value for key, value in tensors.items() if not key.startswith("linear")}
     file = save_torch(tmp_path / "x.pth", body | {"n_averaged": np.array(3)})
     words = ["import", str(file), "--as", "resnet20", "--set", "blocks=1,1,1", "--set", "num_classes=none"]
     assert cli.main([*words, "-o", str(tmp_path / "body")]) == 0
@@ -241,22 +242,22 @@ def test_half_precision_becomes_single(tmp_path):
     imported = import_file(save_torch(tmp_path / "x.pth", half), "resnet20", {"blocks": (1, 1, 1)})
     kernel = imported.variables["params"]["stem"]["conv"]["kernel"]
     assert kernel.dtype == np.float32
-    np.testing.assert_allclose(kernel, tensors["module.conv1.weight"].transpose(2, 3, 1, 0), rtol=1e-2)
+    np.testing.assert_allclose(kernel, tensors["conv1.weight"].transpose(2, 3, 1, 0), rtol=1e-2)
 
 
 def test_files_of_another_network_are_refused_shortly(tmp_path):
     _, tensors = small()
     file = save_torch(tmp_path / "x.pth", tensors)
-    with pytest.raises(ValueError, match=r"x\.pth: the tensors do not fit the model: 30 missing") as error:
+    with pytest.raises(ValueError, match=r"x\.pth: the tensors do not match the model: 30 missing") as error:
         zoo.load(file, "resnet20", blocks=(2, 2, 2))
     assert str(error.value).count("(for ") == 30 and "\n" not in str(error.value)  # all, in one line
     with pytest.raises(ValueError, match=r"x\.pth: is not of this model: only \d+ %"):
         zoo.load(file, "inception_v4")
     with pytest.raises(ValueError, match=r"x\.pth: no key map reads it as this model: .*no network like LeNet5"):
         zoo.load(file, "lenet5")
-    del tensors["module.linear.bias"]
-    tensors["module.extra"] = np.zeros(1, np.float32)
-    message = r"1 missing:; module\.linear\.bias \(for params/head/bias\); 1 unexpected:; module\.extra"
+    del tensors["linear.bias"]
+    tensors["extra"] = np.zeros(1, np.float32)
+    message = r"1 missing:; linear\.bias \(for params/head/bias\); 1 unexpected:; extra"
     with pytest.raises(ValueError, match=message):
         zoo.load(save_torch(file, tensors), "resnet20", blocks=(1, 1, 1))
 
@@ -330,5 +331,5 @@ def test_what_is_kept_is_opened_without_a_network(published, monkeypatch):
     monkeypatch.setattr(zoo.checkpoint.manifest, "file_sha256", lambda part: hashed.append(part) or original(part))
     loaded = zoo.load(name)
     assert hashed and len(hashed) == len(set(hashed))  # large files are read once for it, not twice
-    assert np.array_equal(loaded.variables["params"]["head"]["bias"], tensors["module.linear.bias"])
+    assert np.array_equal(loaded.variables["params"]["head"]["bias"], tensors["linear.bias"])
     assert weights.read_card(name) == loaded.card and weights.folder_of(name).is_dir()

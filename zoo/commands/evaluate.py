@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from zoo.commands import count, counter, one_line, start_jax
-from zoo.freed_memory import give_back_freed_memory
+from zoo.host_memory import release_freed_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
 
     def on_batch(done: int) -> None:
         if done <= options.batch_size:  # the first one: what compiling took
-            give_back_freed_memory()
+            release_freed_memory()
         show(done)
 
     result = api.evaluate(

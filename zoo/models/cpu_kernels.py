@@ -15,7 +15,7 @@ and 1.0 times as long at 16, 32 and 64 channels, NCHW 1.1 to 1.5 times, CHWN 1.2
 pass, which jaxlib 0.10 has under the name `__onednn$convolution`, by itself takes 0.7, 1.0 and 0.9 times as long; in
 a step, with the gradient of the input by the same, ResNet-20 and ResNet-50 trained 1 to 2 % faster, AlexNet 4 to 6 %,
 GoogLeNet no faster, ResNet-20 answered 20 % faster; not taken, as its arguments differ between versions and a wrong one
-ends the process. What helped was outside of the compiler: zoo/freed_memory.py.
+ends the process. What helped was outside of the compiler: zoo/host_memory.py.
 
 Reverse mode only (`custom_vjp`), so layers.py takes these only where a training or evaluation step is compiled.
 """

@@ -1,1 +1,1 @@
-"""Weights of other projects as variables of ours: one file per source, each saying which tensor is which leaf."""
+"""Weights of other projects: registry, download, safe readers of weight files, and one key map per source."""

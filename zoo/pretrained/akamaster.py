@@ -1,6 +1,7 @@
-"""akamaster/pytorch_resnet_cifar10 (BSD-2-Clause): ResNet-20 to 1202 for CIFAR-10, with shortcuts of option A.
+"""Key maps of akamaster/pytorch_resnet_cifar10 (BSD-2-Clause): ResNet-20 to 1202 for CIFAR-10, option A shortcuts.
 
-The weights were saved from a network wrapped in DataParallel, hence the first word of every key.
+Its published files were saved from a network wrapped in DataParallel, which puts "module." before every key. The key
+maps have the plain names of the network; the importer removes such prefixes.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,15 +9,15 @@ from collections.abc import Callable, Mapping
 import flax.linen as nn
 
 from zoo.models.resnet import ResNet
-from zoo.pretrained.convert import TORCH_IGNORED, KeyMap, Rule, map_for, renamed, require_fields, torch_key_map
+from zoo.pretrained.convert import TORCH_IGNORED, KeyMap, Rule, key_map_builder, require_fields, torch_key_map
 from zoo.pretrained.torchvision import RESNET
 
-#: Source keys that stand for nothing in the function.
+#: Source keys that do not affect the function.
 IGNORED = TORCH_IGNORED
 
 RULES: tuple[Rule, ...] = (
-    (r"head", "module.linear"),
-    (r".*", lambda m: f"module.{renamed(m[0], RESNET)}"),
+    (r"head", "linear"),
+    *RESNET,
 )
 
 
@@ -32,5 +33,13 @@ MAPS: dict[type[nn.Module], Callable[..., KeyMap]] = {
 
 
 def key_map(model: nn.Module, variables: Mapping) -> KeyMap:
-    """The key map of a CIFAR ResNet of ours; `variables` may be abstract. Raises ValueError for any other model."""
-    return map_for("akamaster", MAPS, model)(model, variables)
+    """Return the key map of a model.
+
+    Args:
+        model: the model.
+        variables: its variables; may be abstract.
+
+    Raises:
+        ValueError: if akamaster does not have the model in this form.
+    """
+    return key_map_builder("akamaster", MAPS, model)(model, variables)

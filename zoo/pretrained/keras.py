@@ -1,9 +1,9 @@
-"""Keras's networks (keras.applications): the paths of their weights, as rules that rename our modules' paths.
+"""Key maps of keras.applications: rules from module paths to the paths of Keras's weights.
 
-Keras 3.15. A source key is layer and weight, "conv1_conv/kernel", as `weight.path` gives it. Adapted, each declared in
-the map: ResNet's convolutions have biases that its norms swallow (FOLDED_BIAS); InceptionV3's and InceptionResNetV2's
-norms have no scale (ONES). Layers without a name are numbered as in a fresh session (`keras.backend.clear_session()`).
-The classifiers end in softmax, ours in logits: the layer before it is the same.
+Keras 3.15. A source key is the names of the layer and the weight, "conv1_conv/kernel", as in `weight.path`. Two
+differences are declared in the maps: ResNet's convolutions have biases, which are folded into the norms (FOLDED_BIAS);
+the norms of InceptionV3 and InceptionResNetV2 have no scale (ONES). Layers without a name of their own are numbered as
+in a fresh session (`keras.backend.clear_session()`). Keras's classifiers end in softmax; the logits are its input.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,33 +24,38 @@ from zoo.pretrained.convert import (
     SAME,
     KeyMap,
     Rule,
-    map_for,
-    renamed,
+    key_map_builder,
+    rename_path,
     require_fields,
 )
 from zoo.pretrained.timm import INCEPTION_RESNET_V2
 from zoo.trees import flatten
 
-#: Source keys that stand for nothing in the function: the state of dropout layers.
+#: Source keys that do not affect the function: the random state of dropout layers.
 IGNORED = (r".*/seed_generator_state",)
 
 NAMES = {"kernel": "kernel", "scale": "gamma", "bias": "bias", "mean": "moving_mean", "var": "moving_variance"}
 
 
 def keras_key_map(variables: Mapping, rules: Sequence[Rule]) -> dict:
-    """The key map of a Keras network, from rules that rename our modules' paths; kernels lie as ours do."""
+    """Return the key map of a Keras network; its kernels have the same axes as here.
+
+    Args:
+        variables: variables of the model; may be abstract.
+        rules: rules from the path of a module to the name of a Keras layer.
+    """
     leaves = flatten(variables)
     norms = {path.split("/", 1)[1].removesuffix("/mean") for path in leaves if path.startswith("batch_stats/")}
     key_map = {}
     for path in leaves:
         module, _, name = path.split("/", 1)[1].rpartition("/")
-        theirs = "beta" if name == "bias" and module in norms else NAMES[name]
-        key_map[path] = (f"{renamed(module, rules)}/{theirs}", SAME)
+        weight = "beta" if name == "bias" and module in norms else NAMES[name]
+        key_map[path] = (f"{rename_path(module, rules)}/{weight}", SAME)
     return key_map
 
 
 def _block(m) -> str:
-    """The stem is conv1 here, so the first stage is conv2."""
+    """Return Keras's name of a block; the stem is conv1, so the first stage is conv2."""
     return f"conv{int(m['stage']) + 1}_block{m['block']}"
 
 
@@ -73,8 +78,8 @@ def _resnet(model: ResNet, variables: Mapping) -> KeyMap:
     require_fields("keras", model, same)
     key_map = keras_key_map(variables, RESNET)
     for path, (mean, _) in key_map.items():
-        if path.endswith("/norm/mean"):  # every norm follows a convolution with a bias, which ours lacks
-            conv = renamed(path.removeprefix("batch_stats/").replace("/norm/mean", "/conv"), RESNET)
+        if path.endswith("/norm/mean"):  # every norm follows a convolution, which has a bias in Keras
+            conv = rename_path(path.removeprefix("batch_stats/").replace("/norm/mean", "/conv"), RESNET)
             key_map[path] = ((mean, f"{conv}/bias"), FOLDED_BIAS)
     return key_map
 
@@ -100,7 +105,7 @@ def _resnet_v2(model: ResNetV2, variables: Mapping) -> KeyMap:
 
 
 def _numbered(layer: str, number: int) -> str:
-    """The name that Keras gives to the layer of this kind that it makes as number 0, 1, … after `clear_session`."""
+    """Return the automatic name of the layer of this kind with number 0, 1, … after `clear_session`."""
     return layer if number == 0 else f"{layer}_{number}"
 
 
@@ -151,7 +156,7 @@ def _xception(model: Xception, variables: Mapping) -> KeyMap:
     def block(m):
         return f"block{before[m[1]] + int(m[2] or 0)}"
 
-    def shortcut(m):  # the only layers without a name of their own: entry 1, 2, 3 and exit
+    def shortcut(m):  # the only layers with automatic names: entry 1, 2, 3 and exit
         layer = {"conv": "conv2d", "norm": "batch_normalization"}[m[3]]
         return _numbered(layer, 3 if m[1] == "exit" else int(m[2]) - 1)
 
@@ -183,8 +188,13 @@ MAPS: dict[type[nn.Module], Callable[..., KeyMap]] = {
 
 
 def key_map(model: nn.Module, variables: Mapping) -> KeyMap:
-    """The key map of a model of ours that Keras has; `variables` may be abstract.
+    """Return the key map of a model.
 
-    Raises ValueError for a model that Keras does not have in this form.
+    Args:
+        model: the model.
+        variables: its variables; may be abstract.
+
+    Raises:
+        ValueError: if Keras does not have the model in this form.
     """
-    return map_for("keras", MAPS, model)(model, variables)
+    return key_map_builder("keras", MAPS, model)(model, variables)

@@ -1,6 +1,6 @@
-"""timm's networks: the keys of its state dicts, as rules that rename our modules' paths.
+"""Key maps of timm's networks: rules from module paths to the keys of its state dicts.
 
-timm 1.0.31. Its squeeze-and-excitation layers are 1x1 convolutions where ours are dense.
+timm 1.0.31. Its squeeze-and-excitation layers are 1x1 convolutions; here they are dense layers.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,20 +18,20 @@ from zoo.pretrained.convert import (
     TORCH_IGNORED,
     KeyMap,
     Rule,
-    map_for,
+    key_map_builder,
     require_fields,
     torch_key_map,
 )
 from zoo.pretrained.torchvision import RESNET, resnet_block
 
-#: Source keys that stand for nothing in the function.
+#: Source keys that do not affect the function.
 IGNORED = TORCH_IGNORED
 
 SQUEEZE_EXCITE: tuple[Rule, ...] = (
     (BLOCK + r"/se/reduce", lambda m: f"{resnet_block(m)}.se.fc1"),
     (BLOCK + r"/se/expand", lambda m: f"{resnet_block(m)}.se.fc2"),
 )
-# conv1 is a list of layers here (convolution, norm, ReLU, …), whose last norm has the name of the plain stem's.
+# conv1 is a sequence of layers (convolution, norm, ReLU, …); its last norm is called bn1, as in the plain stem.
 DEEP_STEM: tuple[Rule, ...] = (
     (r"stem/conv1/conv", "conv1.0"),
     (r"stem/conv1/norm", "conv1.1"),
@@ -40,7 +40,7 @@ DEEP_STEM: tuple[Rule, ...] = (
     (r"stem/conv3/conv", "conv1.6"),
     (r"stem/conv3/norm", "bn1"),
 )
-# The pooling is the first layer of the list.
+# The pooling is the first layer of the sequence.
 POOLED_SHORTCUT: tuple[Rule, ...] = (
     (BLOCK + r"/shortcut/conv", lambda m: f"{resnet_block(m)}.downsample.1"),
     (BLOCK + r"/shortcut/norm", lambda m: f"{resnet_block(m)}.downsample.2"),
@@ -57,7 +57,7 @@ def _resnet(model: ResNet, variables: Mapping) -> KeyMap:
 
 
 def _stage(m) -> str:
-    """Stages and blocks are counted from 0."""
+    """Return timm's name of a block; it counts stages and blocks from 0."""
     return f"stages.{int(m['stage']) - 1}.blocks.{int(m['block']) - 1}"
 
 
@@ -76,7 +76,7 @@ def _resnet_v2(model: ResNetV2, variables: Mapping) -> KeyMap:
     return torch_key_map(variables, RESNET_V2, {"head/kernel": CONV_AS_DENSE})
 
 
-# In each of our blocks: our layer and where it lies in theirs.
+# Per block: name of the layer here and in timm.
 INCEPTION_V4: dict[str, dict[str, str]] = {
     "stem": {
         "conv1": "0", "conv2": "1", "conv3": "2", "mixed3a_conv": "3.conv",
@@ -108,7 +108,7 @@ INCEPTION_V4: dict[str, dict[str, str]] = {
         "branch3x3dbl_4a": "branch2_3a", "branch3x3dbl_4b": "branch2_3b", "branch_pool": "branch3.1",
     },
 }  # fmt: skip
-# In the order of the network, which is that of Keras's numbers too.
+# In the order of the network, which is the order in which Keras numbers its layers.
 INCEPTION_RESNET_V2: dict[str, dict[str, str]] = {
     "stem": {
         "conv1": "conv2d_1a", "conv2": "conv2d_2a", "conv3": "conv2d_2b", "conv4": "conv2d_3b", "conv5": "conv2d_4a",
@@ -137,7 +137,10 @@ INCEPTION_RESNET_V2: dict[str, dict[str, str]] = {
 
 
 def _in_blocks(tables: Mapping[str, Mapping[str, str]], place: Callable[[str, int], str]) -> tuple[Rule, ...]:
-    """Rules from such tables; `place`: our block and its number, from 1 (0 without one) -> theirs, with a last dot."""
+    """Return rules from such tables.
+
+    `place` maps a block and its number (from 1; 0 if it has none) to timm's prefix, which ends in a dot.
+    """
     units = {"conv": "conv", "norm": "bn"}
 
     def rule(block: str, layers: Mapping[str, str]) -> Rule:
@@ -150,7 +153,7 @@ def _in_blocks(tables: Mapping[str, Mapping[str, str]], place: Callable[[str, in
 def _inception_v4(model: InceptionV4, variables: Mapping) -> KeyMap:
     require_fields("timm", model, {"stem": "imagenet", "epsilon": 1e-3})
     a, b, _ = model.blocks
-    # One list of layers, counted from 0; the stem has six of them.
+    # timm has one sequence of layers, counted from 0; the first six are the stem.
     before = {
         "inceptionA": 5, "reductionA": 6 + a, "inceptionB": 6 + a, "reductionB": 7 + a + b, "inceptionC": 7 + a + b,
     }  # fmt: skip
@@ -189,7 +192,10 @@ def _xception(model: Xception, variables: Mapping) -> KeyMap:
         return f"block{before[m[1]] + int(m[2] or 0)}"
 
     def separable(m):
-        """A list of ReLU, convolution, norm, …, which the very first block begins without its ReLU."""
+        """Return timm's name of a separable convolution in its sequence of ReLU, convolution, norm, …
+
+        The first block begins without a ReLU.
+        """
         place = 3 * int(m[3]) - 2 - (block(m) == "block1")
         return f"{block(m)}.rep." + {
             "depthwise": f"{place}.conv1", "pointwise": f"{place}.pointwise", "norm": f"{place + 1}",
@@ -219,8 +225,13 @@ MAPS: dict[type[nn.Module], Callable[..., KeyMap]] = {
 
 
 def key_map(model: nn.Module, variables: Mapping) -> KeyMap:
-    """The key map of a model of ours that timm has; `variables` may be abstract.
+    """Return the key map of a model.
 
-    Raises ValueError for a model that timm does not have in this form.
+    Args:
+        model: the model.
+        variables: its variables; may be abstract.
+
+    Raises:
+        ValueError: if timm does not have the model in this form.
     """
-    return map_for("timm", MAPS, model)(model, variables)
+    return key_map_builder("timm", MAPS, model)(model, variables)

@@ -1,7 +1,7 @@
-"""torchvision's networks: the keys of its state dicts, as rules that rename our modules' paths.
+"""Key maps of torchvision's networks: rules from module paths to the keys of its state dicts.
 
-torchvision 0.28. Nothing is adapted: where torchvision has a network of ours, it has the same layers. Dense layers
-after maps are bound to the order in which the maps are flattened (`flattened`).
+torchvision 0.28. Its networks have the same layers as those here. The kernels of dense layers that follow a feature map
+depend on the order in which the map is flattened (`flattened`).
 """
 
 from collections.abc import Callable, Mapping
@@ -12,14 +12,23 @@ from zoo.models.alexnet import AlexNetOWT
 from zoo.models.googlenet import GoogLeNetBN
 from zoo.models.inception_v3 import InceptionV3
 from zoo.models.resnet import ResNet
-from zoo.pretrained.convert import BLOCK, TORCH_IGNORED, KeyMap, Rule, flattened, map_for, require_fields, torch_key_map
+from zoo.pretrained.convert import (
+    BLOCK,
+    TORCH_IGNORED,
+    KeyMap,
+    Rule,
+    flattened,
+    key_map_builder,
+    require_fields,
+    torch_key_map,
+)
 
-#: Source keys that stand for nothing in the function.
+#: Source keys that do not affect the function.
 IGNORED = TORCH_IGNORED
 
 
 def resnet_block(m) -> str:
-    """Blocks are counted from 0 in each layer."""
+    """Return torchvision's name of a residual block; it counts blocks from 0 in each layer."""
     return f"layer{m['stage']}.{int(m['block']) - 1}"
 
 
@@ -85,7 +94,7 @@ _INCEPTION_V3_STEM = {
 
 
 def _inception_v3_branch(module: str, unit: str) -> str:
-    """Their units are counted from 1 along a branch; ours have the reducing 1x1 apart. One alone has no number."""
+    """Return torchvision's name of a unit; it numbers the units of a branch from 1, including the reducing 1x1."""
     branch, _, step = unit.partition("_")
     if branch in ("branch1x1", "branch") or (module, unit) == ("6a", "branch3x3"):
         return unit
@@ -122,8 +131,13 @@ MAPS: dict[type[nn.Module], Callable[..., KeyMap]] = {
 
 
 def key_map(model: nn.Module, variables: Mapping) -> KeyMap:
-    """The key map of a model of ours that torchvision has; `variables` may be abstract.
+    """Return the key map of a model.
 
-    Raises ValueError for a model that torchvision does not have in this form.
+    Args:
+        model: the model.
+        variables: its variables; may be abstract.
+
+    Raises:
+        ValueError: if torchvision does not have the model in this form.
     """
-    return map_for("torchvision", MAPS, model)(model, variables)
+    return key_map_builder("torchvision", MAPS, model)(model, variables)

@@ -271,7 +271,10 @@ def _import_known(file: Path, weights: Weights, fetched: bool = False) -> Import
         tensors = tensors._replace(notes=(*tensors.notes, unchecked))
     model = models.create(weights.model, **weights.fields)
     source = SOURCES[weights.source]
-    variables = _converted(file, model, source, tensors.arrays, _shape(weights.preprocess))
+    arrays = tensors.arrays
+    if arrays and all(key.startswith("module.") for key in arrays):  # saved from DataParallel
+        arrays = {key.removeprefix("module."): array for key, array in arrays.items()}
+    variables = _converted(file, model, source, arrays, _shape(weights.preprocess))
     card = card_of(weights, sha256)
     if tensors.notes:
         card = dataclasses.replace(card, source="; ".join((card.source, *tensors.notes)))
@@ -347,13 +350,11 @@ def _recognised(file: Path, model: Any, tensors: Tensors) -> tuple[str, dict[str
 
 
 def _spellings(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """The arrays by their keys, by their keys without what wrappers put before all of them, and wrapped."""
+    """The arrays by their keys, and by their keys without what wrappers put before all of them."""
     found = [arrays]
     for prefix in PREFIXES:
         if arrays and all(key.startswith(prefix) for key in arrays):
             found += _spellings({key.removeprefix(prefix): array for key, array in arrays.items()})
-    if not any(key.startswith("module.") for key in arrays):
-        found.append({f"module.{key}": array for key, array in arrays.items()})
     return found
 
 

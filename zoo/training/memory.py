@@ -12,7 +12,7 @@ import jax
 
 from zoo.distributed import mesh, processes
 from zoo.distributed.mesh import Parallelism
-from zoo.freed_memory import available_memory, give_back_freed_memory
+from zoo.host_memory import available_memory, release_freed_memory
 
 #: Steps that need more than this many bytes per device run one at a time on CPU (100 ms and more on two cores).
 MAX_CONCURRENT_STEP_BYTES = 64 * 2**20
@@ -37,7 +37,7 @@ def max_in_flight(step: Any) -> int:
     """Return how many dispatched steps may be unfinished at a time.
 
     XLA:CPU allocates a step's temporary memory when the step is dispatched, however many wait before it, and the
-    commands keep that memory (zoo/freed_memory.py). So a large step waits for the one before it; for a small one the
+    commands keep that memory (zoo/host_memory.py). So a large step waits for the one before it; for a small one the
     wait would cost time. Figures: docs/performance.md.
     """
     if jax.default_backend() != "cpu":
@@ -56,7 +56,7 @@ def available_bytes(parallelism: Parallelism | None = None) -> int | None:
     used = set(mesh.devices_of(parallelism)) if parallelism else set(jax.devices())
     devices = [device for device in jax.local_devices() if device in used]
     if devices[0].platform == "cpu":
-        give_back_freed_memory()
+        release_freed_memory()
         available = available_memory()
         return None if available is None else available // (len(devices) * processes.processes_on_this_host())
     statistics = [device.memory_stats() or {} for device in devices]
