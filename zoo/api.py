@@ -30,7 +30,7 @@ from zoo.trees import match_leaves
 RECIPE_FIELDS = frozenset(field.name for field in dataclasses.fields(Recipe))
 
 
-def load(spec: str | Path, model: str | None = None, **fields: Any) -> Checkpoint:
+def load(spec: str | Path, model: str | None = None, *, allow_nonfinite: bool = False, **fields: Any) -> Checkpoint:
     """Load a checkpoint by folder or name.
 
     Files and leaves are checked against their hashes and must match the model exactly.
@@ -39,6 +39,7 @@ def load(spec: str | Path, model: str | None = None, **fields: Any) -> Checkpoin
         spec: a checkpoint folder; the name of a shipped checkpoint ("lenet5-mnist"); a name in WEIGHTS, downloaded once
             ("torchvision:resnet50", "timm:resnet50.a1_in1k", "keras:ResNet50V2"); or a weight file.
         model: name in MODELS, for a weight file that is not in WEIGHTS.
+        allow_nonfinite: accept variables that hold NaN or infinity.
         **fields: fields of that model, e.g. load("mine.pth", "resnet50", stride_in="1x1").
 
     Raises:
@@ -50,9 +51,12 @@ def load(spec: str | Path, model: str | None = None, **fields: Any) -> Checkpoin
         >>> checkpoint = zoo.load("lenet5-mnist")
         >>> logits, endpoints = checkpoint.model.apply(checkpoint.variables, images)
     """
-    card, variables = weights.open_weights(spec, model, fields)
-    network = models.create(card.model, **card.fields)
-    abstract = models.abstract_variables(network, card.preprocess.input_shape)
+    card, variables = weights.open_weights(spec, model, fields, allow_nonfinite)
+    try:
+        network = models.create(card.model, **card.fields)
+        abstract = models.abstract_variables(network, card.preprocess.input_shape)
+    except Exception as error:  # a card can hold any fields, and tracing what they describe can fail in any way
+        raise ValueError(f"{spec}: its card describes no network of this zoo: {error}") from None
     return Checkpoint(network, jax.device_put(match_leaves(variables, abstract, str(spec))), card)
 
 
@@ -70,7 +74,14 @@ def open_init(init: str | Path | Checkpoint, model: str | None = None) -> InitCh
 
 
 def save(
-    path: str | Path, model: nn.Module, variables: dict, classes: Sequence[str], preprocess: Preprocess, **metadata: Any
+    path: str | Path,
+    model: nn.Module,
+    variables: dict,
+    classes: Sequence[str],
+    preprocess: Preprocess,
+    *,
+    allow_nonfinite: bool = False,
+    **metadata: Any,
 ) -> Card:
     """Write a checkpoint folder that `load` and every command read.
 
@@ -80,13 +91,14 @@ def save(
         variables: {"params": …, "batch_stats": …}.
         classes: one name per output.
         preprocess: how an image becomes the network's input.
+        allow_nonfinite: accept variables that hold NaN or infinity.
         **metadata: further fields of the Card.
 
     Returns:
         The card.
 
     Raises:
-        ValueError: if classes or variables do not match the model.
+        ValueError: if classes or variables do not match the model, or variables are not finite.
     """
     classes = tuple(str(name) for name in classes)
     if len(classes) != (model.num_classes or 0):
@@ -96,7 +108,7 @@ def save(
         model=models.name_of(model), fields=models.defining_fields(model), classes=classes, preprocess=preprocess,
         versions=run.versions(), **metadata,
     )  # fmt: skip
-    return checkpoint.save_checkpoint(path, card, variables)
+    return checkpoint.save_checkpoint(path, card, variables, allow_nonfinite)
 
 
 def fit(

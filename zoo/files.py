@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,6 +39,24 @@ def atomic_writer(file: Path, *, durable: bool = True, unique: bool = False) -> 
         sync_folder(file.parent)
 
 
+def read_bounded(file: Path, limit: int) -> bytes:
+    """Read a whole regular file of at most `limit` bytes.
+
+    Pipes, devices and links to them are refused before they are opened: reading one may never end.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it is not a regular file or is larger.
+    """
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise ValueError(f"{file}: is not a regular file")
+    with open(file, "rb") as stream:
+        raw = stream.read(limit + 1)
+    if len(raw) > limit:
+        raise ValueError(f"{file}: is larger than {limit:,} bytes")
+    return raw
+
+
 def write_atomically(file: Path, text: str) -> None:
     """Replace the content of `file` with `text` (UTF-8) in one rename, and flush it to disk."""
     with atomic_writer(file) as stream:
@@ -61,8 +80,10 @@ def sync_file(file: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder and everything in it, if it exists."""
-    if path.is_dir():
+    """Delete a folder and everything in it, if it exists. Of a symbolic link only the link is deleted."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.is_dir():
         shutil.rmtree(path)
 
 
@@ -84,6 +105,11 @@ def replace_folder(new: Path, path: Path) -> None:
     new.rename(path)
     sync_folder(path.parent)
     remove_folder(old)
+
+
+def follow_link(path: Path) -> Path:
+    """Return where a symbolic link points to, or `path` itself. A folder is replaced there, on its own file system."""
+    return path.resolve() if path.is_symlink() else path
 
 
 def finish_replacement(path: Path) -> None:

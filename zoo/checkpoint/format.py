@@ -10,7 +10,9 @@ hashes of the leaves after, because Orbax does not notice a flipped bit in array
 
 import dataclasses
 import hashlib
+import math
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -31,13 +33,16 @@ from zoo.checkpoint.manifest import (
     write_json,
     write_manifest,
 )
+from zoo.checkpoint.schema import check_card
 from zoo.data.dataset import require_distinct_names
 from zoo.data.images.preprocess import Preprocess
-from zoo.files import backup_of, finish_replacement, remove_folder, replace_folder
+from zoo.files import backup_of, finish_replacement, follow_link, remove_folder, replace_folder
 from zoo.trees import flatten
 
 CARD = "card.json"
-LEAF_FIELDS = {"path", "shape", "dtype", "sha256"}
+
+#: Orbax's saves and loads are not thread-safe: calls from several threads wait for each other without end.
+_ORBAX = threading.Lock()
 
 #: Field names of format 1 that format 2 renamed, by part of the card.
 RENAMED_SINCE_FORMAT_1 = {
@@ -100,9 +105,9 @@ def card_from_json(data: Any, where: str) -> Card:
     """Build a card from parsed JSON of format 1 or 2.
 
     Raises:
-        ValueError: naming `where`, for another format version or unknown fields.
+        ValueError: naming `where`, for another format version, unknown fields or a field of another type or range.
     """
-    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+    if not isinstance(data, dict) or type(data.get("format")) is not int:
         raise ValueError(f"{where}: is not a checkpoint card (no format version)")
     version = data["format"]
     require_readable(version, where)
@@ -113,19 +118,19 @@ def card_from_json(data: Any, where: str) -> Card:
         if not isinstance(part, dict) or set(part) != names:
             unmatched = sorted(set(part) ^ names) if isinstance(part, dict) else ["preprocess"]
             raise ValueError(f"{where}: missing or unknown fields for format {version}: {', '.join(unmatched)}")
-    classes, leaves = data["classes"], data["leaves"]
-    if not isinstance(classes, list) or any(not isinstance(name, str) for name in classes):
-        raise ValueError(f"{where}: 'classes' is not a list of names")
-    if not isinstance(leaves, list) or any(not isinstance(row, dict) or set(row) != LEAF_FIELDS for row in leaves):
-        raise ValueError(f"{where}: 'leaves' is not a table of {', '.join(sorted(LEAF_FIELDS))}")
-    values = {**data, "classes": tuple(classes), "leaves": tuple(leaves), "format": FORMAT}
-    return Card(**{**values, "preprocess": Preprocess(**data["preprocess"])})
+    check_card(data, where)
+    try:
+        preprocess = Preprocess(**data["preprocess"])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    values = {**data, "classes": tuple(data["classes"]), "leaves": tuple(data["leaves"]), "format": FORMAT}
+    return Card(**{**values, "preprocess": preprocess})
 
 
 # --- reading and writing ---------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(path: str | Path, card: Card, variables: Mapping) -> Card:
+def save_checkpoint(path: str | Path, card: Card, variables: Mapping, allow_nonfinite: bool = False) -> Card:
     """Write a checkpoint folder, replacing an existing checkpoint in a single rename.
 
     With several processes all must call this; the primary one writes.
@@ -134,19 +139,25 @@ def save_checkpoint(path: str | Path, card: Card, variables: Mapping) -> Card:
         path: the folder to write.
         card: its metadata; the table of leaves is filled in.
         variables: nested dict {"params": …, "batch_stats": …} of arrays.
+        allow_nonfinite: accept leaves that hold NaN or infinity.
 
     Returns:
         The card with its leaves.
 
     Raises:
-        ValueError: if `path` exists and is not a checkpoint, or two classes have the same name.
+        ValueError: if `path` exists and is not a checkpoint, two classes have the same name, a leaf is not finite, or
+            the card holds what cannot be written as JSON.
     """
     import jax
 
     require_distinct_names(card.classes, str(path))
     variables = jax.tree.map(np.asarray, dict(variables))
+    if not allow_nonfinite:
+        require_finite(variables, str(path))
     card = dataclasses.replace(card, leaves=tuple(leaf_table(variables)))
-    path = _absolute_if_unnamed(path)
+    body = to_plain_json(card.to_json(), str(path))
+    check_card(body, str(path))
+    path = follow_link(_absolute_if_unnamed(path))
     temporary = path.with_name(f".{path.name}.tmp")
     if is_primary():
         finish_replacement(path)
@@ -154,7 +165,7 @@ def save_checkpoint(path: str | Path, card: Card, variables: Mapping) -> Card:
             raise ValueError(f"{path}: exists and is not a checkpoint; choose another name")
         remove_folder(temporary)
         temporary.mkdir(parents=True)
-        write_json(temporary / CARD, card.to_json())
+        write_json(temporary / CARD, body)
     write_arrays(temporary / ARRAYS, variables)
     if is_primary():
         write_manifest(temporary)
@@ -162,12 +173,13 @@ def save_checkpoint(path: str | Path, card: Card, variables: Mapping) -> Card:
     return card
 
 
-def load_checkpoint(path: str | Path, check: bool = True) -> tuple[Card, dict]:
+def load_checkpoint(path: str | Path, check: bool = True, allow_nonfinite: bool = False) -> tuple[Card, dict]:
     """Read a checkpoint folder of format 1 or 2.
 
     Args:
         path: the folder.
         check: verify the manifest and the hash of every leaf.
+        allow_nonfinite: accept leaves that hold NaN or infinity.
 
     Returns:
         (card, variables as NumPy arrays).
@@ -175,19 +187,25 @@ def load_checkpoint(path: str | Path, check: bool = True) -> tuple[Card, dict]:
     Raises:
         FileNotFoundError: if there is no checkpoint at `path`.
         CorruptCheckpointError: naming every file or leaf that differs from what was written.
-        ValueError: for a format version that is not readable or a card with missing or unknown fields.
+        ValueError: for a format version that is not readable, a card with missing, unknown or invalid fields, or a leaf
+            that is not finite.
     """
     path = _absolute_if_unnamed(path)
     for _ in range(5):
         folder = _locate(path)
         inode = folder.stat().st_ino
         try:
-            return _load_checkpoint(folder, check)
+            card, variables = _load_checkpoint(folder, check)
+            break
         except (CorruptCheckpointError, FileNotFoundError):
             # A running training may have replaced the checkpoint while it was read: try again.
             if _locate(path).stat().st_ino == inode:
                 raise
-    raise CorruptCheckpointError(f"{path}: keeps changing; wait for the training that writes it")
+    else:
+        raise CorruptCheckpointError(f"{path}: keeps changing; wait for the training that writes it")
+    if not allow_nonfinite:
+        require_finite(variables, str(path))
+    return card, variables
 
 
 def read_card(path: str | Path) -> Card:
@@ -220,7 +238,7 @@ def verify_checkpoint(path: str | Path) -> list[str]:
         card, variables = _load_checkpoint(folder, check=not (folder / MANIFEST).exists())
     except ValueError as error:
         return [*lines, str(error)]
-    return lines + compare_leaves(card.leaves, leaf_table(variables))
+    return lines + compare_leaves(card.leaves, leaf_table(variables)) + nonfinite_leaves(variables)
 
 
 def _load_checkpoint(path: Path, check: bool) -> tuple[Card, dict]:
@@ -269,6 +287,48 @@ def leaf_table(variables: Mapping) -> list[dict[str, Any]]:
     return rows
 
 
+def nonfinite_leaves(variables: Mapping) -> list[str]:
+    """Return a line for every leaf that holds NaN or infinity."""
+    lines = []
+    for path, leaf in sorted(flatten(variables).items()):
+        bad = np.asarray(leaf).size - int(np.isfinite(np.asarray(leaf, np.float32)).sum())
+        if bad:
+            lines.append(f"{path} holds {bad:,} values that are NaN or infinite")
+    return lines
+
+
+def require_finite(variables: Mapping, where: str) -> None:
+    """Raise ValueError, naming `where` and the leaves, if a leaf holds NaN or infinity."""
+    if lines := nonfinite_leaves(variables):
+        more = f"; and {len(lines) - 3} leaves more" if len(lines) > 3 else ""
+        raise ValueError(
+            f"{where}: {'; '.join(lines[:3])}{more}; such a network predicts nothing (allow_nonfinite=True accepts it)"
+        )
+
+
+def to_plain_json(value: Any, where: str) -> Any:
+    """Convert metadata to plain JSON values: scalar arrays to numbers, tuples to lists, NaN and infinity to None.
+
+    Raises:
+        ValueError: naming `where` and the type, for a value that has no place in JSON.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): to_plain_json(part, where) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain_json(part, where) for part in value]
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if getattr(value, "ndim", None) == 0:
+        value = np.asarray(value).item()
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    raise ValueError(
+        f"{where}: a {type(value).__name__} cannot be written as JSON; use numbers, texts, lists and tables"
+    )
+
+
 def compare_leaves(expected: Iterable[Mapping[str, Any]], actual: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return a line for every leaf that is missing from, unexpected in or different in `actual`."""
     old, new = ({row["path"]: row for row in rows} for rows in (expected, actual))
@@ -289,7 +349,8 @@ def write_arrays(path: Path, tree: Mapping) -> None:
     from orbax.checkpoint import v1
 
     save = v1.save if hasattr(v1, "save") else v1.save_pytree  # Orbax before 0.12, which jax2onnx depends on
-    save(path.absolute(), dict(tree))
+    with _ORBAX:
+        save(path.absolute(), dict(tree))
 
 
 def read_arrays(path: Path) -> dict:
@@ -302,7 +363,7 @@ def read_arrays(path: Path) -> dict:
     from orbax.checkpoint import v1
 
     try:
-        with _single_process_context():
+        with _ORBAX, _single_process_context():
             tree = (v1.load if hasattr(v1, "load") else v1.load_pytree)(path.absolute())
     except Exception as error:  # Orbax and TensorStore raise many types for a folder that they did not write
         raise CorruptCheckpointError(f"{path}: Orbax cannot read it ({type(error).__name__})") from None

@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.files import sync_file
+from zoo.checkpoint.schema import check_files, parse_json
+from zoo.files import read_bounded, sync_file
 
 #: Version of the checkpoint format that this version writes, and the versions that it reads.
 FORMAT = 2
 READABLE_FORMATS = (1, 2)
 MANIFEST, ARRAYS = "manifest.json", "arrays"
+#: Largest JSON file that is read, in bytes. The card of a ResNet-1202 has 1.5 MB.
+MAX_JSON = 256 * 2**20
 
 
 class CorruptCheckpointError(ValueError):
@@ -42,14 +45,11 @@ def manifest_problems(path: Path) -> list[str]:
     file = path / MANIFEST
     if not file.exists():
         raise CorruptCheckpointError(f"{path}: {MANIFEST} is missing")
-    raw = file.read_bytes()
-    try:
-        manifest = json.loads(raw)
-        listed, version = manifest["files"], manifest["format"]
-        intact = raw == _manifest_bytes(listed, version)
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
-        intact = False
-    if not intact:
+    manifest = read_json(file)
+    if not isinstance(manifest, dict):
+        raise CorruptCheckpointError(f"{file}: is damaged")
+    listed, version = manifest.get("files", {}), manifest.get("format")
+    if not check_files(listed) or file.read_bytes() != _manifest_bytes(listed, version):
         raise CorruptCheckpointError(f"{file}: is damaged")
     require_readable(version, str(file))
     lines = []
@@ -86,7 +86,7 @@ def write_manifest(path: Path) -> None:
         sync_file(part)
 
 
-def _manifest_bytes(files: Mapping[str, Any], version: int = FORMAT) -> bytes:
+def _manifest_bytes(files: Mapping[str, Any], version: Any = FORMAT) -> bytes:
     """Serialise a manifest in its only valid spelling, so that a flipped bit cannot hide in white space."""
     body = {"files": files, "format": version}
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
@@ -106,9 +106,9 @@ def read_json(file: Path) -> Any:
     """Parse a JSON file of a checkpoint.
 
     Raises:
-        CorruptCheckpointError: naming the file, if it is not JSON.
+        CorruptCheckpointError: naming the file, if it is not a regular file, too large or not JSON.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CorruptCheckpointError(f"{file}: is not JSON ({error})") from None
+        return parse_json(read_bounded(file, MAX_JSON), str(file))
+    except ValueError as error:
+        raise CorruptCheckpointError(str(error)) from None

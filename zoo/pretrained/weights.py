@@ -115,7 +115,10 @@ def find_set(card: Card) -> Weights | None:
 
 
 def open_weights(
-    spec: str | Path, model: str | None = None, fields: Mapping[str, Any] | None = None
+    spec: str | Path,
+    model: str | None = None,
+    fields: Mapping[str, Any] | None = None,
+    allow_nonfinite: bool = False,
 ) -> tuple[Card, dict]:
     """(card, variables as NumPy arrays) of whatever names weights.
 
@@ -123,6 +126,7 @@ def open_weights(
         spec: the folder of a checkpoint, the name of a shipped one, a name of WEIGHTS, or a weight file.
         model: for a file of no known set, the model of MODELS that it is for.
         fields: fields of that model to change.
+        allow_nonfinite: accept variables that hold NaN or infinity.
 
     Raises:
         FileNotFoundError: there is nothing of that name; the nearest ones are said.
@@ -136,7 +140,7 @@ def open_weights(
     if model or fields:
         raise ValueError(f"{spec}: says itself what model it is; model and fields are for weight files alone")
     if isinstance(found, Path):
-        return checkpoint.load_checkpoint(found)
+        return checkpoint.load_checkpoint(found, allow_nonfinite=allow_nonfinite)
     folder = cached_folder(found)
     with _locked(folder):
         if folder.exists():

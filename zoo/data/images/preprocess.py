@@ -6,7 +6,6 @@ agree. Pixels stay uint8 on the host; `normalise` converts them to floats on the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,18 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 CHANNELS = ("L", "RGB", "BGR")
+
+#: Largest side of an input in pixels, and smallest standard deviation; what lies beyond is a mistake or an attack.
+MAX_SIDE = 16_384
+MIN_STD = 1e-6
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SIDE
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6
 
 
 @dataclass(frozen=True)
@@ -69,30 +80,36 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         for field in ("size", "resize"):
-            value = tuple(getattr(self, field))  # a list, if read from JSON
-            if len(value) != 2 or any(not isinstance(side, int) or side < 1 for side in value):
+            value = getattr(self, field)
+            if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(map(_is_side, value)):
                 raise ValueError(
-                    f"preprocess: {field} must be (height, width) in whole pixels, not {getattr(self, field)}"
+                    f"preprocess: {field} must be (height, width) in whole pixels up to {MAX_SIDE:,}, not {value!r:.80}"
                 )
-            object.__setattr__(self, field, value)
+            object.__setattr__(self, field, tuple(value))  # a list, if read from JSON
         for field, choices in {
             "resize_mode": RESIZE_MODES,
             "interpolation": INTERPOLATIONS,
             "channels": CHANNELS,
             "polarity": POLARITIES,
         }.items():
-            if getattr(self, field) not in choices:
+            value = getattr(self, field)
+            if not (value is None or isinstance(value, str)) or value not in choices:
                 raise ValueError(f"preprocess: {field} must be one of {choices}, not {getattr(self, field)!r}")
         for field in ("mean", "std"):
-            numbers = tuple(float(number) for number in getattr(self, field))
+            value = getattr(self, field)
+            if not isinstance(value, (list, tuple)) or not all(map(_is_finite, value)):
+                raise ValueError(f"preprocess: {field} must be finite numbers, one per channel, not {value!r:.80}")
+            numbers = tuple(float(number) for number in value)
             if len(numbers) != self.num_channels:
                 raise ValueError(
                     f"preprocess: {field} needs {self.num_channels} numbers for channels {self.channels!r}, "
                     f"not {len(numbers)}"
                 )
             object.__setattr__(self, field, numbers)
-        if not all(math.isfinite(number) and number > 0 for number in self.std):
-            raise ValueError(f"preprocess: std must be positive, not {self.std}")
+        if not all(number >= MIN_STD for number in self.std):
+            raise ValueError(f"preprocess: std must be at least {MIN_STD:g}, not {self.std}")
+        if self.ink_extent is not None and not (_is_finite(self.ink_extent) and 0 < self.ink_extent <= 1):
+            raise ValueError(f"preprocess: ink_extent must be in (0, 1], not {self.ink_extent!r:.80}")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

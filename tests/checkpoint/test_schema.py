@@ -1,0 +1,204 @@
+"""Cards, manifests and arrays from strangers: hashes that match, contents that do not make sense."""
+
+import copy
+import json
+import os
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import zoo
+from zoo import checkpoint, models
+from zoo.checkpoint import manifest, schema
+from zoo.data.images.preprocess import Preprocess
+from zoo.files import read_bounded
+
+SIZE = (8, 8)
+PREPROCESS = Preprocess(size=SIZE, resize=SIZE, channels="L", mean=(0.1,), std=(0.5,))
+CLASSES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = models.create("mlp", widths=(4,), num_classes=3, image_size=8)
+    return model, jax.tree.map(np.asarray, models.init(model, 0, (8, 8, 1)))
+
+
+@pytest.fixture
+def folder(tmp_path, network):
+    zoo.save(tmp_path / "ckpt", *network, CLASSES, PREPROCESS)
+    return tmp_path / "ckpt"
+
+
+def rewrite_card(folder: Path, raw: bytes) -> None:
+    """Replace the card and bring the manifest in line with it, as someone who means harm would."""
+    (folder / "card.json").write_bytes(raw)
+    (folder / "manifest.json").unlink()
+    manifest.write_manifest(folder)
+
+
+WEIRD = (
+    None, -1, 0, 10**9, 10**30, float("nan"), float("inf"), "x", "\ud800", [], {}, [10**9, 10**9], [1, 2, 3], True,
+    1e-320, [[]], [None], {"a": {"b": []}},
+)  # fmt: skip
+
+
+def test_every_field_with_every_weird_value_loads_or_is_refused_in_one_line(folder):
+    card = json.loads((folder / "card.json").read_text())
+    places = [(name,) for name in card] + [("preprocess", name) for name in card["preprocess"]]
+    places += [("fields", name) for name in card["fields"]] + [("leaves", 0, name) for name in card["leaves"][0]]
+    refused = 0
+    for place in places:
+        for value in WEIRD:
+            changed = copy.deepcopy(card)
+            part = changed
+            for name in place[:-1]:
+                part = part[name]
+            part[place[-1]] = value
+            rewrite_card(folder, json.dumps(changed).encode())
+            try:
+                loaded = zoo.load(folder)
+            except ValueError as error:
+                refused += 1
+                assert str(folder) in str(error), (place, value, error)
+                assert "\n" not in str(error)
+            else:
+                repr(loaded)
+                assert loaded.card.preprocess.size == SIZE, (place, value)
+    assert refused > 0.7 * len(places) * len(WEIRD)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"classes": ["a", "b"]}, "2 class names .* 3"), ({"classes": ["a", "b", "c", "d"]}, "4 class names .* 3"),
+     ({"model": 5}, "'model'"), ({"metrics": []}, "'metrics'"), ({"recipe": "adam"}, "'recipe'"),
+     ({"versions": {"jax": 1}}, "'versions'"), ({"licence": None}, "'licence'"),
+     ({"fields": {"num_classes": 3, "widths": [4] * 50}}, "widths"), ({"format": True}, "no format version")],
+)  # fmt: skip
+def test_the_field_that_is_wrong_is_named(folder, change, named):
+    card = json.loads((folder / "card.json").read_text()) | change
+    rewrite_card(folder, json.dumps(card).encode())
+    with pytest.raises(ValueError, match=rf"card\.json: .*{named}"):
+        zoo.load(folder)
+
+
+@pytest.mark.parametrize("blocks", [[10**9, 3, 3, 3], [3, 3, 10**6]])
+def test_a_network_of_more_layers_than_leaves_is_not_built(tmp_path, blocks):
+    card = json.loads((Path(zoo.__file__).parent.parent / "checkpoints/resnet20-cifar10/card.json").read_text())
+    card["fields"]["blocks"] = blocks
+    with pytest.raises(ValueError, match="blocks"):
+        checkpoint.card_from_json(card, "card.json")
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"nonsense", b"[" * 100_000, b'{"a":' * 5000 + b"1" + b"}" * 5000, b'{"format": ' + b"9" * 5000 + b"}",
+            b"\xff\xfe", b"null", b'"\\ud800"', b"[]"]
+)  # fmt: skip
+def test_what_is_no_card_or_manifest_is_refused_by_name(folder, raw):
+    rewrite_card(folder, raw)
+    with pytest.raises(ValueError, match=r"card\.json"):
+        zoo.load(folder)
+    (folder / "manifest.json").write_bytes(raw)
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        zoo.load(folder)
+    assert checkpoint.verify_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "arrays/../../x", "a\0b", "", "..\\x"])
+def test_a_manifest_lists_files_inside_the_folder_only(folder, name):
+    listed = {name: {"bytes": 1, "sha256": "0" * 64}}
+    (folder / "manifest.json").write_bytes(manifest._manifest_bytes(listed))
+    with pytest.raises(manifest.CorruptCheckpointError, match=r"manifest\.json"):
+        zoo.load(folder)
+
+
+def test_depth_ignores_brackets_in_strings():
+    assert schema.parse_json(b'{"a": "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[["}', "x") == {"a": "[" * 37}
+    assert schema.parse_json(b"[" * schema.MAX_DEPTH + b"]" * schema.MAX_DEPTH, "x")
+    with pytest.raises(ValueError, match="x"):
+        schema.parse_json(b"[" * (schema.MAX_DEPTH + 1) + b"]" * (schema.MAX_DEPTH + 1), "x")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no devices or pipes in folders")
+@pytest.mark.parametrize("file", ["manifest.json", "card.json"])
+def test_devices_and_pipes_are_not_read(folder, file):
+    (folder / file).unlink()
+    (folder / file).symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=file):
+        zoo.load(folder)
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    with pytest.raises(ValueError, match=file):
+        zoo.load(folder)
+
+
+def test_a_file_is_read_up_to_its_limit(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_bounded(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(ValueError, match="file"):
+        read_bounded(tmp_path / "file", 4)
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_bounded(tmp_path, 4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused_and_reported(tmp_path, network, value):
+    model, variables = network
+    broken = copy.deepcopy(variables)
+    broken["params"]["head"]["bias"] = np.asarray([0, value, 0], np.float32)
+    with pytest.raises(ValueError, match="head/bias"):
+        zoo.save(tmp_path / "ckpt", model, broken, CLASSES, PREPROCESS)
+    assert not (tmp_path / "ckpt").exists()
+    zoo.save(tmp_path / "ckpt", model, broken, CLASSES, PREPROCESS, allow_nonfinite=True)
+    with pytest.raises(ValueError, match="head/bias"):
+        zoo.load(tmp_path / "ckpt")
+    assert np.array_equal(zoo.load(tmp_path / "ckpt", allow_nonfinite=True).variables["params"]["head"]["bias"],
+                          broken["params"]["head"]["bias"], equal_nan=True)  # fmt: skip
+    assert any("head/bias" in line for line in checkpoint.verify_checkpoint(tmp_path / "ckpt"))
+
+
+def test_metadata_may_hold_numpy_and_jax_scalars(tmp_path, network):
+    metrics = {"test": {"accuracy": np.float32(0.5), "loss": jax.numpy.float32(2.5), "examples": np.int64(7)},
+               "step": np.asarray(3), "auc": float("nan"), "done": np.bool_(True)}  # fmt: skip
+    zoo.save(tmp_path / "ckpt", *network, CLASSES, PREPROCESS, metrics=metrics)
+    assert zoo.load(tmp_path / "ckpt").card.metrics == {
+        "test": {"accuracy": 0.5, "loss": 2.5, "examples": 7}, "step": 3, "auc": None, "done": True
+    }  # fmt: skip
+    assert "NaN" not in (tmp_path / "ckpt" / "card.json").read_text()
+    with pytest.raises(ValueError, match="object"):
+        zoo.save(tmp_path / "other", *network, CLASSES, PREPROCESS, metrics={"x": object()})
+    with pytest.raises(ValueError, match="licence"):
+        zoo.save(tmp_path / "other", *network, CLASSES, PREPROCESS, licence=5)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path, network):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "best").symlink_to(tmp_path / "disk" / "best")
+    for name in ("one", "two", "three"):
+        zoo.save(tmp_path / "best", *network, CLASSES, PREPROCESS, source=name)
+        assert zoo.load(tmp_path / "best").card.source == name
+        assert (tmp_path / "best").is_symlink() and [path.name for path in (tmp_path / "disk").iterdir()] == ["best"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "disk"]
+
+
+def test_threads_save_and_load_at_the_same_time(tmp_path, network):
+    failures = []
+
+    def work(number: int) -> None:
+        try:
+            for _ in range(3):
+                zoo.save(tmp_path / str(number), *network, CLASSES, PREPROCESS)
+                zoo.load(tmp_path / str(number))
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures and not any(thread.is_alive() for thread in threads)

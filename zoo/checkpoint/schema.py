@@ -1,0 +1,168 @@
+"""Checks of parsed JSON from a checkpoint, before any value is used.
+
+A card may come from a stranger: types, ranges, sizes and depth are checked here, so that no other module meets a value
+that it does not expect. Hashes prove only that a file is as it was written.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+#: Limits of a card. Real ones stay far below: ImageNet-21k has 21,843 classes, ResNet-1202 has 7,000 leaves.
+MAX_DEPTH = 32
+MAX_TEXT = 10_000
+MAX_CLASSES = 1_000_000
+MAX_LEAVES = 1_000_000
+MAX_FIELD = 2**31 - 1
+MAX_VALUES = 2**40
+
+#: Fields of models that count layers. Each layer has a leaf of its own, so a card has at least as many leaves.
+LAYER_COUNTS = ("blocks", "depth", "layers", "widths")
+
+
+def parse_json(raw: bytes, where: str) -> Any:
+    """Parse UTF-8 JSON of bounded depth.
+
+    Raises:
+        ValueError: naming `where`, if it is not JSON, nested too deeply or holds a number of thousands of digits.
+    """
+    try:
+        text = raw.decode("utf-8")
+        if _depth(text) > MAX_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: is not valid JSON ({error})") from None
+
+
+def _depth(text: str) -> int:
+    """Return the depth of nesting of JSON text, without parsing it."""
+    depth = deepest = 0
+    for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text, re.DOTALL):
+        if (token := match[0]) in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token in "]}":
+            depth -= 1
+    return deepest
+
+
+def is_integer(value: Any, low: int = 0, high: int = MAX_FIELD) -> bool:
+    """Return True for an int, not a bool, in [low, high]."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_TEXT and _encodes(value)
+
+
+def _encodes(text: str) -> bool:
+    """Return True for text that UTF-8 can hold: JSON can smuggle in half of a surrogate pair."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_field(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) <= 1000 and not any(isinstance(part, list) for part in value) and all(map(_is_field, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, bool) or is_integer(value, -MAX_FIELD) or _is_text(value)
+
+
+def _is_fields(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value)) and all(map(_is_field, value.values()))
+
+
+def _is_classes(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= MAX_CLASSES and all(map(_is_text, value))
+
+
+def _is_leaf(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and set(row) == {"path", "shape", "dtype", "sha256"}
+        and _is_text(row["path"])
+        and isinstance(row["shape"], list)
+        and len(row["shape"]) <= MAX_DEPTH
+        and all(is_integer(side, 0, MAX_VALUES) for side in row["shape"])
+        and math.prod(row["shape"]) <= MAX_VALUES
+        and _is_text(row["dtype"])
+        and isinstance(row["sha256"], str)
+        and re.fullmatch("[0-9a-f]{64}", row["sha256"]) is not None
+    )
+
+
+def _is_leaves(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= MAX_LEAVES and all(map(_is_leaf, value))
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value))
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value)) and all(map(_is_text, value.values()))
+
+
+def _is_optional_record(value: Any) -> bool:
+    return value is None or _is_record(value)
+
+
+_CARD: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (_is_text, "a name"),
+    "fields": (_is_fields, "a table of numbers, words and lists of them"),
+    "classes": (_is_classes, "a list of names"),
+    "preprocess": (_is_record, "a table"),
+    "recipe": (_is_optional_record, "a table or null"),
+    "data": (_is_optional_record, "a table or null"),
+    "metrics": (_is_record, "a table"),
+    "versions": (_is_texts, "a table of texts"),
+    "licence": (_is_text, "a text"),
+    "source": (_is_text, "a text"),
+    "command": (_is_text, "a text"),
+    "leaves": (_is_leaves, "a table of path, shape, dtype, sha256"),
+}
+
+
+def check_card(card: Mapping[str, Any], where: str) -> None:
+    """Check the types, ranges and sizes of a card's fields, and that they agree with each other.
+
+    Raises:
+        ValueError: naming `where` and the first field that is wrong.
+    """
+    for name, (is_valid, expected) in _CARD.items():
+        if not is_valid(card[name]):
+            raise ValueError(f"{where}: {name!r} is not {expected}")
+    outputs = card["fields"].get("num_classes", len(card["classes"]))
+    if (outputs or 0) != len(card["classes"]):
+        raise ValueError(f"{where}: {len(card['classes'])} class names for a model with {outputs or 0} classes")
+    for name in set(LAYER_COUNTS) & set(card["fields"]):
+        value = card["fields"][name]
+        counts = value if isinstance(value, list) else [value]
+        valid = all(is_integer(count) for count in counts)
+        layers = len(counts) if name == "widths" else sum(counts) if valid else 0
+        if not valid or layers > max(len(card["leaves"]), 1):
+            raise ValueError(f"{where}: {name}={value} does not fit the {len(card['leaves'])} leaves of the card")
+
+
+def check_files(files: Any) -> bool:
+    """Return True if `files` maps relative paths inside the checkpoint to their "bytes" and "sha256"."""
+    return isinstance(files, dict) and all(
+        _is_text(name)
+        and name
+        and not name.startswith("/")
+        and ".." not in name.split("/")
+        and "\\" not in name
+        and "\0" not in name
+        and isinstance(row, dict)
+        and set(row) == {"bytes", "sha256"}
+        and is_integer(row["bytes"], 0, 2**63)
+        and isinstance(row["sha256"], str)
+        for name, row in files.items()
+    )
