@@ -15,7 +15,7 @@ from zoo.data.images.polarity import match_polarity
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.images.tta import at_size
 from zoo.data.sources import from_arrays, open_dataset
-from zoo.data.sources.listing import canonical_split
+from zoo.data.sources.names import canonical_split
 from zoo.distributed.mesh import parse_parallelism
 from zoo.inference import evaluate as evaluation
 from zoo.inference.metrics import Metrics

@@ -78,6 +78,9 @@ class Note:
     def __str__(self) -> str:
         return self.text
 
+    def __contains__(self, part: str) -> bool:
+        return part in self.text
+
 
 def require_distinct_names(class_names: Iterable[str], source: str) -> None:
     """Raise ValueError, beginning with `source`, if two classes have the same name."""

@@ -4,7 +4,7 @@ from photos import encoded, folder_of, photo
 
 from zoo.data import imagenet
 from zoo.data.imagenet import class_names, wnids
-from zoo.data.sources import Split, open_dataset
+from zoo.data.sources import Split, folders, open_dataset
 from zoo.data.sources.folders import IMAGE_SUFFIXES, has_images
 from zoo.data.sources.open import open_source
 
@@ -111,13 +111,6 @@ def test_a_single_class_can_be_opened_but_not_trained(tmp_path):
     with pytest.raises(ValueError) as caught:
         make_plan("lenet5", dataset)
     assert_one_line(caught, "all images are of class a")
-
-
-def test_a_misspelt_split_folder_is_noted(tmp_path):
-    dataset = open_dataset(folder_of(tmp_path, {"trian/a": 5, "trian/b": 5, "val/a": 5, "val/b": 5}))
-    assert dataset.class_names == ("trian", "val")
-    (note,) = [note for note in dataset.notes if note.kind == "classes"]
-    assert all(words in str(note) for words in ("'trian'", "did you mean train?", "'val' is a class"))
 
 
 def test_no_readable_image(tmp_path):
@@ -288,11 +281,157 @@ def test_words_of_wnids():
     assert class_names()[134] == "crane bird" and class_names()[517] == "crane"
 
 
-def test_misspelt_split_folders(tmp_path):
-    """The hint names the split; without a similar name there is none."""
-    folder_of(tmp_path / "a", {"validaton/x": 1, "test/x": 1})
-    folder_of(tmp_path / "b", {"bus/x": 1, "car/x": 1, "cow/x": 1, "dog/x": 1, "test/x": 1})
-    (note,) = open_source(tmp_path / "a").notes
-    assert "'validaton'" in str(note) and "did you mean validation?" in str(note) and "'test' is a class" in str(note)
-    (note,) = open_source(tmp_path / "b").notes
-    assert "'bus', 'car', 'cow' and 1 more" in str(note) and "did you mean" not in str(note)
+@pytest.mark.parametrize(
+    "layout, wrong, meant",
+    [
+        ({"trian/x": 1, "trian/y": 1, "val/x": 1, "val/y": 1}, "trian", "train"),
+        ({"validaton/x": 1, "test/x": 1}, "validaton", "validation"),
+        ({"train/x": 1, "vald/x": 1, "test/x": 1}, "vald", "validation"),
+        ({"train/x": 1, "train/y": 1, "tets": 3}, "tets", "test"),  # unlabelled
+        ({"trian/x": 1, "trian/y": 1, "vald/x": 1, "vald/y": 1}, "trian", "train"),
+        ({"data/Trainning_Set/x": 1, "data/Trainning_Set/y": 1, "data/Test_Set/x": 1}, "Trainning_Set", "train"),
+        ({"train/x": 2, "train/y": 2, "tests/x": 1}, "tests", "test"),
+    ],
+)
+def test_misspelt_split_folders(layout, wrong, meant, tmp_path):
+    with pytest.raises(ValueError) as caught:
+        open_source(folder_of(tmp_path, layout, size=(4, 4)))
+    assert_one_line(caught, f"{tmp_path}: {wrong!r} is not a split name. Did you mean {meant!r}?")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"rain": 2, "snow": 2, "sun": 2},
+        {"rain/1999": 1, "rain/2000": 1, "snow/1999": 1, "snow/2000": 1},  # subfolders that all classes have
+        {"best": 1, "rest": 1, "text": 1},
+        {"brain/a": 1, "heart/b": 1, "rain/c": 1},
+        {"train": 2, "tram": 2, "trail": 2},  # classes
+    ],
+)
+def test_classes_with_names_similar_to_splits(layout, tmp_path):
+    source = open_source(folder_of(tmp_path, layout, size=(4, 4)))
+    assert sorted(set(source.labels)) == sorted({name.split("/")[0] for name in layout}) and set(source.splits) == {""}
+
+
+def test_a_split_name_among_classes_is_noted(tmp_path):
+    folder_of(tmp_path, {"bus/x": 1, "car/x": 1, "cow/x": 1, "dog/x": 1, "test/x": 1})
+    (note,) = open_source(tmp_path).notes
+    assert note.kind == "classes" and "'bus', 'car', 'cow' and 1 more" in str(note) and "'test' is a class" in str(note)
+
+
+@pytest.mark.parametrize("name", ["all", "unlabeled", "0_unlabelled", "stuff"])
+def test_unlabelled_test_images_are_not_a_class(name, tmp_path):
+    root = folder_of(tmp_path, {"train/cat": 10, "train/dog": 10, f"test/{name}": 6}, size=(6, 8))
+    dataset = open_dataset(root)
+    assert dataset.class_names == ("cat", "dog") and sum(split_sizes(dataset).values()) == 20
+    (note,) = [note for note in dataset.notes if note.kind == "unused"]
+    assert all(words in note for words in (f"6 images in test/{name}", "test/cat", "zoo predict"))
+
+
+def test_an_unlabelled_folder_beside_the_classes_of_a_split(tmp_path):
+    root = folder_of(tmp_path, {"train/a": 9, "train/b": 9, "val/a": 2, "val/b": 2, "val/unknown": 3}, size=(4, 4))
+    dataset = open_dataset(root)
+    assert dataset.class_names == ("a", "b") and split_sizes(dataset)["test"] == 4
+    assert any("3 images in val/unknown" in note for note in dataset.notes)
+
+
+def test_a_class_called_unknown(tmp_path):
+    layout = {"train/cat": 9, "train/unknown": 9, "test/cat": 2, "test/unknown": 2}
+    assert open_dataset(folder_of(tmp_path, layout, size=(4, 4))).class_names == ("cat", "unknown")
+
+
+def test_splits_without_a_class_in_common(tmp_path):
+    root = folder_of(tmp_path, {"train/cat": 2, "train/dog": 2, "test/bus": 1, "test/car": 1}, size=(4, 4))
+    with pytest.raises(ValueError) as caught:
+        open_source(root)
+    assert_one_line(caught, f"{root}: test has the classes bus, car", "train has cat, dog")
+
+
+def test_class_folders_in_another_spelling(tmp_path):
+    layout = {"train/Cat": 9, "train/Dog": 9, "test/cat": 3, "test/dog ": 3}
+    dataset = open_dataset(folder_of(tmp_path, layout, size=(4, 4)))
+    assert dataset.class_names == ("Cat", "Dog") and split_sizes(dataset)["test"] == 6
+    assert names_of(dataset.splits["test"])["test/dog /0.png"] == 1
+    assert any(note.kind == "classes" and "'Cat' and 'cat'" in note for note in dataset.notes)
+
+
+def test_numbered_class_folders_in_two_formats(tmp_path):
+    layout = {f"train/{n}": 6 for n in range(3)} | {f"test/{n:03}": 1 for n in range(3)}
+    dataset = open_dataset(folder_of(tmp_path, layout, size=(4, 4)))
+    assert dataset.class_names == ("0", "1", "2") and dataset.splits["test"].labels.tolist() == [0, 1, 2]
+
+
+def test_splits_below_classes(tmp_path):
+    layout = {f"{label}/{split}": n for label in ("cat", "dog") for split, n in (("train", 9), ("val", 2), ("Test", 3))}
+    dataset = open_dataset(folder_of(tmp_path / "data", layout, size=(4, 4)))
+    assert dataset.class_names == ("cat", "dog")
+    assert split_sizes(dataset) == {"train": 18, "validation": 4, "test": 6}
+    assert names_of(dataset.splits["test"]) == {
+        f"{label}/Test/{n}.png": k for k, label in enumerate(("cat", "dog")) for n in range(3)
+    }
+    assert [note.kind for note in dataset.notes] == ["source"] and "cat/train" in dataset.notes[0]
+
+
+@pytest.mark.parametrize(
+    "layout, parts",
+    [
+        ({"cat/train": 1, "cat/test": 1, "dog": 2}, ["cat has test and train, but dog has images outside"]),
+        ({"cat/train": 1, "cat/test": 1, "dog/old": 2}, ["dog has images outside"]),
+        ({"cat/train": 1, "cat/test": 1, "dog/trian": 2, "dog/test": 1}, ["'trian'", "Did you mean 'train'?"]),
+        ({"cat/train": 1, "cat/test": 1, "dog/val": 2, "dog/dev": 1}, ["dog has two folders for one split"]),
+    ],
+)
+def test_splits_below_some_classes(layout, parts, tmp_path):
+    with pytest.raises(ValueError) as caught:
+        open_source(folder_of(tmp_path, layout, size=(4, 4)))
+    assert_one_line(caught, str(tmp_path), *parts)
+
+
+@pytest.mark.parametrize("place", ["", "cat", "train/cat"])
+@pytest.mark.parametrize("name", ["@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "__MACOSX", ".ipynb_checkpoints"])
+def test_system_folders_are_not_read(place, name, tmp_path):
+    layout = {"train/cat": 2, "train/dog": 2} if place == "train/cat" else {"cat": 2, "dog": 2}
+    folder_of(tmp_path, layout, size=(4, 4))
+    folder_of(tmp_path / place / name, {"0.png": 1}, size=(2, 2))
+    source = open_source(tmp_path)
+    assert len(source.labels) == 4 and set(source.labels) == {"cat", "dog"}
+    noted = [note for note in source.notes if note.kind == "unused" and name in note]
+    assert len(noted) == len(source.notes) == (not name.startswith("."))
+
+
+def test_a_folder_of_loose_images_beside_a_table_names_the_table(tmp_path):
+    folder_of(tmp_path, {"": 2, "images": 2}, size=(4, 4))
+    (tmp_path / "labels.csv").write_text("path,label\n")
+    for name in ("0.png", "1.png"):
+        (tmp_path / "images" / name).rename(tmp_path / f"x{name}")
+    (tmp_path / "images").rmdir()
+    with pytest.raises(ValueError) as caught:
+        open_dataset(tmp_path)
+    assert_one_line(caught, f"type --data {tmp_path / 'labels.csv'}")
+
+
+def test_the_root_of_the_file_system():
+    with pytest.raises(ValueError) as caught:
+        open_source("/")
+    assert_one_line(caught, "/: ", "name the folder")
+
+
+def test_a_folder_with_few_images_among_many_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "MAX_OTHER_ENTRIES", 200)
+    root = folder_of(tmp_path / "home", {"photos/cat": 2, "photos/dog": 1}, size=(2, 2))
+    (root / "work").mkdir()
+    for n in range(150):
+        (root / "work" / f"{n}.txt").touch()
+    assert len(open_source(root).labels) == 3
+    for n in range(150, 310):
+        (root / "work" / f"{n}.txt").touch()
+    with pytest.raises(ValueError) as caught:
+        open_source(root)
+    assert_one_line(caught, f"{root}: only 3 of its first", "class folders")
+
+
+def test_folders_nested_too_deeply(tmp_path):
+    folder_of(tmp_path, {"a/" + "x/" * 120: 1, "a": 1, "b": 1}, size=(2, 2))
+    source = open_source(tmp_path)
+    assert len(source.labels) == 2 and len(source.unreadable) == 1 and "100 folders deep" in source.unreadable[0]

@@ -12,15 +12,13 @@ from zoo.data.sources import listing, open_dataset
 from zoo.data.sources.listing import (
     FileStore,
     Listing,
-    canonical_split,
     class_order,
     describe_left_out,
-    first_few,
     leakage,
     open_listing,
-    printable,
     stamp_files,
 )
+from zoo.data.sources.names import canonical_split, first_few, printable
 from zoo.data.sources.scan import Scan
 from zoo.data.splits import ArraySplit
 

@@ -7,9 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zoo.data.dataset import SPLITS, Note, nearest_names
+from zoo.data.dataset import Note
 from zoo.data.imagenet import validation_wnid
-from zoo.data.sources.listing import FileStore, Listing, canonical_split, first_few, printable, stamp_files
+from zoo.data.sources.listing import OPEN_FLAGS, FileStore, Listing, stamp_files
+from zoo.data.sources.names import (
+    UNLABELLED,
+    canonical_split,
+    class_key,
+    describe_misspelt_split,
+    first_few,
+    is_system_file,
+    is_system_folder,
+    printable,
+    similar_split,
+)
 
 # Files with these suffixes count as images; files with others do if they begin like an image.
 IMAGE_SUFFIXES = frozenset({
@@ -17,8 +28,9 @@ IMAGE_SUFFIXES = frozenset({
     ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".heic", ".heif", ".ico", ".tga", ".pcx", ".jxl",
 })  # fmt: skip
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
-SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
-SYSTEM_FOLDER = "__MACOSX"  # in archives made on macOS
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson")
+MAX_OTHER_ENTRIES = 1_000_000  # files and folders looked at; more of them, nearly all not images, are no data set
+MAX_DEPTH = 100  # folders within folders
 
 
 @dataclass
@@ -29,36 +41,66 @@ class FolderWalk:
         root: the folder.
         unreadable: "path: reason" for folders that cannot be read or followed.
         not_images: paths of the files that are not images.
+        system_folders: paths of folders that systems create, such as @eaDir; they are not read.
     """
 
     root: str
     unreadable: list[str] = field(default_factory=list)
     not_images: list[str] = field(default_factory=list)
+    system_folders: list[str] = field(default_factory=list)
+    _entries: dict[str, tuple[list[str], list[str]]] = field(default_factory=dict)
+    _num_entries: int = 0
+    _num_images: int = 0
 
     def entries(self, folder: str) -> tuple[list[str], list[str]]:
-        """Return the names of the folders and of the files in a folder, sorted, without hidden and system files."""
+        """Return the names of the folders and of the files in a folder, sorted, without hidden and system files.
+
+        Raises:
+            ValueError: the root has so many other files that it is no data set, such as a home folder.
+        """
+        if folder not in self._entries:
+            self._entries[folder] = self._scan(folder)
+        return self._entries[folder]
+
+    def _scan(self, folder: str) -> tuple[list[str], list[str]]:
         folders: list[str] = []
         files: list[str] = []
         try:
             with os.scandir(os.path.join(self.root, folder)) as entries:
                 for entry in sorted(entries, key=lambda e: e.name):
-                    name = entry.name
-                    if name.startswith(".") or name.lower() in SYSTEM_FILES or name == SYSTEM_FOLDER:
-                        continue
-                    (folders if _is_folder(entry) else files).append(name)
+                    if not _is_folder(entry):
+                        files += [] if is_system_file(entry.name) else [entry.name]
+                    elif not is_system_folder(entry.name):
+                        folders.append(entry.name)
+                    elif not entry.name.startswith("."):
+                        self.system_folders.append(os.path.join(folder, entry.name))
         except OSError as error:
             self.unreadable.append(f"{printable(folder) or '.'}: folder cannot be read ({error.strerror})")
+        self._num_entries += len(folders) + len(files)
+        self._num_images += sum(map(_has_image_suffix, files))
+        if self._num_entries > MAX_OTHER_ENTRIES and self._num_images * 100 < self._num_entries:
+            raise ValueError(
+                f"{self.root}: only {self._num_images:,} of its first {self._num_entries:,} files and folders are "
+                "images; name the folder that contains the class folders"
+            )
         return folders, files
+
+    def has_images(self, folder: str) -> bool:
+        """Return True if a folder or one of its subfolders has an image."""
+        return next(self.images(folder), None) is not None
 
     def images(self, folder: str) -> Iterator[str]:
         """Yield the images in a folder and its subfolders. Links are followed unless they lead back to a parent."""
         if self._leads_back(folder):
             self.unreadable.append(f"{printable(folder)}: link to a folder that contains it; not followed")
             return
+        if folder.count(os.sep) >= MAX_DEPTH:
+            self.unreadable.append(f"{printable(folder[:80])}…: more than {MAX_DEPTH} folders deep; not followed")
+            return
         folders, files = self.entries(folder)
         for name in files:
             path = os.path.join(folder, name)
-            if _has_image_suffix(name) or _begins_like_an_image(os.path.join(self.root, path)):
+            if _has_image_suffix(name) or _file_begins_like_an_image(os.path.join(self.root, path)):
                 yield path
             else:
                 self.not_images.append(path)
@@ -81,15 +123,23 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _begins_like_an_image(path: str) -> bool:
+def _file_begins_like_an_image(path: str) -> bool:
     """Return True for files that begin like an image, and for broken links, so that they are reported."""
     if not os.path.isfile(path):
         return os.path.islink(path)
     try:
-        with open(path, "rb") as file:
-            start = file.read(16)
+        file = os.open(path, OPEN_FLAGS)
+        try:
+            start = os.read(file, 16)
+        finally:
+            os.close(file)
     except OSError:
         return False
+    return begins_like_an_image(start)
+
+
+def begins_like_an_image(start: bytes) -> bool:
+    """Return True if the first 16 bytes of a file are those of an image format."""
     return start.startswith(MAGIC) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
 
 
@@ -101,18 +151,26 @@ def has_images(folder: Path) -> bool:
     """Return True if `list_folder` has anything to list or to report: an image file at any depth."""
     walk = FolderWalk(str(folder))
     folders, files = walk.entries("")
-    return any(map(_has_image_suffix, files)) or any(next(walk.images(name), None) is not None for name in folders)
+    return any(map(_has_image_suffix, files)) or any(map(walk.has_images, folders))
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder that have images, at any depth."""
+    walk = FolderWalk(str(folder))
+    return [name for name in walk.entries("")[0] if walk.has_images(name)]
 
 
 def list_folder(folder: Path) -> Listing:
     """List the images of a folder of class folders, with or without split folders above them.
 
-    Split folders may have any usual name, such as "val" or "Testing". Without them, the folders are classes. Images in
-    subfolders of a class folder belong to that class. A folder that contains a single folder stands for that one, as in
-    unpacked archives. ImageNet's validation images need no class folders: their classes are known by file name.
+    Split folders may have any usual name, such as "val" or "Testing". Without them, the folders are classes; splits may
+    also be below all classes (cat/train/1.jpg). Images in other subfolders of a class folder belong to that class. A
+    folder that contains a single folder stands for that one, as in unpacked archives. ImageNet's validation images need
+    no class folders: their classes are known by file name. Validation and test images in folders that are not classes
+    of train, such as test/all/1.jpg, are not used.
 
     Raises:
-        ValueError: two folders for one split.
+        ValueError: two folders for one split, a misspelt split, or splits whose classes have nothing in common.
     """
     walk = FolderWalk(str(folder))
     top, folders, files = "", *walk.entries("")
@@ -120,15 +178,24 @@ def list_folder(folder: Path) -> Listing:
         top = os.path.join(top, folders[0])
         folders, files = walk.entries(top)
     split_folders = find_split_folders(walk, top, folders)
+    below = {} if split_folders else splits_below_classes(walk, top, folders)
     collected = _Images()
     for split, name in split_folders.items():
-        _list_split(walk, split, top, name, *walk.entries(os.path.join(top, name)), collected)
-    if not split_folders:
+        classes, loose = walk.entries(os.path.join(top, name))
+        used = _with_classes_of_train(walk, split, top, split_folders, classes, collected)
+        _list_split(walk, split, top, name, used, loose, collected)
+    for label, names in below.items():
+        for split, name in names.items():
+            collected.add(list(walk.images(os.path.join(top, label, name))), split, label)
+    if below:
+        text = f"splits are below the classes, as in {printable(next(iter(below)))}/train"
+        collected.notes.append(Note("source", text))
+    elif not split_folders:
         _list_split(walk, "", top, "", folders, files, collected)
-    notes = [*collected.notes, *_notes_on_folders(folders, split_folders)]
-    if walk.not_images:
-        examples = first_few([*map(printable, walk.not_images)], 3)
-        notes.append(Note("unused", f"not used: {len(walk.not_images):,} files that are not images ({examples})"))
+    notes = [*collected.notes, *_notes_on_folders(folders, split_folders, bool(below)), *_notes_on_files(walk)]
+    if not collected.paths and (tables := [name for name in files if name.lower().endswith(TABLE_SUFFIXES)]):
+        paths = [printable(os.path.join(walk.root, top, name)) for name in tables]
+        notes.append(Note("source", f"for the classes of a table, type --data {first_few(paths, 2)}"))
     return Listing(
         name=str(folder),
         store=FileStore(str(folder), tuple(collected.paths)),
@@ -140,6 +207,18 @@ def list_folder(folder: Path) -> Listing:
     )
 
 
+def _notes_on_files(walk: FolderWalk) -> list[Note]:
+    """Return notes on files that are not images, and on folders of the system."""
+    notes = []
+    if walk.not_images:
+        examples = first_few([*map(printable, walk.not_images)], 3)
+        notes.append(Note("unused", f"not used: {len(walk.not_images):,} files that are not images ({examples})"))
+    if folders := [path for path in walk.system_folders if os.listdir(os.path.join(walk.root, path))]:
+        names = first_few(sorted({printable(os.path.basename(path)) for path in folders}), 3)
+        notes.append(Note("unused", f"not used: {len(folders):,} folders that the system or a NAS created ({names})"))
+    return notes
+
+
 @dataclass
 class _Images:
     """The images listed so far, and notes on their folders."""
@@ -149,10 +228,10 @@ class _Images:
     labels: list[str] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 
-    def add(self, paths: Sequence[str], split: str, labels: Sequence[str]) -> None:
+    def add(self, paths: Sequence[str], split: str, labels: str | Sequence[str]) -> None:
         self.paths += paths
         self.splits += [split] * len(paths)
-        self.labels += labels
+        self.labels += [labels] * len(paths) if isinstance(labels, str) else labels
 
 
 def _list_split(
@@ -163,7 +242,7 @@ def _list_split(
     empty = []
     for label in classes:
         images = list(walk.images(os.path.join(folder, label)))
-        collected.add(images, split, [label] * len(images))
+        collected.add(images, split, label)
         if not images:
             empty.append(os.path.join(name, printable(label)))
     if empty:
@@ -184,20 +263,55 @@ def _list_split(
         collected.notes.append(Note("unused", text, split))
 
 
-def _notes_on_folders(folders: Sequence[str], split_folders: Mapping[str, str]) -> list[Note]:
+def _with_classes_of_train(
+    walk: FolderWalk, split: str, top: str, split_folders: Mapping[str, str], classes: Sequence[str], collected: _Images
+) -> Sequence[str]:
+    """Return the class folders of a split without those that only hold unlabelled images; these are noted.
+
+    Raises:
+        ValueError: several folders, none of which is a class of train.
+    """
+    if split == "train" or "train" not in split_folders:
+        return classes
+    trained = walk.entries(os.path.join(top, split_folders["train"]))[0]
+    known = set(map(class_key, trained))
+    known |= {key.lstrip("0") for key in known if key.isdecimal()}
+    new = [name for name in classes if not {class_key(name), class_key(name).lstrip("0")} & known]
+    if not trained or not new:
+        return classes
+    unlabelled = [name for name in new if "".join(filter(str.isalpha, name.lower())) in UNLABELLED]
+    folder = printable(split_folders[split])
+    if len(new) == len(classes) and new != unlabelled:
+        if len(new) > 1:
+            raise ValueError(
+                f"{walk.root}: {folder} has the classes {first_few([*map(printable, new)])}, but "
+                f"{printable(split_folders['train'])} has {first_few([*map(printable, trained)])}; give the class "
+                "folders of all splits the same names"
+            )
+        unlabelled = new
+    for name in unlabelled:
+        count = sum(1 for _ in walk.images(os.path.join(top, split_folders[split], name)))
+        text = (
+            f"not used: {count:,} images in {folder}/{printable(name)}, which is not a class of train; put images of a "
+            f"class {printable(trained[0])} in {folder}/{printable(trained[0])}, or classify them with `zoo predict`"
+        )
+        collected.notes.append(Note("unused", text, split))
+    return [name for name in classes if name not in unlabelled]
+
+
+def _notes_on_folders(folders: Sequence[str], split_folders: Mapping[str, str], below: bool) -> list[Note]:
     """Return notes on folders that may have been misunderstood: splits taken for classes, and folders beside splits."""
     if split_folders:
         others = [printable(name) for name in folders if name not in split_folders.values()]
         text = f"not used: folders beside {', '.join(split_folders.values())}: {first_few(others)}"
         return [Note("unused", text)] if others else []
     like_splits = [printable(name) for name in folders if canonical_split(name)]
-    if not like_splits:
+    if not like_splits or below:
         return []
     others = [printable(name) for name in folders if not canonical_split(name)]
-    hint = next(filter(None, (nearest_names(name, SPLITS) for name in others)), "")
     text = (
-        f"{first_few([*map(repr, others)], 3)}: not a split name{hint}, so {first_few([*map(repr, like_splits)])} is a "
-        "class; if the folders are splits, name each of them train, validation or test"
+        f"{first_few([*map(repr, others)], 3)}: not a split name, so {first_few([*map(repr, like_splits)])} is a class"
+        "; if the folders are splits, name each of them train, validation or test"
     )
     return [Note("classes", text)]
 
@@ -208,11 +322,14 @@ def find_split_folders(walk: FolderWalk, top: str, folders: Sequence[str]) -> di
     The folders are splits if all have names of splits, or if one is named train and has folders in it.
 
     Raises:
-        ValueError: two folders for one split.
+        ValueError: two folders for one split, or a misspelt split.
     """
     named = [(canonical_split(name), name) for name in folders if canonical_split(name)]
     has_train = any(split == "train" and walk.entries(os.path.join(top, name))[0] for split, name in named)
-    if not has_train and len(named) < len(folders):
+    are_splits = has_train or (bool(named) and len(named) == len(folders))
+    if misspelt := _misspelt_splits(walk, top, folders, are_splits):
+        raise ValueError(f"{walk.root}: {describe_misspelt_split(misspelt[0])}")
+    if not are_splits:
         return {}
     split_folders: dict[str, str] = {}
     for split, name in named:
@@ -220,3 +337,57 @@ def find_split_folders(walk: FolderWalk, top: str, folders: Sequence[str]) -> di
             raise ValueError(f"{walk.root}: {split_folders[split]} and {name} are both named {split}; keep one of them")
         split_folders[split] = name
     return split_folders
+
+
+def _misspelt_splits(walk: FolderWalk, top: str, folders: Sequence[str], are_splits: bool) -> list[str]:
+    """Return the folders that seem to be misspelt splits.
+
+    Beside split folders, a similar name suffices, because the folder would be ignored. Otherwise the folders must have
+    class folders in common, which classes do not: rain, snow and hail are weather.
+    """
+    similar = [name for name in folders if similar_split(name)]
+    if are_splits or not similar:
+        return similar
+    inside = {name: set(walk.entries(os.path.join(top, name))[0]) for name in folders}
+    like_splits = [name for name in folders if canonical_split(name) or name in similar]
+    others = set().union(*(inside[name] for name in folders if name not in like_splits))
+    return [
+        name
+        for name in similar
+        if inside[name] and not inside[name] & others and len(like_splits) > 1
+        and not any(inside[other] and not inside[name] & inside[other] for other in like_splits)
+    ]  # fmt: skip
+
+
+def is_split_below_class(walk: FolderWalk, folder: str) -> bool:
+    """Return True if everything in a class folder is in folders of at least two splits, one of them train."""
+    folders, files = walk.entries(folder)
+    splits = {canonical_split(name) for name in folders}
+    return "" not in splits and "train" in splits and len(splits) > 1 and not any(map(_has_image_suffix, files))
+
+
+def splits_below_classes(walk: FolderWalk, top: str, folders: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return {class: {split: folder}} for folders such as cat/train and cat/test, or {} for other folders.
+
+    Raises:
+        ValueError: some classes have such folders, others do not, or a class has two folders for one split.
+    """
+    split = [name for name in folders if is_split_below_class(walk, os.path.join(top, name))]
+    if not split:
+        return {}
+    result: dict[str, dict[str, str]] = {}
+    for label in folders:
+        inside, files = walk.entries(os.path.join(top, label))
+        names = {canonical_split(name): name for name in inside}
+        example = (
+            f"{printable(split[0])} has {' and '.join(map(printable, walk.entries(os.path.join(top, split[0]))[0]))}"
+        )
+        where = f"{walk.root}: {example}, but {printable(label)}"
+        if misspelt := [name for name in inside if similar_split(name)]:
+            raise ValueError(f"{where} has {misspelt[0]}; {describe_misspelt_split(misspelt[0])}")
+        if "" in names or any(map(_has_image_suffix, files)):
+            raise ValueError(f"{where} has images outside of such folders; sort the images of all classes alike")
+        if len(names) < len(inside):
+            raise ValueError(f"{where} has two folders for one split; keep one of them")
+        result[label] = names
+    return result

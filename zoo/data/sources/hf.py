@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.data.dataset import Note, first_line
-from zoo.data.sources.listing import Listing, canonical_split, hash_parts
+from zoo.data.sources.listing import Listing, hash_parts
+from zoo.data.sources.names import canonical_split
 
 EXTRA = "jax-model-zoo[hf]"
 

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import os
 import stat
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from zoo.cache import cache_folder
 from zoo.data.dataset import SPLITS, Dataset, Note, create_missing_splits, require_distinct_names
+from zoo.data.sources.names import check_joined_labels, clean_class_name, first_few, printable, unify_class_names
 from zoo.data.sources.scan import Scan, scan
 from zoo.data.splits import EncodedSplit, Split, Store, content_keys, record_name
 from zoo.files import atomic_writer
@@ -23,14 +23,6 @@ from zoo.files import atomic_writer
 MAX_LINES = 10  # lines printed of a list that may be long
 # Without O_NONBLOCK, opening a named pipe waits for ever
 OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-
-# Usual names of the splits, without "_", "-", ".", " " and one of SPLIT_ENDINGS
-SPELLINGS: dict[str, tuple[str, ...]] = {
-    "train": ("train", "training", "trn", "tr"),
-    "validation": ("val", "valid", "validation", "dev", "eval"),
-    "test": ("test", "testing", "tst", "te", "holdout"),
-}
-SPLIT_ENDINGS = ("", "set", "data", "images", "split")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,20 +91,6 @@ class FileStore:
         return printable(self.names[record])
 
 
-def printable(text: str) -> str:
-    """Return a file name with line ends, control characters and undecodable bytes escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
-def canonical_split(word: str) -> str:
-    """Return "train", "validation" or "test" for any usual spelling of it, such as "val_set", else ""."""
-    plain = "".join(c for c in word.lower() if c not in "_- .")
-    for name, spellings in SPELLINGS.items():
-        if any(plain == spelling + ending for spelling in spellings for ending in SPLIT_ENDINGS):
-            return name
-    return ""
-
-
 def hash_parts(parts: Iterable[object]) -> str:
     """Return a hash of the parts' `repr` in this order, as 32 hexadecimal digits."""
     digest = hashlib.sha256()
@@ -167,14 +145,14 @@ def open_listing(listing: Listing, scanned: Scan | None = None) -> Dataset:
     if not len(readable):
         first = f"; the first of {len(left_out):,}: {left_out[0]}" if left_out else ""
         raise ValueError(f"{listing.name}: none of its images can be read{first}")
-    labels, names = _number_classes(listing, readable)
+    labels, names, class_notes = _number_classes(listing, readable)
     split_names = np.array([name or "train" for name in listing.splits])
     splits: dict[str, Split] = {}
     for name in SPLITS:
         if len(members := readable[split_names[readable] == name]):
             keys = tuple(scanned.keys[i] for i in members.tolist())
             splits[name] = EncodedSplit(listing.store, members, labels[members], keys, scanned.sizes[members])
-    notes = list(listing.notes)
+    notes = [*listing.notes, *class_notes]
     if left_out:
         text = f"{len(left_out):,} of {len(listing.labels):,} images cannot be read and are left out"
         notes.append(Note("unused", text))
@@ -189,12 +167,20 @@ def open_listing(listing: Listing, scanned: Scan | None = None) -> Dataset:
     return Dataset(listing.name, splits, class_names, (*notes, *words, *held_out, *leaks), tuple(left_out))
 
 
-def _number_classes(listing: Listing, readable: NDArray[np.int64]) -> tuple[NDArray[np.int32], list[str]]:
-    """Return the label of each image, int32 [N], and the class names. Only unreadable images may have label -1."""
-    image_classes = [_normalise(label) for label in listing.labels]
-    names = [_normalise(name) for name in listing.class_names] or class_order(
-        image_classes[i] for i in readable.tolist()
-    )
+def _number_classes(listing: Listing, readable: NDArray[np.int64]) -> tuple[NDArray[np.int32], list[str], list[Note]]:
+    """Return the label of each image, int32 [N], the class names, and notes on their spellings.
+
+    Only unreadable images may have label -1.
+    """
+    notes: list[Note] = []
+    if listing.class_names:
+        names = [clean_class_name(name) for name in listing.class_names]
+        image_classes = [clean_class_name(label) for label in listing.labels]
+    else:
+        spellings, notes = unify_class_names(listing.labels)
+        image_classes = [spellings[label] for label in listing.labels]
+        names = class_order(image_classes[i] for i in readable.tolist())
+        notes += check_joined_labels(names, listing.name)
     require_distinct_names(names, listing.name)
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers.get(name, -1) for name in image_classes], np.int32)
@@ -204,24 +190,13 @@ def _number_classes(listing: Listing, readable: NDArray[np.int64]) -> tuple[NDAr
             f"{listing.name}: {listing.store.name(record)} has class {image_classes[record]}, which is not one of the "
             f"source's classes ({first_few(names)})"
         )
-    return labels, names
-
-
-def _normalise(name: str) -> str:
-    """Return a class name in Unicode form NFC, because systems store accents differently."""
-    return unicodedata.normalize("NFC", printable(name))
+    return labels, names, notes
 
 
 def unreadable_images(listing: Listing, scanned: Scan) -> list[str]:
     """Return "path: reason" for every image that cannot be read, sorted."""
     failed = (f"{listing.store.name(record)}: {reason}" for record, reason in scanned.reasons.items())
     return sorted([*listing.unreadable, *failed])
-
-
-def first_few(items: Sequence[str], limit: int = 5) -> str:
-    """Return the first items as text: "a, b, c and 7 more"."""
-    rest = len(items) - limit
-    return ", ".join(items[:limit]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def leakage(splits: Mapping[str, Split], keys: Mapping[str, Sequence[bytes]]) -> list[Note]:

@@ -93,6 +93,8 @@ def open_source(spec: Spec, data_dir: Spec | None = None) -> Dataset | Listing:
         FileNotFoundError: the path does not exist.
         ValueError: the source is not supported or not valid; one line.
     """
+    if _is_folder(spec) and _path(spec).resolve() == Path(_path(spec).resolve().anchor):
+        raise ValueError(f"{spec}: is the root of the file system; name the folder that contains the class folders")
     for source in SOURCES:
         if source.recognise(spec):
             return source.open(spec, data_dir)
@@ -138,6 +140,8 @@ def _unrecognised(spec: Spec) -> Exception:
             f"{path}: this folder has no class folders with images, tar shards or IDX files; put the images of each "
             "class in a folder, or list them in a table of paths and labels"
         )
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return ValueError(f"{path}: is a pipe, a socket or a device; write the data to a file")
     if path.is_file():
         return ValueError(f"{path}: unsupported file type; supported are {SUPPORTED}")
     if re.search(r"\.\w{2,6}$", path.name) or os.sep in text:

@@ -1,0 +1,100 @@
+"""Finding the files that a table names: with backslashes, without an ending, or relative to another folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from zoo.data.dataset import Note
+from zoo.data.sources.folders import IMAGE_SUFFIXES, FolderWalk
+from zoo.data.sources.names import first_few, printable
+
+DRIVE = re.compile(r"[A-Za-z]:(?=[\\/])|file://")
+
+
+def resolve_paths(root: Path, names: Sequence[str]) -> tuple[list[str], list[Note]]:
+    """Find the files that a table means.
+
+    Names of existing files stay. Others are compared with the files below `root`, without regard to case, with
+    backslashes as slashes and with or without an ending. A name means a file if it is the end of the file's path, as in
+    "1" for train/1.png, or if the file's path is the end of the name, as in C:\\data\\train\\1.png.
+
+    Args:
+        root: the folder that paths are relative to.
+        names: the paths in the table.
+
+    Returns:
+        The paths relative to `root`, or the names themselves where there is no such file; and a note if some of them
+        are spelt differently.
+
+    Raises:
+        ValueError: a name that may mean several files, or two names that mean the same file.
+    """
+    missing = sorted({name for name in names if not os.path.exists(root / name)})
+    if not missing:
+        return list(names), []
+    files = _index_files(root)
+    found = {name: path for name in missing if (path := _find(name, files, root))}
+    meaning: dict[str, str] = {}
+    for name, path in found.items():
+        if path in names or meaning.setdefault(path, name) != name:
+            other = path if path in names else meaning[path]
+            raise ValueError(
+                f"{root}: {printable(other)!r} and {printable(name)!r} may both mean the file {printable(path)}; "
+                "write paths relative to the table"
+            )
+    notes = []
+    if found:
+        examples = [f"{printable(name)!r} is {printable(path)}" for name, path in found.items()]
+        notes.append(
+            Note("source", f"{len(found):,} paths are spelt differently on this system: {first_few(examples, 2)}")
+        )
+    return [found.get(name, name) for name in names], notes
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """Return the parts of a path in lower case, without drive, root and dots."""
+    posix = DRIVE.sub("", name).replace("\\", "/").casefold()
+    return tuple(part for part in PurePosixPath(posix).parts if part not in ("/", "//", ".", ".."))
+
+
+def _without_suffix(part: str) -> str:
+    stem, suffix = os.path.splitext(part)
+    return stem if suffix in IMAGE_SUFFIXES else part
+
+
+def _index_files(root: Path) -> dict[str, list[tuple[tuple[str, ...], str]]]:
+    """Return {last part without the ending of an image: [(parts, path relative to root)]} of all images below root."""
+    index: dict[str, list[tuple[tuple[str, ...], str]]] = defaultdict(list)
+    for path in FolderWalk(str(root)).images(""):
+        parts = _parts(path)
+        index[_without_suffix(parts[-1])].append((parts, path))
+    return index
+
+
+def _find(name: str, files: dict[str, list[tuple[tuple[str, ...], str]]], root: Path) -> str | None:
+    """Return the file that a name means, or None."""
+    parts = _parts(name)
+    if not parts:
+        return None
+    is_relative = DRIVE.match(name) is None and name[:1] not in ("/", "\\")
+    is_elsewhere = not is_relative or not os.path.exists(root / name.replace("\\", "/").split("/")[0])
+    stem = _without_suffix(parts[-1])
+    has_suffix = stem != parts[-1]
+    matches = []
+    for file_parts, path in files.get(stem, ()):
+        ending = file_parts if has_suffix else (*file_parts[:-1], _without_suffix(file_parts[-1]))
+        shared = min(len(parts), len(ending))
+        if ending[-shared:] == parts[-shared:] and (shared == len(parts) or is_elsewhere):
+            matches.append((shared, path))
+    best = max((shared for shared, _ in matches), default=0)
+    paths = [path for shared, path in matches if shared == best]
+    if len(paths) > 1:
+        raise ValueError(
+            f"{root}: {printable(name)!r} may mean {' or '.join(map(printable, paths[:3]))}; write paths relative "
+            "to the table"
+        )
+    return paths[0] if paths else None
