@@ -1,4 +1,4 @@
-"""Every optimiser against a plain NumPy reading of its paper; every schedule at its corners."""
+"""Every optimiser against a NumPy reference of its paper, every schedule at its first, last and boundary steps."""
 
 import dataclasses
 from typing import get_args
@@ -18,127 +18,219 @@ GRADS = [
     jax.tree.map(lambda p, s=scale: np.float32(s) * np.cos(3 * p + s).astype(np.float32), PARAMS)
     for scale in (1.0, 0.3, 2.0)
 ]
-RATE, M, V, EPS, DECAY = 0.1, 0.9, 0.99, 1e-6, 0.05
+MOMENTUM, B2, EPSILON, DECAY = 0.9, 0.99, 1e-6, 0.05
+#: A linear schedule over ten steps, from 0.1 to 0.
+RATES = [0.1 * (1 - step / 10) for step in range(3)]
+RECIPE = Recipe(learning_rate=0.1, momentum=MOMENTUM, b2=B2, epsilon=EPSILON, schedule="linear")
 
 
-def adam_direction(state, g, t):
-    state["m"] = M * state.get("m", 0) + (1 - M) * g
-    state["v"] = V * state.get("v", 0) + (1 - V) * g**2
-    return (state["m"] / (1 - M**t)) / (np.sqrt(state["v"] / (1 - V**t)) + EPS)
+def adam_direction(state, gradient, count):
+    state["m"] = MOMENTUM * state.get("m", 0) + (1 - MOMENTUM) * gradient
+    state["v"] = B2 * state.get("v", 0) + (1 - B2) * gradient**2
+    return (state["m"] / (1 - MOMENTUM**count)) / (np.sqrt(state["v"] / (1 - B2**count)) + EPSILON)
 
 
-def reference(name, w, gradients, decay):
-    """w after the gradients; `decay` is 0 for a bias, whose trust ratio is 1 as well."""
-    w, state, trust = w.astype(np.float64), {}, w.ndim > 1
-    for t, g in enumerate(gradients, 1):
-        g = g.astype(np.float64)
-        if name == "sgd":
-            d = g
-        elif name == "momentum":
-            d = state["m"] = M * state.get("m", 0) + g
-        elif name == "nesterov":
-            state["m"] = M * state.get("m", 0) + g
-            d = g + M * state["m"]
-        elif name == "rmsprop":
-            state["v"] = V * state.get("v", 0) + (1 - V) * g**2
-            d = state["m"] = M * state.get("m", 0) + g / np.sqrt(state["v"] + EPS)
-        elif name in ("adam", "adamw", "lamb"):
-            d = adam_direction(state, g, t)
-        elif name == "lion":
-            d = np.sign(M * state.get("m", 0) + (1 - M) * g)
-            state["m"] = V * state.get("m", 0) + (1 - V) * g
-        else:
-            d = g
-        d = d + decay * w
+def direction(name, state, gradient, count):
+    """Return the update direction of an optimiser before weight decay, trust ratio and learning rate."""
+    if name in ("sgd", "lars"):
+        return gradient
+    if name == "momentum":
+        state["m"] = MOMENTUM * state.get("m", 0) + gradient
+        return state["m"]
+    if name == "nesterov":
+        state["m"] = MOMENTUM * state.get("m", 0) + gradient
+        return gradient + MOMENTUM * state["m"]
+    if name == "rmsprop":
+        state["v"] = B2 * state.get("v", 0) + (1 - B2) * gradient**2
+        state["m"] = MOMENTUM * state.get("m", 0) + gradient / np.sqrt(state["v"] + EPSILON)
+        return state["m"]
+    if name == "lion":
+        sign = np.sign(MOMENTUM * state.get("m", 0) + (1 - MOMENTUM) * gradient)
+        state["m"] = B2 * state.get("m", 0) + (1 - B2) * gradient
+        return sign
+    return adam_direction(state, gradient, count)
+
+
+def reference(name, weights, gradients, *, decay=0.0, trust=True, factor=1.0):
+    """Return the weights after an update per gradient.
+
+    Args:
+        name: the optimiser.
+        weights: one array.
+        gradients: its gradients, after clipping.
+        decay: decoupled weight decay.
+        trust: False for biases and norm scales, which have no trust ratio in LARS and LAMB.
+        factor: multiplier of the learning rate.
+    """
+    weights, state = weights.astype(np.float64), {}
+    for count, (gradient, rate) in enumerate(zip(gradients, RATES, strict=True), 1):
+        update = direction(name, state, gradient.astype(np.float64), count) + decay * weights
         if name in ("lars", "lamb") and trust:
-            d = d * np.linalg.norm(w) / np.linalg.norm(d) * (0.001 if name == "lars" else 1)
-        if name == "lars":
-            d = state["m"] = M * state.get("m", 0) + RATE * d
-            w = w - d
-        else:
-            w = w - RATE * d
-    return w
+            coefficient = 0.001 if name == "lars" else 1
+            update = update * coefficient * np.linalg.norm(weights) / np.linalg.norm(update)
+        update = rate * update
+        if name == "lars":  # You et al. 2017, algorithm 1: the momentum is of the scaled updates
+            update = state["m"] = MOMENTUM * state.get("m", 0) + update
+        weights = weights - factor * update
+    return weights
 
 
-@pytest.mark.parametrize("decay", [0.0, DECAY])
-@pytest.mark.parametrize("name", get_args(Optimizer))
-def test_optimizers_do_what_their_papers_say(name, decay):
-    recipe = Recipe(
-        optimizer=name,
-        learning_rate=RATE,
-        momentum=M,
-        b2=V,
-        epsilon=EPS,
-        schedule="constant",
-        weight_decay=decay,
-    )
-    optimizer, _ = optim.make_optimizer(recipe, 10, 5)
+def train(recipe, multipliers=None):
+    """Return the parameters after the three gradients of GRADS."""
+    optimizer, _ = optim.make_optimizer(recipe, 10, 5, multipliers)
     params = jax.tree.map(jnp.asarray, PARAMS)
     state = optimizer.init(params)
     for grads in GRADS:
         updates, state = optimizer.update(grads, state, params)
         params = jax.tree.map(jnp.add, params, updates)
-    for leaf, used in (("kernel", decay), ("bias", 0.0)):  # a bias never decays
-        expected = reference(name, PARAMS["dense"][leaf], [g["dense"][leaf] for g in GRADS], used)
-        np.testing.assert_allclose(params["dense"][leaf], expected, rtol=2e-5, atol=2e-6)
+    return params["dense"]
 
 
-def test_decay_reaches_biases_only_when_asked():
-    assert optim.decay_mask(PARAMS, Recipe()) == {"dense": {"kernel": True, "bias": False}}
-    assert optim.decay_mask(PARAMS, Recipe(decay_bias_and_norm=True)) == {"dense": {"kernel": True, "bias": True}}
+def assert_close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("decay_bias", [False, True])
+@pytest.mark.parametrize("decay", [0.0, DECAY])
+@pytest.mark.parametrize("name", get_args(Optimizer))
+def test_optimizers_match_their_papers(name, decay, decay_bias):
+    recipe = dataclasses.replace(RECIPE, optimizer=name, weight_decay=decay, decay_bias_and_norm=decay_bias)
+    params = train(recipe)
+    for leaf in ("kernel", "bias"):
+        expected = reference(
+            name, PARAMS["dense"][leaf], [grads["dense"][leaf] for grads in GRADS],
+            decay=decay if leaf == "kernel" or decay_bias else 0.0, trust=leaf == "kernel",
+        )  # fmt: skip
+        assert_close(params[leaf], expected)
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam", "lamb"])
+def test_gradients_are_clipped_before_the_update_direction(name):
+    """Momentum and moments accumulate clipped gradients; the norm is that of all parameters together."""
+    limit = 0.5
+    params = train(dataclasses.replace(RECIPE, optimizer=name, clip_norm=limit, weight_decay=DECAY))
+    norms = [np.sqrt(sum(np.square(leaf).sum() for leaf in grads["dense"].values())) for grads in GRADS]
+    assert min(norms) < 2 * limit and max(norms) > 2 * limit
+    for leaf in ("kernel", "bias"):
+        clipped = [
+            grads["dense"][leaf] * min(1, limit / norm) for grads, norm in zip(GRADS, norms, strict=True)
+        ]  # fmt: skip
+        is_kernel = leaf == "kernel"
+        expected = reference(name, PARAMS["dense"][leaf], clipped, decay=DECAY if is_kernel else 0, trust=is_kernel)
+        assert_close(params[leaf], expected)
+
+
+def test_a_gradient_within_the_limit_is_not_clipped():
+    expected = train(dataclasses.replace(RECIPE, optimizer="sgd"))
+    unclipped = train(dataclasses.replace(RECIPE, optimizer="sgd", clip_norm=100.0))
+    for leaf in expected:
+        assert_close(unclipped[leaf], expected[leaf])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_multipliers_scale_the_whole_update_with_its_weight_decay(name):
+    recipe = dataclasses.replace(RECIPE, optimizer=name, weight_decay=DECAY)
+    params = train(recipe, {"dense/kernel": 0.25, "other/kernel": 7.0})
+    gradients = [grads["dense"]["kernel"] for grads in GRADS]
+    assert_close(params["kernel"], reference(name, PARAMS["dense"]["kernel"], gradients, decay=DECAY, factor=0.25))
+    gradients = [grads["dense"]["bias"] for grads in GRADS]
+    assert_close(params["bias"], reference(name, PARAMS["dense"]["bias"], gradients, trust=False))
+
+
+def test_decay_reaches_biases_only_with_decay_bias_and_norm():
+    params = {**PARAMS, "conv": {"kernel": np.ones((3, 3, 2, 2))}, "norm": {"scale": np.ones(2)}}
+    mask = optim.decay_mask(params, Recipe())
+    assert mask == {"dense": {"kernel": True, "bias": False}, "conv": {"kernel": True}, "norm": {"scale": False}}
+    assert all(jax.tree.leaves(optim.decay_mask(params, Recipe(decay_bias_and_norm=True))))
 
 
 def test_penalties():
     kernel, bias = PARAMS["dense"]["kernel"], PARAMS["dense"]["bias"]
+    assert float(optim.penalty(PARAMS, Recipe())) == 0
     assert optim.penalty(PARAMS, Recipe(l1=0.5)) == pytest.approx(0.5 * np.abs(kernel).sum())
-    both = 0.25 * ((kernel**2).sum() + (bias**2).sum())
-    assert optim.penalty(PARAMS, Recipe(l2=0.5, decay_bias_and_norm=True)) == pytest.approx(both)
+    assert optim.penalty(PARAMS, Recipe(l2=0.5)) == pytest.approx(0.25 * np.square(kernel).sum())
+    both = 0.25 * ((kernel**2).sum() + (bias**2).sum()) + 0.1 * (np.abs(kernel).sum() + np.abs(bias).sum())
+    assert optim.penalty(PARAMS, Recipe(l1=0.1, l2=0.5, decay_bias_and_norm=True)) == pytest.approx(both)
     gradient = jax.grad(lambda p: optim.penalty(p, Recipe(l2=0.5)))(jax.tree.map(jnp.asarray, PARAMS))
     np.testing.assert_allclose(gradient["dense"]["kernel"], 0.5 * kernel)
     assert not np.any(gradient["dense"]["bias"])
 
 
-def test_clipping_bounds_the_global_norm():
-    recipe = Recipe(optimizer="sgd", learning_rate=1.0, schedule="constant", clip_norm=0.5)
-    optimizer, _ = optim.make_optimizer(recipe, 10, 5)
-    updates, _ = optimizer.update(GRADS[2], optimizer.init(PARAMS), PARAMS)
-    norm = np.sqrt(sum(np.square(u).sum() for u in jax.tree.leaves(updates)))
-    assert norm == pytest.approx(0.5, rel=1e-5)
+# --- schedules --------------------------------------------------------------------------------------------------------
 
 
-CORNERS = {  # schedule -> (fields, {step: rate as a fraction of the peak}) over 100 steps of 10 epochs
-    "constant": ({}, {0: 1, 50: 1, 99: 1}),
-    "step": ({"milestones": (0.5, 0.75)}, {0: 1, 49: 1, 50: 0.1, 74: 0.1, 75: 0.01, 99: 0.01}),
-    "exponential": ({"decay_factor": 0.94, "decay_every_epochs": 2.0}, {0: 1, 19: 1, 20: 0.94, 40: 0.94**2}),
-    "cosine": ({}, {0: 1, 50: 0.5, 100: 0}),
-    "linear": ({"final_lr_fraction": 0.2}, {0: 1, 50: 0.6, 100: 0.2}),
-    "one-cycle": ({}, {0: 1 / 25, 30: 1, 100: 4e-6}),
-}
+def schedule_of(total_steps=100, steps_per_epoch=10, **fields):
+    recipe = Recipe(**{"learning_rate": 2.0, "epochs": 10, **fields})
+    return optim.learning_rate_schedule(recipe, total_steps, steps_per_epoch)
+
+
+#: (schedule, fields, {step: learning rate as a fraction of the peak}) over 100 steps of 10 epochs.
+POINTS = [
+    ("constant", {}, {0: 1, 50: 1, 99: 1}),
+    ("step", {"milestones": (0.5, 0.75)}, {0: 1, 49: 1, 50: 0.1, 74: 0.1, 75: 0.01, 99: 0.01}),
+    ("step", {"milestones": (0.3,), "decay_factor": 0.2}, {29: 1, 30: 0.2, 99: 0.2}),
+    ("exponential", {"decay_factor": 0.94, "decay_every_epochs": 2.0},
+     {0: 1, 19: 1, 20: 0.94, 39: 0.94, 40: 0.94**2, 99: 0.94**4}),
+    ("exponential", {"decay_factor": 0.5, "decay_every_epochs": 0.01}, {0: 1, 1: 0.5, 2: 0.25}),  # at least a step
+    ("cosine", {}, {0: 1, 25: (1 + np.cos(np.pi / 4)) / 2, 50: 0.5, 100: 0}),
+    ("cosine", {"final_lr_fraction": 0.2}, {0: 1, 50: 0.6, 100: 0.2}),
+    ("linear", {}, {0: 1, 50: 0.5, 99: 0.01, 100: 0}),
+    ("linear", {"final_lr_fraction": 0.2}, {0: 1, 50: 0.6, 100: 0.2}),
+    ("one-cycle", {}, {0: 1 / 25, 15: (1 + 1 / 25) / 2, 30: 1, 100: 4e-6}),
+    ("one-cycle", {"final_lr_fraction": 0.1}, {0: 1 / 25, 30: 1, 65: 0.55, 100: 0.1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "fields", "points"), POINTS)
+def test_schedules(name, fields, points):
+    schedule = schedule_of(schedule=name, **fields)
+    for step, fraction in points.items():
+        assert float(schedule(step)) == pytest.approx(2.0 * fraction, abs=1e-5), step
+
+
+def test_every_schedule_is_tested():
+    assert {name for name, _, _ in POINTS} == set(get_args(Schedule))
 
 
 @pytest.mark.parametrize("name", get_args(Schedule))
-def test_schedules(name):
-    fields, corners = CORNERS[name]
-    schedule = optim.learning_rate_schedule(Recipe(schedule=name, learning_rate=2.0, epochs=10, **fields), 100, 10)
-    for step, fraction in corners.items():
-        assert float(schedule(step)) == pytest.approx(2.0 * fraction, abs=1e-5)
+def test_warm_up_is_linear_from_zero_and_part_of_the_training(name):
+    """After two epochs of warm-up the schedule runs over the other 80 steps as if they were the whole training."""
+    warm = schedule_of(schedule=name, warmup_epochs=2.0, milestones=(0.999,))
+    main = schedule_of(80, schedule=name, milestones=(0.999,))
+    first = float(main(0))
+    warm_up = [float(warm(step)) for step in (0, 1, 10, 19)]
+    assert warm_up == pytest.approx([0, first / 20, first / 2, 19 * first / 20], abs=1e-6)
+    assert [float(warm(20 + step)) for step in (0, 1, 40, 79)] == pytest.approx(
+        [float(main(step)) for step in (0, 1, 40, 79)], abs=1e-6
+    )
 
 
-@pytest.mark.parametrize("name", get_args(Schedule))
-def test_each_schedule_warms_up(name):
-    recipe = Recipe(schedule=name, learning_rate=2.0, epochs=10, warmup_epochs=2.0)
-    schedule = optim.learning_rate_schedule(recipe, 100, 10)
-    start = float(optim.learning_rate_schedule(dataclasses.replace(recipe, warmup_epochs=0.0), 80, 10)(0))
-    assert [float(schedule(step)) for step in (0, 10, 20)] == pytest.approx([0, start / 2, start], abs=1e-6)
+def test_warm_up_leaves_at_least_one_step_at_the_peak():
+    assert float(schedule_of(schedule="constant", warmup_epochs=10.0)(99)) == pytest.approx(2.0)
+    assert float(schedule_of(schedule="constant", warmup_epochs=10.0)(98)) == pytest.approx(2.0 * 98 / 99)
+    assert float(schedule_of(1, schedule="constant", warmup_epochs=10.0)(0)) == 2.0
+    assert float(schedule_of(0, schedule="cosine")(0)) == 2.0
 
 
 def test_milestones_that_coincide_in_a_short_training_both_count():
-    recipe = Recipe(schedule="step", milestones=(0.5, 0.75), learning_rate=1.0)
-    schedule = optim.learning_rate_schedule(recipe, 3, 1)
-    assert float(schedule(2)) == pytest.approx(0.01)
+    schedule = schedule_of(3, 1, schedule="step", milestones=(0.5, 0.75))
+    assert float(schedule(2)) == pytest.approx(2.0 * 0.01)
 
 
-def test_a_warm_up_does_not_move_the_milestones():
-    recipe = Recipe(schedule="step", milestones=(0.5,), learning_rate=1.0, epochs=10, warmup_epochs=2.0)
-    schedule = optim.learning_rate_schedule(recipe, 100, 10)
-    assert float(schedule(49)) == 1.0 and float(schedule(50)) == pytest.approx(0.1)
+def test_warm_up_does_not_move_milestones():
+    schedule = schedule_of(schedule="step", milestones=(0.5,), warmup_epochs=2.0)
+    assert float(schedule(49)) == 2.0 and float(schedule(50)) == pytest.approx(0.2)
+
+
+def test_a_milestone_within_the_warm_up_holds_from_its_end():
+    schedule = schedule_of(schedule="step", milestones=(0.1, 0.5), warmup_epochs=2.0)
+    assert [float(schedule(step)) for step in (10, 20, 50)] == pytest.approx([0.1, 0.2, 0.02])
+
+
+def test_the_schedule_for_logging_is_that_of_the_updates():
+    optimizer, schedule = optim.make_optimizer(dataclasses.replace(RECIPE, optimizer="sgd"), 10, 5)
+    state = optimizer.init(PARAMS)
+    for step in range(3):
+        updates, state = optimizer.update(GRADS[0], state, PARAMS)
+        np.testing.assert_allclose(updates["dense"]["bias"], -schedule(step) * GRADS[0]["dense"]["bias"], rtol=1e-6)
+        assert float(schedule(step)) == pytest.approx(RATES[step])
