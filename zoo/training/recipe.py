@@ -177,7 +177,7 @@ class Recipe:
             not starts or valid, "progressive_at",
             f"must be {len(sizes) - 1} increasing epochs below epochs={self.epochs:g} for progressive={sizes}",
         )  # fmt: skip
-        increasing = all(0 < a < b for a, b in zip(self.milestones, (*self.milestones[1:], 1.0), strict=True))
+        increasing = all(a < b for a, b in pairwise((0, *self.milestones, 1)))
         self._require(increasing, "milestones", "must be increasing fractions of training between 0 and 1")
         divides = self.micro_batch == 0 or self.batch_size % self.micro_batch == 0
         self._require(divides, "micro_batch", f"must divide batch_size={self.batch_size}")
