@@ -402,63 +402,6 @@ def test_what_small_data_makes_of_a_recipe_is_said(tmp_path):
     assert any("an epoch has 7 steps" in line and "--set min_epoch_steps=0" in line for line in said)
 
 
-def test_the_rate_is_of_training_alone(monkeypatch):
-    """Neither the slow first steps nor what happens between them counts; a line comes every so many seconds."""
-    from zoo.training import display
-
-    now = [0.0]
-    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
-    shown = display.Display(100, 32, 2, quiet=True)
-    for step in range(1, 20):
-        now[0] += 50.0 if step <= 2 else 0.5
-        shown.add_data_wait(0.125)
-        shown.update(step, 1.0)
-        if step == 10:
-            shown.pause()
-            now[0] += 1000
-    assert shown.rate == pytest.approx(64)
-    assert shown.speed() == "  64 images/s, 25 % waiting for data"
-    assert display.Display(1, 1, 1).speed() == ""
-    for step in range(20, 100):  # other work on the machine: the rate is what it is now
-        now[0] += 4.0
-        shown.update(step, 1.0)
-    assert shown.rate == pytest.approx(8, rel=0.02)
-
-
-def test_a_long_log_is_not_a_line_every_quarter_of_a_minute(monkeypatch, capsys):
-    from zoo.training import display
-
-    now = [0.0]
-    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
-    shown = display.Display(7200, 32, 2)
-    for step in range(1, 7200):
-        now[0] += 1
-        shown.update(step, 1.0)
-    lines = capsys.readouterr().out.splitlines()
-    assert 60 < len(lines) < 120 and "32 images/s" in lines[0] and "119m" not in lines[0] and "left" in lines[0]
-
-
-def test_a_long_validation_says_how_far_it_is(monkeypatch, capsys):
-    from zoo.training import display
-
-    now = [0.0]
-    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
-    show = display.Display(100, 32, 2).show_evaluation("validation", 5000)
-    for done in (256, 512, 768):
-        now[0] += 10
-        show(done)
-    assert capsys.readouterr().out == "  validation 512 of 5,000\n"
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(1, "1 epoch"), (1.0, "1 epoch"), (0.5, "0.5 epochs"), (1234, "1,234 epochs")]
-)
-def test_one_is_singular(count, text):
-    from zoo.training.display import format_count
-
-    assert format_count(count, "epoch") == text
-
-
 def test_a_finished_run_is_trained_further_from_its_checkpoint(left_alone):
     folder = left_alone[0].workdir
     with pytest.raises(ValueError, match=r"recipe\.epochs is 9, not 12.*--init .*best"):

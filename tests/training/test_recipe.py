@@ -95,7 +95,7 @@ def test_whole_numbers_are_accepted_for_fractional_fields():
     ],
 )
 def test_errors_name_the_field_and_valid_values(fields, parts):
-    with pytest.raises(ValueError, match="recipe field|augment") as caught:
+    with pytest.raises(ValueError, match=r"recipe field|augment") as caught:
         Recipe(**fields)
     assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
 
