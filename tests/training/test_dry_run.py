@@ -104,4 +104,3 @@ def test_a_step_that_was_compiled_for_another_segment_is_compiled_anew(monkeypat
     monkeypatch.setattr(dry_run.time, "monotonic", lambda: clock[0])
     dry_run.dry_run(plan, lambda line: None)
     assert compiled == [plan.segments[1]]
-

@@ -345,33 +345,6 @@ def test_default_names_differ_by_what_changes_the_result():
         assert dataclasses.replace(config, **change).default_name() != config.default_name()
 
 
-@pytest.mark.parametrize("batch_size", [0, 1, 7, 400])
-def test_full_batch_mini_batch_and_single_sample(tmp_path, batch_size):
-    recipe = Recipe(epochs=1.0 if batch_size < 400 else 6.0, batch_size=batch_size, optimizer="sgd", learning_rate=1e-3)
-    job = make_plan("mlp", dataset(), recipe, fields=MODEL["fields"])
-    count = len(job.dataset.splits["train"])
-    assert job.batch_size == min(batch_size or count, count)
-    assert job.total_steps == -(-int(recipe.epochs) * count // job.batch_size)
-    evaluations = [step for step in range(1, job.total_steps + 1) if job.is_eval_step(step)]
-    assert evaluations[-1] == job.total_steps
-    assert len(evaluations) == min(round(recipe.epochs), job.total_steps)
-
-
-def test_images_are_adapted_to_what_a_model_takes():
-    rng = np.random.default_rng(0)
-    colour = from_arrays((rng.integers(0, 255, (200, 20, 24, 3)).astype(np.uint8), np.arange(200) % 10), name="colour")
-    assert make_plan("lenet5_1998", colour, RECIPE).preprocess.input_shape == (32, 32, 1)
-    assert make_plan("lenet5", colour, RECIPE).preprocess.input_shape == (32, 32, 3)
-
-
-def test_activations_computed_again_are_for_training_and_for_models_with_blocks():
-    recipe = dataclasses.replace(RECIPE, remat=True)
-    job = make_plan("resnet20", dataset(), recipe, fields={"blocks": (1,)})
-    assert job.model.remat and not job.eval_model.remat
-    with pytest.raises(ValueError, match="remat=True: lenet5 has no blocks"):
-        make_plan("lenet5", dataset(), recipe)
-
-
 def test_a_limit_takes_records_at_even_distances():
     whole = dataset()
     few = limited(whole, 10)
@@ -379,16 +352,6 @@ def test_a_limit_takes_records_at_even_distances():
     images = whole.splits["train"].read(np.arange(len(whole.splits["train"])))
     assert np.array_equal(few.splits["train"].read(np.array([0, 9])), images[[0, -1]])
     assert limited(whole, 10**6).splits["test"] is whole.splits["test"]
-
-
-def test_class_weights_balance():
-    images, labels = arrays(300)
-    keep = (labels > 0) | (np.arange(300) % 5 == 0)
-    made = from_arrays((images[keep], labels[keep]), validation=arrays(60, seed=1), name="made")
-    job = make_plan("mlp", made, dataclasses.replace(RECIPE, class_weights="balanced"), fields=MODEL["fields"])
-    weights, counts = np.array(job.class_weights), np.bincount(labels[keep])
-    np.testing.assert_allclose(weights * counts, counts.sum() / 3)
-    assert make_plan("mlp", made, RECIPE, fields=MODEL["fields"]).class_weights is None
 
 
 def test_what_small_data_makes_of_a_recipe_is_said(tmp_path):

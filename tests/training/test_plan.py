@@ -1,0 +1,290 @@
+"""From a request to a plan: the same from command line and Python, and the numbers that a plan decides."""
+
+import dataclasses
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import make_plan, random_images
+
+import zoo
+from zoo import cli, models
+from zoo.data.dataset import limited
+from zoo.data.images.preprocess import Preprocess
+from zoo.data.sources import from_arrays
+from zoo.distributed.mesh import Parallelism, parse_parallelism
+from zoo.training import loop
+from zoo.training.plan import TrainRequest
+from zoo.training.plan import make_plan as plan_of
+from zoo.training.recipe import Recipe
+from zoo.training.recipes import RECIPES
+
+MLP = {"widths": (4,), "image_size": 8}
+PLAIN = Recipe(epochs=3, batch_size=10, learning_rate=0.1, optimizer="sgd")
+
+
+def dataset(count=45, classes=3, validation=20):
+    return from_arrays(
+        random_images(count, 8, 8, classes=classes), validation=random_images(validation, 8, 8, classes=classes),
+        name="made",
+    )  # fmt: skip
+
+
+def mlp_plan(recipe=PLAIN, data=None, **arguments):
+    return make_plan("mlp", data or dataset(), recipe, fields=MLP, **arguments)
+
+
+# --- one request, one plan --------------------------------------------------------------------------------------------
+
+#: (words of `zoo train`, arguments of zoo.fit) that ask for the same training.
+SAME = [
+    ("", {"model": "lenet5"}),
+    ("--model mlp --data digits", {"model": "mlp", "data": "digits"}),
+    ("--model mlp --set widths=(8,4)", {"model": "mlp", "fields": {"widths": (8, 4)}}),
+    ("--model mlp --set model.dropout=0.5 --set recipe.ema=0.9",
+     {"model": "mlp", "fields": {"dropout": 0.5}, "ema": 0.9}),
+    ("--epochs 2 --batch-size 32 --optimizer sgd --learning-rate 0.1 --schedule step --weight-decay 0.2",
+     {"model": "lenet5", "epochs": 2.0, "batch_size": 32, "optimizer": "sgd", "learning_rate": 0.1,
+      "schedule": "step", "weight_decay": 0.2}),
+    ("--recipe small --set milestones=0.2,0.4 --augment flip,pad_crop(pad=2)",
+     {"model": "lenet5", "recipe": "small", "milestones": (0.2, 0.4), "augment": ("flip", "pad_crop(pad=2)")}),
+    ("--augment=", {"model": "lenet5", "augment": ()}),
+    ("--batch-size 0 --micro-batch 7", {"model": "lenet5", "batch_size": 0, "micro_batch": 7}),
+    ("--limit 50", {"model": "lenet5", "limit": 50}),
+    ("--image-size 36", {"model": "lenet5", "image_size": 36}),
+    ("--set image_size=36", {"model": "lenet5", "image_size": 36}),
+    ("--model resnet20 --progressive 16,24 --test-size 32",
+     {"model": "resnet20", "progressive": (16, 24), "test_size": 32}),
+    ("--parallel pmap --mesh data=2", {"model": "lenet5", "parallel": "pmap", "mesh": "data=2"}),
+    ("--set class_weights=balanced --seed 3 --patience 2 --monitor loss",
+     {"model": "lenet5", "class_weights": "balanced", "seed": 3, "patience": 2, "monitor": "loss"}),
+    ("--model resnet20 --precision bfloat16 --set remat=true",
+     {"model": "resnet20", "precision": "bfloat16", "remat": True}),
+    ("--workdir elsewhere --data-dir tensorflow", {"model": "lenet5", "workdir": "elsewhere", "data_dir": "tensorflow"}),
+    ("--init START --head-epochs 1 --freeze stem,stage1 --unfreeze-at 2 --layer-decay 0.8 --head-lr 0.1 --data digits",
+     {"init": "START", "head_epochs": 1.0, "freeze": ("stem", "stage1"), "unfreeze_at": 2.0, "layer_decay": 0.8,
+      "head_lr": 0.1}),
+    ("--init START --recipe small --data digits --set channels=L",
+     {"init": "START", "recipe": "small", "channels": "L"}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """The folder of a checkpoint to start from."""
+    folder = tmp_path_factory.mktemp("start") / "checkpoint"
+    model = models.create("resnet20", blocks=(1,), width=2, num_classes=2)
+    zoo.save(folder, model, zoo.init(model, 0, (16, 16, 3)), ("0", "nothing"), Preprocess((16, 16), (16, 16)))
+    return folder
+
+
+@pytest.mark.parametrize(("words", "arguments"), SAME, ids=[row[0] or "defaults" for row in SAME])
+def test_command_line_and_python_make_the_same_plan(words, arguments, start, tmp_path, monkeypatch):
+    plans = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop, "fit", lambda plan, **options: plans.append(plan))
+    assert cli.main(["train", *words.replace("START", str(start)).split(), "--quiet"]) == 0
+    if "init" in arguments:
+        arguments = {**arguments, "init": str(start)}
+    zoo.fit(**arguments, quiet=True)
+    ours, theirs = (
+        {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)} for plan in plans
+    )  # fmt: skip
+    for decided in (ours, theirs):
+        dataset, init = decided.pop("dataset"), decided.pop("init")
+        decided["data"] = (dataset.name, {name: len(split) for name, split in dataset.splits.items()})
+        decided["init"] = init and init.digest()
+    assert ours == theirs
+
+
+def test_without_an_option_the_defaults_are_lenet5_on_digits():
+    plan = plan_of(TrainRequest())
+    assert (plan.config.model, plan.config.data, plan.recipe) == ("lenet5", "digits", RECIPES["digits"])
+
+
+def test_a_request_may_change_an_earlier_run(start):
+    """Model, data, recipe, limit and data folder are those of the base unless the request has its own."""
+    base = make_plan("mlp", "digits", PLAIN, fields={"widths": (4,)}, limit=60, data_dir="place").config
+    plan = plan_of(TrainRequest(base=base))
+    assert plan.config == base
+    plan = plan_of(TrainRequest(base=base, fields={"dropout": 0.5}, changes={"epochs": 7.0}, limit=30))
+    assert plan.config.fields == {**base.fields, "dropout": 0.5} and plan.config.limit == 30
+    assert plan.recipe == dataclasses.replace(PLAIN, epochs=7.0)
+    plan = plan_of(TrainRequest(base=base, model="lenet5"))
+    assert (plan.config.model, plan.recipe, "widths" in plan.config.fields) == ("lenet5", PLAIN, False)
+    plan = plan_of(TrainRequest(base=base, recipe="small"))
+    assert plan.recipe == RECIPES["small"] and plan.config.fields == base.fields
+    plan = plan_of(TrainRequest(base=base, data=dataset(classes=4), limit=0, fields={"image_size": 8}))
+    assert plan.config.fields["num_classes"] == 4 and plan.config.fields["widths"] == (4,)
+    arrays = dataclasses.replace(base, data="arrays")
+    with pytest.raises(ValueError, match="--data"):
+        plan_of(TrainRequest(base=arrays))
+
+
+def test_the_checkpoint_of_an_earlier_run_must_be_the_same(start):
+    init = zoo.api.open_init(start)
+    base = make_plan(None, "digits", PLAIN, init=init, limit=60).config
+    assert plan_of(TrainRequest(base=base, init=init)).config == base
+    with pytest.raises(ValueError, match="is not the checkpoint that this run started from"):
+        plan_of(TrainRequest(base=dataclasses.replace(base, init_digest="0" * 64), init=init))
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "parts"),
+    [
+        ({"model": "lenet6"}, ("lenet6", "lenet5")),
+        ({"model": "mlp", "fields": {"widht": 3}}, ("widht", "widths")),
+        ({"recipe": "mnits"}, ("mnits", "mnist")),
+        ({"changes": {"epochs": 0}}, ("epochs=0",)),
+        ({"fields": {"num_classes": 4}}, ("num_classes=4", "made", "3")),
+    ],
+)
+def test_errors_name_the_option(request_fields, parts):
+    request = {"model": "mlp", "data": dataset(), **request_fields}
+    with pytest.raises(ValueError, match=parts[0]) as caught:
+        plan_of(TrainRequest(**request))
+    assert all(part in str(caught.value) for part in parts)
+
+
+def test_training_needs_two_classes_and_a_training_split():
+    whole = dataset()
+    with pytest.raises(ValueError, match="made: .*only"):
+        mlp_plan(data=dataclasses.replace(whole, class_names=("only",)))
+    for missing in ("train", "validation"):
+        splits = {name: split for name, split in whole.splits.items() if name != missing}
+        with pytest.raises(ValueError, match="made: .*zoo eval"):
+            mlp_plan(data=dataclasses.replace(whole, splits=splits))
+
+
+def test_a_checkpoint_needs_data(start):
+    with pytest.raises(ValueError, match="--data"):
+        plan_of(TrainRequest(init=zoo.api.open_init(start)))
+
+
+# --- lengths ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "batch_size", "steps_per_epoch", "total_steps"),
+    [
+        ({}, 10, 4.5, 14),  # 13.5 steps are 14
+        ({"epochs": 2}, 10, 4.5, 9),
+        ({"batch_size": 45}, 45, 1, 3),
+        ({"batch_size": 44}, 44, 45 / 44, 4),
+        ({"batch_size": 46}, 45, 1, 3),
+        ({"batch_size": 1}, 1, 45, 135),
+        ({"batch_size": 0}, 45, 1, 3),
+        ({"min_epoch_steps": 4}, 10, 4.5, 14),
+        ({"min_epoch_steps": 5}, 10, 5, 15),
+        ({"epochs": 0.01}, 10, 4.5, 1),
+        ({"epochs": 1e-9, "batch_size": 0}, 45, 1, 1),
+    ],
+)
+def test_steps(fields, batch_size, steps_per_epoch, total_steps):
+    plan = mlp_plan(dataclasses.replace(PLAIN, **fields))
+    assert (plan.batch_size, plan.steps_per_epoch, plan.total_steps) == (batch_size, steps_per_epoch, total_steps)
+    assert (plan.segments[0].start, plan.segments[-1].stop) == (0, total_steps)
+
+
+@pytest.mark.parametrize(("requested", "batch_size"), [(40, 40), (64, 40), (0, None), (20, None)])
+def test_a_batch_divides_among_the_devices(requested, batch_size):
+    """A batch of more than all 45 records becomes the largest that 8 devices divide."""
+    recipe = dataclasses.replace(PLAIN, batch_size=requested)
+    if batch_size is None:
+        with pytest.raises(ValueError, match=r"--batch-size 40 or 48|--batch-size 16 or 24"):
+            mlp_plan(recipe, parallelism=parse_parallelism(mesh="data=8"))
+    else:
+        assert mlp_plan(recipe, parallelism=parse_parallelism(mesh="data=8")).batch_size == batch_size
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps"),
+    [
+        ({"epochs": 3, "eval_every_epochs": 2.0}, [9, 14]),  # and after the last step
+        ({"epochs": 3}, [5, 9, 14]),
+        ({"epochs": 2, "eval_every_epochs": 0.5}, [3, 5, 7, 9]),
+        ({"epochs": 2, "eval_every_epochs": 5.0}, [9]),
+        ({"epochs": 1, "eval_every_epochs": 0.01}, [1, 2, 3, 4, 5]),
+        ({"epochs": 3, "batch_size": 15, "eval_every_epochs": 2.0}, [6, 9]),
+    ],
+)
+def test_steps_that_are_evaluated(fields, steps):
+    plan = mlp_plan(dataclasses.replace(PLAIN, **fields))
+    assert [step for step in range(1, plan.total_steps + 1) if plan.is_eval_step(step)] == steps
+
+
+@pytest.mark.parametrize(("micro_batch", "size"), [(0, 256), (7, 7), (256, 256), (300, 256)])
+def test_evaluation_batches_are_no_larger_than_a_micro_batch(micro_batch, size):
+    assert mlp_plan(dataclasses.replace(PLAIN, batch_size=0)).with_micro_batch(micro_batch).eval_batch_size == size
+
+
+def test_the_learning_rate_of_each_step():
+    plan = mlp_plan(dataclasses.replace(PLAIN, schedule="linear", batch_size=15, warmup_epochs=1 / 3))
+    assert plan.total_steps == 9
+    expected = [0, *(0.1 * (1 - step / 8) for step in range(8))]
+    assert [plan.learning_rate(step) for step in range(9)] == pytest.approx(expected)
+
+
+def test_image_sizes_share_one_schedule():
+    plan = make_plan(
+        "resnet20", dataset(), dataclasses.replace(PLAIN, schedule="linear", batch_size=15, progressive=(4, 8)),
+        fields={"blocks": (1,), "width": 2},
+    )  # fmt: skip
+    assert [(s.start, s.stop, s.preprocess.size, s.fresh_optimizer) for s in plan.segments] == [
+        (0, 4, (4, 4), True), (4, 9, (8, 8), False),
+    ]  # fmt: skip
+    assert [plan.learning_rate(step) for step in (0, 4, 8)] == pytest.approx([0.1, 0.1 * 5 / 9, 0.1 / 9])
+
+
+# --- model, preprocessing, weights ------------------------------------------------------------------------------------
+
+
+def test_class_weights_balance():
+    """N / (K * count); a class without examples counts as one of a single example."""
+    images, _ = random_images(40, 8, 8)
+    labels = np.repeat([0, 1, 2], [30, 8, 2])
+    data = from_arrays((images, labels), validation=random_images(20, 8, 8, classes=4), class_names=tuple("abcd"))
+    balanced = dataclasses.replace(PLAIN, class_weights="balanced")
+    assert mlp_plan(balanced, data).class_weights == pytest.approx([40 / (4 * n) for n in (30, 8, 2, 1)])
+    assert mlp_plan(PLAIN, data).class_weights is None
+
+
+def test_precision_and_rematerialisation_are_of_training_alone():
+    recipe = dataclasses.replace(PLAIN, remat=True, precision="bfloat16")
+    plan = make_plan("resnet20", dataset(), recipe, fields={"blocks": (1,)})
+    assert (plan.model.dtype, plan.model.remat) == (jnp.bfloat16, True)
+    assert (plan.eval_model.dtype, plan.eval_model.remat) == (jnp.float32, False)
+    assert {"dtype", "remat", "axis_name"}.isdisjoint(plan.config.fields)
+    assert make_plan("resnet20", dataset(), PLAIN, fields={"blocks": (1,)}).model.dtype == jnp.float32
+    with pytest.raises(ValueError, match="remat=True: lenet5 "):
+        make_plan("lenet5", dataset(), recipe)
+
+
+def test_images_are_adapted_to_the_channels_of_a_model():
+    colour = from_arrays(random_images(60, 20, 24, 3, classes=10), name="colour")
+    assert make_plan("lenet5_1998", colour, PLAIN).preprocess.input_shape == (32, 32, 1)
+    assert make_plan("lenet5", colour, PLAIN).preprocess.input_shape == (32, 32, 3)
+    assert make_plan("lenet5", colour, dataclasses.replace(PLAIN, channels="L")).preprocess.num_channels == 1
+
+
+def test_the_configuration_names_the_run():
+    plan = mlp_plan(limit=20)
+    config = plan.config
+    assert (config.model, config.data, config.limit, config.recipe) == ("mlp", "made", 20, PLAIN)
+    assert config.fields == models.defining_fields(plan.eval_model) and config.fields["num_classes"] == 3
+    assert config.fingerprint == limited(dataset(), 20).fingerprint() and (config.init, config.init_digest) == (
+        None,
+        None,
+    )
+    assert plan.folder == Path("runs") / config.default_name()
+    assert mlp_plan(workdir="here").folder == Path("here")
+    assert len(plan.dataset.splits["train"]) == 20
+    assert plan.num_parameters == 64 * 4 + 4 + 4 * 3 + 3
+
+
+def test_the_parallelism_of_a_request_is_not_part_of_the_run(monkeypatch):
+    assert mlp_plan().parallelism == Parallelism("jit", (("data", 1),))  # as the tests ask for with ZOO_MESH
+    data2 = parse_parallelism(mesh="data=2")
+    plan = mlp_plan(parallelism=data2)
+    assert plan.parallelism == data2 and plan.config == mlp_plan().config
