@@ -61,9 +61,10 @@ def run_bits(folder: Path) -> dict[str, Any]:
         "state": {path: (leaf.dtype.str, leaf.shape, leaf.tobytes()) for path, leaf in state.items()},
         "progress": (save / checkpoint.run_state.PROGRESS).read_bytes(),
         "best": {path: leaf.tobytes() for path, leaf in flatten(best).items()},
-        "preprocess": card.preprocess,
+        "card": card,
         "metrics": (folder / run.METRICS).read_bytes(),
         "results": (folder / run.RESULTS).read_bytes(),
+        "figures": {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))},
     }
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import make_plan, train
+from helpers import make_plan, run_bits, train
 
 import zoo
 from zoo import api, checkpoint, models
@@ -393,14 +393,6 @@ def tune(folder, workdir, recipe=TUNE, **options):
     return train(None, coloured(NEW), recipe, init=api.open_init(folder), workdir=workdir, **options)
 
 
-def outcome(folder):
-    commit = checkpoint.latest_save(folder / run.STATE)
-    arrays = flatten(checkpoint.format.read_arrays(commit / checkpoint.manifest.ARRAYS))
-    best = flatten(checkpoint.load_checkpoint(folder / run.BEST)[1])
-    bits = {path: leaf.tobytes() for path, leaf in {**arrays, **best}.items()}
-    return bits, (folder / run.METRICS).read_bytes(), (folder / run.RESULTS).read_bytes()
-
-
 @pytest.fixture(scope="module")
 def tuned(checkpoint_folder, tmp_path_factory):
     return tune(checkpoint_folder, tmp_path_factory.mktemp("runs") / "alone")
@@ -437,7 +429,7 @@ def test_killed_around_the_phases_and_started_again(tmp_path, monkeypatch, tuned
             with pytest.raises(Killed):
                 tune(checkpoint_folder, tmp_path / "run", save_steps=3)
     tune(checkpoint_folder, tmp_path / "run", save_steps=3)
-    assert outcome(tmp_path / "run") == outcome(tuned.workdir)
+    assert run_bits(tmp_path / "run") == run_bits(tuned.workdir)
 
 
 def test_patience_waits_for_the_last_phase(checkpoint_folder, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The loop: runs end with the same bits however often they are killed, and choose by the validation split alone."""
+"""The training loop: the same bits however often a run is killed, selection by the validation split alone, saves."""
 
 import dataclasses
 import json
@@ -8,18 +8,20 @@ import signal
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
+import threading
 
 import numpy as np
 import pytest
-from helpers import make_plan, train
+from helpers import make_plan, run_bits, train
 
 from zoo import checkpoint
 from zoo.data.dataset import limited
 from zoo.data.sources import from_arrays
 from zoo.inference.metrics import Metrics
-from zoo.training import loop, report, run
+from zoo.training import loop, run
+from zoo.training.display import Display
 from zoo.training.recipe import Recipe
+from zoo.training.run import Progress
 from zoo.trees import flatten
 
 RECIPE = Recipe(
@@ -37,7 +39,7 @@ def arrays(count=150, classes=3, seed=0):
 
 
 def misleading():
-    """A validation split most of whose labels are wrong: the loss on it falls for a while, then rises."""
+    """Return a validation split with mostly wrong labels: its loss falls for a while, then rises."""
     images, labels = arrays(60, seed=1)
     return images, np.where(np.arange(60) % 5 < 3, (labels + 1) % 3, labels)
 
@@ -47,31 +49,15 @@ def dataset(test_seed=2, validation=None):
     return from_arrays(arrays(), validation=validation, test=arrays(60, seed=test_seed), name="made")
 
 
-def outcome(folder: Path):
-    """Everything that must be the same bits: whole state, best checkpoint, logs, results."""
-    commit = checkpoint.latest_save(folder / run.STATE)
-    arrays = {**flatten(checkpoint.format.read_arrays(commit / checkpoint.manifest.ARRAYS))}
-    card, best = checkpoint.load_checkpoint(folder / run.BEST)
-    return {
-        "state": {path: (leaf.dtype.str, leaf.shape, leaf.tobytes()) for path, leaf in arrays.items()},
-        "progress": (commit / checkpoint.run_state.PROGRESS).read_bytes(),
-        "best": {path: leaf.tobytes() for path, leaf in flatten(best).items()},
-        "card": card,
-        "metrics": (folder / run.METRICS).read_bytes(),
-        "results": (folder / run.RESULTS).read_bytes(),
-        "pictures": [(folder / name).read_bytes() for name in ("curves.png", "confusion.png")],
-    }
-
-
 @pytest.fixture(scope="module")
-def left_alone(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "alone"
     fitted = train("mlp", dataset(), RECIPE, workdir=folder, save_steps=5, **MODEL)
-    return fitted, outcome(folder)
+    return fitted, run_bits(folder)
 
 
-def test_a_run_holds_what_it_should(left_alone):
-    fitted, _ = left_alone
+def test_the_files_of_a_finished_run(uninterrupted):
+    fitted, _ = uninterrupted
     names = {path.name for path in fitted.workdir.iterdir()}
     assert {
         "config.json",
@@ -90,7 +76,7 @@ def test_a_run_holds_what_it_should(left_alone):
     assert fitted.card.metrics["step"] in [row["step"] for row in fitted.history if row["best"]]
     assert set(fitted.card.metrics) == {"step", "validation", "test"}
     assert fitted.card.command == config["made_with"]["command"] and fitted.card.versions["git"]
-    # The kills below must strike while early stopping counts, and where the best is older than the newest state.
+    # The kills below must also strike while early stopping counts, when the best is older than the newest state.
     assert json.loads((fitted.workdir / "results.json").read_text())["stopped"].startswith(
         "no improvement of loss in 3"
     )
@@ -99,10 +85,10 @@ def test_a_run_holds_what_it_should(left_alone):
 
 
 class Killed(BaseException):
-    """Stands in for SIGKILL: whatever is on disk stays as it is."""
+    """Stands in for SIGKILL: the disk stays as it is at that moment."""
 
 
-#: Calls between which a kill may strike; inside a save, between arrays and card, between the two renames.
+#: Calls before and after which a kill may strike: within a save, between arrays and card, between two renames.
 EVENTS = {
     "zoo.checkpoint.run_state": ("write_json", "write_arrays", "write_manifest", "replace_folder", "remove_folder"),
     "zoo.checkpoint.format": ("write_json", "write_arrays", "write_manifest", "replace_folder", "remove_folder"),
@@ -115,7 +101,7 @@ EVENTS = {
 
 
 def instrument(patch, strike):
-    """Call strike() before and after every call of EVENTS."""
+    """Call `strike` before and after every call of EVENTS."""
     import importlib
 
     for module, names in EVENTS.items():
@@ -146,7 +132,7 @@ def number_of_events(tmp_path_factory):
 
 
 def test_killed_at_every_moment_of_the_start(tmp_path, monkeypatch):
-    """Before the first commit there is nothing to go on from, but the same command must start again."""
+    """Before the first save nothing can be resumed, but the same command must start again."""
     recipe = Recipe(epochs=1, batch_size=75)
     for moment in range(1, 9):
         left = [moment]
@@ -164,8 +150,8 @@ def test_killed_at_every_moment_of_the_start(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("lives", [pytest.param(3, marks=pytest.mark.slow), 6])
-def test_stopped_dead_at_many_moments_and_started_again(tmp_path, monkeypatch, left_alone, number_of_events, lives):
-    """In this process: an exception that nobody catches, at seeded calls, several times in one run."""
+def test_killed_at_many_moments_and_resumed(tmp_path, monkeypatch, uninterrupted, number_of_events, lives):
+    """In this process: an uncaught exception at seeded calls, several times in one run."""
     rng, folder = random.Random(lives), tmp_path / "run"
     deaths = 0
     for _ in range(lives):
@@ -184,7 +170,7 @@ def test_stopped_dead_at_many_moments_and_started_again(tmp_path, monkeypatch, l
             except Killed:
                 deaths += 1
     train("mlp", dataset(), RECIPE, workdir=folder, save_steps=5, **MODEL)
-    assert deaths and outcome(folder) == left_alone[1]
+    assert deaths and run_bits(folder) == uninterrupted[1]
 
 
 CHILD = textwrap.dedent("""
@@ -204,7 +190,7 @@ CHILD = textwrap.dedent("""
 
 
 def in_a_child(folder, moment):
-    """Train in a process of its own that is killed at the moment-th event (0: left alone). Returns its exit code."""
+    """Train in a child process that is killed at the given event (0: not killed) and return its exit code."""
     done = subprocess.run(
         [sys.executable, "-c", CHILD, __file__, str(folder), str(moment)], capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -213,86 +199,177 @@ def in_a_child(folder, moment):
     return done.returncode
 
 
-def test_killed_by_a_signal_and_started_again(tmp_path, left_alone, number_of_events):
+def test_killed_by_a_signal_and_resumed(tmp_path, uninterrupted, number_of_events):
     folder = tmp_path / "run"
     assert in_a_child(folder, random.Random(7).randrange(number_of_events // 3, number_of_events)) == -signal.SIGKILL
     assert in_a_child(folder, 0) == 0
-    assert outcome(folder) == left_alone[1]
+    assert run_bits(folder) == uninterrupted[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", range(20))
-def test_killed_by_a_signal_at_twenty_moments(tmp_path, left_alone, number_of_events, moment):
-    """Twenty seeded moments, spread over the whole run, each in a run of its own, then started again."""
+def test_killed_by_a_signal_at_twenty_moments(tmp_path, uninterrupted, number_of_events, moment):
+    """Twenty seeded moments over the whole run, each in its own run, which is then resumed."""
     folder = tmp_path / "run"
     at = random.Random(moment).randrange(1 + number_of_events * moment // 20, 1 + number_of_events * (moment + 1) // 20)
     assert in_a_child(folder, at) == -signal.SIGKILL
     while in_a_child(folder, 0):
         pass
-    assert outcome(folder) == left_alone[1]
+    assert run_bits(folder) == uninterrupted[1]
+
+
+def signal_at(patch, step, signum, after=lambda: None):
+    """Send a signal to this process once the metrics of `step` are read."""
+    process = loop.Trainer.process_metrics
+
+    def process_then_signal(trainer, number, metrics):
+        process(trainer, number, metrics)
+        if number == step:
+            os.kill(os.getpid(), signum)
+            after()
+
+    patch.setattr(loop.Trainer, "process_metrics", process_then_signal)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_where(tmp_path, monkeypatch, left_alone, signum):
-    settle = loop.Trainer.process_metrics
-
-    def settle_then_signal(self, step, report):
-        settle(self, step, report)
-        if step == 13:
-            os.kill(os.getpid(), signum)
-
-    before = signal.getsignal(signum)
+def test_a_signal_saves_the_state(tmp_path, monkeypatch, capsys, uninterrupted, signum):
+    folder, before, after = tmp_path / "run", signal.getsignal(signum), []
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "process_metrics", settle_then_signal)
-        with pytest.raises(loop.InterruptedRunError, match="saved at step") as stop:
-            train("mlp", dataset(), RECIPE, workdir=tmp_path / "run", **MODEL)
-    assert stop.value.signum == signum and signal.getsignal(signum) is before
-    assert int(checkpoint.latest_save(tmp_path / "run" / "state").name[5:]) >= 13
-    train("mlp", dataset(), RECIPE, workdir=tmp_path / "run", **MODEL)
-    assert outcome(tmp_path / "run")["metrics"] == left_alone[1]["metrics"]
+        signal_at(patch, 13, signum, lambda: after.append(signal.getsignal(signum)))
+        with pytest.raises(loop.InterruptedRunError, match=f"of 68 .{signal.Signals(signum).name}") as stop:
+            train("mlp", dataset(), RECIPE, workdir=folder, **MODEL)
+    assert stop.value.signum == signum
+    assert after == [before] and signal.getsignal(signum) is before  # a second signal would have ended the process
+    step = int(checkpoint.latest_save(folder / run.STATE).name.removeprefix("step_"))
+    assert 13 <= step <= 15 and f"step {step} " in str(stop.value)
+    train("mlp", dataset(), RECIPE, workdir=folder, **{**MODEL, "quiet": False})
+    assert f"Resuming at step {step} of 68" in capsys.readouterr().out
+    assert run_bits(folder)["metrics"] == uninterrupted[1]["metrics"]
 
 
-def test_a_finished_run_says_so_and_stays_as_it_is(left_alone, capsys):
-    fitted, before = left_alone
+def test_an_interrupted_run_holds_its_best_checkpoint_so_far(tmp_path, monkeypatch):
+    """Past the third evaluation at step 23, each better than the one before: best/ is not that of the first save."""
+    folder, recipe = tmp_path / "run", dataclasses.replace(RECIPE, monitor="last")
+    signal_at(monkeypatch, 24, signal.SIGTERM)
+    with pytest.raises(loop.InterruptedRunError):
+        train("mlp", dataset(), recipe, workdir=folder, save_steps=5, **MODEL)
+    save = checkpoint.latest_save(folder / run.STATE)
+    arrays, progress = checkpoint.format.read_arrays(save / "arrays"), json.loads((save / "progress.json").read_text())
+    card, best = checkpoint.load_checkpoint(folder / run.BEST)
+    assert [(row["step"], row["best"]) for row in progress["history"]] == [(8, True), (15, True), (23, True)]
+    assert card.metrics["step"] == progress["best_step"] == 23
+    assert card.metrics["validation"]["loss"] == progress["history"][-1]["validation_loss"]
+    assert all(np.array_equal(leaf, flatten(best)[path]) for path, leaf in flatten(arrays["best"]).items())
+
+
+def test_the_first_signal_is_caught_and_the_second_is_not():
+    handled = []
+    previous = signal.signal(signal.SIGTERM, lambda signum, frame: handled.append(signum))
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with loop.catch_signals() as caught:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (caught, handled) == ([signal.SIGTERM], [])
+            assert signal.getsignal(signal.SIGINT) is not interrupt
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (caught, handled) == ([signal.SIGTERM], [signal.SIGTERM])
+        assert signal.getsignal(signal.SIGINT) is interrupt
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(handled) == 2
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def test_outside_the_main_thread_no_signal_is_caught():
+    before, inside = signal.getsignal(signal.SIGINT), []
+
+    def enter():
+        with loop.catch_signals() as caught:
+            inside.append((caught, signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert inside == [([], before)]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({"save_steps": 4}, [4, 8, 12, 15]), ({"save_steps": 0}, [15]), ({"save_seconds": 0.0}, [*range(1, 16)])],
+)
+def test_saves(tmp_path, monkeypatch, options, expected):
+    """Every `save_steps` steps, `save_seconds` after the last save, and after the last step; the two newest stay."""
+    steps = []
+    save_state = checkpoint.save_state
+
+    def record(folder, step, arrays, progress):
+        steps.append(step)
+        return save_state(folder, step, arrays, progress)
+
+    monkeypatch.setattr(checkpoint, "save_state", record)
+    recipe = dataclasses.replace(RECIPE, epochs=2, patience=0)
+    train("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL, **options)
+    assert steps == expected
+    kept = sorted(path.name for path in (tmp_path / "run" / "state").iterdir())
+    assert kept == [f"step_{step:09d}" for step in expected[-2:]]
+
+
+def test_training_metrics_are_those_since_the_last_evaluation(uninterrupted, tmp_path, monkeypatch):
+    seen = {}
+    process = loop.Trainer.process_metrics
+
+    def record(trainer, step, metrics):
+        seen[step] = (float(metrics["loss"]), int(metrics["top1"]))
+        process(trainer, step, metrics)
+
+    monkeypatch.setattr(loop.Trainer, "process_metrics", record)
+    recipe = dataclasses.replace(RECIPE, epochs=2, patience=0)
+    rows = train("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL).history
+    assert [row["step"] for row in rows] == [8, 15]
+    for row, steps in zip(rows, (range(1, 9), range(9, 16)), strict=True):
+        losses, correct = zip(*(seen[step] for step in steps), strict=True)
+        assert row["train_loss"] == pytest.approx(np.mean(losses))
+        assert row["train_accuracy"] == pytest.approx(sum(correct) / (20 * len(steps)))
+
+
+def test_a_finished_run_is_not_trained_again(uninterrupted, capsys):
+    fitted, before = uninterrupted
     again = train("mlp", dataset(), RECIPE, workdir=fitted.workdir, **{**MODEL, "quiet": False})
-    assert "finished" in capsys.readouterr().out
-    assert outcome(fitted.workdir) == before and again.history == fitted.history
+    assert "This run is finished" in capsys.readouterr().out
+    assert run_bits(fitted.workdir) == before and again.history == fitted.history
 
 
-def test_the_test_split_changes_nothing_but_its_own_result(tmp_path, left_alone):
+def test_the_test_split_changes_nothing_but_its_own_result(tmp_path, uninterrupted):
     other = train("mlp", dataset(test_seed=99), RECIPE, workdir=tmp_path / "run", save_steps=5, **MODEL)
-    mine, theirs = outcome(other.workdir), left_alone[1]
+    actual, expected = run_bits(other.workdir), uninterrupted[1]
     for part in ("state", "best", "metrics", "progress"):
-        assert mine[part] == theirs[part]
-    assert mine["card"].metrics["step"] == theirs["card"].metrics["step"]
-    assert mine["results"] != theirs["results"]
+        assert actual[part] == expected[part]
+    assert actual["card"].metrics["step"] == expected["card"].metrics["step"]
+    assert actual["results"] != expected["results"]
 
 
-def test_early_stopping_stops_and_restores_the_best(tmp_path):
+@pytest.mark.parametrize("patience", [1, 3])
+def test_early_stopping_keeps_the_best(tmp_path, patience):
     """The validation labels are the training labels moved by one: the better it trains, the worse it validates."""
     images, labels = arrays(60, seed=1)
     wrong = dataset(validation=(images, (labels + 1) % 3))
-    recipe = Recipe(epochs=50, batch_size=50, learning_rate=0.01, patience=3, monitor="accuracy")
+    recipe = Recipe(epochs=50, batch_size=50, learning_rate=0.01, patience=patience, monitor="accuracy")
     fitted = train("mlp", wrong, recipe, workdir=tmp_path / "run", **MODEL)
-    accuracies = [row["validation_accuracy"] for row in fitted.history]
-    best = int(np.argmax(accuracies))
-    assert len(accuracies) < 50 and len(accuracies) == best + 1 + 3
+    scores = [(row["validation_accuracy"], -row["validation_loss"]) for row in fitted.history]
+    best = max(range(len(scores)), key=lambda i: (scores[i], -i))
+    assert len(scores) < 50 and len(scores) == best + 1 + patience
+    assert [row["best"] for row in fitted.history[best:]] == [True] + [False] * patience
     assert fitted.card.metrics["step"] == fitted.history[best]["step"]
-    assert fitted.card.metrics["validation"]["accuracy"] == accuracies[best]
+    assert fitted.card.metrics["validation"]["accuracy"] == scores[best][0]
+    results = json.loads((tmp_path / "run" / run.RESULTS).read_text())
+    assert results["stopped"] == f"no improvement of accuracy in {patience} evaluations"
 
 
-@pytest.mark.parametrize("monitor", ["loss", "accuracy", "macro_f1", "roc_auc"])
-def test_what_is_monitored_chooses(monitor):
-    result = some_metrics()
-    better = dataclasses.replace(result, **{monitor: 0.4 if monitor == "loss" else 0.95})
-    assert loop.monitor_score(better, monitor, 1) > loop.monitor_score(result, monitor, 1)
-    lower_loss = dataclasses.replace(result, loss=0.4)  # breaks ties
-    assert loop.monitor_score(lower_loss, monitor, 1) > loop.monitor_score(result, monitor, 1)
-
-
-def test_the_last_evaluation_is_chosen_whatever_its_metrics():
-    worse = dataclasses.replace(some_metrics(), loss=9.0, accuracy=0.0)
-    assert loop.monitor_score(worse, "last", 2) > loop.monitor_score(some_metrics(), "last", 1)
+def test_an_equal_score_is_no_improvement(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "monitor_score", lambda metrics, monitor, step: [0.5])
+    recipe = Recipe(epochs=5, batch_size=50, patience=2)
+    rows = train("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL).history
+    assert [row["best"] for row in rows] == [True, False, False]
 
 
 def some_metrics(**changes):
@@ -301,51 +378,73 @@ def some_metrics(**changes):
     return Metrics(**{**values, **changes})
 
 
-def test_a_score_that_is_not_there_is_an_error():
+@pytest.mark.parametrize("monitor", ["loss", "accuracy", "macro_f1", "roc_auc"])
+def test_the_monitored_metric_selects_and_ties_go_to_the_lower_loss(monitor):
+    metrics = some_metrics()
+    better = dataclasses.replace(metrics, **{monitor: 0.4 if monitor == "loss" else 0.95, "ece": 0.9})
+    assert loop.monitor_score(better, monitor, 1) > loop.monitor_score(metrics, monitor, 1)
+    lower_loss = dataclasses.replace(metrics, loss=0.4)
+    assert loop.monitor_score(lower_loss, monitor, 1) > loop.monitor_score(metrics, monitor, 1)
+
+
+def test_the_last_evaluation_is_selected_with_monitor_last():
+    worse = some_metrics(loss=9.0, accuracy=0.0)
+    assert loop.monitor_score(worse, "last", 2) > loop.monitor_score(some_metrics(), "last", 1)
+
+
+def test_a_metric_that_cannot_be_computed_is_an_error():
     with pytest.raises(ValueError, match=r"monitor=roc_auc.*one class"):
         loop.monitor_score(some_metrics(roc_auc=None, notes=("all examples are of one class",)), "roc_auc", 1)
+    assert loop.monitor_score(some_metrics(roc_auc=0.0), "roc_auc", 1) == [0.0, -0.5]
 
 
 @pytest.mark.parametrize(("batch_size", "epochs"), [(20, 30), (0, 1)])
-def test_what_is_not_finite_stops_in_words_and_is_not_saved(tmp_path, batch_size, epochs):
-    """Also where the very last update ruins the parameters, which no training loss sees any more."""
+def test_divergence_ends_the_run_unsaved(tmp_path, batch_size, epochs):
+    """Also if the very last update ruins the parameters, which no training loss shows any more."""
     recipe = Recipe(epochs=epochs, batch_size=batch_size, optimizer="sgd", schedule="constant", learning_rate=1e38)
-    with pytest.raises(loop.DivergenceError, match=r"at step \d+ with learning rate 1e\+38; try a lower") as error:
+    with pytest.raises(loop.DivergenceError, match=r"at step \d+ with learning rate 1e\+38.*--learning-rate") as error:
         train("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL)
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "run" / "best").exists() and not list((tmp_path / "run").glob("checkpoints/*"))
+    assert not (tmp_path / "run" / "best").exists() and not list((tmp_path / "run").glob("state/*"))
 
 
-def test_another_configuration_in_the_same_folder_is_refused(left_alone):
-    folder = left_alone[0].workdir
+@pytest.mark.parametrize("name", ["loss", "objective", "update"])
+def test_a_metric_that_is_not_finite_is_named_with_its_step(tmp_path, name):
+    recipe = dataclasses.replace(RECIPE, schedule="linear")
+    plan = make_plan("mlp", dataset(), recipe, fields=MODEL["fields"], workdir=tmp_path)
+    trainer = loop.Trainer(plan, Display(68, 20, 9, quiet=True), None, None, {}, Progress())
+    metrics = {"loss": 0.5, "objective": 0.5, "update": 0.1, "top1": 3, "examples": 20}
+    trainer.process_metrics(1, metrics)
+    assert trainer.progress.sums == {"loss": 10.0, "top1": 3, "examples": 20}
+    rate = plan.learning_rate(33)
+    with pytest.raises(loop.DivergenceError, match=rf"the {name} is nan at step 34 with learning rate {rate:.3g};"):
+        trainer.process_metrics(34, {**metrics, name: float("nan")})
+
+
+def test_another_configuration_in_the_same_folder_is_refused(uninterrupted):
+    folder = uninterrupted[0].workdir
     other = dataclasses.replace(RECIPE, seed=1, learning_rate=0.02)
     with pytest.raises(ValueError, match=r"recipe\.learning_rate is 0\.01, not 0\.02; recipe\.seed is 0, not 1"):
         train("mlp", dataset(), other, workdir=folder, **MODEL)
+    with pytest.raises(ValueError, match=r"recipe\.epochs is 9, not 12.*--init .*best"):
+        train("mlp", dataset(), dataclasses.replace(RECIPE, epochs=12), workdir=folder, **MODEL)
 
 
-def test_other_data_of_the_same_name_is_another_run(left_alone):
+def test_other_data_of_the_same_name_is_another_run(uninterrupted):
     other = from_arrays(arrays(seed=5), validation=misleading(), test=arrays(60, seed=2), name="made")
-    with pytest.raises(ValueError, match=r"holds another run: data\.fingerprint is"):
-        train("mlp", other, RECIPE, workdir=left_alone[0].workdir, **MODEL)
-    ours, theirs = (make_plan("mlp", data, RECIPE, fields=MODEL["fields"]).config for data in (dataset(), other))
-    assert ours.default_name() != theirs.default_name()
+    with pytest.raises(ValueError, match=r"data\.fingerprint is"):
+        train("mlp", other, RECIPE, workdir=uninterrupted[0].workdir, **MODEL)
+    first, second = (make_plan("mlp", data, RECIPE, fields=MODEL["fields"]).config for data in (dataset(), other))
+    assert first.default_name() != second.default_name()
 
 
-def test_one_process_at_a_time_in_a_folder(left_alone):
-    folder = left_alone[0].workdir
-    with run.lock_folder(folder), pytest.raises(ValueError, match="another process is training"):
+def test_one_process_at_a_time_in_a_folder(uninterrupted):
+    folder = uninterrupted[0].workdir
+    with run.lock_folder(folder), pytest.raises(ValueError, match=str(folder)):
         train("mlp", dataset(), RECIPE, workdir=folder, **MODEL)
 
 
-def test_default_names_differ_by_what_changes_the_result():
-    config = run.RunConfig("mlp", {"widths": (3,)}, "tfds:mnist", RECIPE)
-    assert config.default_name().startswith("mlp-mnist-")
-    assert dataclasses.replace(config, data_dir="/elsewhere").default_name() == config.default_name()
-    for change in ({"limit": 5}, {"recipe": dataclasses.replace(RECIPE, seed=1)}, {"fields": {"widths": (4,)}}):
-        assert dataclasses.replace(config, **change).default_name() != config.default_name()
-
-
-def test_a_limit_takes_records_at_even_distances():
+def test_a_limit_takes_evenly_spaced_records():
     whole = dataset()
     few = limited(whole, 10)
     assert {name: len(split) for name, split in few.splits.items()} == {"train": 10, "validation": 10, "test": 10}
@@ -354,25 +453,17 @@ def test_a_limit_takes_records_at_even_distances():
     assert limited(whole, 10**6).splits["test"] is whole.splits["test"]
 
 
-def test_what_small_data_makes_of_a_recipe_is_said(tmp_path):
-    data = dataset()
-    job = make_plan("mlp", data, dataclasses.replace(RECIPE, batch_size=10**6, min_epoch_steps=7))
-    said: list[str] = []
-    report.describe(job, said.append)
-    count = len(data.splits["train"])
-    assert job.batch_size == count
-    assert any(f"batch size {count:,} instead of 1,000,000" in line for line in said)
-    assert any("an epoch has 7 steps" in line and "--set min_epoch_steps=0" in line for line in said)
-
-
-def test_a_finished_run_is_trained_further_from_its_checkpoint(left_alone):
-    folder = left_alone[0].workdir
-    with pytest.raises(ValueError, match=r"recipe\.epochs is 9, not 12.*--init .*best"):
-        train("mlp", dataset(), dataclasses.replace(RECIPE, epochs=12), workdir=folder, **MODEL)
-
-
-def test_a_full_batch_in_pieces(tmp_path):
-    """The training split at once, in pieces that do not divide it."""
-    recipe = Recipe(epochs=1, batch_size=0, micro_batch=40, optimizer="sgd", learning_rate=1e-3)
-    fitted = train("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL)
-    assert [row["step"] for row in fitted.history] == [1]
+def test_a_full_batch_in_micro_batches_trains_like_the_full_batch(tmp_path):
+    """150 images in micro-batches of 40, the last of 30: the same curve and variables."""
+    recipe = Recipe(epochs=3, batch_size=0, optimizer="momentum", learning_rate=0.05, l2=1e-3)
+    fields = {"widths": (16,), "image_size": 8}
+    whole, split = (
+        train("mlp", dataset(), dataclasses.replace(recipe, micro_batch=size), fields=fields, quiet=True,
+              workdir=tmp_path / f"{size}")
+        for size in (0, 40)
+    )  # fmt: skip
+    assert [row["step"] for row in split.history] == [1, 2, 3]
+    for row, expected in zip(split.history, whole.history, strict=True):
+        assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    for leaf, expected in zip(flatten(split.variables).values(), flatten(whole.variables).values(), strict=True):
+        np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-5)

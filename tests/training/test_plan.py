@@ -61,7 +61,7 @@ SAME = [
      {"model": "lenet5", "class_weights": "balanced", "seed": 3, "patience": 2, "monitor": "loss"}),
     ("--model resnet20 --precision bfloat16 --set remat=true",
      {"model": "resnet20", "precision": "bfloat16", "remat": True}),
-    ("--workdir elsewhere --data-dir tensorflow", {"model": "lenet5", "workdir": "elsewhere", "data_dir": "tensorflow"}),
+    ("--workdir elsewhere --data-dir tfds", {"model": "lenet5", "workdir": "elsewhere", "data_dir": "tfds"}),
     ("--init START --head-epochs 1 --freeze stem,stage1 --unfreeze-at 2 --layer-decay 0.8 --head-lr 0.1 --data digits",
      {"init": "START", "head_epochs": 1.0, "freeze": ("stem", "stage1"), "unfreeze_at": 2.0, "layer_decay": 0.8,
       "head_lr": 0.1}),
@@ -149,11 +149,11 @@ def test_errors_name_the_option(request_fields, parts):
 
 def test_training_needs_two_classes_and_a_training_split():
     whole = dataset()
-    with pytest.raises(ValueError, match="made: .*only"):
+    with pytest.raises(ValueError, match=r"made: .*only"):
         mlp_plan(data=dataclasses.replace(whole, class_names=("only",)))
     for missing in ("train", "validation"):
         splits = {name: split for name, split in whole.splits.items() if name != missing}
-        with pytest.raises(ValueError, match="made: .*zoo eval"):
+        with pytest.raises(ValueError, match=r"made: .*zoo eval"):
             mlp_plan(data=dataclasses.replace(whole, splits=splits))
 
 

@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from helpers import make_plan, train
+from helpers import make_plan, run_bits, train
 from PIL import Image
 
 import zoo
-from zoo import checkpoint, cli, models
+from zoo import cli, models
 from zoo.data import loader
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.sources import from_arrays
@@ -18,7 +18,6 @@ from zoo.training import dry_run, loop, plots, progressive, report, run
 from zoo.training import plan as planning
 from zoo.training.recipe import Recipe, recipe_from_json
 from zoo.training.recipes import RECIPES
-from zoo.trees import flatten
 
 PLAIN = Recipe(epochs=4, batch_size=10, learning_rate=0.01)
 SMALL = {"blocks": (1,), "width": 2}
@@ -121,15 +120,6 @@ def streamed(folder):
     return str(folder / "photos")
 
 
-def outcome(folder):
-    """The whole state, the best checkpoint and the logs."""
-    commit = checkpoint.latest_save(folder / run.STATE)
-    state = flatten(checkpoint.format.read_arrays(commit / checkpoint.manifest.ARRAYS))
-    card, best = checkpoint.load_checkpoint(folder / run.BEST)
-    leaves = {path: leaf.tobytes() for path, leaf in {**state, **flatten(best)}.items()}
-    return leaves, card.preprocess, (folder / run.METRICS).read_bytes(), (folder / run.RESULTS).read_bytes()
-
-
 class Killed(BaseException):
     pass
 
@@ -188,7 +178,7 @@ def test_a_run_of_growing_images(make, moment, begun_after, tmp_path, monkeypatc
     trained.clear()
     fit("killed")
     assert trained == begun_after
-    assert outcome(tmp_path / "killed") == outcome(tmp_path / "alone")
+    assert run_bits(tmp_path / "killed") == run_bits(tmp_path / "alone")
 
 
 def watch(monkeypatch, module, name, note):

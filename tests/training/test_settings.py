@@ -27,7 +27,7 @@ def test_assignments(text, setting):
 
 
 def test_an_assignment_needs_an_equals_sign():
-    with pytest.raises(ValueError, match="--set epochs: .*field=value"):
+    with pytest.raises(ValueError, match=r"--set epochs: .*field=value"):
         parse_assignment("epochs")
 
 
