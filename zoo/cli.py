@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from zoo.commands import SIGNAL_EXIT, one_line
+from zoo.commands.streams import leave, prepare_streams, survive_lost_readers
 from zoo.host_memory import retain_freed_memory
 
 #: command -> (module of zoo.commands, what it does)
@@ -103,6 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """The program: `main`, and an end that waits for nobody where it failed."""
+    prepare_streams()
+    if (sys.argv[1:] if arguments is None else list(arguments))[:1] == ["train"]:
+        survive_lost_readers()
     try:
         code = main(arguments)
     except KeyboardInterrupt:  # while modules are imported
@@ -112,11 +116,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
             raise
         traceback.print_exc()
         code = 1
-    if code and _one_of_several():
-        # Leaving as usual, JAX would wait minutes for the other processes, and they for this one.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    if code >= SIGNAL_EXIT or (code and _one_of_several()):
+        # Leaving as usual, JAX would wait minutes for other processes, and a second signal could end in a traceback.
+        leave(code)
     sys.exit(code)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,15 +232,15 @@ def signal_at(patch, step, signum, after=lambda: None):
     patch.setattr(loop.Trainer, "process_metrics", process_then_signal)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", loop.SIGNALS)
 def test_a_signal_saves_the_state(tmp_path, monkeypatch, capsys, uninterrupted, signum):
-    folder, before, after = tmp_path / "run", signal.getsignal(signum), []
+    folder, before = tmp_path / "run", signal.getsignal(signum)
     with monkeypatch.context() as patch:
-        signal_at(patch, 13, signum, lambda: after.append(signal.getsignal(signum)))
+        signal_at(patch, 13, signum)
         with pytest.raises(loop.InterruptedRunError, match=f"of 68 .{signal.Signals(signum).name}") as stop:
             train("mlp", dataset(), RECIPE, workdir=folder, **MODEL)
     assert stop.value.signum == signum
-    assert after == [before] and signal.getsignal(signum) is before  # a second signal would have ended the process
+    assert signal.getsignal(signum) is before
     step = int(checkpoint.latest_save(folder / run.STATE).name.removeprefix("step_"))
     assert 13 <= step <= 15 and f"step {step} " in str(stop.value)
     train("mlp", dataset(), RECIPE, workdir=folder, **{**MODEL, "quiet": False})
@@ -262,22 +263,49 @@ def test_an_interrupted_run_holds_its_best_checkpoint_so_far(tmp_path, monkeypat
     assert all(np.array_equal(leaf, flatten(best)[path]) for path, leaf in flatten(arrays["best"]).items())
 
 
-def test_the_first_signal_is_caught_and_the_second_is_not():
+def test_the_first_signal_is_recorded_its_echo_ignored_and_a_later_one_handled(monkeypatch):
+    """`timeout` and schedulers signal a process and then its group, within moments."""
     handled = []
-    previous = signal.signal(signal.SIGTERM, lambda signum, frame: handled.append(signum))
-    interrupt = signal.getsignal(signal.SIGINT)
+    before = {signum: signal.signal(signum, lambda *about: handled.append("before")) for signum in loop.SIGNALS}
+    try:
+        for second, expected in ((None, "before"), (lambda *about: handled.append("second"), "second")):
+            handled.clear()
+            with loop.catch_signals(second) as caught:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGINT)
+                assert caught == [signal.SIGTERM] and not handled
+                with monkeypatch.context() as patch:
+                    patch.setattr(loop, "GRACE", 0.0)
+                    os.kill(os.getpid(), signal.SIGINT)
+                assert caught == [signal.SIGTERM] and handled == [expected]
+            os.kill(os.getpid(), signal.SIGINT)
+            assert handled == [expected, "before"]
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="POSIX")
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with loop.catch_signals() as caught:
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert (caught, handled) == ([signal.SIGTERM], [])
-            assert signal.getsignal(signal.SIGINT) is not interrupt
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert (caught, handled) == ([signal.SIGTERM], [signal.SIGTERM])
-        assert signal.getsignal(signal.SIGINT) is interrupt
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert len(handled) == 2
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not caught and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff"])
+def test_results_that_are_damaged_are_written_again(tmp_path, uninterrupted, content):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted[0].workdir, folder)
+    (folder / run.RESULTS).write_bytes(content)
+    assert not run.is_finished(folder)
+    if not content:
+        train("mlp", dataset(), RECIPE, workdir=folder, **MODEL)
+        assert run.is_finished(folder) and run_bits(folder)["results"] == uninterrupted[1]["results"]
 
 
 def test_outside_the_main_thread_no_signal_is_caught():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from zoo.commands import SIGNAL_EXIT, count, seconds, start_jax
 from zoo.commands.devices import add_device_options, parallelism_of
+from zoo.commands.streams import exit_at_once
 
 if TYPE_CHECKING:
     from zoo.distributed.mesh import Parallelism
@@ -90,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         loop.fit(
             training_plan, save_seconds=options.save_every, save_steps=options.save_steps, command=command,
-            quiet=options.quiet, workers=options.workers,
+            quiet=options.quiet, workers=options.workers, second_signal=exit_at_once,
         )  # fmt: skip
     except loop.InterruptedRunError as stop:
         if processes.is_primary():

@@ -8,10 +8,11 @@ configuration and the step number, so a run that is killed and resumed ends with
 """
 
 import math
+import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -57,6 +58,7 @@ def fit(
     command: str = "",
     quiet: bool = False,
     workers: int | None = None,
+    second_signal: Callable[[int, Any], Any] | None = None,
 ) -> Checkpoint:
     """Run a plan, or resume it, and return its best checkpoint.
 
@@ -69,12 +71,13 @@ def fit(
         command: command line to record in the run.
         quiet: print nothing.
         workers: threads that read data which is not kept in memory; None for one per processor. They affect speed only.
+        second_signal: handler of a signal that arrives during the save after another; None for the handler before.
 
     Raises:
         ValueError: if the folder holds another run.
         OutOfMemoryError: before the first step, if a step does not fit into memory.
         DivergenceError: if the loss is not finite.
-        InterruptedRunError: after SIGINT or SIGTERM.
+        InterruptedRunError: after a signal in SIGNALS, once the state is saved.
     """
     quiet = quiet or not processes.is_primary()
     with Display(plan.total_steps, plan.batch_size, plan.recipe.epochs, quiet=quiet) as display, ExitStack() as stack:
@@ -84,7 +87,7 @@ def fit(
             report.describe(plan, display.say)
             stack.enter_context(runs.lock_folder(plan.folder))
             runs.record_micro_batch(plan.folder, plan.recipe.micro_batch)
-            return (plan.folder / runs.RESULTS).exists()
+            return runs.is_finished(plan.folder)
 
         if processes.run_on_primary(open_run):
             display.say(
@@ -92,7 +95,7 @@ def fit(
             )
             display.say(f"   try it: zoo predict {plan.folder / runs.BEST} IMAGE …")
         else:
-            train(plan, display, save_seconds, save_steps, workers)
+            train(plan, display, save_seconds, save_steps, workers, second_signal)
     return read_result(plan)
 
 
@@ -103,7 +106,14 @@ def read_result(plan: Plan) -> Checkpoint:
     return Checkpoint(plan.eval_model, jax.device_put(variables), card, tuple(history), plan.folder)
 
 
-def train(plan: Plan, display: Display, save_seconds: float, save_steps: int, workers: int | None) -> None:
+def train(
+    plan: Plan,
+    display: Display,
+    save_seconds: float,
+    save_steps: int,
+    workers: int | None,
+    second_signal: Callable[[int, Any], Any] | None,
+) -> None:
     """Train from the latest save, or from step 0, to the end and write the report."""
     precompiled = plan.precompiled or precompile_largest(plan, display.say)
     state, best, progress = resume(plan, plan.first_state(), display.say)
@@ -112,7 +122,7 @@ def train(plan: Plan, display: Display, save_seconds: float, save_steps: int, wo
     trainer = Trainer(plan, display, logs, state, best, progress, precompiled)
     first_step, start_time = progress.step, time.monotonic()
     try:
-        with catch_signals() as caught:
+        with catch_signals(second_signal) as caught:
             if not progress.stopped:
                 trainer.run(caught, save_seconds, save_steps, workers)
         report.finish(plan, trainer.best, progress, display)
@@ -372,19 +382,39 @@ def monitor_score(metrics: Metrics, monitor: str, step: int) -> list[float]:
     return [value, -metrics.loss]
 
 
+#: Signals after which a run saves its state and ends: keyboard, scheduler, lost terminal, Slurm's --signal=USR1.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+GRACE = 1.0
+
+
 @contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """Yield a list to which the first SIGINT or SIGTERM is appended; a second signal ends the process as usual."""
+def catch_signals(second: Callable[[int, Any], Any] | None = None) -> Iterator[list[int]]:
+    """Yield a list to which the first of SIGNALS is appended. Signals that are ignored (`nohup`) stay ignored.
+
+    Args:
+        second: handler of signals that arrive GRACE seconds after the first, or later; None for the handlers that were
+            there before. Those between are ignored: `timeout` and schedulers signal the process and then its group.
+    """
     caught: list[int] = []
+    arrived: list[float] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
 
     def record(signum: int, frame: Any) -> None:
-        caught.append(signum)
-        signal.signal(signum, previous[signum])
+        if not caught:
+            caught.append(signum)
+            arrived.append(time.monotonic())
+        elif time.monotonic() - arrived[0] >= GRACE:
+            handler = second or previous[signum]
+            if callable(handler):
+                handler(signum, frame)
+            else:
+                signal.signal(signum, handler)
+                os.kill(os.getpid(), signum)
 
-    previous = {int(signum): signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {int(signum): signal.getsignal(signum) for signum in SIGNALS}
+    previous = {signum: handler for signum, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
     for signum in previous:
         signal.signal(signum, record)
     try:

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoint.format import upgrade_names
-from zoo.checkpoint.manifest import FORMAT, require_readable
+from zoo.checkpoint.manifest import FORMAT, MAX_JSON, require_readable
 from zoo.checkpoint.run_state import latest_save
-from zoo.files import locked, write_atomically
+from zoo.checkpoint.schema import parse_json
+from zoo.files import locked, read_bounded, write_atomically
 from zoo.training.recipe import Recipe, recipe_from_json
 
 CONFIG, METRICS, RESULTS, TIMING = "config.json", "metrics.jsonl", "results.json", "timing.jsonl"
@@ -184,12 +185,20 @@ def recorded_micro_batch(path: Path) -> int | None:
     return micro_batch if micro_batch or has_saved_state(path) else None
 
 
+def is_finished(path: Path) -> bool:
+    """Return True if the run has written its results. A damaged or empty file counts as none: it is written again."""
+    try:
+        return "stopped" in parse_json(read_bounded(path / RESULTS, MAX_JSON), RESULTS)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def require_same_run(path: Path, config: RunConfig) -> None:
     """Raise ValueError listing the differences if the folder holds another run than `config`.
 
     The micro-batch may differ until the run has saved its state: a run that did not fit into memory has lost nothing.
     """
-    ignored = () if has_saved_state(path) or (path / RESULTS).exists() else (MICRO_BATCH,)
+    ignored = () if has_saved_state(path) or is_finished(path) else (MICRO_BATCH,)
     new, old = (
         {key: value for key, value in c.identity().items() if key not in ignored} for c in (config, read_config(path))
     )

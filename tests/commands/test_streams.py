@@ -1,0 +1,56 @@
+"""The program with a lost reader, a narrow locale, a closed output."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zoo.commands import streams
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--model", "softmax", "--data", "digits", "--limit", "60", "--epochs", "2"]
+
+
+def test_training_ends_as_usual_without_a_reader_in_an_ascii_locale(tmp_path):
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--workdir", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout.readline().startswith(b"model: softmax")
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 0 and b"Traceback" not in errors and b"Exception ignored" not in errors
+    assert (tmp_path / "run" / "results.json").stat().st_size > 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+def test_text_is_discarded_once_the_pipe_is_broken():
+    reader, writer = os.pipe()
+    stream = streams._Persistent(os.fdopen(writer, "w", encoding="utf-8"))
+    stream.write("read\n")
+    stream.flush()
+    assert os.read(reader, 100) == b"read\n"
+    os.close(reader)
+    for _ in range(3):
+        assert stream.write("lost\n") == 5
+        stream.flush()
+    stream.close()  # nothing is left in the buffer that could fail
+
+
+def test_a_closed_stream_discards_and_a_narrow_one_escapes(monkeypatch):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", narrow)
+    streams.prepare_streams()
+    print("…")
+    print("caf\xe9 …", file=sys.stderr, flush=True)
+    assert narrow.buffer.getvalue() == rb"caf\xe9 \u2026" + b"\n"
+    sys.stdout.close()
+
+
+def test_leaving_writes_what_is_buffered_and_gives_the_code():
+    code = "from zoo.commands.streams import leave; print('text', end=''); leave(130)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout) == (130, b"text")

@@ -1,0 +1,66 @@
+"""Standard output and error of the `zoo` program, and its end: lost readers, narrow encodings, exit codes."""
+
+import os
+import sys
+from contextlib import suppress
+from typing import Any, NoReturn, TextIO
+
+from zoo.commands import SIGNAL_EXIT
+
+
+def prepare_streams() -> None:
+    """Make stdout and stderr usable: a closed one discards its text, and characters outside the locale are escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the program started
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class _Persistent:
+    """A text stream that discards its text once writing fails, so that work goes on without a reader."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._discard()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Point the descriptor at the null device, which also empties what is still buffered."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
+
+
+def survive_lost_readers() -> None:
+    """Keep the program running when the reader of stdout or stderr ends (`| head`, a lost connection)."""
+    sys.stdout, sys.stderr = _Persistent(sys.stdout), _Persistent(sys.stderr)  # type: ignore[assignment]
+
+
+def exit_at_once(signum: int, frame: Any = None) -> NoReturn:
+    """End the process without waiting for threads. A signal handler for those who do not want to wait for a save."""
+    os.write(2, b"zoo: ended before the save was complete; the save before it is intact\n")
+    os._exit(SIGNAL_EXIT + signum)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with an exit code after writing what is buffered, without waiting for threads or other hosts."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
