@@ -279,8 +279,9 @@ def test_the_first_signal_is_recorded_its_echo_ignored_and_a_later_one_handled(m
                     patch.setattr(loop, "GRACE", 0.0)
                     os.kill(os.getpid(), signal.SIGINT)
                 assert caught == [signal.SIGTERM] and handled == [expected]
-            os.kill(os.getpid(), signal.SIGINT)
-            assert handled == [expected, "before"]
+            if second is None:
+                os.kill(os.getpid(), signal.SIGINT)
+                assert handled == [expected, "before"]
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

@@ -394,6 +394,7 @@ def catch_signals(second: Callable[[int, Any], Any] | None = None) -> Iterator[l
     Args:
         second: handler of signals that arrive GRACE seconds after the first, or later; None for the handlers that were
             there before. Those between are ignored: `timeout` and schedulers signal the process and then its group.
+            With a handler of its own the process is about to end, so that after a signal nothing is put back.
     """
     caught: list[int] = []
     arrived: list[float] = []
@@ -420,5 +421,6 @@ def catch_signals(second: Callable[[int, Any], Any] | None = None) -> Iterator[l
     try:
         yield caught
     finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
+        if not (caught and second):
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
