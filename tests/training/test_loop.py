@@ -219,7 +219,7 @@ def test_killed_by_a_signal_at_twenty_moments(tmp_path, uninterrupted, number_of
     assert run_bits(folder) == uninterrupted[1]
 
 
-def signal_at(patch, step, signum, after=lambda: None):
+def signal_at(patch, step, signum):
     """Send a signal to this process once the metrics of `step` are read."""
     process = loop.Trainer.process_metrics
 
@@ -227,7 +227,6 @@ def signal_at(patch, step, signum, after=lambda: None):
         process(trainer, number, metrics)
         if number == step:
             os.kill(os.getpid(), signum)
-            after()
 
     patch.setattr(loop.Trainer, "process_metrics", process_then_signal)
 
