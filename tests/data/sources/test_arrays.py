@@ -266,3 +266,97 @@ def test_numbering_is_noted_with_examples():
         from_arrays((x, y % 2), test=(x, y))
     with pytest.raises(ValueError, match=r"test labels 2, 3, 4, 5, 6 are not among"):
         from_arrays((x, y % 2), test=(x, np.minimum(y, 6)))
+
+
+class NAType:
+    """Like pandas.NA: comparisons give no truth value."""
+
+    def __ne__(self, other):
+        return self
+
+    def __bool__(self):
+        raise TypeError("boolean value of NA is ambiguous")
+
+    def __repr__(self):
+        return "<NA>"
+
+
+def objects(*values):
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+@pytest.mark.parametrize(
+    "labels, names",
+    [
+        (objects(*["cat", "dog"] * 6), ("cat", "dog")),
+        (objects(*[b"cat", "dog"] * 6), ("cat", "dog")),
+        ([b"cat", "cat", "dog", "dog"] * 3, ("cat", "dog")),
+        (np.array([b"caf\xc3\xa9", b"bar"] * 6), ("bar", "caf\u00e9")),
+        (objects(*[1, 2, 3] * 4), ("1", "2", "3")),
+        (objects(*[np.int8(1), np.float32(2.0), 3] * 4), ("1", "2", "3")),
+        ([np.array(1), np.array(0)] * 6, ("0", "1")),
+        ([True, False] * 6, ("0", "1")),
+        ([2**62, 2**62 + 1] * 6, (str(2**62), str(2**62 + 1))),  # not equal, as they would be as floats
+        (np.array([2**63 - 1, 0] * 6, np.uint64), ("0", str(2**63 - 1))),
+        (["Cat", "cat ", "dog"] * 4, ("Cat", "dog")),
+        (objects(*["1", "01", "2"] * 4), ("1", "2")),
+        (objects(*[1, 0] * 6)[:, None], ("0", "1")),
+    ],
+)
+def test_labels_of_python_objects(labels, names):
+    dataset = from_arrays((X, labels), validation=(X, labels))
+    assert dataset.class_names == names
+    keys = [str(int(v)) if not isinstance(v, str | bytes) else v for v in np.asarray(labels, object).ravel()]
+    keys = [(k.decode() if isinstance(k, bytes) else k).strip().lower().lstrip("0") or "0" for k in keys]
+    expected = [[name.lower() for name in names].index(key) for key in keys]
+    assert dataset.splits["train"].labels.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "labels, part",
+    [
+        (["cat", 1] * 6, "text ('cat') and numbers (1)"),
+        ([1, "1"] * 6, "numbers (1) and text ('1')"),
+        (objects(*[b"a", 1] * 6), "text ('a') and numbers (1)"),
+        ([True, 2] * 6, "truth values (True) and numbers (2)"),
+        (objects("a", float("nan"), *"ab" * 5), "nan at index 1"),
+        (["a", "b", None] * 4, "None at index 2"),
+        (objects(NAType(), *range(11)), "<NA> at index 0"),
+        (np.array(["a", "nan"] * 6), "nan at index 1"),
+        (["a", "<NA>"] * 6, "<NA> at index 1"),
+        (objects(*[1.5, 2] * 6), "1.5"),
+        (objects(*[(1, 2), (3,)] * 6), "tuple"),
+        (objects(*[{}, 1] * 6), "dict"),
+        (objects(*[1j] * 12), "complex"),
+        (np.array([2**63, 1] * 6, np.uint64), str(2**63)),
+        ([2**64, 1] * 6, str(2**64)),
+        ([2**63, -1] * 6, str(2**63)),
+        ([-(2**63) - 1, 1] * 6, str(-(2**63) - 1)),
+        (np.array([1e300, 0] * 6), "1e+300"),
+        ([1e300, 0.0] * 6, "1e+300"),
+        (np.array([2.0**53, 0] * 6), "9.0072e+15"),
+        (np.array([b"\xff", b"a"] * 6), "UTF-8"),
+        ([[0, 1], [1]] * 6, "one array"),
+        (np.array(["2020-01-01"] * 12, "datetime64[D]"), "datetime64[D]"),
+        (np.zeros(12, [("a", int)]), "integers or strings"),
+        ("x", "must have shape"),
+        (None, "integers or strings, not object"),
+        (["cat|dog", "cat", "dog"] * 4, "'cat|dog' joins several classes"),
+    ],
+)
+def test_labels_that_are_refused(labels, part):
+    with pytest.raises(ValueError) as caught:
+        from_arrays((X, labels), validation=(X, labels))
+    assert_one_line(caught, "arrays", part)
+
+
+def test_class_names_may_be_bytes():
+    assert from_arrays((X, Y), class_names=[b"a", b"b", b"c"]).class_names == ("a", "b", "c")
+
+
+def test_images_of_several_sizes_in_a_list():
+    with pytest.raises(ValueError) as caught:
+        from_arrays(([np.zeros((4, 4)), np.zeros((5, 4))], [0, 1]))
+    assert_one_line(caught, "arrays: train images: are not one array")

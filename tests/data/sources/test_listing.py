@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from helpers import split_sizes
+from helpers import assert_one_line, split_sizes
 from photos import encoded, folder_of, photo
 
 from zoo.data.dataset import Dataset, Note
@@ -203,3 +203,12 @@ def test_the_report_without_a_writable_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     dataset = Dataset("mine", {}, ("a", "b"), left_out=("x.png: damaged",) * 12)
     assert describe_left_out(dataset)[-1] == "   … and 2 more"
+
+
+def test_splits_of_a_table_without_a_class_in_common(tmp_path):
+    folder_of(tmp_path, {"a": 6}, size=(4, 4))
+    rows = [f"a/{n}.png,{'cat' if n % 2 else 'dog'},train" for n in range(5)] + ["a/5.png,kat,test"]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,split", *rows]))
+    with pytest.raises(ValueError) as caught:
+        open_dataset(tmp_path / "t.csv")
+    assert_one_line(caught, "t.csv: the test images have the classes kat", "train has cat, dog")

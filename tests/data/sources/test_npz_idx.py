@@ -1,7 +1,9 @@
 import gzip
 import hashlib
+import os
 import pickle
 import struct
+import time
 import zipfile
 
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 from helpers import assert_one_line, flip_bit, random_images, split_sizes
 
 from zoo.data.dataset import Note, with_classes
-from zoo.data.sources import Split, from_arrays, open_dataset
+from zoo.data.sources import Split, from_arrays, npz_idx, open_dataset
+from zoo.data.sources.npz_idx import idx_files
 
 
 def as_set(split):
@@ -166,7 +169,7 @@ IDX_WRONG = {
     "cut off in the header": (lambda d: d[:9], "header"),
     "empty": (lambda d: b"", "not an IDX file"),
     "too long": (lambda d: d + b"\0", "1,817 bytes instead of 1,816"),
-    "huge header": (lambda d: d[:4] + b"\xff" * 12 + d[16:], "1,816 bytes instead of 12,884,901,903"),
+    "huge header": (lambda d: d[:4] + b"\xff" * 12 + d[16:], "79,228,162,458,924,105,385,300,197,3"),
 }
 
 
@@ -188,7 +191,7 @@ def test_damaged_gzip_and_missing_images(tmp_path):
     whole = path.read_bytes()
     for data in (whole[:100], b"hello", whole[:60] + bytes([whole[60] ^ 255]) + whole[61:]):
         path.write_bytes(data)
-        with pytest.raises(ValueError, match="is damaged") as caught:
+        with pytest.raises(ValueError, match=r"is damaged|not an IDX file") as caught:
             open_dataset(tmp_path)
         assert_one_line(caught, str(path))
     path.unlink()
@@ -242,3 +245,122 @@ def test_an_array_that_does_not_fit_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", no_memory)
     with pytest.raises(ValueError, match=r"a\.npz: the array x does not fit in memory"):
         open_dataset(tmp_path / "a.npz")
+
+
+# --- EMNIST and other names -------------------------------------------------------------------------------------------
+
+IDX_NAMES = {
+    "": "train-images-idx3-ubyte", "emnist-letters": "emnist-letters-train-images-idx3-ubyte.gz",
+    "qmnist": "qmnist-train-images-idx3-ubyte", "my.data": "my.data_train_images.idx3_ubyte",
+    "A": "A-Training-Images.idx", "b": "b-test-image-idx3.gz",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", IDX_NAMES)
+def test_idx_names(prefix, tmp_path):
+    (tmp_path / IDX_NAMES[prefix]).write_bytes(b"")
+    (tmp_path / "train-images.png").write_bytes(b"")
+    ((name, files),) = idx_files(tmp_path).items()
+    assert name == prefix and list(files) == [("test" if "test" in IDX_NAMES[prefix] else "train", "images")]
+
+
+def write_idx(folder, prefix, images, labels, split="train"):
+    for kind, array in (("images", images), ("labels", labels)):
+        name = f"{prefix}{split}-{kind}-idx{array.ndim}-ubyte.gz"
+        (folder / name).write_bytes(gzip.compress(idx(array)))
+
+
+def test_emnist_pictures_are_turned_upright(tmp_path):
+    """Stored by columns: pixel (row, column) of the file is (column, row) of the character. Letters are 1 to 26."""
+    images, _ = random_images(52, 4, 4)
+    labels = np.arange(52) % 26 + 1
+    write_idx(tmp_path, "emnist-letters-", images, labels, "test")
+    (tmp_path / "emnist-letters-mapping.txt").write_text("".join(f"{k} {64 + k} {96 + k}\n" for k in range(1, 27)))
+    dataset = open_dataset(tmp_path)
+    assert dataset.class_names == tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    for n in (0, 17, 51):
+        upright = [[images[n][column][row] for column in range(4)] for row in range(4)]
+        assert dataset.splits["test"].images[n, ..., 0].tolist() == upright
+    assert dataset.splits["test"].labels.tolist() == (labels - 1).tolist()
+    assert any(note.kind == "images" and "upright" in note for note in dataset.notes)
+
+
+def test_emnist_without_a_mapping(tmp_path):
+    images, _ = random_images(130, 4, 4)
+    write_idx(tmp_path, "emnist-letters-", images, np.arange(130) % 26 + 1)
+    dataset = open_dataset(tmp_path)
+    assert dataset.class_names == tuple(map(str, range(1, 27)))
+    for text in ("1 65\n", "x\n", "1\n", "1 99999999999\n"):
+        (tmp_path / "emnist-letters-mapping.txt").write_text(text)
+        with pytest.raises(ValueError) as caught:
+            open_dataset(tmp_path)
+        assert_one_line(caught, "emnist-letters")
+
+
+def test_several_data_sets_in_one_folder(tmp_path):
+    for prefix, size in (("emnist-digits-", 4), ("emnist-mnist-", 5), ("", 6)):
+        write_idx(tmp_path, prefix, *random_images(30, size, size))
+    with pytest.raises(ValueError) as caught:
+        open_dataset(tmp_path)
+    assert_one_line(caught, "3 data sets", f"{tmp_path}/emnist-digits", f"{tmp_path}/emnist-mnist")
+    for spec, size in (("emnist-digits", 4), ("emnist-mnist", 5), ("emnist-mnist-train-images-idx3-ubyte.gz", 5),
+                       ("train-labels-idx1-ubyte.gz", 6)):  # fmt: skip
+        dataset = open_dataset(tmp_path / spec)
+        assert dataset.splits["train"].images.shape[1:] == (size, size, 1)
+        assert any("upright" in note for note in dataset.notes) == spec.startswith("emnist")
+    with pytest.raises(FileNotFoundError):
+        open_dataset(tmp_path / "emnist")
+
+
+def test_two_idx_files_for_one_split(tmp_path):
+    idx_folder(tmp_path)
+    idx_folder(tmp_path, splits=[("test", 15)])
+    with pytest.raises(ValueError) as caught:
+        open_dataset(tmp_path)
+    assert_one_line(caught, "t10k-images-idx3-ubyte and test-images-idx3-ubyte")
+
+
+def test_a_pipe_named_like_an_idx_file(tmp_path):
+    os.mkfifo(tmp_path / "train-images-idx3-ubyte")
+    with pytest.raises(ValueError, match="no class folders"):
+        open_dataset(tmp_path)
+
+
+def test_a_gzip_file_of_another_name(tmp_path):
+    """Browsers may unpack a file and leave its name, or the other way round."""
+    idx_folder(tmp_path, packed=True)
+    expected = open_dataset(tmp_path).fingerprint()
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+    path = path.with_name("train-labels-idx1-ubyte.gz")
+    path.rename(path.with_suffix(""))
+    assert open_dataset(tmp_path).fingerprint() == expected
+
+
+@pytest.mark.parametrize("claim", [(2**20, 64, 64), (60, 6, 5)])
+def test_gzip_bombs(claim, tmp_path):
+    """4 GiB of zeros claimed, or more bytes than claimed; neither is unpacked."""
+    path = idx_folder(tmp_path, packed=True) / "train-images-idx3-ubyte.gz"
+    header = struct.pack(">4B3I", 0, 0, 8, 3, *claim)
+    block = gzip.compress(bytes(2**24))
+    path.write_bytes(gzip.compress(header) + block * 256)
+    begin = time.monotonic()
+    with pytest.raises(ValueError) as caught:
+        open_dataset(tmp_path)
+    assert_one_line(caught, str(path))
+    assert time.monotonic() - begin < 2
+
+
+def test_npz_bombs_and_damaged_headers(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz_idx, "MAX_UNPACKED", 10**6)
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros((20_000, 10, 10), np.uint8), y=np.arange(20_000) % 2)
+    with pytest.raises(ValueError) as caught:
+        open_dataset(tmp_path / "a.npz")
+    assert_one_line(caught, "a.npz: the array x.npy claims 2,000,128 bytes")
+    save(tmp_path / "b.npz", y=Y)
+    header = b"\x93NUMPY\x01\x00" + struct.pack("<H", 9_018) + b"(" * 9_000 + b" " * 17 + b"\n"
+    with zipfile.ZipFile(tmp_path / "b.npz", "a") as file:
+        file.writestr("x.npy", header)
+    with pytest.raises(ValueError) as caught:
+        open_dataset(tmp_path / "b.npz")
+    assert_one_line(caught, "b.npz: the array x")

@@ -2,6 +2,8 @@ import gzip
 import io
 import json
 import tarfile
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -208,3 +210,213 @@ def test_ranges_keep_their_width(monkeypatch):
     assert len(expand_braces("{0..20}")) == 21
     with pytest.raises(ValueError, match=r"\{0\.\.21\}"):
         expand_braces("{0..21}")
+
+
+# --- names, records and folders in shards -----------------------------------------------------------------------------
+
+
+def picture(seed=0, kind="PNG"):
+    return encoded(photo(4, 4, seed=seed), kind)
+
+
+def listed(path, *names):
+    """Write a shard whose members are pictures, or texts given as (name, text), and open it as a source."""
+    members = [(n, picture(i)) if isinstance(n, str) else (n[0], n[1].encode()) for i, n in enumerate(names)]
+    shard(path, members)
+    return open_source(path)
+
+
+def contents(source):
+    """Return {name: class} of a source."""
+    names = [source.store.name(i).partition("/")[2] for i in range(len(source.labels))]
+    assert len(set(names)) == len(names)
+    return dict(zip(names, source.labels, strict=True))
+
+
+def test_dots_in_the_names_of_images(tmp_path):
+    names = [f"{c}/v1.{m}/IMG.2020.{i}.png" for c in ("cat", "dog") for m in range(2) for i in range(3)]
+    source = listed(tmp_path / "a.tar", *names)
+    assert contents(source) == {name: name.split("/")[1] for name in names} and not source.notes
+
+
+def test_images_of_one_name_and_several_endings(tmp_path):
+    names = [f"{c}/{i}.{ending}" for c in ("cat", "dog") for i in range(2) for ending in ("jpg", "png", "JPEG")]
+    source = listed(tmp_path / "a.tar", *names)
+    assert contents(source) == {name: name.split("/")[0] for name in names} and not source.notes
+
+
+def test_a_class_for_each_name_with_dots(tmp_path):
+    source = listed(
+        tmp_path / "a.tar", "x 1.01.png", ("x 1.01.cls", "a"), "x 1.02.png", ("x 1.02.json", '{"label": 3}')
+    )
+    assert contents(source) == {"x 1.01.png": "a", "x 1.02.png": "3"} and not source.notes
+
+
+@pytest.mark.parametrize(
+    "names, used",
+    [(["0.seg.png", "0.png"], "0.png"), (["0.left.png", "0.right.png"], "0.left.png"), (["0.jpg", "0.png"], "0.jpg")],
+)
+def test_several_images_with_one_class(names, used, tmp_path):
+    source = listed(tmp_path / "a.tar", *names, ("0.cls", "a"), "1.png", ("1.cls", "b"))
+    assert contents(source) == {used: "a", "1.png": "b"}
+    (note,) = source.notes
+    other = next(name for name in names if name != used)
+    assert (
+        note.kind == "unused"
+        and f"1 images beside another one in their record, of which the first is used ({other})" in note
+    )
+
+
+def test_members_of_a_record_need_not_be_adjacent(tmp_path):
+    """As `tar cf a.tar *.png *.cls` writes them; in a folder, which is not their class."""
+    images = [f"part/{n}.png" for n in range(4)]
+    source = listed(tmp_path / "a.tar", *images, *((f"part/{n}.cls", "ab"[n % 2]) for n in range(4)))
+    assert contents(source) == {name: "ab"[n % 2] for n, name in enumerate(images)}
+
+
+def test_a_name_that_occurs_twice_is_two_records(tmp_path):
+    shard(tmp_path / "a.tar", [("0.png", picture(1)), ("0.cls", b"a"), ("0.png", picture(2)), ("0.cls", b"b")])
+    source = open_source(tmp_path / "a.tar")
+    assert source.labels == ("a", "b") and source.store.fetch([0, 1]) == [picture(1), picture(2)]
+
+
+def test_members_that_are_not_used_are_named(tmp_path):
+    source = listed(
+        tmp_path / "a.tar", "cat/1.png", "dog/2.png", "__MACOSX/cat/._1.png", "cat/@eaDir/1.png/SYNO_THUMB.jpg",
+        "cat/.hidden.png", "cat/Thumbs.db", ("cat/notes.txt", "text"), "cat/without_suffix", ("cat/empty", ""),
+    )  # fmt: skip
+    assert contents(source) == {"cat/1.png": "cat", "dog/2.png": "dog", "cat/without_suffix": "cat"}
+    assert [note.kind for note in source.notes] == ["unused"] * 2
+    assert any("2 files that are neither" in note and "cat/empty" in note for note in source.notes)
+    assert any("1 files in folders that the system" in note and "@eaDir" in note for note in source.notes)
+
+
+def test_hard_links_are_read_and_symbolic_links_named(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, kind, link in (("cat/1.png", tarfile.REGTYPE, ""), ("dog/2.png", tarfile.LNKTYPE, "cat/1.png"),
+                                 ("dog/3.png", tarfile.SYMTYPE, "../cat/1.png")):  # fmt: skip
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, link
+            info.size = 0 if link else len(picture())
+            archive.addfile(info, io.BytesIO(b"" if link else picture()))
+    source = open_source(tmp_path / "a.tar")
+    assert contents(source) == {"cat/1.png": "cat", "dog/2.png": "dog"}
+    assert source.store.fetch([0, 1]) == [picture(), picture()]
+    (note,) = source.notes
+    assert "1 links" in note and "dog/3.png" in note
+
+
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        (["train/cat/1.png", "val/cat/2.png", "test/dog/3.png"], ["train", "validation", "test"]),
+        (["d/train/cat/1.png", "d/Testing/dog/3.png"], ["train", "test"]),
+        (["cat/train/1.png", "dog/train/2.png", "dog/test/2.png"], ["train", "train", "test"]),
+        (["test/1.png", "cat/2.png"], ["", ""]),  # classes
+        (["a/test/1.png", "a/cat/2.png"], ["", ""]),
+    ],
+)
+def test_splits_in_the_folders_of_a_shard(names, expected, tmp_path):
+    source = listed(tmp_path / "data.tar", *names)
+    assert list(source.splits) == expected
+    assert set(source.labels) == {"cat", "test" if not any(expected) else "dog"}
+    assert all(label in name.split("/") for name, label in contents(source).items())
+
+
+@pytest.mark.parametrize(
+    "names, parts",
+    [
+        (["train/cat/1.png", "vald/cat/2.png"], ["'vald'", "Did you mean 'validation'?"]),
+        (["train/cat/1.png", "extra/cat/2.png"], ["extra/cat/2.png is not in a folder train, val or test"]),
+    ],
+)
+def test_some_images_of_a_shard_in_split_folders(names, parts, tmp_path):
+    with pytest.raises(ValueError) as caught:
+        listed(tmp_path / "data.tar", *names)
+    assert_one_line(caught, str(tmp_path), *parts)
+
+
+@pytest.mark.parametrize(
+    "names, splits",
+    [
+        (["imagenet-train-0", "imagenet-val-0"], ["train", "validation"]),
+        (["train-0", "test-0"], ["train", "test"]),
+        (["a-0", "b-0"], ["", ""]),
+        (["trian-0", "trian-1"], ["", ""]),  # one word, no splits
+        (["trian-0", "val-0"], "'trian'"),
+        (["trian-0", "vald-0"], "'trian'"),
+        (["my-train-0", "my-val-0", "more"], "more.tar must begin with train"),
+    ],
+)
+def test_splits_in_the_names_of_shards(names, splits, tmp_path):
+    for name in names:
+        shard(tmp_path / f"{name}.tar", [("cat/1.png", picture())])
+    if isinstance(splits, str):
+        with pytest.raises(ValueError) as caught:
+            open_source(tmp_path)
+        assert_one_line(caught, str(tmp_path), splits)
+    else:
+        assert sorted(open_source(tmp_path).splits) == sorted(splits)
+
+
+def test_tar_files_beside_class_folders(tmp_path):
+    shard(tmp_path / "backup.tar", [("cat/1.png", picture())])
+    (tmp_path / "notes").mkdir()
+    assert len(open_source(tmp_path).labels) == 1
+    (tmp_path / "notes" / "1.png").write_bytes(picture())
+    with pytest.raises(ValueError) as caught:
+        open_source(tmp_path)
+    assert_one_line(caught, "backup.tar", "notes", f"--data {tmp_path / 'backup.tar'}")
+
+
+# --- hostile shards ---------------------------------------------------------------------------------------------------
+
+
+def header(name, size, kind=b"0"):
+    """Return a tar header whose size is any number of 88 bits, negative ones included."""
+    block = bytearray(512)
+    block[: len(name)] = name
+    block[100:108] = b"0000644\0"
+    block[124:136] = (b"\xff" if size < 0 else b"\x80") + (size % 2**88).to_bytes(11, "big")
+    block[136:148] = b"00000000000\0"
+    block[156:157] = kind
+    block[257:265] = b"ustar\x0000"
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+HOSTILE = {
+    "negative size": header(b"c0/x.png", -512),
+    "negative size, further back": header(b"c0/x.png", -1024) + bytes(512),
+    "negative extended header": header(b"c0/x.png", -512, b"x"),
+    "negative long name": header(b"c0/x.png", -1, b"L"),
+    "8 GB": header(b"c0/x.png", 2**33),
+    "8 GB of extended header": header(b"c0/x.png", 2**33, b"x"),
+    "8 GB of long name": header(b"c0/x.png", 2**33, b"L"),
+    "8 GB of class": header(b"c0/x.cls", 2**33),
+    "88 bits": header(b"c0/x.png", 2**87),
+    "nested extended headers": header(b"c0/x", 0, b"x") * 3000,
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("first", [b"", header(b"c0/a.txt", 0)])
+def test_hostile_shards(kind, first, tmp_path):
+    path = tmp_path / "train.tar"
+    path.write_bytes(first + HOSTILE[kind] + bytes(1024))
+    tracemalloc.start()
+    begin = time.monotonic()
+    with pytest.raises(ValueError) as caught:
+        open_source(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert_one_line(caught, f"{path}: ")
+    assert time.monotonic() - begin < 3 and peak < 2**26
+
+
+def test_brace_patterns_without_end():
+    for pattern in ("{0..999999}{0..999999}.tar", "{0..9}" * 7, "{0..999999999999}.tar"):
+        with pytest.raises(ValueError, match="must count upwards, to at most"):
+            expand_braces(pattern)
+    assert expand_braces("{0.." + "9" * 5000 + "}") == ["{0.." + "9" * 5000 + "}"]

@@ -211,3 +211,163 @@ def test_a_table_changes_its_stamp(tmp_path):
     before = open_source(tmp_path / "a.csv").stamp
     os.utime(tmp_path / "a.csv", ns=(0, 10**18))
     assert open_source(tmp_path / "a.csv").stamp != before
+
+
+# --- tables of other systems ------------------------------------------------------------------------------------------
+
+
+def rows_for(*columns, cells=lambda n: ()):
+    """Return the text of a table of the 20 pictures: header, path with `/`, class, and further cells of row n."""
+    lines = [",".join(columns)]
+    for n, (path, label, _) in enumerate(ROWS):
+        lines.append(",".join(map(str, (path, label, *cells(n)))))
+    return "\n".join(lines)
+
+
+SYSTEMS = {
+    "backslashes": rows_for("path", "label").replace("/", "\\"),
+    "a drive": rows_for("path", "label").replace("images/", r"C:\Users\me\images/"),
+    "without ending": rows_for("id", "label").replace(".png", ""),
+    "another folder": rows_for("Image", "Label").replace("images/", "data/images/"),
+    "without the folder": rows_for("file_name", "class").replace("images/", ""),
+    "other case": rows_for("path", "label").replace(".png", ".PNG"),
+    "Excel": "sep=;\r\n" + rows_for("path", "label").replace(",", ";").replace("\n", "\r\n"),
+    "bars": rows_for("path", "label").replace(",", "|"),
+    "no header, backslashes": rows_for().lstrip("\n").replace("/", "\\"),
+    "spaces around": rows_for("path", "label").replace(",", " , "),
+    "labels in two spellings": rows_for("path", "label").replace("0.png,cat", "0.png,Cat "),
+    "an index": "\n".join(f"{n if n else ''},{line}" for n, line in enumerate(rows_for("path", "label").split("\n"))),
+    "one-hot": rows_for("image", "cat", "dog", cells=lambda n: (int(n >= 10),)).replace(",cat,1", ",0,1")
+    .replace(",cat,0", ",1.0,0.0").replace(",dog,1", ",0,1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("kind", SYSTEMS)
+def test_tables_of_other_systems(kind, encoding, pictures):
+    name = f"{kind.replace(' ', '-')}-{encoding}.csv"
+    (pictures / name).write_bytes(SYSTEMS[kind].encode(encoding))
+    source = open_source(pictures / name)
+    assert list(source.store.names) == [path for path, _, _ in ROWS]
+    dataset = open_dataset(pictures / name)
+    assert dataset.class_names == ("cat", "dog") and sum(split_sizes(dataset).values()) == 20
+    for split in dataset.splits.values():
+        assert all(("dog" in path) == label for path, label in names_of(split).items())
+
+
+FLAGS = {
+    "is_valid": (lambda n: (n % 5 == 0,), {"validation": 4}),
+    "is_test": (lambda n: (int(n % 5 == 0),), {"test": 4}),
+    "is_train": (lambda n: ("yes" if n % 5 else "no",), {"test": 4}),
+    "isVal,IsTest": (lambda n: ("FT"[n % 5 == 0], "FT"[n % 5 == 1]), {"validation": 4, "test": 4}),
+}
+
+
+@pytest.mark.parametrize("columns", FLAGS)
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_columns_of_flags(columns, suffix, pictures):
+    cells, expected = FLAGS[columns]
+    path = pictures / f"flags-{columns.replace(',', '-')}.{suffix}"
+    text = rows_for("path", "label", columns, cells=cells)
+    if suffix == "jsonl":
+        keys = ["path", "label", *columns.split(",")]
+        text = "\n".join(json.dumps(dict(zip(keys, [*ROWS[n][:2], *cells(n)], strict=True))) for n in range(20))
+    path.write_text(text)
+    splits = open_source(path).splits
+    counts = {split: splits.count(split) for split in ("validation", "test") if split in splits}
+    assert counts == expected and splits.count("train") == 20 - sum(expected.values())
+
+
+@pytest.mark.parametrize("cells", [lambda n: (n % 5,), lambda n: (f"0{n % 3}",)])
+def test_numbers_of_folds_are_not_splits(cells, pictures):
+    (pictures / "folds.csv").write_text(rows_for("path", "label", "fold", cells=cells))
+    source = open_source(pictures / "folds.csv")
+    assert set(source.splits) == {""} and len(source.labels) == 20
+    assert any(note.kind == "unused" and "folds 0" in note for note in source.notes)
+
+
+def test_a_column_of_folds_beside_a_column_of_splits(pictures):
+    (pictures / "both.csv").write_text(rows_for("path", "label", "fold", "split", cells=lambda n: (n % 5, ROWS[n][2])))
+    assert open_source(pictures / "both.csv").splits == tuple(
+        {"val": "validation"}.get(split, split) for _, _, split in ROWS
+    )
+
+
+def test_splits_named_in_a_column_of_folds(pictures):
+    (pictures / "named.csv").write_text(rows_for("path", "label", "fold", cells=lambda n: (ROWS[n][2],)))
+    assert open_source(pictures / "named.csv").splits.count("validation") == 4
+
+
+def test_test_rows_without_labels_are_not_used(pictures):
+    lines = [f"{path},{'' if split == 'test' else label},{split}" for path, label, split in ROWS]
+    (pictures / "kaggle.csv").write_text("\n".join(["path,label,split", *lines]))
+    source = open_source(pictures / "kaggle.csv")
+    assert set(source.splits) == {"train", "validation"} and len(source.labels) == 16
+    assert any("4 rows of the test split" in note and note.kind == "unused" for note in source.notes)
+
+
+def test_repeated_rows_are_used_once(pictures):
+    (pictures / "twice.csv").write_text(rows_for("path", "label") + "\nimages/dog/9.png,dog\nimages/dog/9,dog")
+    with pytest.raises(ValueError, match=r"both mean the file images/dog/9\.png"):
+        open_source(pictures / "twice.csv")
+    (pictures / "twice.csv").write_text(rows_for("path", "label") + "\nimages/dog/9.png,dog")
+    source = open_source(pictures / "twice.csv")
+    assert len(source.labels) == 20 and any("1 rows that repeat" in note for note in source.notes)
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("path,label\na,cat\na,dog\n", ["line 3: a has the class dog, but cat in line 2"]),
+        ("path,label,split\na,cat,train\na,cat,test\n", ["line 3: a has the split test, but train in line 2"]),
+        ("path,label\na,nan\n", ["line 2: has no label ('nan')"]),
+        ("path,label\na,<NA>\n", ["line 2: has no label ('<NA>')"]),
+        ("path,label,split\na,b,trian\n", ["line 2: unknown split 'trian'", "did you mean 'train'?"]),
+        ("path,label,split\na,b,\n", ["line 2: unknown split ''", "use train, val or test"]),
+        ("path,label,is_valid\na,b,maybe\n", ["line 2: 'maybe' must be true or false"]),
+        ("path,label,is_valid,is_test\na,b,1,1\n", ["line 2: is both validation and test"]),
+        ("path,label,split\na,b,0\n", ["line 2: unknown split '0'"]),
+        ("image,cat,dog\na,1,1\n", ["line 2: has cat and dog; every image must have one class"]),
+        ("image,cat,dog\na,1,0\nb,0,0\n", ["line 3: has no class"]),
+        ("image,cat,dog\na,1,2\n", ["no label column among image, cat, dog"]),
+        ("id,image_id,label\na,b,c\n", ["id and image_id may both be the path"]),
+    ],
+)
+def test_invalid_rows(text, parts, tmp_path):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError) as caught:
+        open_source(tmp_path / "t.csv")
+    assert_one_line(caught, "t.csv", *parts)
+
+
+def test_weak_names_of_columns_count_only_without_others(tmp_path):
+    (tmp_path / "t.csv").write_text("id,path,tag,label\n1,a,x,b\n")
+    source = open_source(tmp_path / "t.csv")
+    assert (source.store.names, source.labels) == (("a",), ("b",))
+
+
+def test_joined_labels_in_a_table(pictures):
+    (pictures / "joined.csv").write_text(rows_for("path", "label") + "\nimages/dog/10.png,cat|dog")
+    (pictures / "images/dog/10.png").write_bytes((pictures / "images/dog/9.png").read_bytes() + b"x")
+    with pytest.raises(ValueError) as caught:
+        open_dataset(pictures / "joined.csv")
+    assert_one_line(caught, "joined.csv: the label 'cat|dog' joins several classes")
+    (pictures / "images/dog/10.png").unlink()
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tar", "t.npz", "t"])
+def test_pipes_are_not_waited_for(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError) as caught:
+        open_source(tmp_path / name)
+    assert_one_line(caught, str(tmp_path / name), "pipe")
+    with pytest.raises(ValueError, match="/dev/zero: is a pipe, a socket or a device"):
+        open_source("/dev/zero")
+
+
+def test_a_pipe_in_a_table_is_left_out(pictures):
+    os.mkfifo(pictures / "pipe.png")
+    (pictures / "pipe.csv").write_text(rows_for("path", "label") + "\npipe.png,dog")
+    dataset = open_dataset(pictures / "pipe.csv")
+    assert dataset.left_out == ("pipe.png: is not a file",) and sum(split_sizes(dataset).values()) == 20
+    (pictures / "pipe.png").unlink()

@@ -8,11 +8,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.dataset import Dataset, Note, create_missing_splits
+from zoo.data.dataset import Dataset, Note, create_missing_splits, first_line
 from zoo.data.images.decode import composite
+from zoo.data.sources.names import check_joined_labels, unify_class_names
 from zoo.data.splits import ArraySplit, Labels, Pixels
 
 Arrays = tuple[Any, Any]
+MISSING_LABELS = ("nan", "NaN", "<NA>", "NaT")  # as pandas writes missing values
 
 
 def from_arrays(
@@ -55,9 +57,9 @@ def dataset_from_pairs(pairs: Mapping[str, Arrays], class_names: Sequence[str] |
     for split, pair in pairs.items():
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValueError(f"{name}: {split} must be a pair (images, labels)")
-        x, y = (np.asarray(part) for part in pair)
+        x = _as_array(pair[0], f"{name}: {split} images")
         images[split], factors[split], conversion = _to_pixels(x, f"{name}: {split} images")
-        labels[split] = _to_labels(y, f"{name}: {split} labels")
+        labels[split] = _to_labels(pair[1], f"{name}: {split} labels")
         if len(images[split]) != len(labels[split]):
             raise ValueError(f"{name}: {split} has {len(images[split])} images but {len(labels[split])} labels")
         if conversion:
@@ -69,6 +71,9 @@ def dataset_from_pairs(pairs: Mapping[str, Arrays], class_names: Sequence[str] |
     if len(set(factors.values())) > 1:
         ranges = ", ".join(f"{k} 0..{'1' if f > 1 else '255'}" for k, f in factors.items())
         raise ValueError(f"{name}: splits must have the same range of pixel values: {ranges}")
+    if class_names is None and all(y.dtype.kind == "U" for y in labels.values()):
+        labels, spelling = _unify_spellings(labels, name)
+        notes += spelling
     numbers, names, renumbered = _to_classes(labels, class_names, name)
     splits, held_out = create_missing_splits({split: ArraySplit(images[split], numbers[split]) for split in pairs})
     return Dataset(name, splits, names, (*notes, *renumbered, *held_out))
@@ -121,14 +126,25 @@ def _to_levels(x: NDArray[Any], title: str) -> tuple[Pixels, float, str]:
     return out, factor, "two-valued, scaled to 0 and 255" if factor > 1 and x.dtype.kind != "f" else ""
 
 
-def _to_labels(y: NDArray[Any], title: str) -> NDArray[Any]:
-    """Check labels and return them as integers or strings [N]."""
-    if y.dtype == object:
-        y = np.array([str(v) if isinstance(v, str | bytes) else v for v in y.ravel()]).reshape(y.shape)
-    if y.dtype.kind == "S":
-        y = np.char.decode(y, "utf-8")
+def _as_array(values: Any, title: str) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{title}: are not one array ({first_line(error)})") from None
+
+
+def _to_labels(labels: Any, title: str) -> NDArray[Any]:
+    """Check labels and return them as int64 or strings [N]."""
+    is_flat = isinstance(labels, list | tuple) and not any(isinstance(v, list | tuple | np.ndarray) for v in labels)
+    y = np.empty(len(labels), object) if is_flat else _as_array(labels, title)
+    if is_flat:
+        y[:] = labels  # np.asarray would make numbers beside words to words
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
+    if y.dtype.kind == "S":
+        y = y.astype(object)
+    if y.dtype == object and y.ndim:
+        y = _labels_of_objects(y.ravel().tolist(), title).reshape(y.shape)
     if y.dtype.kind not in "biufU":
         raise ValueError(f"{title}: must be integers or strings, not {y.dtype}")
     if y.ndim == 2 and y.dtype.kind != "U":
@@ -137,11 +153,56 @@ def _to_labels(y: NDArray[Any], title: str) -> NDArray[Any]:
         return cast(NDArray[Any], y.argmax(axis=1))
     if y.ndim != 1:
         raise ValueError(f"{title}: must have shape [N], [N, 1] or one-hot [N, classes], not {y.shape}")
+    if y.dtype.kind == "U":
+        for missing in np.flatnonzero(np.isin(y, MISSING_LABELS))[:1].tolist():
+            raise ValueError(f"{title}: {y[missing]!s} at index {missing} is a missing value; leave such images out")
+        return y
     if y.dtype.kind == "f":
         if not (np.isfinite(y).all() and (y == np.rint(y)).all()):
             raise ValueError(f"{title}: contain fractions or NaN; classes must be integers or strings")
-        y = y.astype(np.int64)
-    return y.astype(np.int64) if y.dtype.kind in "bui" else y
+        if len(y) and np.abs(y).max() >= 2**53:
+            raise ValueError(f"{title}: {np.abs(y).max():g} is too large for a class number; give integers or strings")
+    if y.dtype.kind == "u" and len(y) and y.max() >= 2**63:
+        raise ValueError(f"{title}: {y.max()} is too large for a class number; give numbers below 2**63, or strings")
+    return y.astype(np.int64)
+
+
+def _labels_of_objects(values: Sequence[Any], title: str) -> NDArray[Any]:
+    """Return labels that are Python objects, all text or all numbers, as strings or int64 [N]."""
+    labels: list[Any] = []
+    examples: dict[str, Any] = {}
+    for i, value in enumerate(values):
+        if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # a NumPy or JAX scalar
+            value = value.item()
+        if value is None or type(value).__name__ in ("NAType", "NaTType") or value != value:
+            raise ValueError(f"{title}: {value} at index {i} is a missing value; leave such images out")
+        if isinstance(value, bytes):
+            try:
+                value = value.decode("utf-8")
+            except UnicodeDecodeError:
+                raise ValueError(f"{title}: {value!r} at index {i} is not text in UTF-8") from None
+        kind = "text" if isinstance(value, str) else "truth values" if isinstance(value, bool) else "numbers"
+        if kind == "numbers":
+            if not isinstance(value, int | float):
+                raise ValueError(f"{title}: must be integers or strings, not {type(value).__name__} (index {i})")
+            if isinstance(value, float) and not value.is_integer():
+                raise ValueError(f"{title}: contain fractions ({value}); classes must be integers or strings")
+            if not -(2**63) <= value < 2**63 or (isinstance(value, float) and abs(value) >= 2**53):
+                raise ValueError(f"{title}: {value} is too large for a class number; give strings")
+        examples.setdefault(kind, value)
+        labels.append(value)
+    if len(examples) > 1:
+        mixed = " and ".join(f"{kind} ({value!r})" for kind, value in examples.items())
+        raise ValueError(f"{title}: mix {mixed}; give all of them as strings or all as integers")
+    return np.array(labels, np.str_ if "text" in examples else np.int64)
+
+
+def _unify_spellings(labels: Mapping[str, NDArray[Any]], name: str) -> tuple[dict[str, NDArray[Any]], list[Note]]:
+    """Return labels that are strings with one spelling for each class, and notes."""
+    values = {split: y.tolist() for split, y in labels.items()}
+    spellings, notes = unify_class_names([label for part in values.values() for label in part])
+    notes = [*notes, *check_joined_labels(sorted(set(spellings.values())), name)]
+    return {split: np.array([spellings[label] for label in part], np.str_) for split, part in values.items()}, notes
 
 
 def _to_classes(
@@ -157,7 +218,7 @@ def _to_classes(
     if "train" in labels and len(distinct) < 2:
         raise ValueError(f"{name}: the train labels are all {distinct[0]!s}; at least two classes are needed")
     if class_names is not None:
-        names = tuple(str(n) for n in class_names)
+        names = tuple(n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n) for n in class_names)
         if len(set(names)) != len(names) or len(names) < 2:
             raise ValueError(f"{name}: class_names must be two or more different names, not {names}")
         values = np.array(names) if reference.dtype.kind == "U" else np.arange(len(names))

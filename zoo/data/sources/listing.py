@@ -158,6 +158,7 @@ def open_listing(listing: Listing, scanned: Scan | None = None) -> Dataset:
         notes.append(Note("unused", text))
     if "train" in splits and (absent := sorted(set(range(len(names))) - set(splits["train"].labels.tolist()))):
         notes.append(Note("classes", f"classes without images in train: {first_few([names[k] for k in absent])}"))
+    _require_common_classes(splits, names, listing.name)
     if "train" in splits and "validation" in splits and "test" not in splits:
         splits["test"] = splits.pop("validation")
         notes.append(Note("splits", "no test split: the validation split is used as the test split", "test"))
@@ -191,6 +192,20 @@ def _number_classes(listing: Listing, readable: NDArray[np.int64]) -> tuple[NDAr
             f"source's classes ({first_few(names)})"
         )
     return labels, names, notes
+
+
+def _require_common_classes(splits: Mapping[str, Split], names: Sequence[str], source: str) -> None:
+    """Raise ValueError for a split without any image of a class of train, because no such image can be right."""
+    if "train" not in splits:
+        return
+    trained = set(splits["train"].labels.tolist())
+    for split, records in splits.items():
+        classes = sorted(set(records.labels.tolist()))
+        if not trained.intersection(classes):
+            raise ValueError(
+                f"{source}: the {split} images have the classes {first_few([names[k] for k in classes])}, but train has "
+                f"{first_few([names[k] for k in sorted(trained)])}; use the same names in all splits"
+            )
 
 
 def unreadable_images(listing: Listing, scanned: Scan) -> list[str]:

@@ -149,7 +149,7 @@ def unify_class_names(labels: Iterable[str]) -> tuple[dict[str, str], list[Note]
     for label, count in counts.items():
         name = cleaned[label].split(".")[0] if decimals else cleaned[label]
         spellings[class_key(cleaned[label], is_number)][name] += count
-    names = {key: min(names, key=lambda name: (-names[name], name)) for key, names in spellings.items()}
+    names = {key: min(names, key=lambda name: (-names[name], len(name), name)) for key, names in spellings.items()}
     notes = []
     variants: dict[str, list[str]] = defaultdict(list)
     for label, name in cleaned.items():

@@ -16,7 +16,7 @@ from zoo.data.dataset import Dataset, nearest_names
 from zoo.data.sources.folders import has_images, list_folder
 from zoo.data.sources.hf import list_hf
 from zoo.data.sources.listing import Listing, open_listing
-from zoo.data.sources.npz_idx import digits, idx_files, idx_folder, npz
+from zoo.data.sources.npz_idx import digits, idx_files, idx_folder, idx_prefix, is_idx_prefix, npz
 from zoo.data.sources.shards import is_tar, list_shards, tar_files
 from zoo.data.sources.tables import is_table, list_table
 from zoo.data.sources.tfds import tfds_dataset
@@ -68,6 +68,7 @@ SOURCES: tuple[Source, ...] = (  # the first one that recognises the data opens 
     _folder(idx_files, idx_folder),
     _folder(tar_files, list_shards),
     _folder(has_images, list_folder),
+    _file(is_idx_prefix, idx_prefix),
     _file(is_table, list_table),
     _file(is_tar, list_shards),
     _file(lambda path: path.suffix.lower() == ".npz" and path.is_file(), npz),

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -80,6 +80,9 @@ def tfds_dataset(name: str, data_dir: str | Path | None) -> Dataset:
         split: _open_split(builder, tfds_name, image, label, name) for tfds_name, split in used.items()
     }
     notes = []
+    if str(builder.name) == "emnist":
+        notes.append(Note("images", "EMNIST's pictures are stored transposed; they are turned upright"))
+        splits = {split: _transposed(records) for split, records in splits.items()}
     if unused := [split for split in builder.info.splits if split not in used]:
         notes.append(Note("unused", f"not used: {', '.join(unused)}"))
     if "test" in splits and (splits["test"].labels < 0).all():
@@ -93,6 +96,10 @@ def tfds_dataset(name: str, data_dir: str | Path | None) -> Dataset:
             raise ValueError(f"tfds:{name}: {split} labels must be in 0..{len(names) - 1}")
     splits, held_out = create_missing_splits(splits)
     return Dataset(f"tfds:{name}", splits, names, (*notes, *held_out))
+
+
+def _transposed(split: Split) -> Split:
+    return replace(split, images=split.images.swapaxes(1, 2)) if isinstance(split, ArraySplit) else split
 
 
 def _prepared_builder(name: str, data_dir: str | Path | None) -> Any:
