@@ -201,10 +201,10 @@ def _require_common_classes(splits: Mapping[str, Split], names: Sequence[str], s
     trained = set(splits["train"].labels.tolist())
     for split, records in splits.items():
         classes = sorted(set(records.labels.tolist()))
-        if not trained.intersection(classes):
+        if len(trained) > 1 and not trained.intersection(classes):
             raise ValueError(
-                f"{source}: the {split} images have the classes {first_few([names[k] for k in classes])}, but train has "
-                f"{first_few([names[k] for k in sorted(trained)])}; use the same names in all splits"
+                f"{source}: the {split} images have the classes {first_few([names[k] for k in classes])}, but train "
+                f"has {first_few([names[k] for k in sorted(trained)])}; use the same names in all splits"
             )
 
 
