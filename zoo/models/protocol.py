@@ -1,0 +1,48 @@
+"""The contract that every model in MODELS satisfies."""
+
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class ImageClassifier(Protocol):
+    """An image classifier: a frozen `flax.linen` dataclass used as a pair of pure functions, `init` and `apply`.
+
+    Training, fine-tuning, sharding and the checkpoint card rely on these attributes and on nothing else about a model.
+
+    `apply(variables, images, train=False)` takes images [B, H, W, C] and returns `(logits, endpoints)`. Logits are
+    float32 [B, num_classes], or the features [B, D] if `num_classes` is None. `endpoints` maps names to activations:
+    every stage but the head, "features" [B, D], "logits", and the logits of auxiliary heads, "aux1", "aux2", …
+    [B, num_classes], whose losses are added in training. With `train=True` pass `mutable=["batch_stats"]` and
+    `rngs={"dropout": key}`; the result is then `((logits, endpoints), updates)`. Parameters do not depend on `train`.
+
+    Attributes:
+        num_classes: number of classes, or None for a network without a head.
+        family: name shared by the variants of one architecture; recipes are looked up by it.
+        paper: authors, year, title and arXiv id of the publication.
+        stages: parts of the network in order, ending in "head". Each parameter path begins with the name of a stage or
+            with "aux"; freezing and layer-wise learning rates go by them.
+        input_shape: native shape [H, W, C] of an image.
+        model_parallel: regular expressions that match whole paths of parameters. Matching parameters are split along
+            their last axis, the output features, over the "model" axis of a mesh. () for no split.
+    """
+
+    num_classes: int | None
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def paper(self) -> str: ...
+
+    @property
+    def stages(self) -> tuple[str, ...]: ...
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def model_parallel(self) -> tuple[str, ...]: ...
+
+    def init(self, rngs: Any, images: Any, *, train: bool = False) -> Any: ...
+
+    def apply(self, variables: Any, images: Any, *, train: bool = False, **kwargs: Any) -> Any: ...
