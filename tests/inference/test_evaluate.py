@@ -56,7 +56,7 @@ def test_the_probabilities_of_the_views_are_averaged_exactly_at_every_batch_size
 
 
 def test_another_size_than_it_was_trained_at(dense, folder, monkeypatch):
-    with pytest.raises(ValueError, match="made for images of 8x8"):
+    with pytest.raises(ValueError, match="8x8"):
         zoo.evaluate(dense, str(folder), image_size=12)
     monkeypatch.setattr(api.evaluation, "evaluate", lambda model, variables, split, preprocess, *a, **k: preprocess)
     assert zoo.evaluate(dense, str(folder), image_size=12) == Preprocess((12, 12), (12, 12))

@@ -102,10 +102,10 @@ def test_auxiliary_heads_take_any_size(name):
 
 def test_the_paper_pools_five_by_five_before_an_auxiliary_head_and_torchvision_does_not():
     x = seeded_images((1, 14, 14, 1))
-    paper, even = googlenet._four_by_four(x), googlenet.adaptive_avg_pool(x, (4, 4))
+    paper, even = googlenet.pool_to_4x4(x), googlenet.adaptive_avg_pool(x, (4, 4))
     np.testing.assert_allclose(paper[0, 1, 2], x[0, 3:8, 6:11].mean((0, 1)), rtol=1e-5)
     np.testing.assert_allclose(even[0, 1, 2], x[0, 3:7, 7:11].mean((0, 1)), rtol=1e-5)
-    assert googlenet._four_by_four(x[:, :7]).shape == (1, 4, 4, 1)
+    assert googlenet.pool_to_4x4(x[:, :7]).shape == (1, 4, 4, 1)
 
 
 def test_the_paper_has_a_true_5x5_branch_and_biases():
@@ -179,7 +179,7 @@ def test_mean_pools_count_their_padding_or_not():
 
 
 def test_the_strided_modules_of_inception_v2_pass_their_maps_through():
-    table = inception_v2._branches(*inception_v2.INCEPTIONS["inception3c"])
+    table = inception_v2.inception(*inception_v2.INCEPTIONS["inception3c"])
     assert [step.stride for branch in table for step in branch[-1:]] == [2, 2, 2]
     assert table[-1] == (Pool("max", 2),)
 

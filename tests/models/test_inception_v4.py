@@ -11,6 +11,7 @@ from seeded import seeded_variables
 
 import zoo.models as models
 from zoo.models import create
+from zoo.models.branches import chain
 from zoo.models.inception_resnet_v2 import InceptionResNet
 from zoo.models.layers import BatchNorm, ConvNorm
 
@@ -65,8 +66,11 @@ def test_small_forms_have_all_blocks_and_rematerialisation_keeps_paths(family):
 
 def test_a_residual_block_adds_its_scaled_branches():
     """relu(x + scale * branch); with the last block's scale 1 and no ReLU, x + branch."""
-    conv = partial(ConvNorm, norm=partial(BatchNorm, epsilon=1e-3))
-    branches = (("branch1x1", (4, 1)), ("branch3x3", (4, 1), (4, 3)))
+
+    def conv(features, kernel_size, stride, padding, *, name):
+        return ConvNorm(features, kernel_size, partial(BatchNorm, epsilon=1e-3), stride, padding, name=name)
+
+    branches = (chain("branch1x1", (4, 1)), chain("branch3x3", (4, 1), (4, 3)))
     scaled = InceptionResNet(conv, branches, 0.17, nn.relu, jnp.float32)
     last = InceptionResNet(conv, branches, 1.0, None, jnp.float32)
     x = np.random.default_rng(0).normal(size=(1, 3, 3, 6)).astype(np.float32)

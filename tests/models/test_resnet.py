@@ -35,7 +35,7 @@ def test_option_a_has_no_parameters_and_option_b_projects():
 
 def test_option_a_subsamples_and_pads_with_zeros():
     x = normal(1, 5, 4, 2)
-    padded = resnet._subsampled_and_padded(x, 6, 2)
+    padded = resnet.padded_shortcut(x, 6, 2, None, False)
     assert padded.shape == (1, 3, 2, 6)
     assert np.array_equal(padded[..., 2:4], x[:, ::2, ::2])
     assert not np.any(padded[..., :2]) and not np.any(padded[..., 4:])
@@ -43,7 +43,7 @@ def test_option_a_subsamples_and_pads_with_zeros():
 
 def test_the_mean_of_four_at_the_edge_is_the_mean_of_what_is_there():
     x = normal(1, 3, 5, 2)
-    means = resnet._mean_of_four(x)
+    means = resnet.halve(x)
     assert means.shape == (1, 2, 3, 2)
     np.testing.assert_allclose(means[0, 0, 1], x[0, :2, 2:4].mean((0, 1)), rtol=1e-6)
     np.testing.assert_allclose(means[0, 1, 1], x[0, 2, 2:4].mean(0), rtol=1e-6)
@@ -67,7 +67,8 @@ def test_stochastic_depth_grows_linearly(name):
 
 
 BLOCKS = {
-    "v1": resnet.Block(((4, 1, 1, 1), (4, 3, 1, 2), (8, 1, 1, 1)), BatchNorm, "conv", 4, 0.0, True, jnp.float32),
+    "basic": resnet.BasicBlock(8, 1, resnet.BlockOptions(BatchNorm, zero_init=True)),
+    "bottleneck": resnet.Bottleneck(2, 1, resnet.BlockOptions(BatchNorm, squeeze=4, zero_init=True), widen=2, groups=2),
     "v2": resnet_v2.Block(2, 1, False, BatchNorm, False, 0.0, True, jnp.float32),
     "wide": wide_resnet.Block(8, 1, BatchNorm, 0.0, 0.0, True, jnp.float32),
 }

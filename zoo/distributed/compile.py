@@ -11,7 +11,7 @@ from jax import lax
 
 from zoo.distributed import pmap
 from zoo.distributed.mesh import Parallelism, batch_sharding, devices_of, replicated, shardings
-from zoo.models.layers import asked_formulation, formulation
+from zoo.models.layers import current_formulation, formulation
 
 #: Options for XLA:CPU. They name internals of the compiler, so each is probed before it is used (docs/performance.md).
 _CPU_OPTIONS: tuple[dict[str, Any], ...] = (
@@ -63,7 +63,7 @@ def jit_for_platform(function: Callable, *, donate: tuple[int, ...] = (), **shar
 
 
 def _formulate(function: Callable) -> Callable:
-    name = asked_formulation() or ("cpu" if jax.default_backend() == "cpu" else "plain")
+    name = current_formulation() or ("cpu" if jax.default_backend() == "cpu" else "plain")
 
     @wraps(function)
     def formulated(*args, **kwargs):

@@ -1,10 +1,11 @@
-"""MODELS: every network by its public name, and what can be done with any of them.
+"""The table of models, and functions that work on all of them.
 
-Adding a model is one file here and one line in MODELS; the tests then ask of it what they ask of all.
+To add a model, write one file, import its class below and add a row to MODELS. In tests/models/test_contract.py add its
+published number of parameters and a small instance; the contract suite then covers it. `python -m zoo.models.summary`
+adds its totals to figures.json, so that `zoo list` need not trace it.
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
@@ -27,6 +28,7 @@ from zoo.models.resnet import RESNET18, RESNET34, RESNET50, RESNET101, RESNET152
 from zoo.models.resnet_v2 import RESNET50_V2, RESNET101_V2, RESNET152_V2, ResNetV2
 from zoo.models.wide_resnet import WideResNet
 from zoo.models.xception import Xception
+from zoo.suggest import did_you_mean
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "softmax": partial(MLP, widths=()),
@@ -91,114 +93,143 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "highway_conv": ConvHighway,
 }
 
-#: Fields that say how a model is run, not what it is: they never go into a card.
+#: Fields that control how a model is run, not which function it computes. They are never written into a card.
 RUNTIME_FIELDS = ("axis_name", "dtype", "remat")
 _LINEN_FIELDS = ("parent", "name")
 
+#: Words in the names of fields that are probabilities.
+_PROBABILITIES = ("dropout", "rate", "stochastic_depth")
+
 
 def create(name: str, **fields: Any) -> nn.Module:
-    """The model `name` of MODELS with some of its fields changed, e.g. create("lenet5", num_classes=26).
+    """Create a model by name.
 
-    Raises ValueError naming the nearest models for an unknown name, and the fields there are for an unknown field.
+    Args:
+        name: a key of MODELS.
+        **fields: fields of the model that differ from the entry in MODELS. Lists become tuples.
+
+    Returns:
+        A `flax.linen` module that satisfies `zoo.models.protocol.ImageClassifier`.
+
+    Raises:
+        ValueError: for an unknown model or field, naming similar ones, or a field value of the wrong type or range.
+
+    Example:
+        >>> model = create("lenet5", num_classes=26)
     """
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`zoo list` shows them all"
-        raise ValueError(f"no model is called {name!r}; {hint}")
-    known = [*defining_fields(MODELS[name]()), *runtime_fields(MODELS[name]())]
-    for field in fields:
-        if field not in known:
-            near = difflib.get_close_matches(field, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{name} has no field {field!r}; {hint or 'its fields are ' + ', '.join(known)}")
+        hint = did_you_mean(name, MODELS) or "`zoo list` lists all models"
+        raise ValueError(f"unknown model {name!r}; {hint}")
     defaults = MODELS[name]()
+    known = {**defining_fields(defaults), **runtime_fields(defaults)}
     for field, value in fields.items():
-        _check_field(f"{name}: {field}", getattr(defaults, field), value)
-    # JSON has lists where a hashable dataclass needs tuples.
+        if field not in known:
+            hint = did_you_mean(field, known) or f"its fields are {', '.join(known)}"
+            raise ValueError(f"{name} has no field {field!r}; {hint}")
+        _check_field(name, field, known[field], value)
+    # JSON has lists, but a hashable dataclass needs tuples.
     return MODELS[name](**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
 
-def _check_field(what: str, default: Any, value: Any) -> None:
-    """ValueError unless `value` is of the kind of the default: counts from 0 on, rates (dropout, …) below 1."""
+def _check_field(model: str, field: str, default: Any, value: Any) -> None:
+    """Raise ValueError unless `value` has the type of the default, and its range: counts from 0, probabilities < 1."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if what.endswith("num_classes"):
-        good, wanted = value is None or (isinstance(value, int) and value > 0), "a number of classes, or None"
+    valid, expected = True, ""
+    if field == "num_classes":
+        valid, expected = value is None or (_is_count(value) and value > 0), "a positive integer or None"
     elif isinstance(default, bool):
-        good, wanted = isinstance(value, bool), "true or false"
+        valid, expected = isinstance(value, bool), "True or False"
     elif isinstance(default, int):
-        good, wanted = isinstance(value, int) and number and value >= 0, "a whole number from 0 on"
+        valid, expected = _is_count(value), "a non-negative integer"
+    elif isinstance(default, float) and any(word in field for word in _PROBABILITIES):
+        valid, expected = number and 0 <= value < 1, "a number in [0, 1)"
     elif isinstance(default, float):
-        rate = any(word in what for word in ("dropout", "rate", "stochastic_depth"))
-        good, wanted = (
-            number and (0 <= value < 1 if rate else math.isfinite(value)),
-            "in [0, 1)" if rate else "a number",
-        )
+        valid, expected = number and math.isfinite(value), "a finite number"
     elif isinstance(default, tuple):
-        whole = isinstance(value, (tuple, list)) and all(isinstance(v, int) and v >= 0 for v in value)
-        good, wanted = whole, "whole numbers from 0 on"
+        valid = isinstance(value, (tuple, list)) and all(map(_is_count, value))
+        expected = "a list of non-negative integers"
     elif isinstance(default, str):
-        good, wanted = isinstance(value, str), "a word"
-    else:
-        return
-    if not good:
-        raise ValueError(f"{what}={value!r}: should be {wanted}")
+        valid, expected = isinstance(value, str), "a string"
+    if not valid:
+        raise ValueError(f"{model}: {field}={value!r} is not {expected}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def init(model: nn.Module, key: jax.Array | int, image_shape: tuple[int, int, int] | None = None) -> dict:
-    """Fresh variables {"params": …, "batch_stats": …} for images [H, W, C] (the model's native shape by default)."""
+    """Initialise the variables of a model.
+
+    Args:
+        model: a model of this package.
+        key: a JAX random key, or a seed.
+        image_shape: [H, W, C] of the images; None for the native shape of the model.
+
+    Returns:
+        {"params": …, "batch_stats": …}; "batch_stats" is empty for models without batch norm.
+    """
     key = jax.random.key(key) if isinstance(key, int) else key
-    return _init(model, key, image_shape and tuple(image_shape))
+    return _jit_init(model, key, image_shape and tuple(image_shape))
 
 
 def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] | None = None) -> dict:
-    """The variables' shapes and dtypes, without computing anything."""
+    """Return the tree of `init` with `jax.ShapeDtypeStruct` leaves, without computing anything."""
     return jax.tree.map(lambda leaf: leaf, _abstract_variables(model, image_shape and tuple(image_shape)))
 
 
 @lru_cache(maxsize=64)
 def _abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] | None) -> dict:
-    """Tracing a deep network takes seconds, and loading one asks for this several times."""
-    return jax.eval_shape(partial(_fresh, model, image_shape=image_shape), jax.random.key(0))
+    """Cache the trees: tracing a deep network takes seconds, and loading a checkpoint needs its tree several times."""
+    return jax.eval_shape(partial(_init, model, image_shape=image_shape), jax.random.key(0))
 
 
-def _fresh(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int] | None = None) -> dict:
+def _init(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int] | None = None) -> dict:
     variables = model.init(key, jnp.zeros((1, *(image_shape or model.input_shape))), train=False)
     return {"params": variables.get("params", {}), "batch_stats": variables.get("batch_stats", {})}
 
 
-# It runs once or twice, so what it costs is compiling a random draw per leaf: six times less without optimisation.
-_init = jax.jit(_fresh, static_argnums=(0, 2), compiler_options={"xla_backend_optimization_level": 0})
+# Most of the time goes into compiling one random draw for each leaf; without optimisation that is six times faster.
+_jit_init = jax.jit(_init, static_argnums=(0, 2), compiler_options={"xla_backend_optimization_level": 0})
 
 
 def count_parameters(variables: Mapping) -> int:
-    """Trainable parameters: everything under "params", nothing else."""
+    """Return the number of trainable parameters: the sizes of all leaves under "params"."""
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
 def defining_fields(model: nn.Module) -> dict[str, Any]:
-    """The fields that define the function: what a card holds beside the name."""
+    """Return the fields that determine the function, which a card stores beside the name of the model."""
     skipped = (*RUNTIME_FIELDS, *_LINEN_FIELDS)
     return {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in skipped}
 
 
 def runtime_fields(model: nn.Module) -> dict[str, Any]:
-    """The fields that say how it is run; a model has only those that mean something for it."""
+    """Return those of RUNTIME_FIELDS that the model has."""
     return {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name in RUNTIME_FIELDS}
 
 
 def name_of(model: nn.Module) -> str:
-    """The name of MODELS whose defining fields are nearest to this model's; ValueError for a class that is not there.
+    """Return the key of MODELS whose entry shares the most defining fields with a model.
 
-    A card holds every defining field beside the name, so any entry of the same class rebuilds the same function.
+    A card stores every defining field beside the name, so any entry of the same class rebuilds the same function.
+
+    Raises:
+        ValueError: if MODELS has no entry of this class.
     """
     fields = defining_fields(model)
     entries = {name: build() for name, build in MODELS.items()}
-    kin = [name for name, entry in entries.items() if type(entry) is type(model)]
-    if not kin:
-        raise ValueError(f"{type(model).__name__} is not a model of this zoo; `zoo.MODELS` has them all")
-    return max(kin, key=lambda name: sum(defining_fields(entries[name])[key] == fields[key] for key in fields))
+    candidates = [name for name, entry in entries.items() if type(entry) is type(model)]
+    if not candidates:
+        raise ValueError(f"{type(model).__name__} is not a model of this zoo; `zoo list` lists all models")
+    return max(candidates, key=lambda name: sum(defining_fields(entries[name])[key] == fields[key] for key in fields))
 
 
 def with_runtime(model: nn.Module, **fields: Any) -> nn.Module:
-    """The same function run another way (axis_name, dtype, remat); what the model does not have is left out."""
+    """Return a copy of the model that computes the same function with other runtime fields.
+
+    Args:
+        model: a model of this package.
+        **fields: values for RUNTIME_FIELDS; those that the model does not have are ignored.
+    """
     return model.clone(**{key: value for key, value in fields.items() if key in runtime_fields(model)})

@@ -1,23 +1,13 @@
-"""The mathematics of layers.py, told to XLA:CPU better: same values and gradients to rounding, same parameters.
+"""Faster implementations of layers for XLA:CPU: the same values and gradients up to rounding.
 
-What is slow on a CPU as `lax` has it, and what is done instead:
+Two things are slow on CPUs with plain `lax` operations:
 
-- A convolution with one to sixteen channels leaves most of a vector register empty, and everything elementwise on its
-  output too. `conv_pool` works on blocks of pixels laid into the channels, from the convolution through the pooling.
-- The gradient of a maximum over windows is a scatter. `max_pool` remembers which pixel of each window won.
+- A convolution with one to sixteen channels leaves most of a vector register empty, and so does every elementwise
+  operation on its output. `conv_pool` moves blocks of pixels into the channels, from the convolution to the pooling.
+- The gradient of a maximum over windows is a scatter. `max_pool` records which pixel of each window won.
 
-What oneDNN (PyTorch) still does better is the gradient of a 3x3 kernel with few channels, a third of ResNet-20's step:
-45 to 106 GF/s at 16 to 64 channels, where the forward pass has 81 to 124. Tried in vain for it: as one product of
-three shifts of rows, laid transposed, with three shifts of columns (a fifth faster by itself, no different in a step,
-where other work runs beside it); other blocks of pixels or shifts laid into the channels; a mesh of one device per core
-(5 %); XLA's own options for oneDNN, which it never calls. Of whole convolutions: Winograd's F(2x2, 3x3) takes 2.3, 1.2
-and 1.0 times as long at 16, 32 and 64 channels, NCHW 1.1 to 1.5 times, CHWN 1.2 to 1.8 times. oneDNN's own forward
-pass, which jaxlib 0.10 has under the name `__onednn$convolution`, by itself takes 0.7, 1.0 and 0.9 times as long; in
-a step, with the gradient of the input by the same, ResNet-20 and ResNet-50 trained 1 to 2 % faster, AlexNet 4 to 6 %,
-GoogLeNet no faster, ResNet-20 answered 20 % faster; not taken, as its arguments differ between versions and a wrong one
-ends the process. What helped was outside of the compiler: zoo/host_memory.py.
-
-Reverse mode only (`custom_vjp`), so layers.py takes these only where a training or evaluation step is compiled.
+The functions define reverse-mode gradients only (`jax.custom_vjp`), so `zoo.models.layers` uses them only in compiled
+training and evaluation steps. Measurements and attempts that did not help are in docs/performance.md.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,10 +25,10 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, groups: int = 1) -> jax.Array:
-    """Cross-correlation of x [B, H, W, C] with kernel [kh, kw, C / groups, F] -> [B, H', W', F].
+    """Convolve x [B, H, W, C] with kernel [kh, kw, C / groups, F], without flipping it -> [B, H', W', F].
 
-    XLA's convolutions in groups are up to a hundred times slower than its dense ones. Here neighbouring groups share a
-    dense one of about 32 channels, with zeros in the kernel between them.
+    XLA's grouped convolutions are up to a hundred times slower than dense ones. Neighbouring groups therefore share a
+    dense convolution of about 32 channels, whose kernel has zeros between the groups.
     """
     parts = _dense_parts(x.shape[-1], groups)
     kernels = _block_diagonal(kernel, groups, parts)
@@ -47,22 +37,22 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads,
 
 
 def _dense_parts(channels: int, groups: int) -> int:
-    """Into how many dense convolutions to cut: the most that divide the groups and have 32 channels each.
+    """Return the number of dense convolutions: the largest divisor of `groups` that leaves each about 32 channels.
 
-    Never more than 8, which costs some speed at 512 channels and saves compiling.
+    At most 8, which costs some speed at 512 channels and saves compilation time.
     """
     limit = min(max(channels // 32, 1), 8)
     return max(parts for parts in range(1, limit + 1) if groups % parts == 0)
 
 
 def _block_diagonal(kernel: jax.Array, groups: int, parts: int) -> jax.Array:
-    """Kernel [kh, kw, C / groups, F] -> [parts, kh, kw, C / parts, F / parts], zeros where groups do not meet."""
+    """Expand a grouped kernel into dense ones: [kh, kw, C / groups, F] -> [parts, kh, kw, C / parts, F / parts]."""
     kh, kw, channels, features = kernel.shape
-    each = groups // parts
-    kernel = kernel.reshape(kh, kw, 1, channels, parts, each, features // groups)
-    meet = jnp.eye(each, dtype=bool)[:, None, None, :, None]
-    kernel = jnp.where(meet, kernel, 0)  # [kh, kw, each (in), C / groups, parts, each (out), F / groups]
-    return kernel.transpose(4, 0, 1, 2, 3, 5, 6).reshape(parts, kh, kw, each * channels, features // parts)
+    group_count = groups // parts  # in each dense convolution
+    kernel = kernel.reshape(kh, kw, 1, channels, parts, group_count, features // groups)
+    same_group = jnp.eye(group_count, dtype=bool)[:, None, None, :, None]
+    kernel = jnp.where(same_group, kernel, 0)  # [kh, kw, groups (in), C / groups, parts, groups (out), F / groups]
+    return kernel.transpose(4, 0, 1, 2, 3, 5, 6).reshape(parts, kh, kw, group_count * channels, features // parts)
 
 
 def _plain_conv2d(x, kernel, stride, pads):
@@ -80,13 +70,13 @@ def _dense_conv2d_forward(x, kernel, stride, pads):
 
 def _dense_conv2d_backward(stride, pads, residuals, g):
     x, kernel = residuals
-    # The gradient of the kernel reads x and g transposed. Without the barrier XLA computes both again while it
-    # transposes, and with them the chain of norms and activations that they come from, in strided order.
+    # The gradient of the kernel reads x and g transposed. Without the barrier XLA recomputes both, and the chain of
+    # norms and activations before them, in strided order while transposing.
     x, g = lax.optimization_barrier((x, g))
     x_grad, kernel_grad = jax.vjp(lambda x, kernel: _plain_conv2d(x, kernel, stride, pads), x, kernel)[1](g)
     pointwise = kernel.shape[:2] == stride == (1, 1) and pads == ((0, 0), (0, 0))
-    # As a matrix product the gradient of a 1x1 kernel needs no transposed copies, and is 10 to 40 % faster; but rows
-    # that lie a multiple of 2 kB apart push each other out of the cache.
+    # The gradient of a 1x1 kernel is 10 to 40 % faster as a matrix product, without transposed copies. Multiples of 512
+    # channels are left to XLA: rows at distances of a multiple of 2 kB evict each other from the cache.
     if pointwise and x.shape[-1] % 512:
         pixels = (0, 1, 2)
         kernel_grad = lax.dot_general(x, g, ((pixels, pixels), ((), ())))[None, None]
@@ -96,14 +86,19 @@ def _dense_conv2d_backward(stride, pads, residuals, g):
 _dense_conv2d.defvjp(_dense_conv2d_forward, _dense_conv2d_backward)
 
 
-# --- convolution with few channels, and pooling over 2x2 ---------------------------------------------------------
+# --- convolution with few channels, and 2x2 pooling --------------------------------------------------------------
 
 
 def block_for_conv_pool(channels: int, features: int) -> int:
-    """Side, after pooling, of the block of pixels that `conv_pool` lays into the channels; 0: plain is better.
+    """Return the block size for `conv_pool`, in pixels after pooling; 0 if a plain convolution is faster.
 
-    The wider the block, the fuller the registers and the more products with zeros: 5x5 takes 1.44 times the
-    multiplications at side 1 and 2.56 times at side 2. LeNet-5's 1 -> 6 wants 2, its 6 -> 16 wants 1.
+    Larger blocks fill the registers better but multiply with more zeros: a 5x5 kernel takes 1.44 times the
+    multiplications with blocks of 1 and 2.56 times with blocks of 2. In LeNet-5, 1 -> 6 channels is fastest with 2 and
+    6 -> 16 channels with 1.
+
+    Args:
+        channels: number of input channels.
+        features: number of output channels.
     """
     if channels > 16 or features > 32:
         return 0
@@ -113,34 +108,44 @@ def block_for_conv_pool(channels: int, features: int) -> int:
 def conv_pool(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, act: Callable[[jax.Array], jax.Array], pool: str, block: int
 ) -> jax.Array:
-    """Pooling over 2x2 of act(convolution + bias), stride 1, no padding: [B, H, W, C] -> [B, H', W', F].
+    """Convolve with stride 1 and no padding, activate and pool over 2x2: [B, H, W, C] -> [B, H', W', F].
 
-    `act` is elementwise, `pool` is "max" or "avg", `block` of block_for_conv_pool. 2 * block pixels of each side are
-    laid into the channels; the kernel is laid out to match, with zeros where a tap falls outside. The result comes
-    out in blocks of `block`; where the next layer starts from such blocks, XLA cancels the two rearrangements.
+    Squares of 2 * block pixels become channels, and the kernel is rearranged to match, with zeros where a tap falls
+    outside. The output is computed in squares of `block` pixels; if the next layer begins by forming the same squares,
+    XLA cancels the two rearrangements.
+
+    Args:
+        x: images.
+        kernel: [kh, kw, C, F].
+        bias: [F].
+        act: elementwise activation.
+        pool: "max" or "avg".
+        block: block size from `block_for_conv_pool`.
     """
     height, width = ((size - k + 1) // 2 for size, k in zip(x.shape[1:3], kernel.shape[:2], strict=True))
     side = 2 * block
-    laid_out, taps = _kernel_on_blocks(kernel, block)
+    block_kernel, taps = _kernel_on_blocks(kernel, block)
     rows, columns = -(-height // block), -(-width // block)
-    blocks = _space_to_depth(_cut_or_fill(x, (rows + taps[0] - 1) * side, (columns + taps[1] - 1) * side), side)
-    y = _conv_by_patches(blocks, laid_out)  # [B, rows, columns, 2 * 2 * block * block * F]
+    blocks = _space_to_depth(_crop_or_pad(x, (rows + taps[0] - 1) * side, (columns + taps[1] - 1) * side), side)
+    y = _conv_by_patches(blocks, block_kernel)  # [B, rows, columns, 2 * 2 * block * block * F]
     y = act(y + jnp.tile(bias, side * side)).reshape(*y.shape[:3], 4, -1)  # axis 3: the pixel within the window
     y = _max_of_four(y) if pool == "max" else y.mean(3)
     return _depth_to_space(y, block)[:, :height, :width]
 
 
 def _kernel_on_blocks(kernel: jax.Array, block: int) -> tuple[jax.Array, tuple[int, int]]:
-    """Kernel [kh, kw, C, F] for blocks of 2 * block pixels: [th, tw, side * side * C, 4 * block * block * F], (th, tw).
+    """Rearrange a kernel [kh, kw, C, F] for squares of side = 2 * block pixels.
 
-    Output channels in the order: pixel within the pooling window, place of the window in its block, feature.
+    Returns:
+        The kernel [th, tw, side * side * C, 4 * block * block * F] and (th, tw). Output channels are ordered by pixel
+        within the pooling window, window within the block, feature.
     """
     side = 2 * block
     kh, kw, channels, features = kernel.shape
     th, tw = ((side - 1 + k + side - 1) // side for k in (kh, kw))
 
     def shifted(x, axis, length):
-        """x at each of the `side` offsets within `length`, along a new axis before the last."""
+        """Stack x zero-padded to `length` at each of the `side` offsets, along a new axis before the last."""
         pads = [[(0, 0)] * x.ndim for _ in range(side)]
         for offset, pad in enumerate(pads):
             pad[axis] = (offset, length - x.shape[axis] - offset)
@@ -151,8 +156,8 @@ def _kernel_on_blocks(kernel: jax.Array, block: int) -> tuple[jax.Array, tuple[i
     return x.transpose(0, 2, 1, 3, 4, 6, 8, 5, 7, 9).reshape(th, tw, side * side * channels, -1), (th, tw)
 
 
-def _cut_or_fill(x: jax.Array, height: int, width: int) -> jax.Array:
-    """[B, H, W, C] -> [B, height, width, C], cut or filled with zeros at the bottom and the right."""
+def _crop_or_pad(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Crop or zero-pad at the bottom and the right: [B, H, W, C] -> [B, height, width, C]."""
     x = x[:, :height, :width]
     return jnp.pad(x, ((0, 0), (0, height - x.shape[1]), (0, width - x.shape[2]), (0, 0)))
 
@@ -171,7 +176,7 @@ def _depth_to_space(x: jax.Array, side: int) -> jax.Array:
 
 @jax.custom_vjp
 def _conv_by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolution, stride 1, no padding, as one matrix product; with few pixels and short rows faster than Eigen's."""
+    """Convolve with stride 1 and no padding as one matrix product, faster than Eigen for small images."""
     return _patches(x, kernel.shape) @ kernel.reshape(-1, kernel.shape[-1])
 
 
@@ -183,7 +188,7 @@ def _conv_by_patches_forward(x, kernel):
 def _conv_by_patches_backward(residuals, g):
     patches, kernel = residuals
     th, tw, channels, features = kernel.shape
-    # Without the barrier XLA computes g again, in strided order, in front of each of the two products.
+    # Without the barrier XLA recomputes g in strided order before each of the two products.
     patches, g = lax.optimization_barrier((patches, g))
     kernel_grad = lax.dot_general(patches, g, (((0, 1, 2), (0, 1, 2)), ((), ()))).reshape(kernel.shape)
     patches_grad = g @ kernel.reshape(-1, features).T
@@ -199,7 +204,7 @@ _conv_by_patches.defvjp(_conv_by_patches_forward, _conv_by_patches_backward)
 
 
 def _patches(x: jax.Array, kernel_shape: Sequence[int]) -> jax.Array:
-    """[B, H, W, C] -> [B, H - th + 1, W - tw + 1, th * tw * C]."""
+    """Gather the window of every position: [B, H, W, C] -> [B, H - th + 1, W - tw + 1, th * tw * C]."""
     th, tw = kernel_shape[:2]
     height, width = x.shape[1] - th + 1, x.shape[2] - tw + 1
     return jnp.concatenate([x[:, i : i + height, j : j + width] for i in range(th) for j in range(tw)], -1)
@@ -207,7 +212,7 @@ def _patches(x: jax.Array, kernel_shape: Sequence[int]) -> jax.Array:
 
 @jax.custom_vjp
 def _max_of_four(x: jax.Array) -> jax.Array:
-    """[..., 4, C] -> [..., C]; the first maximum takes the gradient."""
+    """Take the maximum over the second to last axis: [..., 4, C] -> [..., C]; the first maximum gets the gradient."""
     return _first_maximum([x[..., i, :] for i in range(4)])[0]
 
 
@@ -217,8 +222,8 @@ def _max_of_four_forward(x):
 
 def _max_of_four_backward(winner, g):
     winner, g = lax.optimization_barrier((winner, g))
-    place = lax.broadcasted_iota(winner.dtype, (*winner.shape[:-1], 4, winner.shape[-1]), winner.ndim - 1)
-    return (jnp.where(place == winner[..., None, :], g[..., None, :], 0),)
+    index = lax.broadcasted_iota(winner.dtype, (*winner.shape[:-1], 4, winner.shape[-1]), winner.ndim - 1)
+    return (jnp.where(index == winner[..., None, :], g[..., None, :], 0),)
 
 
 _max_of_four.defvjp(_max_of_four_forward, _max_of_four_backward)
@@ -228,7 +233,7 @@ _max_of_four.defvjp(_max_of_four_forward, _max_of_four_backward)
 
 
 def _first_maximum(views: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """The elementwise maximum of at most 254 equal shapes, and which of them has it: the first of equals, uint8."""
+    """Return the elementwise maximum of up to 254 arrays and the index of the first array that attains it, uint8."""
     best, winner = views[0], jnp.zeros(views[0].shape, jnp.uint8)
     for number, view in enumerate(views[1:], 1):
         winner = jnp.where(view > best, jnp.uint8(number), winner)
@@ -237,9 +242,9 @@ def _first_maximum(views: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
 
 
 def max_pool(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.Array:
-    """Maximum over window x window, every `stride` pixels: [B, H, W, C] -> [B, H', W', C]. NaN wins, as in lax.
+    """Take the maximum over square windows: [B, H, W, C] -> [B, H', W', C]. NaN wins, as in `lax.reduce_window`.
 
-    The first maximum of a window, row by row, takes its gradient.
+    The gradient of a window goes to its first maximum in row-major order.
     """
     return _max_pool(x, window, stride, pads, x.shape[1:3])
 
@@ -254,7 +259,7 @@ def _max_pool_forward(x, window, stride, pads, size):
 
 
 def _views(x: jax.Array, window: int, stride: int, pads: Pads) -> list[jax.Array]:
-    """For each pixel of the window, row by row: what it sees, [B, H', W', C]."""
+    """Return, for each pixel of the window in row-major order, its values in all windows, [B, H', W', C]."""
     if pads != ((0, 0), (0, 0)):
         lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.inexact) else np.iinfo(x.dtype).min
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=lowest)
@@ -270,33 +275,33 @@ def _views(x: jax.Array, window: int, stride: int, pads: Pads) -> list[jax.Array
 
 
 def _max_pool_backward(window, stride, pads, size, winner, g):
-    """Each pixel collects from the windows that it won, without a scatter.
+    """Sum, for each pixel, the gradients of the windows that it won, without a scatter.
 
-    Pixels are taken by their place modulo the stride: those of one place are reached by the same pixels of the same
-    neighbouring windows.
+    Pixels are grouped by their position modulo the stride. All pixels of a group are covered by the same neighbouring
+    windows, at the same positions within each.
     """
     winner, g = lax.optimization_barrier((winner, g))
     (top, _), (left, _) = pads
     rows, columns = -(-(size[0] + top) // stride), -(-(size[1] + left) // stride)
-    reach = -(-window // stride) - 1  # how many windows back a pixel is seen from
+    reach = -(-window // stride) - 1  # number of earlier windows that cover a pixel
 
-    def framed(values, fill):
+    def pad(values, fill):
         after = max(rows - values.shape[1], 0), max(columns - values.shape[2], 0)
         return jnp.pad(values, ((0, 0), (reach, after[0]), (reach, after[1]), (0, 0)), constant_values=fill)
 
-    nobody = window * window
-    g, winner = framed(g, 0), framed(winner, nobody)
-    places = []
+    no_pixel = window * window
+    g, winner = pad(g, 0), pad(winner, no_pixel)
+    groups = []
     for i in range(stride):
         for j in range(stride):
             total = jnp.zeros((g.shape[0], rows, columns, g.shape[3]), g.dtype)
             for pixel_i in range(i, window, stride):
                 for pixel_j in range(j, window, stride):
                     a, b = reach - pixel_i // stride, reach - pixel_j // stride
-                    seen = (slice(None), slice(a, a + rows), slice(b, b + columns))
-                    total = total + jnp.where(winner[seen] == pixel_i * window + pixel_j, g[seen], 0)
-            places.append(total)
-    x_grad = jnp.stack(places, 3).reshape(g.shape[0], rows, columns, stride, stride, g.shape[3])
+                    covering = (slice(None), slice(a, a + rows), slice(b, b + columns))
+                    total = total + jnp.where(winner[covering] == pixel_i * window + pixel_j, g[covering], 0)
+            groups.append(total)
+    x_grad = jnp.stack(groups, 3).reshape(g.shape[0], rows, columns, stride, stride, g.shape[3])
     x_grad = x_grad.transpose(0, 1, 3, 2, 4, 5).reshape(g.shape[0], rows * stride, columns * stride, g.shape[3])
     return (x_grad[:, top : top + size[0], left : left + size[1]],)
 
@@ -309,9 +314,10 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 @jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0), computed once: without the barrier XLA computes it again wherever it is read.
+    """Return max(x, 0), computed once.
 
-    In a residual network that would be the sums of all blocks before, in every block.
+    Without the barrier XLA recomputes it for every reader. In a residual network each block would then recompute the
+    sums of all blocks before it.
     """
     return lax.optimization_barrier(jnp.maximum(x, 0))
 
@@ -333,9 +339,9 @@ relu.defvjp(_relu_forward, _relu_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def batch_norm_of_batch(x, scale, bias, epsilon: float, axis_name: str | None):
-    """Normalised by the mean and the biased variance of the batch over all axes but the last -> (y, mean, var).
+    """Normalise by the mean and biased variance of the batch over all axes but the last -> (y, mean, var).
 
-    The gradient by hand reads x and g twice and writes once, where that of autodiff also writes what lies between.
+    The hand-written gradient reads x and g twice and writes once; that of autodiff also writes intermediate arrays.
     """
     return _batch_norm_forward(x, scale, bias, epsilon, axis_name)[0]
 
@@ -343,8 +349,8 @@ def batch_norm_of_batch(x, scale, bias, epsilon: float, axis_name: str | None):
 def _batch_norm_forward(x, scale, bias, epsilon, axis_name):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     axes = tuple(range(x.ndim - 1))
-    mean = _shared_mean(wide.mean(axes), axis_name)
-    var = _shared_mean(jnp.square(wide - mean).mean(axes), axis_name)
+    mean = _pmean(wide.mean(axes), axis_name)
+    var = _pmean(jnp.square(wide - mean).mean(axes), axis_name)
     multiplier = lax.rsqrt(var + epsilon) * scale
     y = (wide * multiplier + (bias - mean * multiplier)).astype(x.dtype)
     return (y, mean, var), (x, scale, mean, var)
@@ -357,17 +363,17 @@ def _batch_norm_backward(epsilon, axis_name, residuals, cotangents):
     wide, g = x.astype(mean.dtype), g.astype(mean.dtype)
     axes = tuple(range(x.ndim - 1))
     count = x.size // x.shape[-1]
-    deviation = lax.rsqrt(var + epsilon)
+    inverse_std = lax.rsqrt(var + epsilon)
     bias_grad = g.sum(axes)
-    scale_grad = ((g * wide).sum(axes) - mean * bias_grad) * deviation
-    # y = scale * (x - mean) * deviation + bias; mean and deviation depend on every x of every device.
-    to_mean = _shared_mean(mean_g - scale * deviation * bias_grad, axis_name) / count
-    to_var = _shared_mean(var_g - scale * deviation**2 * scale_grad / 2, axis_name) / count
-    x_grad = g * (scale * deviation) + wide * (2 * to_var) + (to_mean - 2 * mean * to_var)
+    scale_grad = ((g * wide).sum(axes) - mean * bias_grad) * inverse_std
+    # y = scale * (x - mean) * inverse_std + bias; mean and inverse_std depend on every x on every device.
+    mean_to_x = _pmean(mean_g - scale * inverse_std * bias_grad, axis_name) / count
+    var_to_x = _pmean(var_g - scale * inverse_std**2 * scale_grad / 2, axis_name) / count
+    x_grad = g * (scale * inverse_std) + wide * (2 * var_to_x) + (mean_to_x - 2 * mean * var_to_x)
     return x_grad.astype(x.dtype), scale_grad.astype(scale.dtype), bias_grad.astype(scale.dtype)
 
 
-def _shared_mean(x: jax.Array, axis_name: str | None) -> jax.Array:
+def _pmean(x: jax.Array, axis_name: str | None) -> jax.Array:
     return x if axis_name is None else lax.pmean(x, axis_name)
 
 

@@ -1,6 +1,7 @@
-"""GoogLeNet. Szegedy et al. 2014, "Going deeper with convolutions", arXiv:1409.4842.
+"""GoogLeNet.
 
-`GoogLeNet` is the paper's network; `GoogLeNetBN` is torchvision's, which shares its name but not its function.
+Szegedy et al. 2014, "Going deeper with convolutions", arXiv:1409.4842. `GoogLeNet` is the network of the paper;
+`GoogLeNetBN` is torchvision's `googlenet`, a different function under the same name.
 """
 
 from collections.abc import Callable
@@ -10,17 +11,17 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from zoo.models.branches import unit_constructor
 from zoo.models.layers import (
-    BatchNorm,
     Conv,
-    ConvNorm,
     Initializer,
     adaptive_avg_pool,
     avg_pool,
+    classify,
     global_avg_pool,
     local_response_norm,
     max_pool,
-    rematerialised,
+    maybe_remat,
     require_images,
     require_stem,
     scale_width,
@@ -38,16 +39,16 @@ INCEPTIONS = {
     "inception5a": (256, 160, 320, 32, 128, 128),
     "inception5b": (384, 192, 384, 48, 128, 128),
 }
-# Section 5: the auxiliary classifiers read the outputs of (4a) and (4d); their losses count 0.3 each in training.
+# Section 5: the auxiliary classifiers read the outputs of 4a and 4d; the weight of their losses in training is 0.3.
 AUX_AFTER = {"inception4a": "aux1", "inception4d": "aux2"}
 STEM = ("conv1", "conv2_reduce", "conv2")
 
 
 class ConvRelu(nn.Module):
-    """Convolution with bias, then ReLU; called as ConvNorm is. Child: conv."""
+    """Convolution with bias, and ReLU; called with (x, train), as `ConvNorm`. Child: conv."""
 
     features: int
-    kernel: int
+    kernel_size: int
     stride: int = 1
     kernel_init: Initializer = nn.initializers.he_normal()
     bias_init: Initializer = nn.initializers.zeros
@@ -55,20 +56,23 @@ class ConvRelu(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = Conv(self.features, self.kernel, self.stride, kernel_init=self.kernel_init, bias_init=self.bias_init,
+        x = Conv(self.features, self.kernel_size, self.stride, kernel_init=self.kernel_init, bias_init=self.bias_init,
                  dtype=self.dtype, name="conv")(x)  # fmt: skip
         return nn.relu(x)
 
 
 class Inception(nn.Module):
-    """Figure 2b: 1x1, 3x3, 5x5 and pooling side by side. [B, H, W, C] -> [B, H, W, 1x1 + 3x3 + 5x5 + pool proj].
+    """Inception module (figure 2b): 1x1, 3x3, 5x5 and pooling branches. [B, H, W, C] -> [B, H, W, F].
 
-    `filters` is a row of table 1, `conv(features, kernel, name=)` the unit, `kernel5` the kernel of the 5x5 branch.
+    Attributes:
+        filters: a row of table 1. F is the sum of #1x1, #3x3, #5x5 and pool proj.
+        conv: constructor of a convolution, conv(features, kernel_size, name=…).
+        kernel_size5: kernel size of the 5x5 branch.
     """
 
     filters: tuple[int, ...]
     conv: Callable[..., nn.Module]
-    kernel5: int = 5
+    kernel_size5: int = 5
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -77,13 +81,24 @@ class Inception(nn.Module):
         branch3 = self.conv(f3_reduce, 1, name="branch3x3_reduce")(x, train)
         branch3 = self.conv(f3, 3, name="branch3x3")(branch3, train)
         branch5 = self.conv(f5_reduce, 1, name="branch5x5_reduce")(x, train)
-        branch5 = self.conv(f5, self.kernel5, name="branch5x5")(branch5, train)
+        branch5 = self.conv(f5, self.kernel_size5, name="branch5x5")(branch5, train)
         pooled = self.conv(f_pool, 1, name="branch_pool")(max_pool(x, 3, 1, padding=1), train)
         return jnp.concatenate([branch1, branch3, branch5, pooled], axis=-1)
 
 
 class AuxiliaryHead(nn.Module):
-    """The classifier on the side of section 5: mean to 4x4 cells, 1x1 convolution, hidden layer, dropout, logits."""
+    """Auxiliary classifier (section 5): pooling to 4x4 cells, 1x1 convolution, hidden layer, dropout, logits.
+
+    Children: conv, dense, head.
+
+    Attributes:
+        num_classes: number of classes.
+        conv: constructor of a convolution.
+        dense: constructor of a dense layer.
+        pool: function [B, H, W, C] -> [B, 4, 4, C].
+        hidden: units of the hidden layer.
+        dropout: rate after the hidden layer.
+    """
 
     num_classes: int
     conv: Callable[..., nn.Module]
@@ -101,22 +116,34 @@ class AuxiliaryHead(nn.Module):
         return self.dense(self.num_classes, bias_init=nn.initializers.zeros, name="head")(x).astype(jnp.float32)
 
 
-def _four_by_four(x):
-    """The paper's mean over 5x5 with stride 3 where it gives 4x4 cells (224 pixels), else nearly equal cells."""
+def pool_to_4x4(x):
+    """Average over 5x5 with stride 3, as in the paper, if that gives 4x4 cells; otherwise over nearly equal cells."""
     if all((side - 5) // 3 + 1 == 4 for side in x.shape[1:3]):
         return avg_pool(x, 5, 3)
     return adaptive_avg_pool(x, (4, 4))
 
 
-def _modules(blocks: tuple[int, int, int]) -> tuple[str, ...]:
-    """The first so many modules of each size."""
+def module_names(blocks: tuple[int, int, int]) -> tuple[str, ...]:
+    """Return the names of the first modules 3a…, 4a… and 5a…, `blocks` of each."""
     return tuple(name for name in INCEPTIONS if "abcde".index(name[-1]) < blocks[int(name[-2]) - 3])
 
 
-def _inceptions(x, train: bool, blocks, inception: Callable, last_pool: int, aux: Callable | None):
-    """Modules 3a to 5b with the pools between them -> (x, endpoints). [B, 28, 28, 192] -> [B, 7, 7, 1024]."""
+def run_modules(x, train: bool, blocks, inception: Callable, last_pool: int, aux: Callable | None):
+    """Apply modules 3a to 5b and the pools between them: [B, 28, 28, 192] -> [B, 7, 7, 1024].
+
+    Args:
+        x: activations of the stem.
+        train: training mode.
+        blocks: number of modules 3a…, 4a… and 5a….
+        inception: constructor of a module, inception(filters, name=…).
+        last_pool: side of the pooling window before 5a.
+        aux: constructor of an auxiliary head, aux(name=…), or None.
+
+    Returns:
+        (activations, endpoints); endpoints include the auxiliary logits.
+    """
     ends = {}
-    for name in _modules(blocks):
+    for name in module_names(blocks):
         if name == "inception4a":
             x = max_pool(x, 3, 2, ceil=True)  # [B, 14, 14, 480]
         if name == "inception5a":
@@ -128,16 +155,25 @@ def _inceptions(x, train: bool, blocks, inception: Callable, last_pool: int, aux
 
 
 class GoogLeNet(nn.Module):
-    """The paper's network: 6,998,552 parameters with 1,000 classes, 13,378,280 with both auxiliary heads.
+    """GoogLeNet of the paper: 6,998,552 parameters with 1,000 classes, 13,378,280 with both auxiliary heads.
 
-    5x5 convolutions, local response normalisation in the stem, biases, no batch norm. What the paper leaves open is
-    taken from its reproduction in Caffe: normalisation over 5 maps with k = 1, alpha = 2e-5 (there 1e-4, divided by 5),
-    beta = 0.75; pools that round up; uniform initialisation with variance 1 / fan-in, biases 0.2.
-    Any image size from 31 pixels up (8 with the small stem); at other sizes than 224 the auxiliary heads pool to 4x4
-    nearly equal cells. `stem`: "small" starts with a 3x3 convolution with stride 1, leaves the second pool out, and is
-    initialised after He et al. 2015: from Caffe's initialisation it takes epochs to leave the first plateau.
-    `width` multiplies all channels; `blocks` counts the modules 3a…, 4a… and 5a…. Endpoints aux1 and aux2 are the
-    auxiliary logits.
+    5x5 convolutions, biases, local response normalisation in the stem, no batch norm. Not specified in the paper, and
+    taken from its reproduction in Caffe: response normalisation over 5 channels with k = 1, alpha = 2e-5 (1e-4 in
+    Caffe, which divides it by 5) and beta = 0.75; pools that round up; uniform initialisation with variance 1 / fan-in,
+    biases at 0.2. The endpoints aux1 and aux2 hold the auxiliary logits.
+
+    Attributes:
+        num_classes: number of classes, or None for no head.
+        stem: "imagenet", for images from 31 pixels up, or "small", from 8: a 3x3 convolution with stride 1, no second
+            pool, and initialisation after He et al. 2015, because training from Caffe's stays on the first plateau for
+            epochs (not in the paper).
+        width: factor of all channels.
+        blocks: number of modules 3a…, 4a… and 5a….
+        aux_heads: add the auxiliary heads. At other sizes than 224 they pool to 4x4 nearly equal cells.
+        dropout: rate before the head.
+        aux_dropout: rate in the auxiliary heads.
+        dtype: type of the computation.
+        remat: recompute activations of the modules in the backward pass.
     """
 
     num_classes: int | None = 1000
@@ -156,7 +192,7 @@ class GoogLeNet(nn.Module):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        return (*STEM, *_modules(self.blocks), "head")
+        return (*STEM, *module_names(self.blocks), "head")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -172,12 +208,12 @@ class GoogLeNet(nn.Module):
         dense = partial(nn.Dense, kernel_init=init, bias_init=bias, dtype=self.dtype)
         normalise = partial(local_response_norm, size=5, alpha=2e-5, beta=0.75, k=1.0)
 
-        def conv(features, kernel, stride=1, *, name):
-            return ConvRelu(scale_width(features, self.width), kernel, stride, init, bias, self.dtype, name=name)
+        def conv(features, kernel_size, stride=1, *, name):
+            return ConvRelu(scale_width(features, self.width), kernel_size, stride, init, bias, self.dtype, name=name)
 
         aux = None
         if self.aux_heads and self.num_classes is not None:
-            aux = partial(AuxiliaryHead, self.num_classes, conv, dense, _four_by_four, scale_width(1024, self.width),
+            aux = partial(AuxiliaryHead, self.num_classes, conv, dense, pool_to_4x4, scale_width(1024, self.width),
                           self.aux_dropout)  # fmt: skip
         ends = {}
         x = images.astype(self.dtype)  # [B, 224, 224, 3]
@@ -187,24 +223,34 @@ class GoogLeNet(nn.Module):
         ends["conv2"] = x = conv(192, 3, name="conv2")(x, train)
         x = normalise(x)
         x = x if small else max_pool(x, 3, 2, ceil=True)  # [B, 28, 28, 192]
-        inception = partial(rematerialised(Inception, self.remat), conv=conv)
-        x, module_ends = _inceptions(x, train, self.blocks, inception, 3, aux)
+        inception = partial(maybe_remat(Inception, self.remat), conv=conv)
+        x, module_ends = run_modules(x, train, self.blocks, inception, 3, aux)
         ends |= module_ends
-        ends["features"] = x = global_avg_pool(x)  # [B, 1024]
-        if self.num_classes is not None:
-            x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-            x = dense(self.num_classes, bias_init=nn.initializers.zeros, name="head")(x)
-            ends["logits"] = x = x.astype(jnp.float32)
-        return x, ends
+        features = global_avg_pool(x)  # [B, 1024]
+        return classify(
+            features, ends, self.num_classes, train, dropout=self.dropout, kernel_init=init, dtype=self.dtype
+        )
 
 
 class GoogLeNetBN(nn.Module):
     """torchvision's `googlenet`: 6,624,904 parameters with 1,000 classes, 13,004,888 with both auxiliary heads.
 
-    Differs from the paper: batch norm after every convolution and no biases, no local response normalisation, a 3x3
-    kernel in the branch that is called 5x5, a 2x2 pool before module 5a, auxiliary heads that pool to 4x4 nearly equal
-    cells at every size, dropout 0.2. Initialisation N(0, 0.01) as there; dense biases 0.
-    Any image size from 15 pixels up (4 with the small stem); `stem`, `width`, `blocks` and endpoints as in GoogLeNet.
+    Differs from the paper: batch norm after every convolution instead of biases, no local response normalisation, a 3x3
+    kernel in the branch called 5x5, a 2x2 pool before module 5a, auxiliary heads that pool to 4x4 nearly equal cells at
+    every size, dropout 0.2. Kernels are initialised from N(0, 0.01) as in torchvision, dense biases at 0.
+
+    Attributes:
+        num_classes: number of classes, or None for no head.
+        stem: "imagenet", for images from 15 pixels up, or "small", from 4, as in `GoogLeNet`.
+        width: factor of all channels.
+        blocks: number of modules 3a…, 4a… and 5a….
+        aux_heads: add the auxiliary heads.
+        dropout: rate before the head.
+        aux_dropout: rate in the auxiliary heads.
+        epsilon: added to the variance by batch norms.
+        axis_name: pmap axis over which batch statistics are shared.
+        dtype: type of the computation.
+        remat: recompute activations of the modules in the backward pass.
     """
 
     num_classes: int | None = 1000
@@ -225,7 +271,7 @@ class GoogLeNetBN(nn.Module):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        return (*STEM, *_modules(self.blocks), "head")
+        return (*STEM, *module_names(self.blocks), "head")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -237,13 +283,8 @@ class GoogLeNetBN(nn.Module):
         small = self.stem == "small"
         require_images(images, 4 if small else 15, "googlenet_bn")
         gaussian = nn.initializers.normal(0.01)
-        norm = partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name)
         dense = partial(nn.Dense, kernel_init=gaussian, dtype=self.dtype)
-
-        def conv(features, kernel, stride=1, *, name):
-            channels = scale_width(features, self.width)
-            return ConvNorm(channels, kernel, norm, stride, kernel_init=gaussian, dtype=self.dtype, name=name)
-
+        conv = unit_constructor(self, gaussian)
         aux = None
         if self.aux_heads and self.num_classes is not None:
             aux = partial(AuxiliaryHead, self.num_classes, conv, dense, partial(adaptive_avg_pool, size=(4, 4)),
@@ -255,11 +296,9 @@ class GoogLeNetBN(nn.Module):
         ends["conv2_reduce"] = x = conv(64, 1, name="conv2_reduce")(x, train)
         ends["conv2"] = x = conv(192, 3, name="conv2")(x, train)
         x = x if small else max_pool(x, 3, 2, ceil=True)  # [B, 28, 28, 192]
-        inception = partial(rematerialised(Inception, self.remat), conv=conv, kernel5=3)
-        x, module_ends = _inceptions(x, train, self.blocks, inception, 2, aux)
+        inception = partial(maybe_remat(Inception, self.remat), conv=conv, kernel_size5=3)
+        x, module_ends = run_modules(x, train, self.blocks, inception, 2, aux)
         ends |= module_ends
-        ends["features"] = x = global_avg_pool(x)  # [B, 1024]
-        if self.num_classes is not None:
-            x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-            ends["logits"] = x = dense(self.num_classes, name="head")(x).astype(jnp.float32)
-        return x, ends
+        features = global_avg_pool(x)  # [B, 1024]
+        return classify(features, ends, self.num_classes, train, dropout=self.dropout,
+                        kernel_init=gaussian, dtype=self.dtype)  # fmt: skip

@@ -1,12 +1,12 @@
-"""Highway networks, of which residual networks are the case with gates that do not close.
+"""Highway networks.
 
 Srivastava, Greff and Schmidhuber 2015, "Highway networks", arXiv:1505.00387 (fully connected), and "Training very deep
-networks", arXiv:1507.06228 (convolutional): y = T(x) H(x) + (1 - T(x)) x. With T fixed at 1/2 that is (x + H(x)) / 2, a
+networks", arXiv:1507.06228 (convolutional): y = T(x) H(x) + (1 - T(x)) x. With T fixed at 1/2 this is (x + H(x)) / 2, a
 residual layer up to scale.
 
-Differs from the papers: the convolutional network's pooling. The text does not say where it pools; three 2x2 poolings
-in 28x28 pixels, leaving 3x3, give the parameters of table 1 (39 thousand 16 maps wide, 151 thousand 32 wide), and
-stand here after every third layer.
+Not specified in the papers: the pooling of the convolutional network. Three 2x2 poolings of 28x28 pixels, leaving 3x3,
+give the numbers of parameters in table 1 (39 thousand with 16 channels, 151 thousand with 32); here they follow every
+third layer.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,21 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zoo.models.layers import Conv, max_pool, require_channels, require_images
+from zoo.models.layers import Conv, classify, max_pool, require_channels, require_images
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh}
 
 
 class HighwayLayer(nn.Module):
-    """T(x) H(x) + (1 - T(x)) x, of x's shape. `layer`: makes H and T. Children: transform (H) and gate (T).
+    """Highway layer, T(x) H(x) + (1 - T(x)) x, of the shape of x.
 
-    A negative `gate_bias` starts the layer near the identity (arXiv:1505.00387, section 2.2).
+    Children: transform (H) and gate (T).
+
+    Attributes:
+        layer: constructor of H and T.
+        act: activation of H.
+        gate_bias: initial bias of T. A negative value starts the layer near the identity (arXiv:1505.00387, section
+            2.2).
     """
 
     layer: Callable[..., nn.Module]
@@ -38,8 +44,8 @@ class HighwayLayer(nn.Module):
         return gate * transformed + (1 - gate) * x
 
 
-def _names(layers: int) -> tuple[str, ...]:
-    """layer01, layer02, …: all equally long, so that none is the beginning of another."""
+def _layer_names(layers: int) -> tuple[str, ...]:
+    """Return layer01, layer02, …, zero-padded so that none is a prefix of another."""
     return tuple(f"layer{i:0{len(str(layers))}}" for i in range(1, layers + 1))
 
 
@@ -50,11 +56,18 @@ def _activation(name: str) -> Callable:
 
 
 class Highway(nn.Module):
-    """Fully connected: one plain layer, highway layers, softmax (arXiv:1505.00387, section 3.1, on MNIST).
+    """Fully connected highway network (arXiv:1505.00387, section 3.1, on MNIST).
 
-    `layers`: the plain one included; 10, 20, 50 and 100 in the paper. `width`: units of each. `gate_bias`: where the
-    biases of the gates start, -1 or below. `activation`: of H, "relu" or "tanh". `image_size`: the side its first
-    layer is bound to. Stages: layer01, …, head.
+    One plain layer, highway layers and a softmax layer. Stages: layer01, …, head.
+
+    Attributes:
+        layers: number of layers, the plain one included; 10, 20, 50 and 100 in the paper.
+        width: units of each layer.
+        gate_bias: initial bias of the gates, -1 or below.
+        activation: activation of H, "relu" or "tanh".
+        num_classes: number of classes, or None for no head.
+        image_size: height and width of the images, which fix the first layer.
+        dtype: type of the computation.
     """
 
     layers: int = 10
@@ -71,7 +84,7 @@ class Highway(nn.Module):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        return (*_names(self.layers), "head")
+        return (*_layer_names(self.layers), "head")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -79,29 +92,33 @@ class Highway(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train: bool = False):
-        require_images(images, 1, "a highway network", bound_to=self.image_size)
+        require_images(images, 1, "a highway network", fixed_size=self.image_size)
         act = _activation(self.activation)
         dense = partial(nn.Dense, self.width, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
         first = self.variables.get("params", {}).get(self.stages[0], {})
         require_channels(self, images.shape[-1], first.get("kernel"), positions=self.image_size**2)
         x = images.reshape(images.shape[0], -1).astype(self.dtype)
         ends = {}
-        for i, name in enumerate(_names(self.layers)):
+        for i, name in enumerate(_layer_names(self.layers)):
             x = HighwayLayer(dense, act, self.gate_bias, name=name)(x) if i else act(dense(name=name)(x))
             ends[name] = x
-        ends["features"] = x
-        if self.num_classes is not None:
-            x = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
-            ends["logits"] = x = x.astype(jnp.float32)
-        return x, ends
+        return classify(x, ends, self.num_classes, train, kernel_init=nn.initializers.lecun_normal(), dtype=self.dtype)
 
 
 class ConvHighway(nn.Module):
-    """Convolutional: nine 3x3 layers, the first a plain one, and softmax (arXiv:1507.06228, table 1, on MNIST).
+    """Convolutional highway network (arXiv:1507.06228, table 1, on MNIST).
 
-    `layers`: convolutional ones. `width`: maps of each, 16 or 32 in the paper (38,730 or 151,178 parameters). 2x2
-    maximum pooling after every third layer. `gate_bias`, `activation`, `image_size`: as in Highway; the size binds
-    the head, which reads all positions. Stages: layer1, …, head.
+    Nine 3x3 layers, the first a plain one, 2x2 max pooling after every third, and a softmax layer. Stages: layer1, …,
+    head.
+
+    Attributes:
+        layers: number of convolutional layers.
+        width: channels of each layer, 16 or 32 in the paper (38,730 or 151,178 parameters).
+        gate_bias: initial bias of the gates.
+        activation: activation of H, "relu" or "tanh".
+        num_classes: number of classes, or None for no head.
+        image_size: height and width of the images, which fix the head.
+        dtype: type of the computation.
     """
 
     layers: int = 9
@@ -118,7 +135,7 @@ class ConvHighway(nn.Module):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        return (*_names(self.layers), "head")
+        return (*_layer_names(self.layers), "head")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -126,18 +143,16 @@ class ConvHighway(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train: bool = False):
-        require_images(images, 2 ** (self.layers // 3), "this highway network", bound_to=self.image_size)
+        require_images(images, 2 ** (self.layers // 3), "this highway network", fixed_size=self.image_size)
         act = _activation(self.activation)
         conv = partial(Conv, self.width, 3, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
         x = images.astype(self.dtype)  # [B, 28, 28, 1]
         ends = {}
-        for i, name in enumerate(_names(self.layers), 1):
+        for i, name in enumerate(_layer_names(self.layers), 1):
             x = act(conv(name=name)(x)) if i == 1 else HighwayLayer(conv, act, self.gate_bias, name=name)(x)
             if i % 3 == 0:
                 x = max_pool(x, 2, 2)  # [B, 14, 14, 16], [B, 7, 7, 16], [B, 3, 3, 16]
             ends[name] = x
-        ends["features"] = x = x.reshape(x.shape[0], -1)
-        if self.num_classes is not None:
-            x = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
-            ends["logits"] = x = x.astype(jnp.float32)
-        return x, ends
+        features = x.reshape(x.shape[0], -1)
+        return classify(features, ends, self.num_classes, train, kernel_init=nn.initializers.lecun_normal(),
+                        dtype=self.dtype)  # fmt: skip

@@ -1,111 +1,142 @@
-"""Inception-ResNet-v2."""
+"""Inception-ResNet-v2.
+
+Szegedy, Ioffe, Vanhoucke and Alemi 2016, "Inception-v4, Inception-ResNet and the impact of residual connections on
+learning", arXiv:1602.07261, figures 15 to 19.
+
+This is the network whose weights the authors released (TF-Slim 2016; also in timm and Keras). Differs from the paper:
+
+- the stem is that of Inception-v3 and ends in a module of its kind (mixed_5b), where the paper uses figure 3 again;
+- 10, 20 and 10 blocks instead of 5, 10 and 5, and slightly different widths;
+- every block but the last ends in ReLU; the last adds its branch unscaled; a 1x1 convolution to 1536 channels follows;
+- branches are scaled by 0.17, 0.1 and 0.2, within the range 0.1 to 0.3 of section 3.3.
+
+Not specified in the paper, and the small-image form: as in inception_v4.py. TF-Slim trained with an auxiliary head that
+the paper does not have; it is left out.
+"""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zoo.models.inception_v4 import InceptionV4, ReductionA, _branch, _head, _join, _mean, _unit
-from zoo.models.layers import (
-    Conv,
-    max_pool,
-    rematerialised,
-    require_images,
-    require_stem,
-)
+from zoo.models.branches import Branch, Branches, Pool, Unit, chain, run_branches, unit_constructor
+from zoo.models.inception_v4 import COLUMN3, COLUMN7, MEAN, REDUCE, ROW3, ROW7, reduction_a
+from zoo.models.layers import Conv, classify, global_avg_pool, maybe_remat, require_images, require_stem
 
-# Figures 16, 17 and 19 as released: (factor of the branch, branches).
+
+class ResidualBlock(NamedTuple):
+    """A row of INCEPTION_RESNETS: the factor of the residual branch, and its parallel branches."""
+
+    scale: float
+    branches: tuple[Branch, ...]
+
+
+# Figures 16, 17 and 19 as released.
 INCEPTION_RESNETS = {
-    "inceptionresnetA": (
+    "inceptionresnetA": ResidualBlock(
         0.17,
         (
-            ("branch1x1", (32, 1)),
-            ("branch3x3", (32, 1), (32, 3)),
-            ("branch3x3dbl", (32, 1), (48, 3), (64, 3)),
+            chain("branch1x1", (32, 1)),
+            chain("branch3x3", (32, 1), (32, 3)),
+            chain("branch3x3dbl", (32, 1), (48, 3), (64, 3)),
         ),
     ),
-    "inceptionresnetB": (
+    "inceptionresnetB": ResidualBlock(
         0.1,
         (
-            ("branch1x1", (192, 1)),
-            ("branch7x7", (128, 1), (160, (1, 7)), (192, (7, 1))),
+            chain("branch1x1", (192, 1)),
+            chain("branch7x7", (128, 1), (160, ROW7), (192, COLUMN7)),
         ),
     ),
-    "inceptionresnetC": (
+    "inceptionresnetC": ResidualBlock(
         0.2,
         (
-            ("branch1x1", (192, 1)),
-            ("branch3x3", (192, 1), (224, (1, 3)), (256, (3, 1))),
+            chain("branch1x1", (192, 1)),
+            chain("branch3x3", (192, 1), (224, ROW3), (256, COLUMN3)),
         ),
     ),
 }
+# Mixed_5b of Inception-v3, at the end of the stem: [B, 35, 35, 192] -> [B, 35, 35, 320].
+MIXED_5B: tuple[Branch, ...] = (
+    chain("mixed5b_branch1x1", (96, 1)),
+    chain("mixed5b_branch5x5", (48, 1), (64, 5)),
+    chain("mixed5b_branch3x3dbl", (64, 1), (96, 3), (96, 3)),
+    (MEAN, *chain("mixed5b_branch_pool", (64, 1))),
+)
+# Figure 18 as released: [B, 17, 17, 1088] -> [B, 8, 8, 2080].
+REDUCTION_B: tuple[Branch, ...] = (
+    chain("branch3x3a", (256, 1), (384, 3, 2, True)),
+    chain("branch3x3b", (256, 1), (288, 3, 2, True)),
+    chain("branch3x3dbl", (256, 1), (288, 3), (320, 3, 2, True)),
+    (REDUCE,),
+)
 
 
 class StemResNetV2(nn.Module):
-    """Inception-v3's stem and the module mixed_5b. [B, 299, 299, C] -> [B, 35, 35, 320]; 32 -> 15 pixels if `small`."""
+    """Stem of Inception-v3 and mixed_5b: [B, 299, 299, C] -> [B, 35, 35, 320]; 32 -> 15 pixels if `small`."""
 
     conv: Callable[..., nn.Module]
     small: bool
 
     @nn.compact
     def __call__(self, x, train: bool):
-        branch, cut = partial(_branch, self.conv), None if self.small else 0
-        x = branch(x, train, "conv1", (32, 3, 1 if self.small else 2, cut))  # [B, 149, 149, 32]
-        x = branch(x, train, "conv2", (32, 3, 1, cut))  # [B, 147, 147, 32]
-        x = max_pool(branch(x, train, "conv3", (64, 3)), 3, 2)  # [B, 73, 73, 64]
-        x = branch(x, train, "conv4", (80, 1))  # [B, 73, 73, 80]
-        x = branch(x, train, "conv5", (192, 3, 1, cut))  # [B, 71, 71, 192]
-        x = x if self.small else max_pool(x, 3, 2)  # [B, 35, 35, 192]
-        return _join(
-            branch(x, train, "mixed5b_branch1x1", (96, 1)),
-            branch(x, train, "mixed5b_branch5x5", (48, 1), (64, 5)),
-            branch(x, train, "mixed5b_branch3x3dbl", (64, 1), (96, 3), (96, 3)),
-            branch(_mean(x), train, "mixed5b_branch_pool", (64, 1)),
-        )
+        def run(x, *branches: Branch):
+            return run_branches(branches, self.conv, x, train)
+
+        valid, stride = not self.small, 1 if self.small else 2
+        x = run(x, (Unit("conv1", 32, 3, stride, valid),))  # [B, 149, 149, 32]
+        x = run(x, (Unit("conv2", 32, 3, 1, valid),))  # [B, 147, 147, 32]
+        x = run(x, (Unit("conv3", 64, 3), REDUCE))  # [B, 73, 73, 64]
+        x = run(x, (Unit("conv4", 80, 1),))  # [B, 73, 73, 80]
+        x = run(x, (Unit("conv5", 192, 3, 1, valid),))  # [B, 71, 71, 192]
+        x = x if self.small else run(x, (Pool("max", 2, valid=True),))  # [B, 35, 35, 192]
+        return run(x, *MIXED_5B)
 
 
 class InceptionResNet(nn.Module):
-    """act(x + scale * branches), the branches brought to the channels of x by a 1x1 convolution with bias, `expand`."""
+    """Residual Inception block: act(x + scale * expand(branches(x))), of the shape of x.
+
+    Children: the units of the branches, and expand, a 1x1 convolution with bias to the channels of x.
+
+    Attributes:
+        conv: constructor of the units.
+        branches: table of parallel branches.
+        scale: factor of the residual branch.
+        act: activation of the sum, or None.
+        dtype: type of the computation.
+    """
 
     conv: Callable[..., nn.Module]
-    branches: tuple[tuple[Any, ...], ...]
+    branches: tuple[Branch, ...]
     scale: float
     act: Callable | None
     dtype: Any
 
     @nn.compact
     def __call__(self, x, train: bool):
-        mixed = _join(*(_branch(self.conv, x, train, name, *layers) for name, *layers in self.branches))
+        mixed = run_branches(self.branches, self.conv, x, train)
         init = nn.initializers.he_normal()
         expanded = Conv(x.shape[-1], 1, kernel_init=init, dtype=self.dtype, name="expand")(mixed)
         x = x + self.scale * expanded
         return x if self.act is None else self.act(x)
 
 
-class ReductionBResNetV2(nn.Module):
-    """Figure 18 as released: [B, 17, 17, 1088] -> [B, 8, 8, 2080]."""
-
-    conv: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x, train: bool):
-        branch = partial(_branch, self.conv)
-        return _join(
-            branch(x, train, "branch3x3a", (256, 1), (384, 3, 2, 0)),
-            branch(x, train, "branch3x3b", (256, 1), (288, 3, 2, 0)),
-            branch(x, train, "branch3x3dbl", (256, 1), (288, 3), (320, 3, 2, 0)),
-            max_pool(x, 3, 2),
-        )
-
-
 class InceptionResNetV2(nn.Module):
     """The released Inception-ResNet-v2: 55,843,464 parameters with 1,000 classes; timm's `inception_resnet_v2`.
 
-    `blocks`: how many of Inception-ResNet-A, -B, -C; the last C adds its branch unscaled and without ReLU.
-    `stem`: "imagenet", for images from 75 pixels up, or "small", from 15. `width` multiplies all channels.
     Stages: stem (with mixed_5b), each run of blocks, each reduction, conv7b (the last 1x1 convolution), head.
+
+    Attributes:
+        num_classes: number of classes, or None for no head.
+        blocks: number of Inception-ResNet-A, -B and -C blocks. The last C adds its branch unscaled, without ReLU.
+        stem: "imagenet", for images from 75 pixels up, or "small", from 15.
+        width: factor of all channels.
+        dropout: rate before the head; 0.2 in the paper, which keeps 0.8.
+        epsilon: added to the variance by batch norms.
+        axis_name: pmap axis over which batch statistics are shared.
+        dtype: type of the computation.
+        remat: recompute activations of the blocks in the backward pass.
     """
 
     num_classes: int | None = 1000
@@ -120,7 +151,8 @@ class InceptionResNetV2(nn.Module):
 
     family = "inception_resnet_v2"
     model_parallel = (r"head/(kernel|bias)",)
-    paper = InceptionV4.paper
+    paper = "Szegedy et al. 2016, Inception-v4, Inception-ResNet and the impact of residual connections on learning"
+    paper += " (arXiv:1602.07261)"
     stages = ("stem", "inceptionresnetA", "reductionA", "inceptionresnetB", "reductionB", "inceptionresnetC", "conv7b",
               "head")  # fmt: skip
 
@@ -133,25 +165,25 @@ class InceptionResNetV2(nn.Module):
         require_stem(self.stem, "inception_resnet_v2")
         small = self.stem == "small"
         require_images(images, 15 if small else 75, "inception_resnet_v2")
-        conv = _unit(self)
-        block = rematerialised(InceptionResNet, self.remat)
+        conv = unit_constructor(self, nn.initializers.he_normal())
+        block = maybe_remat(InceptionResNet, self.remat)
 
-        def repeated(count, x, name):
+        def run_blocks(name, count, x):
             scale, branches = INCEPTION_RESNETS[name]
             for i in range(1, count + 1):
-                plain = name == "inceptionresnetC" and i == count
-                x = block(conv, branches, 1.0 if plain else scale, None if plain else nn.relu, self.dtype,
+                last = name == "inceptionresnetC" and i == count
+                x = block(conv, branches, 1.0 if last else scale, None if last else nn.relu, self.dtype,
                           name=f"{name}{i}")(x, train)  # fmt: skip
             return x
 
         count_a, count_b, count_c = self.blocks
         ends = {}
         x = images.astype(self.dtype)  # [B, 299, 299, 3]
-        ends["stem"] = x = rematerialised(StemResNetV2, self.remat)(conv, small, name="stem")(x, train)
-        ends["inceptionresnetA"] = x = repeated(count_a, x, "inceptionresnetA")  # [B, 35, 35, 320]
-        ends["reductionA"] = x = ReductionA(conv, (256, 256, 384, 384), name="reductionA")(x, train)
-        ends["inceptionresnetB"] = x = repeated(count_b, x, "inceptionresnetB")  # [B, 17, 17, 1088]
-        ends["reductionB"] = x = ReductionBResNetV2(conv, name="reductionB")(x, train)
-        ends["inceptionresnetC"] = x = repeated(count_c, x, "inceptionresnetC")  # [B, 8, 8, 2080]
+        ends["stem"] = x = maybe_remat(StemResNetV2, self.remat)(conv, small, name="stem")(x, train)
+        ends["inceptionresnetA"] = x = run_blocks("inceptionresnetA", count_a, x)  # [B, 35, 35, 320]
+        ends["reductionA"] = x = Branches(reduction_a(256, 256, 384, 384), conv, name="reductionA")(x, train)
+        ends["inceptionresnetB"] = x = run_blocks("inceptionresnetB", count_b, x)  # [B, 17, 17, 1088]
+        ends["reductionB"] = x = Branches(REDUCTION_B, conv, name="reductionB")(x, train)
+        ends["inceptionresnetC"] = x = run_blocks("inceptionresnetC", count_c, x)  # [B, 8, 8, 2080]
         ends["conv7b"] = x = conv(1536, 1, name="conv7b")(x, train)  # [B, 8, 8, 1536]
-        return _head(self, x, ends, train)
+        return classify(global_avg_pool(x), ends, self.num_classes, train, dropout=self.dropout, dtype=self.dtype)

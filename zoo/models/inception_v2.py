@@ -1,8 +1,11 @@
-"""Inception-v2, or BN-Inception. Ioffe and Szegedy 2015, "Batch normalization: accelerating deep network training by
-reducing internal covariate shift", arXiv:1502.03167.
+"""Inception-v2, also called BN-Inception.
 
-In figure 5 the filters of 4c and 4d add up to 608 maps, where its output sizes say 576 and 4e needs 576. With a pool
-projection of 96 instead of 128 they do, and so the authors' own TensorFlow model has it.
+Ioffe and Szegedy 2015, "Batch normalization: accelerating deep network training by reducing internal covariate shift",
+arXiv:1502.03167, figure 5.
+
+Differs from the paper: the pool projections of 4c and 4d have 96 features instead of 128. With 128 the filters of the
+figure add up to 608 channels, while its output sizes say 576 and module 4e needs 576. The authors' TensorFlow model has
+96 too.
 """
 
 from functools import partial
@@ -11,21 +14,21 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zoo.models.branches import Branch, Branches, Pool, Unit
+from zoo.models.branches import Branch, Branches, Pool, Unit, unit_constructor
 from zoo.models.layers import (
     BatchNorm,
     Conv,
-    ConvNorm,
+    classify,
     global_avg_pool,
     max_pool,
-    rematerialised,
+    maybe_remat,
     require_images,
     require_stem,
     scale_width,
 )
 
-# Figure 5: #1x1, #3x3 reduce, #3x3, double #3x3 reduce, double #3x3, pool, proj. Where there is no #1x1 the module has
-# stride 2 and passes the pooled maps through.
+# Figure 5: #1x1, #3x3 reduce, #3x3, double #3x3 reduce, double #3x3, pool, pool proj. A module without #1x1 has stride
+# 2 and no projection after its pool.
 INCEPTIONS = {
     "inception3a": (64, 64, 64, 64, 96, "avg", 32),
     "inception3b": (64, 64, 96, 64, 96, "avg", 64),
@@ -39,17 +42,18 @@ INCEPTIONS = {
     "inception5b": (352, 192, 320, 192, 224, "max", 128),
 }
 STEM = ("conv1", "conv2_reduce", "conv2")
-DEPTH_MULTIPLIER = 8  # of the separable first convolution
+DEPTH_MULTIPLIER = 8  # appendix: of the separable first convolution
 
 
-def _modules(blocks: tuple[int, int, int]) -> tuple[str, ...]:
-    """The first so many modules of each size, and the strided ones between the sizes."""
+def module_names(blocks: tuple[int, int, int]) -> tuple[str, ...]:
+    """Return the names of the first modules 3a…, 4a… and 5a…, `blocks` of each, and of the strided ones, 3c and 4e."""
     return tuple(
         name for name, row in INCEPTIONS.items() if row[0] == 0 or "abcde".index(name[-1]) < blocks[int(name[-2]) - 3]
     )
 
 
-def _branches(f1, f3_reduce, f3, double_reduce, double, pool, projection) -> tuple[Branch, ...]:
+def inception(f1, f3_reduce, f3, double_reduce, double, pool, projection) -> tuple[Branch, ...]:
+    """Return the branches of a module from its row of INCEPTIONS."""
     stride = 1 if f1 else 2
     kind = "avg_inside" if pool == "avg" else "max"
     straight = ((Unit("branch1x1", f1, 1),),) if f1 else ()
@@ -67,10 +71,13 @@ def _branches(f1, f3_reduce, f3, double_reduce, double, pool, projection) -> tup
 
 
 class SeparableConv(nn.Module):
-    """The first convolution: 8 kernels a channel, each on its own, then a 1x1 convolution, norm and ReLU."""
+    """The first convolution: 8 kernels for each channel separately, a 1x1 convolution, norm and ReLU.
+
+    Children: depthwise, pointwise, norm.
+    """
 
     features: int
-    kernel: int
+    kernel_size: int
     stride: int
     norm: Any
     dtype: Any = jnp.float32
@@ -78,23 +85,31 @@ class SeparableConv(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         channels = x.shape[-1]
-        x = Conv(DEPTH_MULTIPLIER * channels, self.kernel, self.stride, groups=channels, use_bias=False,
+        x = Conv(DEPTH_MULTIPLIER * channels, self.kernel_size, self.stride, groups=channels, use_bias=False,
                  dtype=self.dtype, name="depthwise")(x)  # fmt: skip
         x = Conv(self.features, 1, use_bias=False, dtype=self.dtype, name="pointwise")(x)
         return nn.relu(self.norm(name="norm")(x, not train))
 
 
 class InceptionV2(nn.Module):
-    """The network of figure 5: 11,188,288 parameters with 1,000 classes; no auxiliary heads, no dropout.
+    """Inception-v2 (figure 5): 11,188,288 parameters with 1,000 classes; no auxiliary heads, no dropout.
 
-    (Section 4.2 speaks of 13.6 million; the figure does not add up to that.)
+    The 13.6 million parameters of section 4.2 do not follow from the figure. The first convolution is separable, as in
+    the appendix. Not specified in the paper: strided layers pad by half their kernel, and the two pools of the stem
+    round up as in GoogLeNet; average pools in the modules do not count their padding and epsilon is 1e-3, as in the
+    authors' TensorFlow model; convolutions are initialised over the fan-out (He et al. 2015).
 
-    The first convolution is separable, as the appendix says. What the paper leaves open: every strided layer pads by
-    half its kernel, the two stem pools round up as in GoogLeNet; the mean pools inside the modules do not count their
-    padding; epsilon 1e-3 (both as in the authors' TensorFlow model); initialisation after He et al. 2015.
-    Any image size from 7 pixels up (8 with the small stem). `stem`: "small" starts with a 3x3 convolution with stride
-    1 and leaves the second pool out. `width` multiplies all channels; `blocks` counts the modules 3a…, 4a… and 5a…
-    without the strided ones, 3c and 4e, which always stand.
+    Attributes:
+        num_classes: number of classes, or None for no head.
+        stem: "imagenet", for images from 7 pixels up, or "small", from 8: a 3x3 convolution with stride 1, and no
+            second pool (not in the paper).
+        width: factor of all channels.
+        blocks: number of modules 3a…, 4a… and 5a…, not counting the strided ones, 3c and 4e, which are always present.
+        dropout: rate before the head.
+        epsilon: added to the variance by batch norms.
+        axis_name: pmap axis over which batch statistics are shared.
+        dtype: type of the computation.
+        remat: recompute activations of the modules in the backward pass.
     """
 
     num_classes: int | None = 1000
@@ -113,7 +128,7 @@ class InceptionV2(nn.Module):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        return (*STEM, *_modules(self.blocks), "head")
+        return (*STEM, *module_names(self.blocks), "head")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -125,15 +140,10 @@ class InceptionV2(nn.Module):
         small = self.stem == "small"
         require_images(images, 8 if small else 7, "inception_v2")
         norm = partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name)
-
-        def conv(features, kernel, stride=1, padding=None, *, name):
-            return ConvNorm(
-                scale_width(features, self.width), kernel, norm, stride, padding, dtype=self.dtype, name=name
-            )
-
-        kernel, stride = (3, 1) if small else (7, 2)
-        conv1 = SeparableConv(scale_width(64, self.width), kernel, stride, norm, self.dtype, name="conv1")
-        inception = partial(rematerialised(Branches, self.remat), conv=conv)
+        conv = unit_constructor(self)
+        kernel_size, stride = (3, 1) if small else (7, 2)
+        conv1 = SeparableConv(scale_width(64, self.width), kernel_size, stride, norm, self.dtype, name="conv1")
+        block = partial(maybe_remat(Branches, self.remat), conv=conv)
         ends = {}
         x = images.astype(self.dtype)  # [B, 224, 224, 3]
         ends["conv1"] = x = conv1(x, train)  # [B, 112, 112, 64]
@@ -141,11 +151,8 @@ class InceptionV2(nn.Module):
         ends["conv2_reduce"] = x = conv(64, 1, name="conv2_reduce")(x, train)
         ends["conv2"] = x = conv(192, 3, name="conv2")(x, train)
         x = x if small else max_pool(x, 3, 2, ceil=True)  # [B, 28, 28, 192]
-        for name in _modules(self.blocks):  # 3c: [B, 14, 14, 576], 4e: [B, 7, 7, 1024]
-            ends[name] = x = inception(_branches(*INCEPTIONS[name]), name=name)(x, train)
-        ends["features"] = x = global_avg_pool(x)  # [B, 1024]
-        if self.num_classes is not None:
-            x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-            x = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
-            ends["logits"] = x = x.astype(jnp.float32)
-        return x, ends
+        for name in module_names(self.blocks):  # 3c: [B, 14, 14, 576], 4e: [B, 7, 7, 1024]
+            ends[name] = x = block(inception(*INCEPTIONS[name]), name=name)(x, train)
+        features = global_avg_pool(x)  # [B, 1024]
+        return classify(features, ends, self.num_classes, train, dropout=self.dropout,
+                        kernel_init=nn.initializers.lecun_normal(), dtype=self.dtype)  # fmt: skip

@@ -1,7 +1,9 @@
-"""Inception-v3. Szegedy, Vanhoucke, Ioffe, Shlens and Wojna 2015, "Rethinking the Inception architecture for computer
-vision", arXiv:1512.00567; in the form of torchvision, which is that of the authors' TensorFlow model.
+"""Inception-v3.
 
-Table 1 of the paper sketches the network and differs from it in the stem and in the sizes between the modules.
+Szegedy, Vanhoucke, Ioffe, Shlens and Wojna 2015, "Rethinking the Inception architecture for computer vision",
+arXiv:1512.00567, in the form of torchvision, which is that of the authors' TensorFlow model.
+
+Differs from the paper: table 1 only sketches the network, with another stem and other sizes between the modules.
 """
 
 from functools import partial
@@ -10,24 +12,22 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zoo.models.branches import Branch, Branches, Pool, Unit
+from zoo.models.branches import Branch, Branches, Pool, Unit, unit_constructor
 from zoo.models.layers import (
-    BatchNorm,
-    ConvNorm,
     adaptive_avg_pool,
     avg_pool,
+    classify,
     global_avg_pool,
     max_pool,
-    rematerialised,
+    maybe_remat,
     require_images,
     require_stem,
-    scale_width,
     uniform_head,
 )
 
 
 def inception_a(mean: Pool, projection: int) -> tuple[Branch, ...]:
-    """Figure 5, but that one branch keeps its 5x5 convolution."""
+    """Return the table of figure 5, with a 5x5 convolution in one branch as released."""
     return (
         (Unit("branch1x1", 64, 1),),
         (Unit("branch5x5_reduce", 48, 1), Unit("branch5x5", 64, 5)),
@@ -37,7 +37,7 @@ def inception_a(mean: Pool, projection: int) -> tuple[Branch, ...]:
 
 
 def reduction_a() -> tuple[Branch, ...]:
-    """Figure 10: stride 2 in convolution and pooling side by side."""
+    """Return the table of figure 10: convolutions and pooling with stride 2, side by side."""
     return (
         (Unit("branch3x3", 384, 3, 2, valid=True),),
         (
@@ -49,20 +49,20 @@ def reduction_a() -> tuple[Branch, ...]:
     )
 
 
-def inception_b(mean: Pool, seven: int) -> tuple[Branch, ...]:
-    """Figure 6: 7x7 convolutions as 1x7 and 7x1; `seven`, their inner features."""
+def inception_b(mean: Pool, inner: int) -> tuple[Branch, ...]:
+    """Return the table of figure 6: 7x7 convolutions as 1x7 and 7x1, with `inner` features in between."""
     return (
         (Unit("branch1x1", 192, 1),),
         (
-            Unit("branch7x7_reduce", seven, 1),
-            Unit("branch7x7_1", seven, (1, 7)),
+            Unit("branch7x7_reduce", inner, 1),
+            Unit("branch7x7_1", inner, (1, 7)),
             Unit("branch7x7_2", 192, (7, 1)),
         ),
         (
-            Unit("branch7x7dbl_reduce", seven, 1),
-            Unit("branch7x7dbl_1", seven, (7, 1)),
-            Unit("branch7x7dbl_2", seven, (1, 7)),
-            Unit("branch7x7dbl_3", seven, (7, 1)),
+            Unit("branch7x7dbl_reduce", inner, 1),
+            Unit("branch7x7dbl_1", inner, (7, 1)),
+            Unit("branch7x7dbl_2", inner, (1, 7)),
+            Unit("branch7x7dbl_3", inner, (7, 1)),
             Unit("branch7x7dbl_4", 192, (1, 7)),
         ),
         (mean, Unit("branch_pool", 192, 1)),
@@ -70,7 +70,7 @@ def inception_b(mean: Pool, seven: int) -> tuple[Branch, ...]:
 
 
 def reduction_b() -> tuple[Branch, ...]:
-    """The second reduction, which the paper does not draw."""
+    """Return the table of the second reduction, which the paper does not draw."""
     return (
         (Unit("branch3x3_reduce", 192, 1), Unit("branch3x3", 320, 3, 2, valid=True)),
         (
@@ -84,7 +84,7 @@ def reduction_b() -> tuple[Branch, ...]:
 
 
 def inception_c(mean: Pool) -> tuple[Branch, ...]:
-    """Figure 7: the branches fan out into 1x3 and 3x1."""
+    """Return the table of figure 7: branches end in 1x3 and 3x1 convolutions side by side."""
     return (
         (Unit("branch1x1", 320, 1),),
         (Unit("branch3x3_reduce", 384, 1), (Unit("branch3x3_a", 384, (1, 3)), Unit("branch3x3_b", 384, (3, 1)))),
@@ -98,9 +98,14 @@ def inception_c(mean: Pool) -> tuple[Branch, ...]:
 
 
 def modules(blocks: tuple[int, int, int], mean: Pool) -> dict[str, tuple[Branch, ...]]:
-    """The modules by the names of the authors' model: the first so many of each kind, and the reductions."""
+    """Return the tables of the modules by name, as in the authors' model.
+
+    Args:
+        blocks: number of modules of figures 5, 6 and 7; the reductions are always present.
+        mean: average pool of the modules, one of MEANS.
+    """
     a, b, c = blocks
-    every = {
+    tables = {
         "mixed5b": inception_a(mean, 32),
         "mixed5c": inception_a(mean, 64),
         "mixed5d": inception_a(mean, 64),
@@ -113,8 +118,8 @@ def modules(blocks: tuple[int, int, int], mean: Pool) -> dict[str, tuple[Branch,
         "mixed7b": inception_c(mean),
         "mixed7c": inception_c(mean),
     }
-    left_out = {*KINDS[0][a:], *KINDS[1][b:], *KINDS[2][c:]}
-    return {name: branches for name, branches in every.items() if name not in left_out}
+    omitted = {*KINDS[0][a:], *KINDS[1][b:], *KINDS[2][c:]}
+    return {name: branches for name, branches in tables.items() if name not in omitted}
 
 
 MEANS = {"zeros": Pool("avg"), "nothing": Pool("avg_inside")}
@@ -127,10 +132,10 @@ STEM = ("conv1a", "conv2a", "conv2b", "conv3b", "conv4a")
 
 
 class AuxiliaryHead(nn.Module):
-    """The classifier on the side (section 4, figure 8): mean to 5x5 cells, 1x1 and 5x5 convolution, mean, logits.
+    """Auxiliary classifier (section 4, figure 8): pooling to 5x5 cells, 1x1 and 5x5 convolution, mean, logits.
 
-    The mean is over 5x5 with stride 3 where that leaves 5x5 cells or more, as from 299 pixels on, else over nearly
-    equal cells.
+    The pooling averages over 5x5 with stride 3 if that leaves at least 5x5 cells, as for images of 299 pixels and more;
+    smaller images are averaged over 5x5 nearly equal cells.
     """
 
     num_classes: int
@@ -139,10 +144,10 @@ class AuxiliaryHead(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        enough = all((side - 5) // 3 + 1 >= 5 for side in x.shape[1:3])
-        x = avg_pool(x, 5, 3) if enough else adaptive_avg_pool(x, (5, 5))  # [B, 5, 5, 768]
+        large = all((side - 5) // 3 + 1 >= 5 for side in x.shape[1:3])
+        x = avg_pool(x, 5, 3) if large else adaptive_avg_pool(x, (5, 5))  # [B, 5, 5, 768]
         x = self.conv(128, 1, 1, 0, name="conv0")(x, train)
-        x = self.conv(768, 5, 1, 0, std=0.01, name="conv1")(x, train)  # [B, 1, 1, 768]
+        x = self.conv(768, 5, 1, 0, kernel_init=nn.initializers.normal(0.01), name="conv1")(x, train)  # [B, 1, 1, 768]
         head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.001), dtype=self.dtype, name="head")
         return head(global_avg_pool(x)).astype(jnp.float32)
 
@@ -150,11 +155,22 @@ class AuxiliaryHead(nn.Module):
 class InceptionV3(nn.Module):
     """torchvision's `inception_v3`: 23,834,568 parameters with 1,000 classes, 27,161,264 with the auxiliary head.
 
-    Initialisation N(0, 0.1) for every convolution and the head (a gentler head with the small stem), N(0, 0.01) and
-    N(0, 0.001) for the last two layers of the auxiliary head. Keras's weights need pool_padding="nothing": its mean
-    pools do not count their padding. Any image size from 75 pixels up (13 with the small stem). `stem`: "small" has
-    strides 1, pads, and leaves out the second pool. `width` multiplies all channels; `blocks` counts the modules of
-    figures 5, 6 and 7. Endpoint aux1 holds the auxiliary logits, read before mixed7a.
+    Convolutions and the head are initialised from N(0, 0.1), the last two layers of the auxiliary head from N(0, 0.01)
+    and N(0, 0.001). The endpoint aux1 holds the auxiliary logits, computed from the input of mixed7a.
+
+    Attributes:
+        num_classes: number of classes, or None for no head.
+        stem: "imagenet", for images from 75 pixels up, or "small", from 13: strides 1, with padding, without the second
+            pool, and with a uniformly initialised head (not in the paper).
+        width: factor of all channels.
+        blocks: number of modules of figures 5, 6 and 7.
+        aux_heads: add the auxiliary head.
+        dropout: rate before the head.
+        pool_padding: padding of the average pools, "zeros", or "nothing" to leave it uncounted, as in Keras.
+        epsilon: added to the variance by batch norms.
+        axis_name: pmap axis over which batch statistics are shared.
+        dtype: type of the computation.
+        remat: recompute activations of the modules in the backward pass.
     """
 
     num_classes: int | None = 1000
@@ -191,32 +207,24 @@ class InceptionV3(nn.Module):
             raise ValueError(f"pool_padding {self.pool_padding!r} is not one of {', '.join(MEANS)}")
         small = self.stem == "small"
         require_images(images, 13 if small else 75, "inception_v3")
-        norm = partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name)
-
-        def conv(features, kernel, stride=1, padding=None, *, std=0.1, name):
-            return ConvNorm(scale_width(features, self.width), kernel, norm, stride, padding,
-                            kernel_init=nn.initializers.normal(std), dtype=self.dtype, name=name)  # fmt: skip
-
-        stride, valid = (1, None) if small else (2, 0)
+        conv = unit_constructor(self, nn.initializers.normal(0.1))
+        stride, padding = (1, None) if small else (2, 0)
         ends = {}
         x = images.astype(self.dtype)  # [B, 299, 299, 3]
-        ends["conv1a"] = x = conv(32, 3, stride, valid, name="conv1a")(x, train)  # [B, 149, 149, 32]
-        ends["conv2a"] = x = conv(32, 3, 1, valid, name="conv2a")(x, train)  # [B, 147, 147, 32]
+        ends["conv1a"] = x = conv(32, 3, stride, padding, name="conv1a")(x, train)  # [B, 149, 149, 32]
+        ends["conv2a"] = x = conv(32, 3, 1, padding, name="conv2a")(x, train)  # [B, 147, 147, 32]
         ends["conv2b"] = x = conv(64, 3, name="conv2b")(x, train)  # [B, 147, 147, 64]
         x = max_pool(x, 3, 2, padding=1 if small else 0)  # [B, 73, 73, 64]
         ends["conv3b"] = x = conv(80, 1, name="conv3b")(x, train)
-        ends["conv4a"] = x = conv(192, 3, 1, valid, name="conv4a")(x, train)  # [B, 71, 71, 192]
+        ends["conv4a"] = x = conv(192, 3, 1, padding, name="conv4a")(x, train)  # [B, 71, 71, 192]
         x = x if small else max_pool(x, 3, 2)  # [B, 35, 35, 192]
-        inception = partial(rematerialised(Branches, self.remat), conv=conv)
+        inception = partial(maybe_remat(Branches, self.remat), conv=conv)
         # 6a: [B, 17, 17, 768], 7a: [B, 8, 8, 1280], 7b: [B, 8, 8, 2048]
         for name, branches in modules(self.blocks, MEANS[self.pool_padding]).items():
             if name == "mixed7a" and self.aux_heads and self.num_classes is not None:
                 ends["aux1"] = AuxiliaryHead(self.num_classes, conv, self.dtype, name="aux1")(x, train)
             ends[name] = x = inception(branches, name=name)(x, train)
-        ends["features"] = x = global_avg_pool(x)  # [B, 2048]
-        if self.num_classes is not None:
-            x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-            head_init = uniform_head if small else nn.initializers.normal(0.1)
-            x = nn.Dense(self.num_classes, kernel_init=head_init, dtype=self.dtype, name="head")(x)
-            ends["logits"] = x = x.astype(jnp.float32)
-        return x, ends
+        features = global_avg_pool(x)  # [B, 2048]
+        init = uniform_head if small else nn.initializers.normal(0.1)
+        return classify(features, ends, self.num_classes, train, dropout=self.dropout,
+                        kernel_init=init, dtype=self.dtype)  # fmt: skip

@@ -1,20 +1,14 @@
-"""Inception-v4 and Inception-ResNet-v2.
+"""Inception-v4.
 
 Szegedy, Ioffe, Vanhoucke and Alemi 2016, "Inception-v4, Inception-ResNet and the impact of residual connections on
-learning", arXiv:1602.07261. Figures 3 to 9 are Inception-v4, figures 15 to 19 Inception-ResNet-v2.
+learning", arXiv:1602.07261, figures 3 to 9. The Inception-ResNet of the same paper is in inception_resnet_v2.py.
 
-`InceptionV4` is the paper's network. `InceptionResNetV2` is the network whose weights the authors released (TF-Slim,
-2016; timm and Keras have it too), which is not quite the one of the figures:
-- the stem is Inception-v3's and ends in a module of its kind (mixed_5b), where the paper has figure 3 here too;
-- 10, 20 and 10 blocks instead of 5, 10 and 5, and slightly other widths;
-- every block but the last ends in ReLU; the last adds its branch unscaled; a 1x1 convolution to 1536 maps follows;
-- branches are scaled by 0.17, 0.1 and 0.2, inside the range 0.1 to 0.3 of section 3.3.
-TF-Slim trained both with auxiliary heads that the paper does not have; none here.
+Not specified in the paper: convolutions are initialised from a normal distribution over the fan-in (He et al. 2015), as
+in TF-Slim; average pools do not count their padding, as in TensorFlow; batch norms have epsilon 1e-3. TF-Slim trained
+with an auxiliary head that the paper does not have; it is left out.
 
-Initialisation: the paper does not say; He et al. 2015 over the fan-in, as in TF-Slim. Means near the border leave the
-padding out, as TensorFlow's do. Norms have epsilon 1e-3.
-The small-image forms (`stem="small"`): the first convolution has stride 1, nothing in the stem but its first reduction
-cuts the image, and the second reduction keeps its size; so 32 pixels become 15, 7 and 3. All blocks are the same.
+The small-image form (`stem="small"`) is not in the paper: the first convolution has stride 1, the stem reduces only
+once, and the second reduction keeps its size, so that 32 pixels become 15, 7 and 3. All blocks are unchanged.
 """
 
 from collections.abc import Callable
@@ -24,152 +18,106 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zoo.models.layers import (
-    BatchNorm,
-    ConvNorm,
-    avg_pool,
-    global_avg_pool,
-    max_pool,
-    rematerialised,
-    require_images,
-    require_stem,
-    scale_width,
-    uniform_head,
+from zoo.models.branches import Branch, Branches, Pool, Step, Unit, chain, run_branches, unit_constructor
+from zoo.models.layers import classify, global_avg_pool, maybe_remat, require_images, require_stem
+
+ROW3, COLUMN3, ROW7, COLUMN7 = (1, 3), (3, 1), (1, 7), (7, 1)  # kernel (height, width)
+MEAN = Pool("avg_inside")
+REDUCE = Pool("max", 2, valid=True)
+
+# Figure 4: [B, 35, 35, 384] -> the same.
+INCEPTION_A: tuple[Branch, ...] = (
+    chain("branch1x1", (96, 1)),
+    chain("branch3x3", (64, 1), (96, 3)),
+    chain("branch3x3dbl", (64, 1), (96, 3), (96, 3)),
+    (MEAN, *chain("branch_pool", (96, 1))),
+)
+# Figure 5: [B, 17, 17, 1024] -> the same.
+INCEPTION_B: tuple[Branch, ...] = (
+    chain("branch1x1", (384, 1)),
+    chain("branch7x7", (192, 1), (224, ROW7), (256, COLUMN7)),
+    chain("branch7x7dbl", (192, 1), (192, COLUMN7), (224, ROW7), (224, COLUMN7), (256, ROW7)),
+    (MEAN, *chain("branch_pool", (128, 1))),
+)
+# Figure 8: [B, 17, 17, 1024] -> [B, 8, 8, 1536].
+REDUCTION_B: tuple[Branch, ...] = (
+    chain("branch3x3", (192, 1), (192, 3, 2, True)),
+    chain("branch7x7x3", (256, 1), (256, ROW7), (320, COLUMN7), (320, 3, 2, True)),
+    (REDUCE,),
 )
 
-# (features, kernel[, stride, padding]) of a convolution; padding is half the kernel unless it is given.
-Layer = tuple[Any, ...]
 
-
-def _branch(conv: Callable[..., nn.Module], x, train: bool, name: str, *layers: Layer):
-    """Convolutions one after another: `name`_1, `name`_2, …, or plain `name` if there is one."""
-    for i, layer in enumerate(layers, 1):
-        x = conv(*layer, name=name if len(layers) == 1 else f"{name}_{i}")(x, train)
-    return x
-
-
-def _mean(x):
-    return avg_pool(x, 3, 1, padding=1, count_include_pad=False)
-
-
-def _join(*branches):
-    return jnp.concatenate(branches, axis=-1)
-
-
-# --- Inception-v4 ----------------------------------------------------------------------------------------------
+def reduction_a(k: int, l: int, m: int, n: int) -> tuple[Branch, ...]:  # noqa: E741, the paper's names
+    """Return the table of figure 7: [B, 35, 35, C] -> [B, 17, 17, C + n + m]; k, l, m and n as in table 1."""
+    return (
+        chain("branch3x3", (n, 3, 2, True)),
+        chain("branch3x3dbl", (k, 1), (l, 3), (m, 3, 2, True)),
+        (REDUCE,),
+    )
 
 
 class StemV4(nn.Module):
-    """Figure 3. [B, 299, 299, C] -> [B, 35, 35, 384]; [B, 32, 32, C] -> [B, 15, 15, 384] if `small`."""
+    """The stem of figure 3: [B, 299, 299, C] -> [B, 35, 35, 384]; [B, 32, 32, C] -> [B, 15, 15, 384] if `small`."""
 
     conv: Callable[..., nn.Module]
     small: bool
 
     @nn.compact
     def __call__(self, x, train: bool):
-        branch, cut = partial(_branch, self.conv), None if self.small else 0
-        x = branch(x, train, "conv1", (32, 3, 1 if self.small else 2, cut))  # [B, 149, 149, 32]
-        x = branch(x, train, "conv2", (32, 3, 1, cut))  # [B, 147, 147, 32]
-        x = branch(x, train, "conv3", (64, 3))  # [B, 147, 147, 64]
-        x = _join(max_pool(x, 3, 2), branch(x, train, "mixed3a_conv", (96, 3, 2, 0)))  # [B, 73, 73, 160]
-        x = _join(
-            branch(x, train, "mixed4a_branch3x3", (64, 1), (96, 3, 1, cut)),
-            branch(x, train, "mixed4a_branch7x7", (64, 1), (64, (1, 7)), (64, (7, 1)), (96, 3, 1, cut)),
+        def run(x, *branches: Branch):
+            return run_branches(branches, self.conv, x, train)
+
+        valid, stride = not self.small, 1 if self.small else 2
+        x = run(x, (Unit("conv1", 32, 3, stride, valid),))  # [B, 149, 149, 32]
+        x = run(x, (Unit("conv2", 32, 3, 1, valid),))  # [B, 147, 147, 32]
+        x = run(x, (Unit("conv3", 64, 3),))  # [B, 147, 147, 64]
+        x = run(x, (REDUCE,), (Unit("mixed3a_conv", 96, 3, 2, valid=True),))  # [B, 73, 73, 160]
+        x = run(
+            x,
+            chain("mixed4a_branch3x3", (64, 1), (96, 3, 1, valid)),
+            chain("mixed4a_branch7x7", (64, 1), (64, ROW7), (64, COLUMN7), (96, 3, 1, valid)),
         )  # [B, 71, 71, 192]
-        conv = branch(x, train, "mixed5a_conv", (192, 3, 1, None) if self.small else (192, 3, 2, 0))
-        return _join(conv, max_pool(x, 3, 1, padding=1) if self.small else max_pool(x, 3, 2))  # [B, 35, 35, 384]
-
-
-class InceptionA(nn.Module):
-    """Figure 4: [B, 35, 35, 384] -> the same."""
-
-    conv: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x, train: bool):
-        branch = partial(_branch, self.conv)
-        return _join(
-            branch(x, train, "branch1x1", (96, 1)),
-            branch(x, train, "branch3x3", (64, 1), (96, 3)),
-            branch(x, train, "branch3x3dbl", (64, 1), (96, 3), (96, 3)),
-            branch(_mean(x), train, "branch_pool", (96, 1)),
-        )
-
-
-class ReductionA(nn.Module):
-    """Figure 7: [B, 35, 35, C] -> [B, 17, 17, C + n + m]. `filters`: k, l, m, n of table 1."""
-
-    conv: Callable[..., nn.Module]
-    filters: tuple[int, int, int, int]
-
-    @nn.compact
-    def __call__(self, x, train: bool):
-        reduced, inner, double, single = self.filters
-        return _join(
-            _branch(self.conv, x, train, "branch3x3", (single, 3, 2, 0)),
-            _branch(self.conv, x, train, "branch3x3dbl", (reduced, 1), (inner, 3), (double, 3, 2, 0)),
-            max_pool(x, 3, 2),
-        )
-
-
-class InceptionB(nn.Module):
-    """Figure 5: [B, 17, 17, 1024] -> the same."""
-
-    conv: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x, train: bool):
-        branch, row, column = partial(_branch, self.conv), (1, 7), (7, 1)
-        return _join(
-            branch(x, train, "branch1x1", (384, 1)),
-            branch(x, train, "branch7x7", (192, 1), (224, row), (256, column)),
-            branch(x, train, "branch7x7dbl", (192, 1), (192, column), (224, row), (224, column), (256, row)),
-            branch(_mean(x), train, "branch_pool", (128, 1)),
-        )
-
-
-class ReductionB(nn.Module):
-    """Figure 8: [B, 17, 17, 1024] -> [B, 8, 8, 1536]."""
-
-    conv: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x, train: bool):
-        branch = partial(_branch, self.conv)
-        return _join(
-            branch(x, train, "branch3x3", (192, 1), (192, 3, 2, 0)),
-            branch(x, train, "branch7x7x3", (256, 1), (256, (1, 7)), (320, (7, 1)), (320, 3, 2, 0)),
-            max_pool(x, 3, 2),
-        )
+        return run(x, (Unit("mixed5a_conv", 192, 3, stride, valid),), (Pool("max", stride, valid),))  # [B, 35, 35, 384]
 
 
 class InceptionC(nn.Module):
-    """Figure 6: [B, 8, 8, 1536] -> the same. Two branches end in a row and a column side by side."""
+    """The module of figure 6, of two branches that end in a row and a column: [B, 8, 8, 1536] -> the same."""
 
     conv: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x, train: bool):
-        branch, row, column = partial(_branch, self.conv), (1, 3), (3, 1)
-        single = branch(x, train, "branch3x3_1", (384, 1))
-        double = branch(x, train, "branch3x3dbl_1", (384, 1))
-        double = branch(double, train, "branch3x3dbl_2", (448, column))
-        double = branch(double, train, "branch3x3dbl_3", (512, row))
-        return _join(
-            branch(x, train, "branch1x1", (256, 1)),
-            branch(single, train, "branch3x3_2a", (256, row)),
-            branch(single, train, "branch3x3_2b", (256, column)),
-            branch(double, train, "branch3x3dbl_4a", (256, row)),
-            branch(double, train, "branch3x3dbl_4b", (256, column)),
-            branch(_mean(x), train, "branch_pool", (256, 1)),
-        )
+        def run(x, *branch: Step):
+            return run_branches((branch,), self.conv, x, train)
+
+        single = run(x, Unit("branch3x3_1", 384, 1))
+        double = run(x, *chain("branch3x3dbl", (384, 1), (448, COLUMN3), (512, ROW3)))
+        outputs = [
+            run(x, Unit("branch1x1", 256, 1)),
+            run(single, Unit("branch3x3_2a", 256, ROW3)),
+            run(single, Unit("branch3x3_2b", 256, COLUMN3)),
+            run(double, Unit("branch3x3dbl_4a", 256, ROW3)),
+            run(double, Unit("branch3x3dbl_4b", 256, COLUMN3)),
+            run(x, MEAN, Unit("branch_pool", 256, 1)),
+        ]
+        return jnp.concatenate(outputs, axis=-1)
 
 
 class InceptionV4(nn.Module):
-    """Figure 9: 42,679,816 parameters with 1,000 classes; timm's `inception_v4`.
+    """Inception-v4 (figure 9): 42,679,816 parameters with 1,000 classes; timm's `inception_v4`.
 
-    `blocks`: how many of Inception-A, -B, -C. `stem`: "imagenet", for images from 75 pixels up, or "small", from 15.
-    `width` multiplies all channels. Stages: stem, then each run of blocks and each reduction.
+    Stages: stem, then each run of blocks and each reduction, head.
+
+    Attributes:
+        num_classes: number of classes, or None for no head.
+        blocks: number of Inception-A, -B and -C blocks.
+        stem: "imagenet", for images from 75 pixels up, or "small", from 15.
+        width: factor of all channels.
+        dropout: rate before the head; 0.2 in the paper, which keeps 0.8.
+        epsilon: added to the variance by batch norms.
+        axis_name: pmap axis over which batch statistics are shared.
+        dtype: type of the computation.
+        remat: recompute activations of the blocks in the backward pass.
     """
 
     num_classes: int | None = 1000
@@ -197,45 +145,21 @@ class InceptionV4(nn.Module):
         require_stem(self.stem, "inception_v4")
         small = self.stem == "small"
         require_images(images, 15 if small else 75, "inception_v4")
-        conv = _unit(self)
-        block = {kind: rematerialised(kind, self.remat) for kind in (InceptionA, InceptionB, InceptionC)}
+        conv = unit_constructor(self, nn.initializers.he_normal())
+        inception, inception_c = maybe_remat(Branches, self.remat), maybe_remat(InceptionC, self.remat)
 
-        def repeated(kind, count, x, name):
+        def repeat(block, count, x, name):
             for i in range(1, count + 1):
-                x = block[kind](conv, name=f"{name}{i}")(x, train)
+                x = block(conv=conv, name=f"{name}{i}")(x, train)
             return x
 
         count_a, count_b, count_c = self.blocks
         ends = {}
         x = images.astype(self.dtype)  # [B, 299, 299, 3]
-        ends["stem"] = x = rematerialised(StemV4, self.remat)(conv, small, name="stem")(x, train)  # [B, 35, 35, 384]
-        ends["inceptionA"] = x = repeated(InceptionA, count_a, x, "inceptionA")
-        ends["reductionA"] = x = ReductionA(conv, (192, 224, 256, 384), name="reductionA")(x, train)
-        ends["inceptionB"] = x = repeated(InceptionB, count_b, x, "inceptionB")  # [B, 17, 17, 1024]
-        ends["reductionB"] = x = ReductionB(conv, name="reductionB")(x, train)
-        ends["inceptionC"] = x = repeated(InceptionC, count_c, x, "inceptionC")  # [B, 8, 8, 1536]
-        return _head(self, x, ends, train)
-
-
-# --- what the two share ----------------------------------------------------------------------------------------
-
-
-def _unit(model: nn.Module) -> Callable[..., nn.Module]:
-    """conv(features, kernel, stride, padding, name=): convolution, norm, ReLU, at the model's width."""
-    norm = partial(BatchNorm, epsilon=model.epsilon, axis_name=model.axis_name)
-
-    def conv(features, kernel, stride=1, padding=None, *, name):
-        return ConvNorm(scale_width(features, model.width), kernel, norm, stride, padding,
-                        kernel_init=nn.initializers.he_normal(), dtype=model.dtype, name=name)  # fmt: skip
-
-    return conv
-
-
-def _head(model: nn.Module, x, ends: dict, train: bool):
-    """Mean over all positions, dropout (the paper keeps 0.8), logits -> (logits or features, endpoints)."""
-    ends["features"] = x = global_avg_pool(x)  # [B, 1536]
-    if model.num_classes is not None:
-        x = nn.Dropout(model.dropout, deterministic=not train, name="dropout")(x)
-        x = nn.Dense(model.num_classes, kernel_init=uniform_head, dtype=model.dtype, name="head")(x)
-        ends["logits"] = x = x.astype(jnp.float32)
-    return x, ends
+        ends["stem"] = x = maybe_remat(StemV4, self.remat)(conv, small, name="stem")(x, train)  # [B, 35, 35, 384]
+        ends["inceptionA"] = x = repeat(partial(inception, INCEPTION_A), count_a, x, "inceptionA")
+        ends["reductionA"] = x = Branches(reduction_a(192, 224, 256, 384), conv, name="reductionA")(x, train)
+        ends["inceptionB"] = x = repeat(partial(inception, INCEPTION_B), count_b, x, "inceptionB")  # [B, 17, 17, 1024]
+        ends["reductionB"] = x = Branches(REDUCTION_B, conv, name="reductionB")(x, train)
+        ends["inceptionC"] = x = repeat(inception_c, count_c, x, "inceptionC")  # [B, 8, 8, 1536]
+        return classify(global_avg_pool(x), ends, self.num_classes, train, dropout=self.dropout, dtype=self.dtype)

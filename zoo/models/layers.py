@@ -1,7 +1,7 @@
-"""What several papers share: convolution, batch norm, pooling, local response normalisation, stochastic depth.
+"""Layers shared by several architectures: convolution, batch norm, pooling, response norm, stochastic depth.
 
-Images are [B, H, W, C]. Padding is explicit and symmetric, as in the papers and in torchvision: `"SAME"` on a
-strided convolution pads asymmetrically and gives another function.
+Images are [B, H, W, C]. Padding is explicit and symmetric, as in the papers and in torchvision; `"SAME"` pads strided
+convolutions asymmetrically and computes a different function.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ Shape = Sequence[int]
 Initializer = Callable[..., jax.Array]
 Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] | str
 
-#: He et al. 2015 (arXiv:1502.01852), over the fan-out as in torchvision's residual networks.
+#: Normal initialisation with variance 2 / fan-out (He et al. 2015, arXiv:1502.01852), as in torchvision's ResNets.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -30,7 +30,14 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def explicit_padding(padding: Padding, size: tuple[int, int], stride: tuple[int, int], window: tuple[int, int]):
-    """((top, bottom), (left, right)) for an int, a pair, a pair of pairs or "SAME"/"VALID"."""
+    """Return the padding as ((top, bottom), (left, right)).
+
+    Args:
+        padding: pixels on every side, (vertical, horizontal), ((top, bottom), (left, right)), "SAME" or "VALID".
+        size: input height and width.
+        stride: vertical and horizontal stride.
+        window: kernel height and width.
+    """
     if isinstance(padding, str):
         return tuple(lax.padtype_to_pads(size, window, stride, padding))
     if isinstance(padding, int):
@@ -38,17 +45,21 @@ def explicit_padding(padding: Padding, size: tuple[int, int], stride: tuple[int,
     return tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
 
 
-# --- which formulation of the mathematics ------------------------------------------------------------------------
+# --- choice of implementation ------------------------------------------------------------------------------------
 
 _formulation: ContextVar[str | None] = ContextVar("formulation", default=None)
 
 
 @contextmanager
 def formulation(name: str) -> Iterator[None]:
-    """What is traced inside is written down as `name` says: "plain" lax, or "cpu", faster there.
+    """Select the implementation of the layers that are traced inside this context.
 
-    Plain is the default and what export and forward-mode differentiation need; `zoo.distributed.compile.compiled` sets
-    the one that suits the platform, unless it is called inside of this. To rounding both are the same function.
+    Both implementations compute the same function up to rounding. `zoo.distributed.compile.jit_for_platform` selects
+    the one that suits the platform, unless it is called inside this context.
+
+    Args:
+        name: "plain" for `jax.lax` operations, the default, needed by export and forward-mode differentiation; "cpu"
+            for the operations of `zoo.models.cpu_kernels`, which are faster on CPUs.
     """
     token = _formulation.set(name)
     try:
@@ -57,8 +68,8 @@ def formulation(name: str) -> Iterator[None]:
         _formulation.reset(token)
 
 
-def asked_formulation() -> str | None:
-    """The name that `formulation` was given, inside of it."""
+def current_formulation() -> str | None:
+    """Return the name passed to the enclosing `formulation` context, or None outside any."""
     return _formulation.get()
 
 
@@ -66,11 +77,11 @@ def _on_cpu() -> bool:
     return _formulation.get() == "cpu"
 
 
-# --- the mathematics, as functions -----------------------------------------------------------------------------
+# --- functions -------------------------------------------------------------------------------------------------
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding, groups: int = 1) -> jax.Array:
-    """Cross-correlation of x [B, H, W, C] with kernel [kh, kw, C / groups, F] -> [B, H', W', F]."""
+    """Convolve x [B, H, W, C] with kernel [kh, kw, C / groups, F], without flipping it -> [B, H', W', F]."""
     if _on_cpu():
         return cpu_kernels.conv2d(x, kernel, stride, padding, groups)
     return lax.conv_general_dilated(
@@ -79,19 +90,32 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding, gr
 
 
 def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0, ceil: bool = False) -> jax.Array:
-    """Maximum over window x window, every `stride` pixels: [B, H, W, C] -> [B, H', W', C].
+    """Take the maximum over square windows: [B, H, W, C] -> [B, H', W', C].
 
-    `ceil` rounds the output size up where the last window hangs over the edge (Caffe's rule, used by GoogLeNet).
+    Args:
+        x: images.
+        window: side of the window.
+        stride: distance between windows.
+        padding: pixels added on every side; they never win.
+        ceil: round the output size up, so that the last window may overlap the edge (Caffe's rule, used by GoogLeNet).
     """
     pads = _pool_padding(x.shape, window, stride, padding, ceil)
-    if _on_cpu() and window <= 5:  # written out pixel by pixel
+    if _on_cpu() and window <= 5:  # cpu_kernels unrolls the window, which is too long for larger ones
         return cpu_kernels.max_pool(x, window, stride, pads)
-    # By name, as jax2onnx replaces this function by one that takes them so.
+    # Keyword arguments, because jax2onnx replaces this function by one that needs them.
     return nn.max_pool(x, window_shape=(window, window), strides=(stride, stride), padding=pads)
 
 
 def avg_pool(x: jax.Array, window: int, stride: int, padding: int = 0, count_include_pad: bool = True) -> jax.Array:
-    """Mean over window x window, every `stride` pixels; padding counts as zeros unless `count_include_pad` is off."""
+    """Average over square windows: [B, H, W, C] -> [B, H', W', C].
+
+    Args:
+        x: images.
+        window: side of the window.
+        stride: distance between windows.
+        padding: pixels added on every side.
+        count_include_pad: count padding as zeros, as in PyTorch; otherwise average over the pixels inside the image.
+    """
     pads = ((0, 0), *_pool_padding(x.shape, window, stride, padding, False), (0, 0))
 
     def window_sum(values):
@@ -104,14 +128,19 @@ def avg_pool(x: jax.Array, window: int, stride: int, padding: int = 0, count_inc
 
 
 def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0)."""
+    """Return max(x, 0)."""
     return cpu_kernels.relu(x) if _on_cpu() else nn.relu(x)
 
 
 def conv_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, act: Callable, pool: str) -> jax.Array:
-    """Pooling over 2x2 of act(x * kernel + bias), stride 1, no padding: [B, H, W, C] -> [B, H', W', F].
+    """Convolve with stride 1 and no padding, activate and pool over 2x2: [B, H, W, C] -> [B, H', W', F].
 
-    `act` is elementwise, `pool` is "max" or "avg".
+    Args:
+        x: images.
+        kernel: [kh, kw, C, F].
+        bias: [F].
+        act: elementwise activation.
+        pool: "max" or "avg".
     """
     block = cpu_kernels.block_for_conv_pool(x.shape[-1], kernel.shape[-1]) if _on_cpu() else 0
     if block:
@@ -126,7 +155,7 @@ def _pool_padding(shape: Shape, window: int, stride: int, padding: int, ceil: bo
         after = padding
         if ceil:
             outputs = -(-(size + 2 * padding - window) // stride) + 1
-            if (outputs - 1) * stride >= size + padding:  # a window must start inside the image or its left padding
+            if (outputs - 1) * stride >= size + padding:  # every window must start inside the image or its top padding
                 outputs -= 1
             after = max(padding, (outputs - 1) * stride + window - size - padding)
         pads.append((padding, after))
@@ -134,12 +163,12 @@ def _pool_padding(shape: Shape, window: int, stride: int, padding: int, ceil: bo
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
-    """Mean over all positions: [B, H, W, C] -> [B, C]."""
+    """Average over all positions: [B, H, W, C] -> [B, C]."""
     return x.mean((1, 2))
 
 
 def adaptive_avg_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Mean over size[0] x size[1] nearly equal cells (PyTorch's rule): [B, H, W, C] -> [B, *size, C]."""
+    """Average over size[0] x size[1] nearly equal cells (PyTorch's rule): [B, H, W, C] -> [B, *size, C]."""
     for axis, cells in ((1, size[0]), (2, size[1])):
         length = x.shape[axis]
         if length == cells:
@@ -150,9 +179,16 @@ def adaptive_avg_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def local_response_norm(x: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0):
-    """Each activation divided by (k + alpha * sum of squares over `size` neighbouring channels) ** beta.
+    """Normalise over neighbouring channels (Krizhevsky et al. 2012, section 3.3).
 
-    Krizhevsky et al. 2012, section 3.3. `alpha` multiplies the sum; Caffe and PyTorch divide it by `size` first.
+    Each activation is divided by (k + alpha * sum of squares) ** beta.
+
+    Args:
+        x: images [B, H, W, C].
+        size: number of neighbouring channels in the sum, the channel itself included.
+        alpha: factor of the sum, as in the paper; Caffe and PyTorch divide theirs by `size` first.
+        beta: exponent.
+        k: constant added to the sum.
     """
     squares = jnp.square(x)
     sums = lax.reduce_window(
@@ -160,37 +196,49 @@ def local_response_norm(x: jax.Array, size: int = 5, alpha: float = 1e-4, beta: 
         ((0, 0), (0, 0), (0, 0), ((size - 1) // 2, size // 2)),
     )  # fmt: skip
     base = k + alpha * sums
-    if beta == 0.75:  # in every paper; two roots are several times as fast as a power
+    if beta == 0.75:  # the value of every paper; two roots are several times faster than a power
         root = lax.rsqrt(base)
         return x * (root * jnp.sqrt(root))
     return x * jnp.power(base, -beta)
 
 
 def batch_norm(x, scale, bias, mean, var, epsilon: float):
-    """(x - mean) / sqrt(var + epsilon) * scale + bias over the last axis, in float32, returned in x's dtype."""
+    """Return (x - mean) / sqrt(var + epsilon) * scale + bias, computed in float32 and returned in the dtype of x.
+
+    Args:
+        x: activations [..., C].
+        scale, bias, mean, var: [C].
+        epsilon: added to the variance.
+    """
     multiplier = lax.rsqrt(var + epsilon) * scale
-    return (_wide(x) * multiplier + (bias - mean * multiplier)).astype(x.dtype)
+    return (_at_least_float32(x) * multiplier + (bias - mean * multiplier)).astype(x.dtype)
 
 
 def batch_norm_of_batch(x, scale, bias, epsilon: float, axis_name: str | None = None):
-    """batch_norm with the mean and the biased variance of this batch -> (y, mean [C], var [C]).
+    """Normalise by the mean and biased variance of the batch.
 
-    With `axis_name` they are those of the batches on all devices of that axis.
+    Args:
+        x: activations [..., C].
+        scale, bias: [C].
+        epsilon: added to the variance.
+        axis_name: pmap axis over which the statistics are averaged; None for this device alone.
+
+    Returns:
+        (normalised activations, mean [C], biased variance [C]).
     """
     if _on_cpu():
         return cpu_kernels.batch_norm_of_batch(x, scale, bias, epsilon, axis_name)
     axes = tuple(range(x.ndim - 1))
-    mean = _shared_mean(_wide(x).mean(axes), axis_name)
-    var = _shared_mean(jnp.square(_wide(x) - mean).mean(axes), axis_name)
+    mean = _pmean(_at_least_float32(x).mean(axes), axis_name)
+    var = _pmean(jnp.square(_at_least_float32(x) - mean).mean(axes), axis_name)
     return batch_norm(x, scale, bias, mean, var, epsilon), mean, var
 
 
-def _wide(x: jax.Array) -> jax.Array:
-    """In float32, or in x's own dtype where that is wider."""
+def _at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _shared_mean(x: jax.Array, axis_name: str | None) -> jax.Array:
+def _pmean(x: jax.Array, axis_name: str | None) -> jax.Array:
     return x if axis_name is None else lax.pmean(x, axis_name)
 
 
@@ -198,13 +246,24 @@ def _shared_mean(x: jax.Array, axis_name: str | None) -> jax.Array:
 
 
 class Conv(nn.Module):
-    """Convolution with explicit padding. Parameters: kernel [kh, kw, C / groups, F], bias [F].
+    """Convolution with explicit padding.
 
-    `padding=None` is half the kernel, which keeps the size at stride 1.
+    Parameters: kernel [kh, kw, C / groups, F], bias [F].
+
+    Attributes:
+        features: number of output channels F.
+        kernel_size: side of the kernel, or (height, width).
+        stride: distance between outputs, or (vertical, horizontal).
+        padding: see `explicit_padding`; None for half the kernel on each side, which keeps the size at stride 1.
+        groups: number of groups that the channels are split into.
+        use_bias: add a bias.
+        kernel_init: initialiser of the kernel.
+        bias_init: initialiser of the bias.
+        dtype: type of the computation; parameters are float32.
     """
 
     features: int
-    kernel: int | tuple[int, int]
+    kernel_size: int | tuple[int, int]
     stride: int | tuple[int, int] = 1
     padding: Padding | None = None
     groups: int = 1
@@ -215,7 +274,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        window, stride = _pair(self.kernel), _pair(self.stride)
+        window, stride = _pair(self.kernel_size), _pair(self.stride)
         padding = ((window[0] - 1) // 2, (window[1] - 1) // 2) if self.padding is None else self.padding
         shape = (*window, x.shape[-1] // self.groups, self.features)
         require_channels(self, x.shape[-1] // self.groups, self.get_variable("params", "kernel"))
@@ -228,13 +287,21 @@ class Conv(nn.Module):
 
 
 class ConvPool(nn.Module):
-    """Convolution without padding, activation, pooling over 2x2: the pair of layers of the first networks.
+    """Convolution without padding, activation and 2x2 pooling, as in LeNet (see `conv_pool`).
 
-    `act` is elementwise, `pool` is "max" or "avg". Parameters: kernel [kernel, kernel, C, F], bias [F].
+    Parameters: kernel [kernel_size, kernel_size, C, F], bias [F].
+
+    Attributes:
+        features: number of output channels F.
+        kernel_size: side of the kernel.
+        act: elementwise activation.
+        pool: "max" or "avg".
+        kernel_init: initialiser of the kernel; the bias starts at 0.
+        dtype: type of the computation; parameters are float32.
     """
 
     features: int
-    kernel: int
+    kernel_size: int
     act: Callable[[jax.Array], jax.Array]
     pool: str
     kernel_init: Initializer = he_normal_fan_out
@@ -243,25 +310,37 @@ class ConvPool(nn.Module):
     @nn.compact
     def __call__(self, x):
         require_channels(self, x.shape[-1], self.get_variable("params", "kernel"))
-        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
         return conv_pool(x.astype(self.dtype), kernel, bias, self.act, self.pool)
 
     def positions(self, shape: Shape) -> int:
-        """Where the convolution is computed for an input [B, H, W, C], which its pooled output does not show."""
-        return (shape[1] - self.kernel + 1) * (shape[2] - self.kernel + 1)
+        """Return the number of positions per image at which the convolution is computed, before pooling.
+
+        Args:
+            shape: shape of the input, [B, H, W, C].
+        """
+        return (shape[1] - self.kernel_size + 1) * (shape[2] - self.kernel_size + 1)
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167) over all axes but the last.
 
-    Parameters: scale [C], bias [C]; batch_stats: mean [C], var [C]. The running variance takes the unbiased estimate,
-    as in the paper's algorithm 2 and in PyTorch (Flax's own layer takes the biased one). `momentum` is the share of
-    the old value that is kept. Statistics are float32 whatever the compute dtype. With `axis_name` they are shared
-    over that pmap axis. `use_running_average` is an argument of the call, so that it can be set by path from outside
-    (`nn.intercept_methods`). Where zoo/inference/folding.py has folded the rest into the
-    convolution before it, a bias is added.
+    Parameters: scale [C], bias [C]. batch_stats: mean [C], var [C], in float32 whatever the type of the computation.
+
+    The running variance is updated with the unbiased estimate, as in algorithm 2 of the paper and in PyTorch;
+    `flax.linen.BatchNorm` uses the biased one. `use_running_average` is an argument of the call, so that fine-tuning
+    can set it by path with `nn.intercept_methods`. If `zoo.inference.folding` has folded the norm into the preceding
+    convolution, only the bias in the collection "folded" is added.
+
+    Attributes:
+        momentum: fraction of the running statistics that each update keeps.
+        epsilon: added to the variance.
+        use_scale: learn a scale.
+        use_bias: learn a bias.
+        scale_init: initialiser of the scale.
+        axis_name: pmap axis over which batch statistics are shared.
     """
 
     momentum: float = 0.9
@@ -295,13 +374,18 @@ class BatchNorm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, norm, activation: the unit of every network since 2015. Children: conv, norm.
+    """Convolution without bias, norm and activation.
 
-    `norm` is a BatchNorm partial, handed down by the model; `act=None` leaves the activation out.
+    Children: conv, norm.
+
+    Attributes:
+        features, kernel_size, stride, padding, groups, kernel_init, dtype: see `Conv`.
+        norm: constructor of the norm, a partial of `BatchNorm`.
+        act: activation, or None.
     """
 
     features: int
-    kernel: int | tuple[int, int]
+    kernel_size: int | tuple[int, int]
     norm: Callable[..., nn.Module]
     stride: int | tuple[int, int] = 1
     padding: Padding | None = None
@@ -312,16 +396,20 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = Conv(self.features, self.kernel, self.stride, self.padding, self.groups, use_bias=False,
+        x = Conv(self.features, self.kernel_size, self.stride, self.padding, self.groups, use_bias=False,
                  kernel_init=self.kernel_init, dtype=self.dtype, name="conv")(x)  # fmt: skip
         x = self.norm(name="norm")(x, not train)
         return x if self.act is None else self.act(x)
 
 
 class StochasticDepth(nn.Module):
-    """Drops the whole residual branch of an example with probability `rate` (Huang et al. 2016, arXiv:1603.09382).
+    """Stochastic depth: drop the whole residual branch of an example (Huang et al. 2016, arXiv:1603.09382).
 
-    In training what is kept is scaled by 1 / (1 - rate); in evaluation nothing happens. Draws from the "dropout" key.
+    In training, kept branches are scaled by 1 / (1 - rate); evaluation leaves branches unchanged. (The paper instead
+    multiplies them by 1 - rate in evaluation.) Uses the "dropout" random stream.
+
+    Attributes:
+        rate: probability of dropping the branch.
     """
 
     rate: float
@@ -335,45 +423,99 @@ class StochasticDepth(nn.Module):
         return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
 
 
-def require_images(images: jax.Array, minimum: int, model: str, bound_to: int | None = None) -> None:
-    """ValueError unless images are [B, H, W, C] with both sides at least `minimum` pixels.
+def require_images(images: jax.Array, minimum: int, model: str, fixed_size: int | None = None) -> None:
+    """Check the shape of a batch of images.
 
-    `bound_to`: the side that the model's dense layers fix.
+    Args:
+        images: batch of images.
+        minimum: smallest height and width that the model accepts.
+        model: name of the model, with which error messages begin.
+        fixed_size: the only height and width that the model accepts, if its dense layers fix it.
+
+    Raises:
+        ValueError: if the images are not [B, H, W, C] or of an unsuitable size.
     """
     if images.ndim != 4:
         raise ValueError(f"{model} takes images [B, H, W, C]; got an array of shape {tuple(images.shape)}")
     height, width = images.shape[1:3]
     if min(height, width) < minimum:
         raise ValueError(f"{model} needs images of at least {minimum}x{minimum} pixels; got {height}x{width}")
-    if bound_to is not None and (height, width) != (bound_to, bound_to):
+    if fixed_size is not None and (height, width) != (fixed_size, fixed_size):
         raise ValueError(
-            f"{model} was made for images of {bound_to}x{bound_to} pixels, which fix the shape of its dense layers; "
-            f"got {height}x{width} (resize the images, or create it with image_size={height})"
+            f"{model} takes images of exactly {fixed_size}x{fixed_size} pixels, the size of its dense layers; "
+            f"got {height}x{width} (resize the images, or create the model with image_size={height})"
         )
 
 
 def require_channels(layer: nn.Module, channels: int, kernel: Any, positions: int = 1) -> None:
-    """ValueError unless a kernel, where there is one already, takes so many channels, at so many positions."""
+    """Check that an existing kernel accepts the channels of the input.
+
+    Args:
+        layer: module that the kernel belongs to, named in the error message.
+        channels: number of input channels.
+        kernel: [..., C, F], or None while parameters are initialised.
+        positions: number of positions that a dense layer on flattened images reads.
+
+    Raises:
+        ValueError: if the kernel was made for another number of channels.
+    """
     if kernel is not None and kernel.shape[-2] != channels * positions:
         where, wanted = "/".join(layer.path) or "the first layer", kernel.shape[-2] // positions
         raise ValueError(f"{where} takes {wanted} channel{'s' * (wanted != 1)}; got {channels}")
 
 
-#: A classifier's kernel between ±1 / sqrt(fan-in), PyTorch's default for linear layers.
+#: Uniform initialisation between ±1 / sqrt(fan-in), PyTorch's default for the kernels of linear layers.
 uniform_head = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def scale_width(features: int, width: float) -> int:
-    """Channels at another width: the product rounded to a multiple of 8, at least 8; unchanged at width 1."""
+    """Return features * width rounded to a multiple of 8, at least 8; `features` unchanged at width 1."""
     return features if width == 1 else max(8, 8 * round(features * width / 8))
 
 
 def require_stem(stem: str, model: str) -> None:
-    """ValueError unless the stem is one of the two that every ImageNet family has."""
+    """Raise ValueError unless the stem is "imagenet" or "small"."""
     if stem not in ("imagenet", "small"):
         raise ValueError(f"{model} has the stems imagenet and small (for 28 to 64 pixels); got {stem!r}")
 
 
-def rematerialised(block: type[nn.Module], remat: bool) -> type[nn.Module]:
-    """The block, its activations computed again in the backward pass where `remat`; called block(x, train)."""
+def maybe_remat(block: type[nn.Module], remat: bool) -> type[nn.Module]:
+    """Return the block, wrapped in `nn.remat` if `remat` is set.
+
+    A wrapped block recomputes its activations in the backward pass, which saves memory. It must be called with two
+    positional arguments, (x, train).
+    """
     return nn.remat(block, static_argnums=(2,)) if remat else block
+
+
+def classify(
+    features: jax.Array,
+    endpoints: dict[str, jax.Array],
+    num_classes: int | None,
+    train: bool,
+    *,
+    dropout: float = 0.0,
+    kernel_init: Initializer = uniform_head,
+    dtype: Any = jnp.float32,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Apply the last layers of a classifier inside the calling module: dropout and a dense layer called "head".
+
+    Args:
+        features: [B, D].
+        endpoints: activations of the stages.
+        num_classes: number of classes, or None for no head.
+        train: apply dropout.
+        dropout: rate of the dropout before the head.
+        kernel_init: initialiser of the kernel of the head.
+        dtype: type of the computation.
+
+    Returns:
+        (logits, endpoints), or (features, endpoints) without a head. Logits are float32 [B, num_classes]. The endpoints
+        now include "features" and, with a head, "logits".
+    """
+    endpoints = {**endpoints, "features": features}
+    if num_classes is None:
+        return features, endpoints
+    x = nn.Dropout(dropout, deterministic=not train, name="dropout")(features)
+    logits = nn.Dense(num_classes, kernel_init=kernel_init, dtype=dtype, name="head")(x).astype(jnp.float32)
+    return logits, {**endpoints, "logits": logits}

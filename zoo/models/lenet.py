@@ -1,7 +1,8 @@
-"""LeNet-5. LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition".
+"""LeNet-5.
 
-`LeNet5` is the form it is taught in today; `LeNet51998` is the network of the paper's figure 2, trainable subsampling,
-partial connections and radial basis outputs included.
+LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition". `LeNet5` is the form
+taught today; `LeNet51998` is the network of figure 2 of the paper, with trainable subsampling, partial connections and
+radial basis outputs.
 """
 
 from typing import Any
@@ -10,17 +11,25 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.models.layers import Conv, ConvPool, avg_pool, conv2d, require_images
+from zoo.models.layers import Conv, ConvPool, avg_pool, classify, conv2d, require_images
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh, "sigmoid": nn.sigmoid}
 POOLS = ("max", "avg")
 
 
 class LeNet5(nn.Module):
-    """The modern LeNet-5: 61,706 parameters with one input channel, 32x32 pixels and ten classes.
+    """Modern LeNet-5: 61,706 parameters with one input channel, 32x32 pixels and ten classes.
 
-    Differs from the paper: every map of C3 sees all six of S2, pooling has no parameters, the output is a dense
-    softmax layer, ReLU and maxima instead of tanh and means (`activation`, `pool` give those back).
+    Differs from the paper: every channel of C3 reads all six of S2, pooling has no parameters, and the output is a
+    dense softmax layer. ReLU and max pooling replace tanh and average pooling by default.
+
+    Attributes:
+        activation: "relu", "tanh" or "sigmoid".
+        pool: "max" or "avg".
+        dropout: rate after each hidden dense layer.
+        num_classes: number of classes, or None for no head.
+        image_size: height and width of the images, which fix the dense layers.
+        dtype: type of the computation.
     """
 
     activation: str = "relu"
@@ -41,7 +50,7 @@ class LeNet5(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train: bool = False):
-        require_images(images, 16, "LeNet-5", bound_to=self.image_size)
+        require_images(images, 16, "LeNet-5", fixed_size=self.image_size)
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
         if self.pool not in POOLS:
@@ -58,14 +67,10 @@ class LeNet5(nn.Module):
             x = act(nn.Dense(width, kernel_init=init, dtype=self.dtype, name=f"dense{i}")(x))
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout{i}")(x)
             ends[f"dense{i}"] = x
-        ends["features"] = x
-        if self.num_classes is not None:
-            x = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
-            ends["logits"] = x = x.astype(jnp.float32)
-        return x, ends
+        return classify(x, ends, self.num_classes, train, kernel_init=nn.initializers.lecun_normal(), dtype=self.dtype)
 
 
-# Table I: which maps of S2 (columns of the paper's table are the sixteen maps of C3) each map of C3 reads.
+# Table I: channels of S2 that each of the sixteen channels of C3 reads (a column of the table).
 C3_READS = (
     (0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5),
     (0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5),
@@ -73,8 +78,8 @@ C3_READS = (
     (0, 1, 2, 3, 4, 5),
 )  # fmt: skip
 
-# The output codes: 7x12 drawings of the digits, after figure 3. Rows from the top; "#" is +1, "." is -1. The scan of
-# the figure does not settle every pixel; what matters to the network is that the codes are fixed and far apart.
+# Output codes: 7x12 bitmaps of the digits, after figure 3. Rows from the top; "#" is +1, "." is -1. The figure does not
+# determine every pixel; the network only needs codes that are fixed and far apart.
 DIGITS = {
     "0": "....... ..###.. .##.##. ##...## ##...## ##...## ##...## ##...## ##...## .##.##. ..###.. .......",
     "1": "....... ...##.. ..###.. .####.. ...##.. ...##.. ...##.. ...##.. ...##.. ...##.. .###### .......",
@@ -90,12 +95,12 @@ DIGITS = {
 
 
 def scaled_tanh(x):
-    """1.7159 tanh(2/3 x): the squashing function of appendix A, which maps ±1 to ±1."""
+    """Return 1.7159 tanh(2/3 x), the activation of appendix A, which maps ±1 to ±1."""
     return 1.7159 * jnp.tanh(2 / 3 * x)
 
 
 def _uniform_fan_in(fan_in: int):
-    """Uniform between ±2.4 / fan_in, as in appendix A."""
+    """Return an initialiser that draws uniformly between ±2.4 / fan_in, as in appendix A."""
 
     def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -2.4 / fan_in, 2.4 / fan_in)
@@ -104,7 +109,10 @@ def _uniform_fan_in(fan_in: int):
 
 
 class Subsampling(nn.Module):
-    """The four inputs of each 2x2 cell summed, times a trainable coefficient, plus a bias: [B, H, W, C] -> halves."""
+    """Trainable subsampling: sum over 2x2, times a coefficient, plus a bias. [B, H, W, C] -> [B, H / 2, W / 2, C].
+
+    Parameters: coefficient [C], bias [C].
+    """
 
     @nn.compact
     def __call__(self, x):
@@ -115,7 +123,10 @@ class Subsampling(nn.Module):
 
 
 class PartialConv(nn.Module):
-    """C3: a 5x5 convolution whose map i reads only the maps reads[i]. Parameters: kernel [60, 5, 5], bias [16]."""
+    """Partially connected 5x5 convolution (C3): output channel i reads only the input channels reads[i].
+
+    Parameters: kernel [60, 5, 5], bias [16].
+    """
 
     reads: tuple[tuple[int, ...], ...]
     dtype: Any = jnp.float32
@@ -139,9 +150,14 @@ class PartialConv(nn.Module):
 class LeNet51998(nn.Module):
     """LeNet-5 as published: 60,000 trainable parameters, for ten digits in 32x32 pixels.
 
-    C1 156, S2 12, C3 1,516, S4 32, C5 48,120, F6 10,164. The logits are minus the squared distances of F6 to ten
-    fixed 7x12 codes, so softmax cross-entropy on them is the paper's discriminative criterion (equation 9) without
-    its constant j. Differs: trained by what the recipe says, not by the stochastic diagonal Levenberg-Marquardt method.
+    C1 156, S2 12, C3 1,516, S4 32, C5 48,120, F6 10,164. The logits are minus the squared distances of F6 to ten fixed
+    7x12 codes, so softmax cross-entropy on them is the discriminative criterion of equation 9 without its constant j.
+
+    Differs from the paper: trained as the recipe says, not by the stochastic diagonal Levenberg-Marquardt method.
+
+    Attributes:
+        num_classes: 10, or None for no head.
+        dtype: type of the computation.
     """
 
     num_classes: int | None = 10
@@ -152,18 +168,18 @@ class LeNet51998(nn.Module):
     paper = "LeCun et al. 1998, Gradient-based learning applied to document recognition"
     stages = ("c1", "s2", "c3", "s4", "c5", "f6", "head")
     input_shape = (32, 32, 1)
-    channels = "L"  # the only ones it takes: images are adapted
+    channels = "L"  # grey only; preprocessing converts other images
 
     @nn.compact
     def __call__(self, images, *, train: bool = False):
         if self.num_classes not in (None, 10):
             raise ValueError(
-                f"lenet5_1998 has fixed output codes for the ten digits and cannot have {self.num_classes} classes; "
-                "lenet5 is the modern form, for any number of classes"
+                f"lenet5_1998 has output codes for the ten digits only, not for num_classes={self.num_classes}; "
+                "lenet5 takes any number of classes"
             )
-        require_images(images, 32, "lenet5_1998", bound_to=32)
+        require_images(images, 32, "lenet5_1998", fixed_size=32)
         if images.shape[-1] != 1:
-            raise ValueError(f"lenet5_1998 takes one channel; got {images.shape[-1]}. lenet5 takes any number")
+            raise ValueError(f"lenet5_1998 takes one channel; got {images.shape[-1]} (lenet5 takes any number)")
 
         def conv(features, name, fan_in):
             return Conv(features, 5, padding=0, kernel_init=_uniform_fan_in(fan_in), dtype=self.dtype, name=name)
@@ -183,6 +199,6 @@ class LeNet51998(nn.Module):
 
 
 def digit_codes() -> jax.Array:
-    """The fixed targets of the radial basis outputs, float32 [10, 84], ±1."""
-    drawings = [DIGITS[str(digit)].replace(" ", "") for digit in range(10)]
-    return jnp.array([[1.0 if pixel == "#" else -1.0 for pixel in drawing] for drawing in drawings], jnp.float32)
+    """Return the fixed codes of the radial basis outputs, float32 [10, 84] of ±1."""
+    bitmaps = [DIGITS[str(digit)].replace(" ", "") for digit in range(10)]
+    return jnp.array([[1.0 if pixel == "#" else -1.0 for pixel in bitmap] for bitmap in bitmaps], jnp.float32)

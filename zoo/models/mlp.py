@@ -1,4 +1,4 @@
-"""Softmax regression and the multi-layer perceptron, where the lecture starts.
+"""Softmax regression and the multi-layer perceptron.
 
 Rosenblatt 1958 (the perceptron); Rumelhart, Hinton and Williams 1986, "Learning representations by back-propagating
 errors" (hidden layers). Differs from 1986: softmax and cross-entropy instead of squared error, ReLU by default.
@@ -9,16 +9,23 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zoo.models.layers import require_channels, require_images
+from zoo.models.layers import classify, require_channels, require_images
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh, "sigmoid": nn.sigmoid}
 
 
 class MLP(nn.Module):
-    """Fully connected layers on the flattened image; no hidden layer is softmax regression.
+    """Multi-layer perceptron on the flattened image; softmax regression without hidden layers.
 
-    `widths`: hidden units per layer. `activation`: "relu", "tanh" or "sigmoid". `dropout`: rate after each hidden
-    layer. `image_size`: the side its first layer is bound to. Stages: hidden1, hidden2, …, head.
+    Stages: hidden1, hidden2, …, head.
+
+    Attributes:
+        widths: units of each hidden layer.
+        activation: "relu", "tanh" or "sigmoid".
+        dropout: rate after each hidden layer.
+        num_classes: number of classes, or None for no head.
+        image_size: height and width of the images, which fix the first layer.
+        dtype: type of the computation.
     """
 
     widths: tuple[int, ...] = (512, 256)
@@ -42,7 +49,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train: bool = False):
-        require_images(images, 1, "an MLP", bound_to=self.image_size)
+        require_images(images, 1, "an MLP", fixed_size=self.image_size)
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
         hidden_init = nn.initializers.he_normal() if self.activation == "relu" else nn.initializers.glorot_uniform()
@@ -55,9 +62,5 @@ class MLP(nn.Module):
             x = ACTIVATIONS[self.activation](x)
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout{i}")(x)
             ends[f"hidden{i}"] = x
-        ends["features"] = x
-        if self.num_classes is not None:
-            head_init = nn.initializers.glorot_uniform() if self.widths else nn.initializers.zeros
-            x = nn.Dense(self.num_classes, kernel_init=head_init, dtype=self.dtype, name="head")(x)
-            ends["logits"] = x = x.astype(jnp.float32)
-        return x, ends
+        head_init = nn.initializers.glorot_uniform() if self.widths else nn.initializers.zeros
+        return classify(x, ends, self.num_classes, train, kernel_init=head_init, dtype=self.dtype)

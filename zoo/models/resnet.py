@@ -1,10 +1,10 @@
-"""Residual networks, and what came of them by changing one number or one layer.
+"""Residual networks and their close descendants.
 
-He, Zhang, Ren and Sun 2015, "Deep residual learning for image recognition", arXiv:1512.03385 (ResNet). The rest of
-the line keeps its figure and its table 1, and is here as fields of the same class:
+He, Zhang, Ren and Sun 2015, "Deep residual learning for image recognition", arXiv:1512.03385 (ResNet). Later papers
+kept its figure and its table 1, so their networks are fields of the same class:
 
-- Section 4.2 of the same paper (ResNet-20 to 1202 for CIFAR-10): three stages that begin at 16 channels behind a 3x3
-  (`width`, `stem="small"`), shortcuts of option A, zero-padded (`shortcut="pad"`; "conv" is option B);
+- Section 4.2 of the same paper (ResNet-20 to 1202 for CIFAR-10): three stages that begin with 16 channels after a 3x3
+  convolution (`width`, `stem="small"`), shortcuts of option A, zero-padded (`shortcut="pad"`; "conv" is option B);
 - Xie et al. 2016, "Aggregated residual transformations", arXiv:1611.05431 (ResNeXt): `groups`, `widen`;
 - Zagoruyko and Komodakis 2016, "Wide residual networks", arXiv:1605.07146, section 3.4 (WRN-50-2): `widen`. Their
   networks for small images are in wide_resnet.py;
@@ -12,16 +12,17 @@ the line keeps its figure and its table 1, and is here as fields of the same cla
 - He et al. 2018, "Bag of tricks", arXiv:1812.01187, figure 2 (ResNet-D): `stem="deep"`, `shortcut="pool"`;
 - Huang et al. 2016, "Deep networks with stochastic depth", arXiv:1603.09382: `stochastic_depth`.
 
-Differs from the papers: by default the stride of a bottleneck sits in its 3x3 convolution (called v1.5, as in
-torchvision); `stride_in="1x1"` is the paper's. Where option A puts the zeros the paper does not say. Convolutions
-start from a normal distribution over the fan-out (the 2015 paper cites arXiv:1502.01852 without saying which fan), the
-head from PyTorch's uniform one. The small-image forms are not in the papers: `stem="small"` is a 3x3 convolution
-without pooling, as the CIFAR networks of section 4.2 begin; of ResNet-D it leaves the pooled shortcuts.
+Differs from the papers: the stride of a bottleneck is in its 3x3 convolution by default (v1.5, as in torchvision);
+`stride_in="1x1"` is the paper's. Not specified in the papers: option A pads half of its zeros on either side;
+convolutions are initialised from a normal distribution over the fan-out (the 2015 paper cites arXiv:1502.01852 without
+naming the fan), the head uniformly, as in PyTorch. The small-image forms of ImageNet networks are not in the papers:
+`stem="small"` is a 3x3 convolution without pooling, as in the CIFAR networks; of ResNet-D it keeps the pooled
+shortcuts.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -32,15 +33,15 @@ from zoo.models.layers import (
     ConvNorm,
     StochasticDepth,
     avg_pool,
+    classify,
     global_avg_pool,
     max_pool,
+    maybe_remat,
     relu,
-    rematerialised,
     require_images,
-    uniform_head,
 )
 
-# Table 1: blocks in the four stages, by depth.
+# Table 1: number of blocks in each of the four stages, by depth.
 RESNET18: dict[str, Any] = {"blocks": (2, 2, 2, 2), "bottleneck": False}
 RESNET34: dict[str, Any] = {"blocks": (3, 4, 6, 3), "bottleneck": False}
 RESNET50: dict[str, Any] = {"blocks": (3, 4, 6, 3), "bottleneck": True}
@@ -48,12 +49,11 @@ RESNET101: dict[str, Any] = {"blocks": (3, 4, 23, 3), "bottleneck": True}
 RESNET152: dict[str, Any] = {"blocks": (3, 8, 36, 3), "bottleneck": True}
 
 STEMS = ("imagenet", "deep", "small")
-SHORTCUTS = ("conv", "pool", "pad")
 STRIDES = ("3x3", "1x1")
 
 
 def cifar(depth: int) -> dict[str, Any]:
-    """The fields of section 4.2's network of 6n + 2 layers: n blocks of two 3x3 with 16, 32 and 64 channels."""
+    """Return the fields of the network of section 4.2: `depth` = 6n + 2, n basic blocks with 16, 32 and 64 channels."""
     n = (depth - 2) // 6
     return {
         "blocks": (n, n, n), "bottleneck": False, "width": 16, "stem": "small", "shortcut": "pad", "num_classes": 10,
@@ -61,7 +61,14 @@ def cifar(depth: int) -> dict[str, Any]:
 
 
 class SqueezeExcite(nn.Module):
-    """Each channel times a gate computed from the means of all: [B, H, W, C] -> the same (Hu et al. 2017, figure 2)."""
+    """Squeeze-and-excitation (Hu et al. 2017, figure 2): scale each channel by a gate computed from all channel means.
+
+    [B, H, W, C] -> [B, H, W, C]. Children: reduce, expand.
+
+    Attributes:
+        squeeze: reduction ratio of the hidden layer.
+        dtype: type of the computation.
+    """
 
     squeeze: int
     dtype: Any = jnp.float32
@@ -75,58 +82,114 @@ class SqueezeExcite(nn.Module):
         return x * gate[:, None, None]
 
 
-class Block(nn.Module):
-    """relu(shortcut(x) + branch(x)); the branch is a chain of convolutions (features, kernel, stride, groups).
-
-    Two 3x3 make the basic block, 1x1 - 3x3 - 1x1 the bottleneck (figure 5). Children: conv1, conv2, …, se, shortcut.
-    """
-
-    convs: tuple[tuple[int, int, int, int], ...]
-    norm: Callable[..., nn.Module]
-    shortcut: str
-    squeeze: int | None
-    drop: float
-    zero_init: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x, train: bool):
-        conv_norm = partial(ConvNorm, dtype=self.dtype)
-        features, strides = self.convs[-1][0], [stride for _, _, stride, _ in self.convs]
-        last_norm = partial(self.norm, scale_init=nn.initializers.zeros) if self.zero_init else self.norm
-        branch = shortcut = x
-        for i, (width, kernel, stride, groups) in enumerate(self.convs, 1):
-            last = i == len(self.convs)
-            branch = conv_norm(width, kernel, last_norm if last else self.norm, stride, groups=groups,
-                               act=None if last else relu, name=f"conv{i}")(branch, train)  # fmt: skip
-        if self.squeeze is not None:
-            branch = SqueezeExcite(self.squeeze, self.dtype, name="se")(branch)
-        branch = StochasticDepth(self.drop, name="drop")(branch, train)
-        stride = max(strides)
-        if self.shortcut == "pad":
-            shortcut = _subsampled_and_padded(x, features, stride)
-        elif stride > 1 or x.shape[-1] != features:
-            if self.shortcut == "pool" and stride > 1:  # every pixel is read, where a strided 1x1 skips three of four
-                shortcut, stride = _mean_of_four(x), 1
-            shortcut = conv_norm(features, 1, self.norm, stride, act=None, name="shortcut")(shortcut, train)
-        return relu(shortcut + branch)
+def projection_shortcut(x, features: int, stride: int, conv_norm: Callable[..., nn.Module], train: bool):
+    """Project x with a strided 1x1 convolution and norm if its shape changes (option B); otherwise return x."""
+    if stride == 1 and x.shape[-1] == features:
+        return x
+    return conv_norm(features, 1, stride=stride, act=None, name="shortcut")(x, train)
 
 
-def _subsampled_and_padded(x: jax.Array, features: int, stride: int) -> jax.Array:
-    """Option A: every stride-th pixel, zeros as the channels that are missing, half of them on either side."""
+def pooled_shortcut(x, features: int, stride: int, conv_norm: Callable[..., nn.Module], train: bool):
+    """Average over 2x2 before the projection (ResNet-D); a strided 1x1 convolution would skip three of four pixels."""
+    if stride == 1:
+        return projection_shortcut(x, features, stride, conv_norm, train)
+    return conv_norm(features, 1, act=None, name="shortcut")(halve(x), train)
+
+
+def padded_shortcut(x, features: int, stride: int, conv_norm: Callable[..., nn.Module], train: bool):
+    """Subsample x and add channels of zeros, half of them on either side (option A); no parameters."""
     missing = features - x.shape[-1]
     channels = (missing // 2, missing - missing // 2)
     return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), channels))
 
 
-def _mean_of_four(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]; a cell that hangs over the edge is the mean of what it has."""
+def halve(x: jax.Array) -> jax.Array:
+    """Average over 2x2, at odd edges over fewer pixels: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
     odd = ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))
     return avg_pool(jnp.pad(x, odd, mode="edge"), 2, 2)
 
 
+SHORTCUTS: dict[str, Callable] = {"conv": projection_shortcut, "pool": pooled_shortcut, "pad": padded_shortcut}
+
+
+class BlockOptions(NamedTuple):
+    """Settings shared by all blocks of a network; see the fields of `ResNet`."""
+
+    norm: Callable[..., nn.Module]
+    shortcut: str = "conv"
+    squeeze: int | None = None
+    zero_init: bool = False
+    dtype: Any = jnp.float32
+
+    @property
+    def conv_norm(self) -> Callable[..., nn.Module]:
+        """Constructor of a convolution with norm and ReLU."""
+        return partial(ConvNorm, norm=self.norm, act=relu, dtype=self.dtype)
+
+    @property
+    def last_norm(self) -> Callable[..., nn.Module]:
+        """Constructor of the last norm of a residual branch."""
+        return partial(self.norm, scale_init=nn.initializers.zeros) if self.zero_init else self.norm
+
+
+def add_shortcut(branch, x, stride: int, options: BlockOptions, drop_path_rate: float, train: bool):
+    """Apply squeeze-and-excitation and stochastic depth to the branch, and return relu(shortcut(x) + branch)."""
+    if options.squeeze is not None:
+        branch = SqueezeExcite(options.squeeze, options.dtype, name="se")(branch)
+    branch = StochasticDepth(drop_path_rate, name="drop")(branch, train)
+    shortcut = SHORTCUTS[options.shortcut](x, branch.shape[-1], stride, options.conv_norm, train)
+    return relu(shortcut + branch)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (figure 5, left).
+
+    [B, H, W, C] -> [B, H / stride, W / stride, width]. Children: conv1, conv2, se, shortcut.
+    """
+
+    width: int
+    stride: int
+    options: BlockOptions
+    drop_path_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        conv_norm = self.options.conv_norm
+        branch = conv_norm(self.width, 3, stride=self.stride, name="conv1")(x, train)
+        branch = conv_norm(self.width, 3, norm=self.options.last_norm, act=None, name="conv2")(branch, train)
+        return add_shortcut(branch, x, self.stride, self.options, self.drop_path_rate, train)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut (figure 5, right).
+
+    [B, H, W, C] -> [B, H / stride, W / stride, 4 width]. Children: conv1, conv2, conv3, se, shortcut.
+    """
+
+    width: int
+    stride: int
+    options: BlockOptions
+    drop_path_rate: float = 0.0
+    widen: int = 1
+    groups: int = 1
+    stride_in: str = "3x3"
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        conv_norm = self.options.conv_norm
+        inner = self.width * self.widen
+        stride1, stride2 = (self.stride, 1) if self.stride_in == "1x1" else (1, self.stride)
+        branch = conv_norm(inner, 1, stride=stride1, name="conv1")(x, train)
+        branch = conv_norm(inner, 3, stride=stride2, groups=self.groups, name="conv2")(branch, train)
+        branch = conv_norm(4 * self.width, 1, norm=self.options.last_norm, act=None, name="conv3")(branch, train)
+        return add_shortcut(branch, x, self.stride, self.options, self.drop_path_rate, train)
+
+
 class DeepStem(nn.Module):
-    """Three 3x3 in place of the 7x7 (He et al. 2018, figure 2b): [B, H, W, C] -> [B, H / 2, W / 2, width]."""
+    """Three 3x3 convolutions instead of a 7x7 (He et al. 2018, figure 2b): [B, H, W, C] -> [B, H / 2, W / 2, width].
+
+    Children: conv1, conv2, conv3.
+    """
 
     width: int
     norm: Callable[..., nn.Module]
@@ -134,27 +197,38 @@ class DeepStem(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        conv_norm = partial(ConvNorm, kernel=3, norm=self.norm, dtype=self.dtype)
+        conv_norm = partial(ConvNorm, kernel_size=3, norm=self.norm, dtype=self.dtype)
         x = conv_norm(self.width // 2, stride=2, name="conv1")(x, train)
         x = conv_norm(self.width // 2, name="conv2")(x, train)
         return conv_norm(self.width, name="conv3")(x, train)
 
 
 class ResNet(nn.Module):
-    """ResNet, v1.5 (He et al. 2015, arXiv:1512.03385) and its descendants; ResNet-50 by default.
+    """ResNet v1.5 (He et al. 2015, arXiv:1512.03385) and its descendants; ResNet-50 by default.
 
-    `blocks`: number of blocks in each stage. `bottleneck`: 1x1 - 3x3 - 1x1 rather than two 3x3. `width`: channels of
-    the stem and the first stage, doubled in every later one (a bottleneck puts out four times as many). `widen`: how
-    many times wider a bottleneck's 3x3 is, `groups`: into how many groups it is cut. `squeeze`: reduction of
-    squeeze-and-excitation, None without. `stem`: "imagenet" (7x7) and "deep" (three 3x3) are followed by max pooling
-    and divide the image by 4, "small" (one 3x3) leaves its size. `shortcut`, where the shape changes: "conv" (strided
-    1x1), "pool" (mean, then 1x1) or "pad" (zeros for the channels that are missing, no parameters). `stride_in`: the
-    convolution of a bottleneck that has the stride, "3x3" or "1x1". `stochastic_depth`: probability of dropping the
-    last block's branch in training, growing linearly from the first (Huang et al., section 3).
-    `zero_init`: every branch starts at zero (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+    Images may have any size that leaves one pixel in the last stage. Stages: stem (after its pooling), stage1, …, head.
 
-    Stages: stem (after its pooling), stage1, …, head. Images: any size from one pixel in the last stage.
-    Raises ValueError for field values that no network of the line has.
+    Attributes:
+        blocks: number of blocks in each stage.
+        bottleneck: use `Bottleneck` rather than `BasicBlock`.
+        width: channels of the stem and of the first stage, doubled in each later stage; a bottleneck outputs four times
+            as many.
+        widen: factor of the channels of a bottleneck's 3x3 convolution.
+        groups: number of groups of a bottleneck's 3x3 convolution.
+        squeeze: reduction ratio of squeeze-and-excitation; None for none.
+        stem: "imagenet" (7x7) or "deep" (three 3x3), each followed by max pooling, divide the image by 4; "small" (one
+            3x3) keeps its size.
+        shortcut: "conv" (strided 1x1 convolution), "pool" (average pooling, then 1x1 convolution) or "pad" (zeros for
+            the missing channels, no parameters), used where the shape changes.
+        stride_in: the convolution of a bottleneck that has the stride, "3x3" or "1x1".
+        stochastic_depth: probability of dropping the branch of the last block in training; it grows linearly from the
+            first block (Huang et al. 2016, section 3).
+        zero_init: start every branch at zero (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+        epsilon: added to the variance by batch norms.
+        num_classes: number of classes, or None for no head.
+        axis_name: pmap axis over which batch statistics are shared.
+        dtype: type of the computation.
+        remat: recompute activations of the blocks in the backward pass.
     """
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
@@ -205,48 +279,38 @@ class ResNet(nn.Module):
         self._check_fields()
         require_images(images, 2 ** (len(self.blocks) - 1) * (1 if self.stem == "small" else 4), "this ResNet")
         norm = partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name)
-        block = rematerialised(Block, self.remat)
+        options = BlockOptions(norm, self.shortcut, self.squeeze, self.zero_init, self.dtype)
+        block: Callable[..., nn.Module] = maybe_remat(BasicBlock, self.remat)
+        if self.bottleneck:
+            block = maybe_remat(Bottleneck, self.remat)
+            block = partial(block, widen=self.widen, groups=self.groups, stride_in=self.stride_in)
 
         x = images.astype(self.dtype)  # ResNet-50: [B, 224, 224, 3]
         if self.stem == "deep":
             x = DeepStem(self.width, norm, self.dtype, name="stem")(x, train)
         else:
-            kernel, stride = (3, 1) if self.stem == "small" else (7, 2)
-            x = ConvNorm(self.width, kernel, norm, stride, dtype=self.dtype, name="stem")(x, train)  # [B, 112, 112, 64]
-        if self.stem != "small":
+            kernel_size, stride = (3, 1) if self.stem == "small" else (7, 2)
+            x = ConvNorm(self.width, kernel_size, norm, stride, dtype=self.dtype, name="stem")(x, train)
+        if self.stem != "small":  # [B, 112, 112, 64]
             x = max_pool(x, 3, 2, 1)  # [B, 56, 56, 64]
         ends = {"stem": x}
-        seen = 0
+        index = 0
         # [B, 56, 56, 256], [B, 28, 28, 512], [B, 14, 14, 1024], [B, 7, 7, 2048]
         for i, count in enumerate(self.blocks):
             for j in range(count):
-                seen += 1
-                x = block(
-                    convs=self._convs(self.width * 2**i, stride=2 if i > 0 and j == 0 else 1),
-                    norm=norm, shortcut=self.shortcut, squeeze=self.squeeze,
-                    drop=self.stochastic_depth * seen / sum(self.blocks),
-                    zero_init=self.zero_init, dtype=self.dtype, name=f"stage{i + 1}_block{j + 1}",
-                )(x, train)  # fmt: skip
+                index += 1
+                rate = self.stochastic_depth * index / sum(self.blocks)
+                stride = 2 if i > 0 and j == 0 else 1
+                name = f"stage{i + 1}_block{j + 1}"
+                x = block(self.width * 2**i, stride, options, rate, name=name)(x, train)
             ends[f"stage{i + 1}"] = x
-        ends["features"] = x = global_avg_pool(x)
-        if self.num_classes is not None:
-            x = nn.Dense(self.num_classes, kernel_init=uniform_head, dtype=self.dtype, name="head")(x)
-            ends["logits"] = x = x.astype(jnp.float32)
-        return x, ends
-
-    def _convs(self, width: int, stride: int) -> tuple[tuple[int, int, int, int], ...]:
-        """(features, kernel, stride, groups) of the convolutions of a block."""
-        if not self.bottleneck:
-            return ((width, 3, stride, 1), (width, 3, 1, 1))
-        first, second = (stride, 1) if self.stride_in == "1x1" else (1, stride)
-        inner = width * self.widen
-        return ((inner, 1, first, 1), (inner, 3, second, self.groups), (4 * width, 1, 1, 1))
+        return classify(global_avg_pool(x), ends, self.num_classes, train, dtype=self.dtype)
 
     def _check_fields(self) -> None:
         for field, known in (("stem", STEMS), ("shortcut", SHORTCUTS), ("stride_in", STRIDES)):
             if getattr(self, field) not in known:
                 raise ValueError(f"ResNet's {field} {getattr(self, field)!r} is not one of {', '.join(known)}")
         if not self.bottleneck and (self.widen, self.groups, self.stride_in) != (1, 1, "3x3"):
-            raise ValueError("ResNet's widen, groups and stride_in are about bottlenecks; set bottleneck=True")
+            raise ValueError("ResNet's widen, groups and stride_in apply to bottlenecks only; set bottleneck=True")
         if self.width * self.widen % self.groups:
             raise ValueError(f"ResNet's {self.groups} groups do not divide its {self.width * self.widen} channels")

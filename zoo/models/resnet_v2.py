@@ -1,13 +1,13 @@
 """Residual networks with pre-activation.
 
-He, Zhang, Ren and Sun 2016, "Identity mappings in deep residual networks", arXiv:1603.05027: norm and ReLU come before
-each convolution (figure 4e), so that what runs along the shortcuts is never touched.
+He, Zhang, Ren and Sun 2016, "Identity mappings in deep residual networks", arXiv:1603.05027: norm and ReLU precede each
+convolution (figure 4e), so that the shortcuts carry the signal unchanged.
 
-Differs from the paper: the ImageNet network of its section 5 is 200 layers deep; these have the depths of 2015, as
-everywhere since. The stride of a block sits in its 3x3 (v1.5). The defaults are timm's `resnetv2_50`. Keras's
-ResNet50V2 is another function with nearly the same layers, and is given by four fields:
-`stride_at="last", conv_bias=True, pool_padding="zeros", epsilon=1.001e-5`. The small-image form (`stem="small"`) is
-the 3x3 stem of the CIFAR networks.
+Differs from the paper: the ImageNet network of its section 5 has 200 layers; these have the depths of 2015, as in later
+implementations. The stride of a block is in its 3x3 convolution (v1.5). The defaults are timm's `resnetv2_50`. Keras's
+ResNet50V2 computes a different function with nearly the same layers, selected by four fields: `stride_at="last",
+conv_bias=True, pool_padding="zeros", epsilon=1.001e-5`. The small-image form (`stem="small"`) has the 3x3 stem of the
+CIFAR networks.
 """
 
 from collections.abc import Callable
@@ -21,25 +21,26 @@ from zoo.models.layers import (
     BatchNorm,
     Conv,
     StochasticDepth,
+    classify,
     global_avg_pool,
     he_normal_fan_out,
     max_pool,
-    rematerialised,
+    maybe_remat,
     require_images,
     require_stem,
-    uniform_head,
 )
 
-# Blocks in the four stages, by depth (table 1 of arXiv:1512.03385).
+# Number of blocks in each of the four stages, by depth (table 1 of arXiv:1512.03385).
 RESNET50_V2: dict[str, Any] = {"blocks": (3, 4, 6, 3)}
 RESNET101_V2: dict[str, Any] = {"blocks": (3, 4, 23, 3)}
 RESNET152_V2: dict[str, Any] = {"blocks": (3, 8, 36, 3)}
 
 
 class Block(nn.Module):
-    """shortcut + conv3(conv2(conv1)), norm and ReLU before each. Children: norm1, conv1, …, conv3, shortcut.
+    """Pre-activation bottleneck: 1x1, 3x3 and 1x1 convolutions, each after norm and ReLU, and a shortcut (figure 4e).
 
-    A projection reads the first activation; the identity passes x itself, one pixel of every `stride`.
+    [B, H, W, C] -> [B, H / stride, W / stride, 4 width]. A projection reads the first activation; the identity shortcut
+    passes every `stride`-th pixel of x. Children: norm1, conv1, norm2, conv2, norm3, conv3, shortcut.
     """
 
     width: int
@@ -47,7 +48,7 @@ class Block(nn.Module):
     project: bool
     norm: Callable[..., nn.Module]
     conv_bias: bool
-    drop: float
+    drop_path_rate: float
     zero_init: bool
     dtype: Any
 
@@ -67,23 +68,31 @@ class Block(nn.Module):
         branch = activate(conv(self.width, 1, name="conv1")(branch), "norm2")
         branch = activate(conv(self.width, 3, self.stride, name="conv2")(branch), "norm3")
         branch = conv(4 * self.width, 1, use_bias=self.conv_bias, kernel_init=last_init, name="conv3")(branch)
-        return shortcut + StochasticDepth(self.drop, name="drop")(branch, train)
+        return shortcut + StochasticDepth(self.drop_path_rate, name="drop")(branch, train)
 
 
 class ResNetV2(nn.Module):
     """Pre-activation ResNet (He et al. 2016, arXiv:1603.05027), 50 layers by default: 25,549,352 parameters.
 
-    `blocks`: number of blocks in each stage. `width`: channels of the stem and of the first stage's 3x3, doubled in
-    every later stage; a stage puts out four times as many. `stem`: "imagenet" (7x7 and max pooling, divides the image
-    by 4) or "small" (3x3, leaves its size). `stride_at`: "first", the first block of stages 2, 3, …, or "last", the
-    last block of every stage but the last. `conv_bias`: the convolutions that no norm follows (stem, conv3, shortcut)
-    have a bias. `pool_padding`: what the stem's pooling sees outside the image, "nothing" or "zeros", which differ
-    since no ReLU comes before it. `stochastic_depth`: probability of dropping the last block's branch in training,
-    growing linearly from the first (Huang et al. 2016, arXiv:1603.09382). `zero_init`: every branch starts at zero;
-    having no norm at its end, through its last convolution.
-
     Stages: stem (after its pooling), stage1, …, norm (the activation after the last block), head.
-    Raises ValueError for unknown field values.
+
+    Attributes:
+        blocks: number of blocks in each stage.
+        width: channels of the stem and of the first stage's 3x3 convolutions, doubled in each later stage; a stage
+            outputs four times as many.
+        stem: "imagenet" (7x7 and max pooling) divides the image by 4; "small" (3x3) keeps its size.
+        stride_at: "first", the first block of stages 2, 3, …, or "last", the last block of every stage but the last.
+        conv_bias: add biases to the convolutions that no norm follows (stem, conv3 and shortcut).
+        pool_padding: padding of the stem's max pooling, "nothing" (never wins) or "zeros". They differ because no ReLU
+            precedes the pooling.
+        stochastic_depth: probability of dropping the branch of the last block in training; it grows linearly from the
+            first block (Huang et al. 2016, arXiv:1603.09382).
+        zero_init: start every branch at zero, through its last convolution since no norm follows it.
+        epsilon: added to the variance by batch norms.
+        num_classes: number of classes, or None for no head.
+        axis_name: pmap axis over which batch statistics are shared.
+        dtype: type of the computation.
+        remat: recompute activations of the blocks in the backward pass.
     """
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
@@ -125,7 +134,7 @@ class ResNetV2(nn.Module):
         require_images(images, 2 ** (len(self.blocks) - 1) * (1 if self.stem == "small" else 4), "this ResNetV2")
         norm = partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name)
         conv = partial(Conv, use_bias=self.conv_bias, dtype=self.dtype)
-        block = rematerialised(Block, self.remat)
+        block = maybe_remat(Block, self.remat)
 
         x = images.astype(self.dtype)  # [B, 224, 224, 3]
         if self.stem == "small":
@@ -137,24 +146,20 @@ class ResNetV2(nn.Module):
             else:
                 x = max_pool(x, 3, 2, 1)  # [B, 56, 56, 64]
         ends = {"stem": x}
-        seen = 0
+        index = 0
         # [B, 56, 56, 256], [B, 28, 28, 512], [B, 14, 14, 1024], [B, 7, 7, 2048]
         for i, count in enumerate(self.blocks):
             for j in range(count):
-                seen += 1
+                index += 1
                 if self.stride_at == "first":
                     strided = i > 0 and j == 0
                 else:
                     strided = i < len(self.blocks) - 1 and j == count - 1
                 x = block(
                     width=self.width * 2**i, stride=2 if strided else 1, project=j == 0, norm=norm,
-                    conv_bias=self.conv_bias, drop=self.stochastic_depth * seen / sum(self.blocks),
+                    conv_bias=self.conv_bias, drop_path_rate=self.stochastic_depth * index / sum(self.blocks),
                     zero_init=self.zero_init, dtype=self.dtype, name=f"stage{i + 1}_block{j + 1}",
                 )(x, train)  # fmt: skip
             ends[f"stage{i + 1}"] = x
         ends["norm"] = x = nn.relu(norm(name="norm")(x, not train))
-        ends["features"] = x = global_avg_pool(x)
-        if self.num_classes is not None:
-            x = nn.Dense(self.num_classes, kernel_init=uniform_head, dtype=self.dtype, name="head")(x)
-            ends["logits"] = x = x.astype(jnp.float32)
-        return x, ends
+        return classify(global_avg_pool(x), ends, self.num_classes, train, dtype=self.dtype)

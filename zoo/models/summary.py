@@ -1,7 +1,7 @@
-"""What a model is made of: a row per layer with shapes, parameters and multiply-adds.
+"""Summary of a model: output shape, parameters and multiply-adds of every layer.
 
-`python -m zoo.models.summary` writes the totals of every model to figures.json, because tracing fifty deep networks to
-list them would take minutes; the tests compute them anew.
+`python -m zoo.models.summary` writes the totals of every model to figures.json, because tracing all networks whenever
+`zoo list` runs would take minutes. The tests recompute them.
 """
 
 import json
@@ -19,7 +19,15 @@ FIGURES = Path(__file__).with_name("figures.json")
 
 
 class Layer(NamedTuple):
-    """One module that has variables of its own. `output` is its shape without the batch."""
+    """A module with parameters.
+
+    Attributes:
+        path: path of the module, "stage1_block1/conv1/conv".
+        kind: name of its class.
+        output: shape of its output, without the batch.
+        parameters: number of trainable parameters.
+        multiply_adds: number of multiplications with a kernel, for one image.
+    """
 
     path: str
     kind: str
@@ -29,10 +37,14 @@ class Layer(NamedTuple):
 
 
 def layers(model: nn.Module, image_shape: tuple[int, int, int] | None = None) -> list[Layer]:
-    """The layers of a model in the order they are called, for one image [H, W, C]; nothing is computed.
+    """Return the layers of a model in the order of their calls, without computing anything.
 
-    Multiply-adds are those of convolutions and dense layers (anything with a kernel), as the papers count them:
-    additions of biases, norms, activations and pooling are left out.
+    Multiply-adds are counted for convolutions and dense layers only, as in the papers: biases, norms, activations and
+    pooling are not counted.
+
+    Args:
+        model: a model of this package.
+        image_shape: [H, W, C] of the image; None for the native shape of the model.
     """
     shape = image_shape or model.input_shape
     variables = abstract_variables(model, shape)
@@ -40,17 +52,17 @@ def layers(model: nn.Module, image_shape: tuple[int, int, int] | None = None) ->
 
     def record(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         result = call(*args, **kwargs)
-        own = _own(variables["params"], context.module.path)
-        if context.method_name != "__call__" or not own:
+        leaves = _direct_leaves(variables["params"], context.module.path)
+        if context.method_name != "__call__" or not leaves:
             return result
         output = tuple(result.shape[1:])
         positions = math.prod(output[:-1])
         if hasattr(context.module, "positions"):
             positions = context.module.positions(args[0].shape)
-        work = own["kernel"].size * positions if "kernel" in own else 0
+        multiply_adds = leaves["kernel"].size * positions if "kernel" in leaves else 0
         path = "/".join(context.module.path)
-        parameters = sum(leaf.size for leaf in own.values())
-        rows[path] = Layer(path, type(context.module).__name__, output, parameters, work)
+        parameters = sum(leaf.size for leaf in leaves.values())
+        rows[path] = Layer(path, type(context.module).__name__, output, parameters, multiply_adds)
         return result
 
     def call(variables, images):
@@ -61,8 +73,8 @@ def layers(model: nn.Module, image_shape: tuple[int, int, int] | None = None) ->
     return list(rows.values())
 
 
-def _own(params: Any, path: tuple[str, ...]) -> dict[str, Any]:
-    """The leaves that belong to the module at `path` itself, not to its children."""
+def _direct_leaves(params: Any, path: tuple[str, ...]) -> dict[str, Any]:
+    """Return the leaves of the module at `path`, without those of its children."""
     for name in path:
         if name not in params:
             return {}
@@ -70,16 +82,19 @@ def _own(params: Any, path: tuple[str, ...]) -> dict[str, Any]:
     return {name: leaf for name, leaf in params.items() if not isinstance(leaf, dict)}
 
 
-def totals(made_of: list[Layer]) -> dict[str, int]:
-    """Parameters and multiply-adds of the whole."""
+def totals(rows: list[Layer]) -> dict[str, int]:
+    """Return {"parameters": …, "multiply_adds": …}, summed over the layers of a model."""
     return {
-        "parameters": sum(layer.parameters for layer in made_of),
-        "multiply_adds": sum(layer.multiply_adds for layer in made_of),
+        "parameters": sum(layer.parameters for layer in rows),
+        "multiply_adds": sum(layer.multiply_adds for layer in rows),
     }
 
 
 def figures() -> dict[str, dict[str, int]]:
-    """The totals of every model at its native input: from figures.json, and computed for what is not there."""
+    """Return the totals of every model at its native input shape.
+
+    They are read from figures.json, and computed for models that it does not list.
+    """
     known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     return {name: known.get(name) or totals(layers(create(name))) for name in MODELS}
 

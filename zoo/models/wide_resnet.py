@@ -1,9 +1,9 @@
 """Wide residual networks for small images.
 
 Zagoruyko and Komodakis 2016, "Wide residual networks", arXiv:1605.07146: few, wide, pre-activated blocks of two 3x3
-convolutions. Their ImageNet network, WRN-50-2, is a ResNet with wide bottlenecks and stands in resnet.py.
+convolutions. Their ImageNet network, WRN-50-2, is a ResNet with wide bottlenecks and is in resnet.py.
 
-Differs from the paper: nothing known; a projection reads the block's first activation, as in the authors' code.
+Differs from the paper: nothing known. A projection reads the first activation of its block, as in the authors' code.
 """
 
 from collections.abc import Callable
@@ -17,25 +17,25 @@ from zoo.models.layers import (
     BatchNorm,
     Conv,
     StochasticDepth,
+    classify,
     global_avg_pool,
     he_normal_fan_out,
-    rematerialised,
+    maybe_remat,
     require_images,
-    uniform_head,
 )
 
 
 class Block(nn.Module):
-    """B(3,3) of section 2: norm, ReLU, 3x3, norm, ReLU, dropout, 3x3, and the shortcut (figure 1c and 1d).
+    """Block B(3,3) of section 2: norm, ReLU, 3x3, norm, ReLU, dropout, 3x3, and a shortcut (figures 1c and 1d).
 
-    Children: norm1, conv1, norm2, conv2, shortcut.
+    [B, H, W, C] -> [B, H / stride, W / stride, width]. Children: norm1, conv1, norm2, conv2, shortcut.
     """
 
     width: int
     stride: int
     norm: Callable[..., nn.Module]
     dropout: float
-    drop: float
+    drop_path_rate: float
     zero_init: bool
     dtype: Any
 
@@ -51,19 +51,27 @@ class Block(nn.Module):
         x = nn.relu(self.norm(name="norm2")(x, not train))
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         x = conv(3, kernel_init=last_init, name="conv2")(x)
-        return shortcut + StochasticDepth(self.drop, name="drop")(x, train)
+        return shortcut + StochasticDepth(self.drop_path_rate, name="drop")(x, train)
 
 
 class WideResNet(nn.Module):
     """WRN-depth-widen (Zagoruyko and Komodakis 2016, arXiv:1605.07146, table 1); WRN-28-10: 36,479,194 parameters.
 
-    `depth`: 6n + 4, n blocks in each of the three stages. `widen`: the paper's k; the stages have 16k, 32k and 64k
-    channels. `width`: the 16. `dropout`: rate between the two convolutions of a block (section 2.4; 0.3 in theirs).
-    `stochastic_depth`: probability of dropping the last block's branch in training, growing linearly from the first
-    (Huang et al. 2016, arXiv:1603.09382). `zero_init`: every branch starts at zero.
-
     Stages: stem, stage1, stage2, stage3, norm (the activation after the last block), head.
-    Raises ValueError for a depth that is not 6n + 4.
+
+    Attributes:
+        depth: 6n + 4, for n blocks in each of the three stages.
+        widen: the paper's k; the stages have 16k, 32k and 64k channels.
+        width: channels of the stem, 16 in the paper.
+        dropout: rate between the two convolutions of a block (section 2.4; 0.3 in the paper).
+        stochastic_depth: probability of dropping the branch of the last block in training; it grows linearly from the
+            first block (Huang et al. 2016, arXiv:1603.09382).
+        zero_init: start every branch at zero.
+        epsilon: added to the variance by batch norms.
+        num_classes: number of classes, or None for no head.
+        axis_name: pmap axis over which batch statistics are shared.
+        dtype: type of the computation.
+        remat: recompute activations of the blocks in the backward pass.
     """
 
     depth: int = 28
@@ -90,10 +98,10 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, images, *, train: bool = False):
         if self.depth < 10 or (self.depth - 4) % 6:
-            raise ValueError(f"a WideResNet's depth is 6n + 4 (10, 16, 22, 28, 40, …); got {self.depth}")
+            raise ValueError(f"WideResNet's depth must be 6n + 4 (10, 16, 22, 28, 40, …); got {self.depth}")
         require_images(images, 4, "this WideResNet")
         norm = partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name)
-        block = rematerialised(Block, self.remat)
+        block = maybe_remat(Block, self.remat)
         count = (self.depth - 4) // 6
 
         x = images.astype(self.dtype)  # [B, 32, 32, 3]
@@ -103,13 +111,9 @@ class WideResNet(nn.Module):
             for j in range(count):
                 x = block(
                     width=self.width * self.widen * 2**i, stride=2 if i > 0 and j == 0 else 1, norm=norm,
-                    dropout=self.dropout, drop=self.stochastic_depth * (count * i + j + 1) / (3 * count),
+                    dropout=self.dropout, drop_path_rate=self.stochastic_depth * (count * i + j + 1) / (3 * count),
                     zero_init=self.zero_init, dtype=self.dtype, name=f"stage{i + 1}_block{j + 1}",
                 )(x, train)  # fmt: skip
             ends[f"stage{i + 1}"] = x
         ends["norm"] = x = nn.relu(norm(name="norm")(x, not train))
-        ends["features"] = x = global_avg_pool(x)
-        if self.num_classes is not None:
-            x = nn.Dense(self.num_classes, kernel_init=uniform_head, dtype=self.dtype, name="head")(x)
-            ends["logits"] = x = x.astype(jnp.float32)
-        return x, ends
+        return classify(global_avg_pool(x), ends, self.num_classes, train, dtype=self.dtype)

@@ -1,13 +1,15 @@
-"""Xception. Chollet 2016, "Xception: deep learning with depthwise separable convolutions", arXiv:1610.02357, figure 5.
+"""Xception.
 
-A separable convolution is a 3x3 over each channel by itself, then a 1x1, with nothing in between; norm follows it.
+Chollet 2016, "Xception: deep learning with depthwise separable convolutions", arXiv:1610.02357, figure 5. A separable
+convolution is a 3x3 convolution of each channel by itself followed by a 1x1 convolution, with nothing in between.
 
-The defaults are timm's `legacy_xception`. Keras's Xception, the author's own, differs where an image of even size is
-pooled (TensorFlow pads only below and to the right) and in the norms' epsilon, and is given by two fields:
-`pool_padding="same", epsilon=1e-3`. Dropout 0.5 before the head is the paper's for ImageNet.
-Initialisation: the paper does not say; He et al. 2015 over the fan-in (of a depthwise kernel: its 9 numbers).
-The small-image form (`stem="small"`): neither of the stem's convolutions cuts the image; 32 pixels become 4 in the
-middle flow.
+The defaults are timm's `legacy_xception`. Keras's Xception, by the author, differs in how images of even size are
+pooled (TensorFlow pads only below and on the right) and in the epsilon of the norms: `pool_padding="same",
+epsilon=1e-3`. Dropout 0.5 before the head is the paper's for ImageNet. Not specified in the paper: convolutions are
+initialised over the fan-in (He et al. 2015), which for a depthwise kernel is its 9 weights.
+
+The small-image form (`stem="small"`) is not in the paper: neither convolution of the stem reduces the image; 32 pixels
+become 4 in the middle flow.
 """
 
 from collections.abc import Callable
@@ -22,18 +24,21 @@ from zoo.models.layers import (
     BatchNorm,
     Conv,
     ConvNorm,
+    classify,
     global_avg_pool,
     max_pool,
-    rematerialised,
+    maybe_remat,
     require_images,
     require_stem,
     scale_width,
-    uniform_head,
 )
 
 
 class SeparableConvNorm(nn.Module):
-    """3x3 over each channel, 1x1, norm: [B, H, W, C] -> [B, H, W, features]. Children: depthwise, pointwise, norm."""
+    """Separable 3x3 convolution and norm: [B, H, W, C] -> [B, H, W, features].
+
+    Children: depthwise, pointwise, norm.
+    """
 
     features: int
     norm: Callable[..., nn.Module]
@@ -49,10 +54,16 @@ class SeparableConvNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Separable convolutions, each after a ReLU (the very first without), and a shortcut around them.
+    """Separable convolutions, each after a ReLU, and a shortcut.
 
-    With `pool` the block ends in a 3x3 maximum with stride 2, and its shortcut is a strided 1x1 convolution with norm.
     Children: sepconv1, sepconv2, …, shortcut.
+
+    Attributes:
+        features: channels of each separable convolution.
+        separable: constructor of a separable convolution.
+        shortcut: constructor of the shortcut's strided 1x1 convolution with norm.
+        pool: pooling with stride 2 at the end of the branch, or None for an identity shortcut.
+        relu_first: apply ReLU before the first convolution.
     """
 
     features: tuple[int, ...]
@@ -77,7 +88,7 @@ def _pool_symmetric(x):
 
 
 def _pool_same(x):
-    """TensorFlow's padding: an image of even size gets a row only below and a column only to the right."""
+    """Pool with TensorFlow's padding: images of even size are padded only below and on the right."""
     pads = lax.padtype_to_pads(x.shape[1:3], (3, 3), (2, 2), "SAME")
     return max_pool(jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf), 3, 2)
 
@@ -86,11 +97,21 @@ POOLS = {"symmetric": _pool_symmetric, "same": _pool_same}
 
 
 class Xception(nn.Module):
-    """Figure 5: 22,855,952 parameters with 1,000 classes.
+    """Xception (figure 5): 22,855,952 parameters with 1,000 classes.
 
-    `blocks`: how many in the middle flow. `stem`: "imagenet", for images from 7 pixels up, or "small", from 9.
-    `width` multiplies all channels. `pool_padding`: "symmetric" (timm) or "same" (Keras).
-    Stages: stem (the two convolutions), the three blocks of the entry flow, middle, exit, head.
+    Stages: stem (its two convolutions), the three blocks of the entry flow, middle, exit, head.
+
+    Attributes:
+        num_classes: number of classes, or None for no head.
+        blocks: (number of blocks in the middle flow,).
+        stem: "imagenet", for images from 7 pixels up, or "small", from 9.
+        width: factor of all channels.
+        pool_padding: "symmetric" (timm) or "same" (Keras).
+        dropout: rate before the head.
+        epsilon: added to the variance by batch norms.
+        axis_name: pmap axis over which batch statistics are shared.
+        dtype: type of the computation.
+        remat: recompute activations of the blocks in the backward pass.
     """
 
     num_classes: int | None = 1000
@@ -122,7 +143,7 @@ class Xception(nn.Module):
         if self.pool_padding not in POOLS:
             raise ValueError(f"xception's pool_padding {self.pool_padding!r} is not one of {', '.join(POOLS)}")
         small = self.stem == "small"
-        require_images(images, 9 if small else 7, "xception")  # from 9 pixels each of the four pools has some to merge
+        require_images(images, 9 if small else 7, "xception")  # 9: each of the four pools then reduces the image
         channels = partial(scale_width, width=self.width)
         norm = partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name)
         conv = partial(ConvNorm, norm=norm, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
@@ -130,8 +151,8 @@ class Xception(nn.Module):
         pool = POOLS[self.pool_padding]
 
         def block(*features, name, **fields):
-            return rematerialised(Block, self.remat)(
-                tuple(map(channels, features)), separable, partial(conv, kernel=1, stride=2, act=None), name=name,
+            return maybe_remat(Block, self.remat)(
+                tuple(map(channels, features)), separable, partial(conv, kernel_size=1, stride=2, act=None), name=name,
                 **fields,
             )  # fmt: skip
 
@@ -150,9 +171,5 @@ class Xception(nn.Module):
         x = block(728, 1024, pool=pool, name="exit_block")(x, train)  # [B, 10, 10, 1024]
         x = nn.relu(separable(channels(1536), name="exit_sepconv1")(x, train))  # [B, 10, 10, 1536]
         ends["exit"] = x = nn.relu(separable(channels(2048), name="exit_sepconv2")(x, train))  # [B, 10, 10, 2048]
-        ends["features"] = x = global_avg_pool(x)  # [B, 2048]
-        if self.num_classes is not None:
-            x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-            x = nn.Dense(self.num_classes, kernel_init=uniform_head, dtype=self.dtype, name="head")(x)
-            ends["logits"] = x = x.astype(jnp.float32)
-        return x, ends
+        features = global_avg_pool(x)  # [B, 2048]
+        return classify(features, ends, self.num_classes, train, dropout=self.dropout, dtype=self.dtype)
