@@ -303,6 +303,7 @@ def test_other_orders_and_archives_are_refused(tmp_path):
      (b"GIF89a" + bytes(50), "not a file of PyTorch"), (b"PK\x03\x04" + bytes(40), "cut off or damaged"),
      (tb.program(b"}"), "not a file of PyTorch"), (tb.legacy(b"](" + number(1) + b"e", {}), "holds a list"),
      (tb.zipped(b"}", {}), "no tensors by name; it has nothing")],
+    ids=["empty", "html", "lfs", "gif", "zip", "pickle", "list", "no tensors"],  # not the bytes: a zip holds the time
 )  # fmt: skip
 def test_files_that_are_no_weights_are_told_apart(data, answer, tmp_path):
     with pytest.raises(ValueError, match=f"weights.pth: .*{answer}"):
