@@ -1,4 +1,4 @@
-"""The pictures come out whole, the same each time, and for every shape of data a run may have."""
+"""Figures show the numbers that they are given, for every shape of data a run may have, and are written atomically."""
 
 import io
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from zoo.training import plots
-from zoo.training.plots import _top_mistakes, draw_confusion, draw_curves, draw_images
+from zoo.training.plots import draw_confusion, draw_curves, draw_images
 
 HISTORY = [
     {
@@ -23,12 +23,32 @@ HISTORY = [
 ]
 
 
-def drawn(folder, function, *args, **options):
-    """The PNG's bytes, after checking that it is one and lies there alone."""
+@pytest.fixture
+def figure_of(monkeypatch, tmp_path):
+    """Return the matplotlib figure that a function draws, which is not rendered."""
+    from matplotlib.figure import Figure
+
+    def draw(function, *arguments, **options):
+        figures = []
+
+        def save(figure, file, **more):
+            figures.append(figure)
+            file.touch()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Figure, "savefig", save)
+            function(*arguments, tmp_path / "figure.png", **options)
+        return figures[0]
+
+    return draw
+
+
+def bytes_of(folder, function, *arguments, **options):
+    """Return the bytes of the PNG that a function draws, after checking it; no other file is left."""
     folder.mkdir(exist_ok=True)
-    path = folder / "picture.png"
-    function(*args, path, **options)
-    assert [p.name for p in folder.iterdir()] == ["picture.png"]
+    path = folder / "figure.png"
+    function(*arguments, path, **options)
+    assert [p.name for p in folder.iterdir()] == ["figure.png"]
     image = Image.open(path)
     image.load()
     assert image.format == "PNG" and 200 < image.width < 2000 and 150 < image.height < 2000
@@ -40,64 +60,181 @@ def without(*names):
     return [{key: value for key, value in row.items() if key not in names} for row in HISTORY]
 
 
+# --- learning curves --------------------------------------------------------------------------------------------------
+
+
+def curves_of(figure):
+    """Return, for each panel, {label: (x, y)} of its lines."""
+    return [
+        {line.get_label(): tuple(np.asarray(line.get_data(), float).tolist()) for line in axes.get_lines()}
+        for axes in figure.axes
+    ]
+
+
+def test_curves_show_loss_and_accuracy_in_percent(figure_of):
+    figure = figure_of(draw_curves, HISTORY)
+    loss, accuracy = curves_of(figure)
+    epochs = [row["epoch"] for row in HISTORY]
+    for panel, name, unit in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
+        assert set(panel) == {"train", "validation"}
+        for split in panel:
+            x, y = panel[split]
+            assert x == epochs and y == pytest.approx([unit * row[f"{split}_{name}"] for row in HISTORY])
+    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes] == [
+        ("epoch", "loss"), ("epoch", "accuracy (%)"),
+    ]  # fmt: skip
+    assert [axes.get_yscale() for axes in figure.axes] == ["linear", "linear"]
+
+
+def test_the_best_step_is_marked_with_its_values(figure_of):
+    loss, accuracy = curves_of(figure_of(draw_curves, HISTORY, best_step=40))
+    assert loss["best step: 0.55"] == ([2.0], [0.55]) and accuracy["best step: 85.00 %"] == ([2.0], [85.0])
+    assert sum(x == [2.0, 2.0] for x, _ in loss.values()) == 1  # the vertical line
+    assert set(curves_of(figure_of(draw_curves, HISTORY, best_step=41))[0]) == {"train", "validation"}
+
+
+def test_without_epochs_curves_are_drawn_over_steps(figure_of):
+    figure = figure_of(draw_curves, without("epoch"), best_step=20)
+    assert curves_of(figure)[0]["train"][0] == [row["step"] for row in HISTORY]
+    assert figure.axes[0].get_xlabel() == "step"
+
+
+def test_unknown_and_infinite_values_are_left_out(figure_of):
+    history = [*HISTORY[:3], {"step": 40, "epoch": 2.0}, {"step": 50, "epoch": 2.5, "train_loss": float("nan"),
+                                                         "validation_loss": None, "train_accuracy": 0.5}]  # fmt: skip
+    loss, accuracy = curves_of(figure_of(draw_curves, history))
+    assert loss["train"][0] == loss["validation"][0] == [0.5, 1.0, 1.5]
+    assert accuracy["train"][0] == [0.5, 1.0, 1.5, 2.5]
+    loss, accuracy = curves_of(figure_of(draw_curves, without("validation_loss", "validation_accuracy"), best_step=10))
+    assert set(loss) - {"_child1"} == {"train"}
+
+
+@pytest.mark.parametrize(("smallest", "scale"), [(0.1, "linear"), (0.09, "log"), (0.0, "linear")])
+def test_losses_over_a_range_of_more_than_thirty_are_on_a_log_scale(figure_of, smallest, scale):
+    history = [{"step": n, "epoch": n, "train_loss": loss} for n, loss in enumerate((3.0, smallest))]
+    assert figure_of(draw_curves, history).axes[0].get_yscale() == scale
+
+
+def test_few_points_are_marked(figure_of):
+    few, many = (
+        figure_of(draw_curves, [{"step": n, "epoch": n, "train_loss": 1.0} for n in range(count)]).axes[0].get_lines()
+        for count in (24, 25)
+    )
+    assert few[0].get_marker() == "o" and many[0].get_marker() == "None"
+
+
 @pytest.mark.parametrize(
     "history",
-    [
-        HISTORY,
-        HISTORY[:1],
-        without("epoch"),
-        without("train_loss", "train_accuracy"),
-        without("validation_loss", "validation_accuracy"),
-        [*HISTORY[:3], {"step": 40, "epoch": 2.0}, {"step": 50, "epoch": 2.5, "train_loss": float("nan")}],
-        [HISTORY[0], {**HISTORY[1], "train_loss": 1e-6, "validation_loss": None}],
-    ],
-    ids=["full", "one row", "no epochs", "no training", "no validation", "gaps", "log scale"],
+    [HISTORY, HISTORY[:1], [HISTORY[0], {**HISTORY[1], "train_loss": 1e-6, "validation_loss": None}]],
+    ids=["full", "one row", "log scale"],
 )
-def test_curves(history, tmp_path):
-    drawn(tmp_path, draw_curves, history, best_step=10)
+def test_curves_are_rendered(history, tmp_path):
+    bytes_of(tmp_path, draw_curves, history, best_step=10)
 
 
-def test_the_best_step_is_marked(tmp_path):
-    pictures = {drawn(tmp_path, draw_curves, HISTORY, best_step=step) for step in (None, 10, 80)}
-    assert len(pictures) == 3
+# --- confusion matrix -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("classes", [2, 20, 21, 130])
-def test_confusion(classes, tmp_path):
+def test_a_confusion_matrix_shows_shares_by_colour_and_counts_as_text(figure_of):
+    confusion = [[8, 2, 0], [1, 3, 0], [0, 0, 0]]  # no example of the last class
+    figure = figure_of(draw_confusion, confusion, ["cat", "dog", "emu"], title="a title")
+    (axes,) = figure.axes
+    np.testing.assert_allclose(axes.get_images()[0].get_array(), [[0.8, 0.2, 0], [0.25, 0.75, 0], [0, 0, 0]])
+    assert {(text.get_position(), text.get_text()) for text in axes.texts} == {
+        ((0, 0), "8"), ((1, 0), "2"), ((0, 1), "1"), ((1, 1), "3"),
+    }  # fmt: skip
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "emu"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog", "emu"]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title(loc="left")) == ("predicted", "true", "a title")
+
+
+@pytest.mark.parametrize(
+    ("classes", "ticks", "first_label", "has_counts"),
+    [(20, 20, "class 0", True), (21, 21, "class 0", False), (60, 60, "class 0", False), (61, 31, "class 0", False),
+     (100, 50, "class 0", False), (101, 6, "0", False), (400, 20, "0", False), (401, 5, "0", False)],
+)  # fmt: skip
+def test_labels_thin_out_with_the_number_of_classes(figure_of, classes, ticks, first_label, has_counts):
+    names = [f"class {n}" for n in range(classes)]
+    (axes,) = figure_of(draw_confusion, np.eye(classes, dtype=int), names).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert (len(labels), labels[0], len(axes.texts)) == (ticks, first_label, classes if has_counts else 1)
+
+
+def test_many_classes_list_the_most_frequent_mistakes(figure_of):
+    counts = np.diag(np.full(30, 1000))
+    counts[3, 4], counts[7, 1], counts[2, 9] = 1200, 30, 31
+    names = [f"class {n}" for n in range(30)]
+    (text,) = figure_of(draw_confusion, counts, names).axes[0].texts
+    assert text.get_text().splitlines()[3:] == [
+        "class 3 → class 4: 1,200 of 2,200", "class 2 → class 9: 31 of 1,031", "class 7 → class 1: 30 of 1,030",
+    ]  # fmt: skip
+    (text,) = figure_of(draw_confusion, np.eye(30, dtype=int), names).axes[0].texts
+    assert text.get_text().splitlines()[3:] == ["none"]
+    everywhere = figure_of(draw_confusion, np.ones((30, 30), int), names).axes[0].texts[0]
+    assert len(everywhere.get_text().splitlines()) == 3 + 20
+
+
+def test_long_class_names_are_shortened(figure_of):
+    (axes,) = figure_of(draw_confusion, [[1, 0], [0, 1]], ["x" * 18, "y" * 19]).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["x" * 18, "y" * 17 + "…"]
+
+
+@pytest.mark.parametrize("classes", [2, 130])
+def test_confusion_matrices_are_rendered(classes, tmp_path):
+    """Names outside the font, with mathematics, or too long give no error and no warning."""
     counts = np.random.default_rng(0).integers(0, 4, (classes, classes)) + np.diag(np.full(classes, 3000))
-    counts[1] = 0  # a class without examples
-    # Not in the font, no mathematics, and long: no error and no warning, which the tests' settings make one.
     names = [f"類 ${i}$ {{\\frac of a name without end" for i in range(classes)]
-    drawn(tmp_path, lambda c, path: draw_confusion(c.tolist(), names, path, title="$\\frac"), counts)
+    bytes_of(tmp_path, lambda c, path: draw_confusion(c.tolist(), names, path, title="$\\frac"), counts)
 
 
-def test_mistakes_are_the_highest_counts_off_the_diagonal():
-    assert _top_mistakes(np.array([[9, 1, 0], [5, 9, 1], [0, 7, 9]]), 3) == [(2, 1), (1, 0), (0, 1)]
-    assert _top_mistakes(np.eye(3, dtype=int), 3) == []
+# --- images -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "channels"), [(1, 1), (5, 3), (12, 1)])
-def test_images(count, channels, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("count", "grid"), [(1, 1), (2, 2), (4, 4), (5, 6), (10, 12), (12, 12)])
+def test_a_sheet_shows_images_with_captions(figure_of, count, grid, monkeypatch):
+    """In a roughly square grid, at most MAX_SHEET_IMAGES of them."""
     monkeypatch.setattr(plots, "MAX_SHEET_IMAGES", 10)
+    images = np.random.default_rng(0).integers(0, 256, (count, 6, 9, 3), dtype=np.uint8)
+    cells = figure_of(draw_images, images, [f"image {n}\nline" for n in range(count)]).axes
+    shown = [axes for axes in cells if axes.get_images()]
+    assert len(shown) == min(count, 10) and len(cells) == (12 if count > 10 else grid)
+    for n, axes in enumerate(shown):
+        assert np.array_equal(axes.get_images()[0].get_array(), images[n])
+        assert axes.get_title() == f"image {n}\nline"
+
+
+def test_grey_images_keep_their_values(figure_of):
+    images = np.full((1, 4, 4, 1), 100, np.uint8)
+    (axes,) = figure_of(draw_images, images, ["x" * 40]).axes
+    image = axes.get_images()[0]
+    assert image.get_array().shape == (4, 4) and image.get_clim() == (0, 255) and image.cmap.name == "gray"
+    assert axes.get_title() == "x" * 27 + "…"
+
+
+@pytest.mark.parametrize(("count", "channels"), [(5, 3), (12, 1)])
+def test_sheets_are_rendered(count, channels, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (count, 6, 9, channels), dtype=np.uint8)
-    drawn(tmp_path, lambda x, path: draw_images(x, [f"a long $\\caption\nof {i}" for i in range(count)], path), images)
+    bytes_of(tmp_path, lambda x, path: draw_images(x, [f"a $\\caption\nof {i}" for i in range(count)], path), images)
 
 
 def test_no_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no images"):
-        draw_images(np.zeros((0, 4, 4, 1), np.uint8), [], tmp_path / "picture.png")
+        draw_images(np.zeros((0, 4, 4, 1), np.uint8), [], tmp_path / "figure.png")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_same_numbers_give_the_same_bytes(tmp_path):
-    first = drawn(tmp_path / "a", draw_curves, HISTORY, best_step=20)
-    assert drawn(tmp_path / "b", draw_curves, HISTORY, best_step=20) == first
+    first = bytes_of(tmp_path / "a", draw_curves, HISTORY, best_step=20)
+    assert bytes_of(tmp_path / "b", draw_curves, HISTORY, best_step=20) == first
     assert "Software" not in Image.open(io.BytesIO(first)).info
 
 
-def test_a_failure_leaves_the_old_picture(tmp_path, monkeypatch):
+def test_a_failure_leaves_the_old_figure(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
-    old = drawn(tmp_path, draw_curves, HISTORY)
+    old = bytes_of(tmp_path, draw_curves, HISTORY)
 
     def fail(self, where, **_):
         where.write_bytes(b"half")
@@ -105,6 +242,11 @@ def test_a_failure_leaves_the_old_picture(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(OSError, match="disk full"):
-        draw_curves(HISTORY[:2], tmp_path / "picture.png")
-    assert [p.name for p in tmp_path.iterdir()] == ["picture.png"]
-    assert (tmp_path / "picture.png").read_bytes() == old
+        draw_curves(HISTORY[:2], tmp_path / "figure.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["figure.png"]
+    assert (tmp_path / "figure.png").read_bytes() == old
+
+
+def test_missing_folders_are_created(tmp_path):
+    draw_curves(HISTORY[:2], tmp_path / "a" / "b" / "figure.png")
+    assert (tmp_path / "a" / "b" / "figure.png").exists()
