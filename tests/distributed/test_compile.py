@@ -1,4 +1,4 @@
-"""Compiled for a platform: the options are tried, and what the compiler refuses is done without."""
+"""Compilation for a platform: options that the compiler rejects are left out, and results agree without them."""
 
 import jax
 import jax.numpy as jnp
@@ -23,20 +23,28 @@ def options(monkeypatch):
     compile.compiler_options.cache_clear()
 
 
-def test_options_of_this_version():
-    """Both are there in the version of jax that the tests run with; if this fails, training on a CPU became slow."""
+def test_this_version_of_jax_has_both_options():
+    """Both exist in the version of jax that the tests use; without them training on a CPU is slow."""
     assert set(compile.compiler_options("cpu")) == {"xla_cpu_experimental_ynn_fusion_type", "xla_disable_hlo_passes"}
     assert compile.compiler_options("gpu") is None
 
 
-def test_barriers_last():
+def test_micro_batches_are_unrolled_only_if_barriers_are_kept(options):
+    assert compile.max_unrolled_microbatches() == 8
+    options(compile._CPU_OPTIONS[0])
+    assert compile.max_unrolled_microbatches() == 0
+    options()
+    assert compile.compiler_options() is None and compile.max_unrolled_microbatches() == 0
+
+
+def test_barriers_survive_compilation():
     def scrap(x):
         return lax.optimization_barrier(x * 2) + 1
 
     assert "opt-barrier" in jax.jit(scrap, compiler_options=compile.compiler_options()).lower(1.0).compile().as_text()
 
 
-def test_without_the_options_the_results_agree(options):
+def test_results_agree_without_the_options(options):
     random = np.random.default_rng(0)
     x, kernel = (jnp.asarray(random.normal(size=size), jnp.float32) for size in ((2, 6, 6, 3), (3, 3, 3, 4)))
 
@@ -59,7 +67,7 @@ def test_without_the_options_the_results_agree(options):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), tuned, plain)
 
 
-def test_an_option_that_counts_wrong_is_left_out(options, monkeypatch):
+def test_an_option_that_gives_wrong_values_is_left_out(options, monkeypatch):
     real_jit = jax.jit
 
     def broken(function, *, compiler_options=None, **kwargs):
@@ -70,7 +78,7 @@ def test_an_option_that_counts_wrong_is_left_out(options, monkeypatch):
     assert compile.compiler_options() is None
 
 
-def test_formulation_is_set_only_inside():
+def test_the_formulation_is_set_only_within_a_compiled_function():
     seen = []
 
     def function(x):
@@ -82,8 +90,8 @@ def test_formulation_is_set_only_inside():
     assert seen == [True, False]
 
 
-def test_plain_by_default():
-    """Forward-mode differentiation, which a custom_vjp stands in the way of."""
+def test_the_plain_formulation_is_the_default():
+    """It can be differentiated in forward mode; the one for CPU, with custom_vjp, cannot."""
     model = models.create("resnet20", blocks=(1,), width=4, num_classes=3)
     variables = models.init(model, 0, (8, 8, 3))
     images = jnp.ones((2, 8, 8, 3))
@@ -97,8 +105,8 @@ def test_plain_by_default():
         jax.jvp(lambda images: logits(images), (images,), (images,))
 
 
-def test_plain_on_request():
-    """Also where it is compiled for the platform: whoever compiles inside of `formulation` has the last word."""
+def test_a_formulation_set_outside_wins():
+    """Compiling for a platform within `formulation` keeps that formulation."""
 
     def function(x):
         return layers.relu(layers.max_pool(x, 2, 2)).sum()

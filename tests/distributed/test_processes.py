@@ -1,4 +1,4 @@
-"""Several processes on one machine: found, started, stopped, killed; what they make is what one process makes."""
+"""Several processes on one machine: detected, started, stopped, killed; their results are those of one process."""
 
 import json
 import os
@@ -8,7 +8,10 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from zoo.commands import launch
 from zoo.distributed import processes
@@ -20,7 +23,7 @@ TRAIN = shlex.split(
 
 
 @pytest.mark.parametrize(
-    ("environment", "found"),
+    ("environment", "launcher"),
     [
         ({}, ""),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, ""),  # in an allocation, but not started by srun
@@ -31,8 +34,8 @@ TRAIN = shlex.split(
         ({"TPU_WORKER_HOSTNAMES": "a"}, ""),
     ],
 )
-def test_what_started_several_processes(environment, found):
-    assert processes.detect_launcher(environment) == found
+def test_launchers_are_detected(environment, launcher):
+    assert processes.detect_launcher(environment) == launcher
 
 
 @pytest.mark.parametrize(
@@ -42,9 +45,11 @@ def test_what_started_several_processes(environment, found):
         ({"ZOO_LOCAL_PROCESSES": "3"}, 3),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 4),
         ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),5"}, 5),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x12)"}, 4),
+        ({"ZOO_LOCAL_PROCESSES": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 2),
     ],
 )
-def test_how_many_share_the_memory(environment, count):
+def test_processes_on_this_host(environment, count):
     assert processes.processes_on_this_host(environment) == count
 
 
@@ -54,23 +59,73 @@ def test_how_many_share_the_memory(environment, count):
         (("host:1",), "belong together"),
         (("", 2, 0), "belong together"),
         (("host:1", 2), "belong together"),
-        (("host", 2, 0), "write it as HOST:PORT"),
+        (("host", 2, 0), "HOST:PORT"),
         (("host:1", 2, 2), "--process 2"),
+        (("host:1", 2, -1), "--process -1"),
+        ((":1", 2, 0), "HOST:PORT"),
+        (("host:", 2, 0), "HOST:PORT"),
     ],
 )
-def test_half_an_answer_is_an_error(arguments, message):
+def test_incomplete_or_wrong_addresses_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         processes.initialize(*arguments)
 
 
-def test_alone_everything_is_the_plain_thing():
+def test_a_single_process_needs_no_collectives():
     processes.initialize("none")
     assert processes.is_primary() and not processes.is_multiprocess()
     assert processes.all_reduce_max(3, 15, True) == (15, True)
-    assert processes.run_on_primary(lambda: "told") == "told"
+    assert processes.run_on_primary(lambda: "result") == "result"
+    tree = {"array": jax.numpy.arange(3), "number": 5}
+    gathered = processes.gather_to_host(tree)
+    assert isinstance(gathered["array"], np.ndarray) and gathered["array"].tolist() == [0, 1, 2]
 
 
-def test_each_has_its_share_of_the_machine(monkeypatch):
+@pytest.fixture
+def two_processes(monkeypatch):
+    """Pretend to be process `rank` of two; the collectives are replaced one by one."""
+
+    def pretend(rank, **collectives):
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(jax, "process_index", lambda: rank)
+        for name, function in collectives.items():
+            monkeypatch.setattr(multihost_utils, name, function)
+
+    return pretend
+
+
+def test_flags_are_compared_every_eight_steps(two_processes):
+    """Each comparison waits for the device."""
+    two_processes(0, process_allgather=lambda flags: np.stack([flags, [5, 0, -7]]))
+    assert processes.all_reduce_max(0, 3, True, -9) == (5, 1, -7)
+    assert processes.all_reduce_max(16, 9, False, 0) == (9, 0, 0)
+    for step in (1, 7, 9, 15):
+        assert processes.all_reduce_max(step, 9, True) == (0, 0)
+
+
+def test_the_primary_process_computes_for_all(two_processes):
+    sent = []
+    two_processes(0, broadcast_one_to_all=lambda array: sent.append(array) or array)
+    assert processes.run_on_primary(lambda: {"steps": [1, 2]}) == {"steps": [1, 2]}
+    with pytest.raises(OSError, match="disk full"):
+        processes.run_on_primary(fail)
+    assert [int(sent[0]), int(sent[2])] == [len(sent[1]), len(sent[3])]
+    for messages, expected in ((sent[:2], {"steps": [1, 2]}), (sent[2:], None)):
+        received = iter(messages)
+        two_processes(1, broadcast_one_to_all=lambda array, received=received: next(received))
+        if expected:
+            assert processes.run_on_primary(fail) == expected  # not called in the other process
+        else:
+            with pytest.raises(ValueError, match="the disk full"):
+                processes.run_on_primary(fail)
+    assert not processes.is_primary() and processes.is_multiprocess()
+
+
+def fail():
+    raise OSError("the disk full")
+
+
+def test_each_process_has_its_share_of_the_machine(monkeypatch):
     monkeypatch.setattr(launch, "processors", lambda: 8)
     monkeypatch.setattr(launch, "_gpu_files", lambda: ["/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia2", "/dev/nvidia3"])
     shares = [launch.share_of({}, number, 2) for number in (0, 1)]
@@ -81,15 +136,15 @@ def test_each_has_its_share_of_the_machine(monkeypatch):
         launch.share_of({}, 0, 3)
 
 
-def test_no_gpus_where_none_are_wanted(monkeypatch):
+def test_gpus_are_divided_only_if_they_are_used(monkeypatch):
     monkeypatch.setattr(launch, "_gpu_files", lambda: ["/dev/nvidia0"])
     assert "CUDA_VISIBLE_DEVICES" not in launch.share_of({"JAX_PLATFORMS": "cpu"}, 0, 2)
     assert launch.share_of({"CUDA_VISIBLE_DEVICES": ""}, 0, 2)["CUDA_VISIBLE_DEVICES"] == ""
 
 
 @pytest.mark.slow
-def test_where_one_fails_nobody_waits(tmp_path, monkeypatch):
-    """JAX alone would wait five minutes at its end; the code is the failed one's, and its line is there."""
+def test_a_failed_process_ends_the_others(tmp_path, monkeypatch):
+    """JAX alone would wait five minutes at exit; exit code and error line are those of the failed process."""
     code = (
         "import os; from zoo import cli; from zoo.training import loop\n"
         "def fail(*args): raise OSError('the disk is full')\n"
@@ -111,7 +166,7 @@ def child(code):
     return subprocess.Popen([sys.executable, "-S", "-c", code])
 
 
-def test_the_worst_code_is_the_launcher_s(monkeypatch):
+def test_the_launcher_returns_the_worst_exit_code(monkeypatch):
     assert launch._wait([child("pass"), child("pass")]) == 0
     assert launch._wait([child("pass"), child("raise SystemExit(3)")]) == 3
     monkeypatch.setattr(launch, "GRACE", 0.2)
@@ -121,7 +176,7 @@ def test_the_worst_code_is_the_launcher_s(monkeypatch):
 
 
 @pytest.mark.parametrize("words", [["--processes", "2", "--", "eval", "x"], ["--processes", "0", "--", "train"]])
-def test_what_cannot_be_launched(words, capsys):
+def test_commands_that_cannot_be_launched(words, capsys):
     from zoo import cli
 
     assert cli.main(["launch", *words]) == 2
@@ -139,8 +194,8 @@ def rows(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "then"), [("killed", 1), ("stopped", 1), ("killed", 2)])
-def test_two_processes_end_early_and_are_started_again(tmp_path, how, then):
-    """As one or as two: the curve of one process that was left alone. A signal to one stops both at the same step."""
+def test_two_interrupted_processes_are_resumed(tmp_path, how, then):
+    """By one process or two, with the curve of an uninterrupted one. A signal to one stops both at the same step."""
     from zoo import cli
 
     folder, port = tmp_path / "run", launch._free_port()
@@ -149,7 +204,7 @@ def test_two_processes_end_early_and_are_started_again(tmp_path, how, then):
         subprocess.Popen(command, env=environment(port, number), stderr=subprocess.PIPE, text=True) for number in (0, 1)
     ]
     deadline = time.monotonic() + 300
-    while not list(folder.glob("checkpoints/step_*")) and time.monotonic() < deadline:
+    while not list(folder.glob("state/step_*")) and time.monotonic() < deadline:
         assert both[0].poll() is None, both[0].stderr.read()
         time.sleep(0.05)
     if how == "killed":
@@ -182,8 +237,8 @@ RESIDUAL = shlex.split(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data=2", "fsdp=2"])
-def test_launched_processes_share_batch_statistics_and_cut_parameters(tmp_path, mesh, capfd, monkeypatch):
-    """Through `zoo launch`, with batch norm: the curve and the checkpoint are those of one process."""
+def test_launched_processes_share_batch_statistics_and_shard_parameters(tmp_path, mesh, capfd, monkeypatch):
+    """Through `zoo launch`, with batch norm: curve and checkpoint are those of one process."""
     from zoo import checkpoint, cli
     from zoo.training import run
 
@@ -207,7 +262,7 @@ def test_launched_processes_share_batch_statistics_and_cut_parameters(tmp_path, 
 
 
 @pytest.mark.slow
-def test_processes_that_were_told_different_things_do_not_train(tmp_path):
+def test_processes_with_different_configurations_do_not_train(tmp_path):
     port = launch._free_port()
     both = [
         subprocess.Popen(
@@ -218,4 +273,4 @@ def test_processes_that_were_told_different_things_do_not_train(tmp_path):
     ]  # fmt: skip
     said = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [2, 2], said
-    assert "do not train the same run: recipe.seed is 1 here, 0 there" in said[1] and not (tmp_path / "run").exists()
+    assert "recipe.seed is 1, not 0" in said[1] and not (tmp_path / "run").exists()
