@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from zoo.commands import SIGNAL_EXIT, one_line
-from zoo.commands.streams import leave, prepare_streams, survive_lost_readers
+from zoo.commands.streams import leave, prepare_streams
 from zoo.host_memory import retain_freed_memory
 
 #: command -> (module of zoo.commands, what it does)
@@ -104,9 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """The program: `main`, and an end that waits for nobody where it failed."""
-    prepare_streams()
-    if (sys.argv[1:] if arguments is None else list(arguments))[:1] == ["train"]:
-        survive_lost_readers()
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    prepare_streams(persistent=words[:1] == ["train"])
     try:
         code = main(arguments)
     except KeyboardInterrupt:  # while modules are imported

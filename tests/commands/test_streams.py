@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from zoo import text
 from zoo.commands import streams
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ def test_training_ends_as_usual_without_a_reader_in_an_ascii_locale(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
 def test_text_is_discarded_once_the_pipe_is_broken():
     reader, writer = os.pipe()
-    stream = streams._Persistent(os.fdopen(writer, "w", encoding="utf-8"))
+    stream = streams._Escaping(os.fdopen(writer, "w", encoding="utf-8"), persistent=True)
     stream.write("read\n")
     stream.flush()
     assert os.read(reader, 100) == b"read\n"
@@ -47,7 +48,33 @@ def test_a_closed_stream_discards_and_a_narrow_one_escapes(monkeypatch):
     print("…")
     print("caf\xe9 …", file=sys.stderr, flush=True)
     assert narrow.buffer.getvalue() == rb"caf\xe9 \u2026" + b"\n"
+    print("\x1b[31m", file=sys.stderr, flush=True)
+    assert narrow.buffer.getvalue().endswith(rb"\x1b[31m" + b"\n")
+    text.unescaped(sys.stderr).write("\x1b[0m")  # as a progress bar writes
+    sys.stderr.flush()
+    assert narrow.buffer.getvalue().endswith(b"\x1b[0m")
     sys.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [("a\tb\n", "a\tb\n"), ("\x1b]0;title\x07", r"\x1b]0;title\x07"), ("\r12 done", "\r12 done"), ("12\r", "12\r"),
+     ("a\rb", r"a\rb"), ("\u202egnp.exe", r"\u202egnp.exe"), ("\x9b31m", r"\x9b31m"),
+     ("Zürich 東京 🐝", "Zürich 東京 🐝"),
+     ("\x00", r"\x00"), ("\x7f", r"\x7f")],
+)  # fmt: skip
+def test_control_characters_are_escaped(raw, shown):
+    assert text.printable(raw) == shown
+
+
+@pytest.mark.parametrize("value", ["=1+1", "+1+1", "-A1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_cell_is_taken_for_a_formula(value):
+    assert text.csv_cell(value) == f"'{value}"
+
+
+@pytest.mark.parametrize("value", ["bee", "1-2", "", "'=x", "-1", "+2.5", -1, 0.5, None])
+def test_other_cells_stay(value):
+    assert text.csv_cell(value) is value
 
 
 def test_leaving_writes_what_is_buffered_and_gives_the_code():

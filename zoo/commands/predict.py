@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.commands import count, one_line, require_writable, start_jax
+from zoo.text import csv_cell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +93,7 @@ def write_table(path: Path, rows: Sequence[tuple[str, Any]], width: int) -> None
         writer = csv.writer(table)
         writer.writerow(["file", *(f"{what}{i}" for i in range(1, width + 1) for what in ("class", "probability"))])
         for name, prediction in rows:
-            writer.writerow([name, *(cell for pair in prediction.top for cell in pair)])
+            writer.writerow([csv_cell(name), *(csv_cell(cell) for pair in prediction.top for cell in pair)])
 
 
 def _line(name: str, prediction: Any) -> str:

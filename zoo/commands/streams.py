@@ -6,23 +6,31 @@ from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
 from zoo.commands import SIGNAL_EXIT
+from zoo.text import printable
 
 
-def prepare_streams() -> None:
-    """Make stdout and stderr usable: a closed one discards its text, and characters outside the locale are escaped."""
+def prepare_streams(persistent: bool = False) -> None:
+    """Make stdout and stderr usable: a closed one discards its text, characters that the locale lacks are escaped.
+
+    Control characters are escaped too: names from files cannot change the terminal.
+
+    Args:
+        persistent: discard what can no longer be written (`| head`, a lost connection), and keep the program running.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed before the program started
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, _Escaping(getattr(sys, name), persistent))
 
 
 class _Persistent:
-    """A text stream that discards its text once writing fails, so that work goes on without a reader."""
+    """A text stream that can discard its text once writing fails, so that work goes on without a reader."""
 
-    def __init__(self, stream: TextIO):
-        self._stream = stream
+    def __init__(self, stream: TextIO, persistent: bool):
+        self._stream, self._persistent = stream, persistent
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -42,14 +50,22 @@ class _Persistent:
 
     def _discard(self) -> None:
         """Point the descriptor at the null device, which also empties what is still buffered."""
+        if not self._persistent:
+            raise
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._stream.fileno())
         os.close(null)
 
 
-def survive_lost_readers() -> None:
-    """Keep the program running when the reader of stdout or stderr ends (`| head`, a lost connection)."""
-    sys.stdout, sys.stderr = _Persistent(sys.stdout), _Persistent(sys.stderr)  # type: ignore[assignment]
+class _Escaping(_Persistent):
+    """A text stream that escapes control characters; `unescaped` is the stream without."""
+
+    def __init__(self, stream: TextIO, persistent: bool):
+        super().__init__(stream, persistent)
+        self.unescaped = _Persistent(stream, persistent)
+
+    def write(self, text: str) -> int:
+        return super().write(printable(text))
 
 
 def exit_at_once(signum: int, frame: Any = None) -> NoReturn:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from zoo.text import unescaped
 
 T = TypeVar("T")
 DecodeTask = Callable[[], None]  # decodes a few images; tasks may run in any order
@@ -24,7 +27,7 @@ def tracked(steps: range, description: str) -> Iterable[int]:
     from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True)
+    console = Console(file=unescaped(sys.stderr))
     return track(steps, description, console=console, transient=True, disable=not console.is_terminal)
 
 

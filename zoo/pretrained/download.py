@@ -18,6 +18,7 @@ from email.message import Message
 from pathlib import Path
 
 from zoo.pretrained.registry import Weights
+from zoo.text import unescaped
 
 HUB = "https://huggingface.co"
 CHUNK = 2**20
@@ -189,7 +190,7 @@ class _progress:
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-        console = Console(stderr=True)
+        console = Console(file=unescaped(sys.stderr))
         columns = (TextColumn("Downloading {task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
         self.task = self.bar.add_task(name, total=None)

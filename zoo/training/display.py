@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from zoo.text import printable, unescaped
+
 #: Steps after a compilation that are not timed, because they are slower.
 WARMUP_STEPS = 2
 
@@ -44,12 +46,13 @@ class Display:
 
     def __enter__(self) -> "Display":
         if not self.quiet and sys.stdout.isatty():
+            from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self.bar = Progress(
                 TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
                 TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
-                transient=True,
+                transient=True, console=Console(file=unescaped(sys.stdout)),
             )  # fmt: skip
             self.bar.start()
             self.task = self.bar.add_task("", total=self.total_steps, epoch="0", rate="", text="")
@@ -64,7 +67,7 @@ class Display:
         if self.quiet:
             return
         if self.bar is not None:
-            self.bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.bar.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
         else:
             print(text, flush=True)
 
