@@ -9,12 +9,15 @@ hashes of the leaves after, because Orbax does not notice a flipped bit in array
 """
 
 import dataclasses
+import errno
 import hashlib
+import logging
 import math
 import os
+import shutil
 import threading
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -345,12 +348,43 @@ def compare_leaves(expected: Iterable[Mapping[str, Any]], actual: Iterable[Mappi
 
 
 def write_arrays(path: Path, tree: Mapping) -> None:
-    """Write a nested dict of arrays with Orbax. With several processes all must call this."""
+    """Write a nested dict of arrays with Orbax. With several processes all must call this.
+
+    Raises:
+        OSError: naming the folder, if it cannot be written. What was written of it is deleted.
+    """
     from orbax.checkpoint import v1
 
     save = v1.save if hasattr(v1, "save") else v1.save_pytree  # Orbax before 0.12, which jax2onnx depends on
-    with _ORBAX:
-        save(path.absolute(), dict(tree))
+    needed = sum(np.asarray(leaf).nbytes for leaf in flatten(dict(tree)).values())
+    if (
+        shutil.disk_usage(path.parent).free < needed
+    ):  # TensorStore prints tracebacks from its threads when a disk is full
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
+    try:
+        with _ORBAX, _quiet_logs():
+            save(path.absolute(), dict(tree))
+    except Exception as error:  # Orbax and TensorStore raise many types
+        for leftover in path.parent.glob(f"{path.name}*"):
+            remove_folder(leftover)
+        text = str(error)
+        full = "No space left" in text or getattr(error, "errno", None) == errno.ENOSPC
+        reason = os.strerror(errno.ENOSPC) if full else (text.splitlines() or [type(error).__name__])[0][:200]
+        raise OSError(errno.ENOSPC if full else errno.EIO, reason, str(path.parent)) from None
+
+
+@contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Silence the loggers that print a traceback for each array that cannot be written; the error itself is raised."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "orbax")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def read_arrays(path: Path) -> dict:
