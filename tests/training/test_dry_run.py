@@ -45,7 +45,7 @@ def fake_plan(step, *, sides=(8,), parallelism=SINGLE_DEVICE):
     )  # fmt: skip
 
 
-def report_of(monkeypatch, durations=(9.0, 0.5, 0.25, 0.75), sizes=(30 * MIB, 1100 * MIB, MIB), **options):
+def report_of(monkeypatch, durations=(0.1, 0.5, 0.25, 0.75), sizes=(30 * MIB, 1100 * MIB, MIB), **options):
     clock, lines = [0.0], []
     monkeypatch.setattr(dry_run.time, "monotonic", lambda: clock[0])
     step = Step(clock, durations, sizes)

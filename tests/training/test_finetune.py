@@ -1,7 +1,8 @@
-"""Fine-tuning: heads by class name, channels, what is frozen when, rates by stage, and the same bits after a kill."""
+"""Fine-tuning: heads by class name, channels, freezing, rates by stage, and the same bits after a kill."""
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,10 @@ from zoo.training.optim import make_optimizer
 from zoo.training.recipe import Recipe
 from zoo.training.recipes import find_recipe
 from zoo.training.step import TrainState, make_train_step, reset_optimizer
-from zoo.training.timeline import Span
+from zoo.training.timeline import Span, build_timeline
 from zoo.trees import flatten
 
-#: One small network per kind of building: dense, convolutions with and without batch norm, auxiliary heads, dropout.
+#: Small networks: dense, convolutions with and without batch norm, auxiliary heads, dropout.
 SMALL = {
     "mlp": ({"widths": (12, 9), "image_size": 16}, 16),
     "lenet5": ({"image_size": 16}, 16),
@@ -46,7 +47,7 @@ def preprocess_of(side, channels="RGB"):
 
 
 def variables_of(model, shape=(16, 16, 3), seed=0):
-    """Some variables, with statistics that no fresh network has, without compiling anything."""
+    """Return random variables, with statistics unlike those of a fresh network, without compiling anything."""
     rng = np.random.default_rng(seed)
 
     def leaf(path, like):
@@ -85,11 +86,11 @@ def batch_of(side, count=8, channels=3, classes=3, seed=0):
     }
 
 
-# --- what is taken from the checkpoint -------------------------------------------------------------------------------
+# --- from the checkpoint ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_heads_keep_the_rows_of_class_names_that_are_in_both(name):
+def test_heads_keep_the_rows_of_shared_class_names(name):
     start = start_of(name)
     model = model_of(start, NEW)
     fresh = variables_of(model)
@@ -107,7 +108,7 @@ def test_heads_keep_the_rows_of_class_names_that_are_in_both(name):
     assert "2 of 4 classes: ape, fox" in report and "rows kept for emu, cat" in report
 
 
-def test_the_same_classes_in_another_order_are_the_same_head():
+def test_classes_in_another_order_keep_the_head():
     start = start_of("lenet5")
     order = ("emu", "cat", "dog")
     model = model_of(start)
@@ -118,8 +119,60 @@ def test_the_same_classes_in_another_order_are_the_same_head():
     assert not start.needs_new_rows(order) and start.needs_new_rows(NEW)
 
 
+def test_a_subset_of_the_classes_needs_no_new_rows():
+    """The rows of the other classes are dropped, so that no head is trained alone."""
+    start, few = start_of("lenet5"), ("emu", "cat")
+    assert not start.needs_new_rows(few) and start.needs_new_rows((*OLD, "fox"))
+    model = model_of(start, few)
+    merged = start.variables_for(model, start.card.preprocess, few, variables_of(model))
+    for leaf in ("kernel", "bias"):
+        saved = np.asarray(start.variables["params"]["head"][leaf])
+        assert np.array_equal(merged["params"]["head"][leaf], saved[..., [2, 0]])
+    (line,) = start.describe(model, start.card.preprocess, few)
+    assert line.startswith("init: lenet5 (lenet5, 3 classes); head kept matched by class name, 1 class dropped")
+    (line,) = start.describe(model_of(start), start.card.preprocess, OLD)
+    assert line == "init: lenet5 (lenet5, 3 classes); head kept"
+    lines = start.describe(model_of(start, NEW), start.preprocess(channels="L"), NEW)
+    assert lines[-1].endswith("first layer adapted from RGB to L") and len(lines) == 3
+    classes = tuple(f"class {n}" for n in range(12))
+    (line,) = start.describe(model_of(start, classes), start.card.preprocess, classes)
+    assert line.endswith("new head rows for 12 of 12 classes: " + ", ".join(classes[:10]) + " and 2 more")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "mean", "std"),
+    [
+        ("RGB", "L", (0.4,), (0.25,)),
+        ("RGB", "BGR", (0.7, 0.3, 0.2), (0.3, 0.25, 0.2)),
+        ("L", "RGB", (0.2,) * 3, (0.2,) * 3),
+        ("RGB", "", (0.2, 0.3, 0.7), (0.2, 0.25, 0.3)),
+    ],
+)
+def test_mean_and_std_of_other_channels(old, new, mean, std):
+    count = len(old)
+    preprocess = Preprocess(
+        (16, 16), (16, 16), channels=old, mean=(0.2, 0.3, 0.7)[:count], std=(0.2, 0.25, 0.3)[:count]
+    )
+    card = dataclasses.replace(start_of("mlp").card, preprocess=preprocess)
+    adapted = InitCheckpoint("x", card, {}).preprocess(channels=new)
+    assert (adapted.channels, adapted.mean, adapted.std) == (new or old, mean, std)
+
+
+def test_kernels_of_other_channels_undo_the_old_normalisation():
+    """Grey is the sum over RGB, each times new std / old std."""
+    start = start_of("resnet20")
+    old = dataclasses.replace(start.card.preprocess, std=(0.2, 0.25, 0.5))
+    start = dataclasses.replace(start, card=dataclasses.replace(start.card, preprocess=old))
+    grey = dataclasses.replace(preprocess_of(16, "L"), std=(0.4,))
+    model = model_of(start)
+    merged = start.variables_for(model, grey, OLD, variables_of(model, (16, 16, 1)))
+    kernel = np.asarray(start.variables["params"]["stem"]["conv"]["kernel"])
+    expected = (kernel * np.array([2, 1.6, 0.8], np.float32)[:, None]).sum(2, keepdims=True)
+    np.testing.assert_allclose(merged["params"]["stem"]["conv"]["kernel"], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["resnet20", "mlp"])
-def test_a_grey_model_of_a_colour_one_answers_alike(name):
+def test_a_model_adapted_to_other_channels_answers_alike(name):
     start = start_of(name)
     grey = start.preprocess(channels="L")
     assert (grey.channels, grey.mean, grey.std) == ("L", (0.5,), (0.25,))
@@ -132,7 +185,7 @@ def test_a_grey_model_of_a_colour_one_answers_alike(name):
     colour = back.variables_for(model, preprocess_of(16), OLD, variables_of(model))
     np.testing.assert_allclose(
         answer(model, colour, jnp.repeat(images, 3, axis=-1)), expected, atol=1e-4
-    )  # a third of the sum, thrice
+    )  # a third of the sum, three times
     flipped = start.variables_for(model, preprocess_of(16, "BGR"), OLD, variables_of(model))
     images = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
     np.testing.assert_allclose(
@@ -140,10 +193,10 @@ def test_a_grey_model_of_a_colour_one_answers_alike(name):
     )
 
 
-def test_what_else_differs_is_listed():
+def test_other_differences_are_listed():
     start = start_of("resnet20")
     other = models.create("resnet20", **{**start.card.fields, "blocks": (2, 1)})
-    with pytest.raises(ValueError, match=r"--init resnet20 does not fit.*- missing batch_stats/stage1_block2"):
+    with pytest.raises(ValueError, match=r"--init resnet20 .*batch_stats/stage1_block2"):
         start.variables_for(other, start.card.preprocess, OLD, variables_of(other))
     headless = dataclasses.replace(start, variables={**start.variables, "params": dict(start.variables["params"])})
     del headless.variables["params"]["head"]
@@ -151,7 +204,7 @@ def test_what_else_differs_is_listed():
     assert "head" in merged["params"]
 
 
-def test_another_size_keeps_the_proportions_of_the_box():
+def test_another_image_size_keeps_the_proportions_of_the_crop():
     card = dataclasses.replace(start_of("mlp").card, preprocess=Preprocess(size=(224, 224), resize=(256, 256)))
     plan = InitCheckpoint("x", card, {}).preprocess(image_size=112)
     assert (plan.size, plan.resize) == ((112, 112), (128, 128))
@@ -172,7 +225,7 @@ def test_drawings_of_the_other_polarity_are_inverted():
     assert match_polarity(matched, "light-on-dark") is matched
 
 
-# --- which part is which ---------------------------------------------------------------------------------------------
+# --- stages and parts -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -213,6 +266,15 @@ ALL, BODY, STEM = frozenset(), "body", "stem"
         ({"head_epochs": 1}, True, [(0, 10, (BODY,)), (10, 50, ())]),
         ({"head_epochs": 1}, False, [(0, 50, ())]),
         ({"head_epochs": 9}, True, [(0, 50, (BODY,))]),
+        ({"head_epochs": 5}, True, [(0, 50, (BODY,))]),
+        ({"head_epochs": 4.9}, True, [(0, 49, (BODY,)), (49, 50, ())]),
+        ({"head_epochs": 0.04}, True, [(0, 50, ())]),  # rounds to no step
+        ({"head_epochs": 0.06}, True, [(0, 1, (BODY,)), (1, 50, ())]),
+        ({"freeze": (STEM,), "unfreeze_at": 9}, False, [(0, 50, (STEM,))]),
+        ({"freeze": (STEM,), "unfreeze_at": 5}, False, [(0, 50, (STEM,))]),
+        ({"freeze": (STEM,), "unfreeze_at": 4.9}, False, [(0, 49, (STEM,)), (49, 50, ())]),
+        ({"freeze": (STEM,), "head_epochs": 2, "unfreeze_at": 2}, True, [(0, 20, (BODY,)), (20, 50, ())]),
+        ({"freeze": (STEM,), "head_epochs": 2, "unfreeze_at": 1}, True, [(0, 20, (BODY,)), (20, 50, ())]),
         ({"freeze": (STEM,)}, False, [(0, 50, (STEM,))]),
         ({"freeze": (STEM,), "unfreeze_at": 2.5}, False, [(0, 25, (STEM,)), (25, 50, ())]),
         ({"freeze": (STEM,), "head_epochs": 1}, True, [(0, 10, (BODY,)), (10, 50, (STEM,))]),
@@ -221,19 +283,129 @@ ALL, BODY, STEM = frozenset(), "body", "stem"
         ({"freeze": ("body",), "head_epochs": 1, "unfreeze_at": 3}, True, [(0, 30, (BODY,)), (30, 50, ())]),
     ],
 )  # fmt: skip
-def test_phases(fields, new_head, expected):
+def test_frozen_spans(fields, new_head, expected):
     model = models.create("resnet20", **SMALL["resnet20"][0])
     abstract = models.abstract_variables(model)
-    found = finetune.frozen_spans(dataclasses.replace(PLAIN, epochs=5, **fields), model, abstract, 50, 10, new_head)
+    spans = finetune.frozen_spans(dataclasses.replace(PLAIN, epochs=5, **fields), model, abstract, 50, 10, new_head)
     select = lambda names: finetune.select_paths(model, finetune.paths_of(abstract), names)  # noqa: E731
-    assert found == tuple(Span(start, stop, select(names)) for start, stop, names in expected)
+    assert spans == tuple(Span(start, stop, select(names)) for start, stop, names in expected)
 
 
-def test_something_must_be_left_to_train():
+def test_some_parameters_must_be_left_to_train():
     model = models.create("resnet20", **SMALL["resnet20"][0])
     with pytest.raises(ValueError, match=r"freeze head: .* from step 0"):
         recipe = dataclasses.replace(PLAIN, freeze=("head",), head_epochs=1)
         finetune.frozen_spans(recipe, model, models.abstract_variables(model), 50, 10, new_head=True)
+
+
+def test_a_model_without_head_parameters_is_trained_whole():
+    model = models.create("lenet5_1998")
+    recipe = dataclasses.replace(PLAIN, epochs=5, head_epochs=1)
+    spans = finetune.frozen_spans(recipe, model, models.abstract_variables(model), 50, 10, new_head=True)
+    assert spans == (Span(0, 50, frozenset()),)
+
+
+@pytest.mark.parametrize(
+    ("fields", "factors"),
+    [
+        ({}, (1, 1, 1, 1)),
+        ({"layer_decay": 0.5}, (0.125, 0.25, 0.5, 1)),
+        ({"head_lr": 0.3}, (1, 1, 1, 3)),
+        ({"layer_decay": 0.5, "head_lr": 0.01}, (0.125, 0.25, 0.5, 0.1)),
+    ],
+)
+def test_learning_rate_multipliers(fields, factors):
+    """layer_decay per stage before the head; head_lr is absolute, and also of auxiliary heads."""
+    for name in ("resnet20", "googlenet_bn_small"):
+        model = models.create(name, **SMALL[name][0])
+        params = models.abstract_variables(model)["params"]
+        multipliers = finetune.learning_rate_multipliers(dataclasses.replace(PLAIN, **fields), model, params)
+        assert set(multipliers) == set(flatten(params))
+        if name == "resnet20":
+            stages = ("stem/conv", "stage1_block1/conv1/conv", "stage2_block1/conv1/conv", "head")
+            assert [multipliers[f"{stage}/kernel"] for stage in stages] == pytest.approx(factors)
+        else:
+            aux = [factor for path, factor in multipliers.items() if path.startswith("aux")]
+            assert aux and set(aux) == {multipliers["head/kernel"]}
+
+
+def test_trainable_and_frozen_parameters_are_combined_again():
+    params = {"a": {"kernel": 1, "bias": 2}, "b": {"kernel": 3}}
+    frozen = frozenset({"a/bias", "b/kernel", "c/mean"})
+    trainable = finetune.partition(params, frozen)
+    assert trainable == {"a": {"kernel": 1}} and finetune.combine(params, trainable) == params
+    assert finetune.combine(params, {"a": {"kernel": 5}}) == {"a": {"kernel": 5, "bias": 2}, "b": {"kernel": 3}}
+    assert finetune.partition(params, frozenset()) == params
+
+
+def test_a_path_belongs_to_the_longest_matching_stage():
+    model = SimpleNamespace(stages=("stem", "stage1", "stage10", "head"))
+    paths = ("stem/conv", "stage1_block1/conv", "stage10_block1/conv", "aux1/conv", "head/kernel", "other")
+    assert [finetune.stage_of(model, path) for path in paths] == ["stem", "stage1", "stage10", "head", "head", "head"]
+
+
+def test_segments_are_described_by_what_they_train():
+    model = models.create("resnet20", **SMALL["resnet20"][0])
+    abstract = models.abstract_variables(model)
+    recipe = dataclasses.replace(PLAIN, epochs=5, head_epochs=1, freeze=("stem",), unfreeze_at=3)
+    spans = finetune.frozen_spans(recipe, model, abstract, 50, 10, new_head=True)
+    preprocess = Span(0, 50, preprocess_of(16))
+    segments = build_timeline(spans, [preprocess], lambda preprocess: None)
+    params = flatten(abstract["params"])
+    sizes = {path: int(np.prod(leaf.shape)) for path, leaf in params.items()}
+    lines = finetune.describe_frozen(segments, model, abstract["params"], 10)
+    head = sum(size for path, size in sizes.items() if path.startswith("head"))
+    stem = sum(size for path, size in sizes.items() if path.startswith("stem"))
+    total = sum(sizes.values())
+    assert lines == [
+        f"epochs 0 to 1: training {head:,} parameters (head)",
+        f"epochs 1 to 3: training {total - stem:,} parameters (stage1, stage2, head)",
+        f"epochs 3 to 5: training {total:,} parameters (all)",
+    ]
+    unfrozen = build_timeline([Span(0, 50, frozenset())], [preprocess], lambda preprocess: None)
+    assert finetune.describe_frozen(unfrozen, model, abstract["params"], 10) == []
+
+
+# --- the default recipe and the identity of the checkpoint -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("side", "polarity", "name"),
+    [(64, None, "fine-tune-small"), (65, None, "fine-tune"), (224, None, "fine-tune"),
+     (28, "light-on-dark", "fine-tune-drawings"), (224, "dark-on-light", "fine-tune-drawings")],
+)  # fmt: skip
+def test_the_default_recipe_of_a_fine_tuning(side, polarity, name):
+    """Photographs of up to 64 pixels are shifted, larger ones cropped; drawings are not mirrored."""
+    card = start_of("mlp").card
+    card = dataclasses.replace(card, preprocess=dataclasses.replace(preprocess_of(side), polarity=polarity))
+    init = InitCheckpoint("x", card, {})
+    assert finetune.resolve_recipe(None, init, "mlp", "x") == find_recipe(name)
+    assert finetune.resolve_recipe("mnist", init, "mlp", "x") == find_recipe("mnist")
+    assert finetune.resolve_recipe(None, None, "lenet5", "tfds:mnist") == find_recipe("mnist")
+
+
+def test_the_digest_covers_what_training_uses():
+    start = start_of("lenet5")
+    same = [
+        dataclasses.replace(start, spec="another name"),
+        dataclasses.replace(start, card=dataclasses.replace(start.card, licence="MIT", source="", metrics={"step": 3})),
+    ]
+    variables = jax.tree.map(np.copy, start.variables)
+    variables["params"]["head"]["bias"][0] += 1e-6
+    other = [
+        dataclasses.replace(start, card=dataclasses.replace(start.card, classes=("cat", "dog", "fox"))),
+        dataclasses.replace(start, card=dataclasses.replace(start.card, preprocess=preprocess_of(16, "BGR"))),
+        dataclasses.replace(start, card=dataclasses.replace(start.card, fields={**start.card.fields, "dropout": 0.5})),
+        dataclasses.replace(start, variables=variables),
+    ]
+    assert {init.digest() for init in same} == {start.digest()}
+    assert len({init.digest() for init in other} | {start.digest()}) == 5
+
+
+def test_the_origin_of_a_checkpoint():
+    start = start_of("mlp")
+    assert start.origin == "mlp (made for tests)"
+    assert dataclasses.replace(start, card=dataclasses.replace(start.card, source="")).origin == "mlp"
 
 
 # --- the step ---------------------------------------------------------------------------------------------------------
@@ -241,7 +413,7 @@ def test_something_must_be_left_to_train():
 
 @functools.cache
 def compile_train_step(name, freeze, **changes):
-    """(state before, step, frozen paths) of a small network that starts at `start_of(name)`."""
+    """Return (state before, compiled step, frozen paths) of a small network that starts from `start_of(name)`."""
     start, recipe = start_of(name), dataclasses.replace(PLAIN, freeze=freeze, **changes)
     model, side = model_of(start), SMALL[name][1]
     abstract = models.abstract_variables(model, (side, side, 3))
@@ -258,7 +430,7 @@ def compile_train_step(name, freeze, **changes):
 
 
 def one_step(name, freeze=(), count=1, **changes):
-    """(state before, state after, report, frozen paths) of `count` steps."""
+    """Return (state before, state after, metrics, frozen paths) of `count` steps."""
     before, step, frozen = compile_train_step(name, freeze, **changes)
     state = before
     for _ in range(count):
@@ -287,8 +459,8 @@ FREEZING = [
 
 
 @pytest.mark.parametrize(("name", "freeze"), FREEZING)
-def test_what_is_frozen_stays_to_the_bit_and_the_rest_learns(name, freeze):
-    """Also under weight decay, momentum, an average, and gradients in pieces."""
+def test_frozen_variables_keep_their_bits_and_the_others_learn(name, freeze):
+    """Also with weight decay, momentum, a moving average and micro-batches."""
     before, after, _, frozen = one_step(name, freeze, count=2, weight_decay=0.1, ema=0.5, micro_batch=4)
     for tree in ("variables", "ema"):
         old, new = (flatten(getattr(state, tree)) for state in (before, after))
@@ -305,8 +477,8 @@ def _path(entry):
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in entry[0])
 
 
-def test_frozen_parts_cost_no_gradient():
-    """The work of the compiled step. The head alone needs no more than the forward pass and its own little gradient."""
+def test_frozen_parts_need_no_gradient():
+    """By the operations of the compiled step: the head alone needs the forward pass and its own small gradient."""
     work = []
     for freeze in ((), ("stem", "stage1"), ("body",)):
         state, step, _ = compile_train_step("resnet20", freeze)
@@ -318,17 +490,17 @@ def test_frozen_parts_cost_no_gradient():
 
 
 def test_a_frozen_batch_norm_normalises_with_its_stored_statistics():
-    """Seen in what the network answers while it trains: with everything frozen but the head, as in evaluation."""
+    """Its outputs in training are then those of evaluation."""
     start = start_of("resnet20")
     batch = batch_of(16)
     sums, _ = make_eval_step(model_of(start), preprocess_of(16))(start.variables, batch)
     _, _, frozen, _ = one_step("resnet20", ("body",))
     _, _, statistics, _ = one_step("resnet20", (".*/(mean|var)",))
-    _, _, free, _ = one_step("resnet20")
+    _, _, unfrozen, _ = one_step("resnet20")
     stored = float(sums["loss"]) / 8
     assert float(frozen["loss"]) == pytest.approx(stored, rel=1e-5)
     assert float(statistics["loss"]) == pytest.approx(stored, rel=1e-5)
-    assert abs(float(free["loss"]) - stored) > 0.01
+    assert abs(float(unfrozen["loss"]) - stored) > 0.01
 
 
 def test_each_stage_learns_at_its_own_rate():
@@ -344,13 +516,13 @@ def test_each_stage_learns_at_its_own_rate():
         np.testing.assert_allclose(changes[1], factor * changes[0], rtol=1e-3, atol=1e-6)
 
 
-def test_clipping_looks_at_what_is_trained():
+def test_clipping_uses_the_norm_of_trained_parameters():
     _, _, report, frozen = one_step("mlp", ("hidden1",), clip_norm=0.01, learning_rate=1.0)
     assert float(report["update"]) == pytest.approx(0.01, rel=1e-4) and frozen
 
 
-def test_pieces_add_up_to_the_batch():
-    """Eight images in pieces of three, three and two, as of a whole split that nothing divides."""
+def test_micro_batches_of_a_fine_tuning_give_the_update_of_the_batch():
+    """Eight images in micro-batches of three, three and two."""
     (_, whole, said, _), (_, pieces, says, _) = (
         one_step("mlp", ("hidden1",), batch_size=0, micro_batch=micro, l2=0.01) for micro in (0, 3)
     )
@@ -363,7 +535,7 @@ def test_pieces_add_up_to_the_batch():
 
 
 def coloured(classes, count=90, seed=0):
-    """Squares whose colour is their class."""
+    """Return squares in the colour of their class."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, len(classes), count)
     colours = np.random.default_rng(7).integers(30, 225, (8, 3))
@@ -398,7 +570,7 @@ def tuned(checkpoint_folder, tmp_path_factory):
     return tune(checkpoint_folder, tmp_path_factory.mktemp("runs") / "alone")
 
 
-def test_a_fine_tuning_takes_everything_from_the_card(tuned, checkpoint_folder):
+def test_a_fine_tuned_model_inherits_from_the_card(tuned, checkpoint_folder):
     card = checkpoint.read_card(checkpoint_folder)
     assert (tuned.card.model, tuned.card.preprocess) == (card.model, card.preprocess)
     assert tuned.card.fields == {**card.fields, "num_classes": 4} and tuned.card.classes == NEW
@@ -406,12 +578,12 @@ def test_a_fine_tuning_takes_everything_from_the_card(tuned, checkpoint_folder):
     assert tuned.card.licence == "BSD-2-Clause" and tuned.card.source.endswith(f"{checkpoint_folder} (made for tests)")
     config = run.read_config(tuned.workdir)
     assert config.init == str(checkpoint_folder) and len(config.init_digest) == 64
-    assert [row["step"] for row in tuned.history] == [6, 12, 18]  # an epoch has six steps, not the 5 of the data
+    assert [row["step"] for row in tuned.history] == [6, 12, 18]  # min_epoch_steps: six steps, not five
 
 
 @pytest.mark.parametrize("deaths", [(6, 13), pytest.param((4, 5, 7, 12, 17), marks=pytest.mark.slow)])
-def test_killed_around_the_phases_and_started_again(tmp_path, monkeypatch, tuned, checkpoint_folder, deaths):
-    """The state of each phase comes back with its own structure; what begins at a boundary begins the same way."""
+def test_killed_around_the_segments_and_resumed(tmp_path, monkeypatch, tuned, checkpoint_folder, deaths):
+    """The state of each segment is restored with its own structure, and what begins at a boundary begins the same."""
 
     class Killed(BaseException):
         pass
@@ -432,12 +604,20 @@ def test_killed_around_the_phases_and_started_again(tmp_path, monkeypatch, tuned
     assert run_bits(tmp_path / "run") == run_bits(tuned.workdir)
 
 
-def test_patience_waits_for_the_last_phase(checkpoint_folder, tmp_path, monkeypatch):
-    """A head that stops improving must not end the run before the body has learnt at all."""
+def test_patience_waits_for_the_last_segment(checkpoint_folder, tmp_path, monkeypatch):
+    """A head that stops improving must not end the run before the body is trained."""
     monkeypatch.setattr(loop, "monitor_score", lambda result, monitor, step: [0.0])  # never better after the first
     done = tune(checkpoint_folder, tmp_path / "run", dataclasses.replace(TUNE, patience=1, monitor="accuracy"))
     steps = [row["step"] for row in done.history]
     assert steps[-1] > 6 and steps[:2] == [6, 12]
+
+
+def test_patience_counts_anew_in_each_segment(checkpoint_folder, tmp_path, monkeypatch):
+    """Of six evaluations without improvement only the two of the last segment count."""
+    monkeypatch.setattr(loop, "monitor_score", lambda result, monitor, step: [0.0])
+    recipe = dataclasses.replace(TUNE, patience=2, monitor="accuracy", eval_every_epochs=0.5)
+    done = tune(checkpoint_folder, tmp_path / "run", recipe)
+    assert [row["step"] for row in done.history] == [3, 6, 9, 12, 15, 18]
 
 
 def test_another_checkpoint_of_the_same_name_is_another_run(tmp_path, tuned):
@@ -448,12 +628,12 @@ def test_another_checkpoint_of_the_same_name_is_another_run(tmp_path, tuned):
         tune(folder, tuned.workdir)
 
 
-def test_a_phase_starts_its_optimiser_afresh(checkpoint_folder):
+def test_each_segment_starts_with_a_fresh_optimizer_and_schedule(checkpoint_folder):
     job = make_plan(None, coloured(NEW), TUNE, init=api.open_init(checkpoint_folder))
     state = job.first_state()
-    for phase in job.segments:
-        state = reset_optimizer(state, job.optimizer(phase), phase.frozen)
-        trained = len(jax.tree.leaves(finetune.partition(state.variables["params"], phase.frozen)))
+    for segment in job.segments:
+        state = reset_optimizer(state, job.optimizer(segment), segment.frozen)
+        trained = len(jax.tree.leaves(finetune.partition(state.variables["params"], segment.frozen)))
         assert len(jax.tree.leaves(state.opt_state)) == 2 * trained + 2
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
     assert [job.segment(step).start for step in (0, 5, 6, 11, 12, 17, 18)] == [0, 0, 6, 6, 12, 12, 12]
@@ -467,17 +647,10 @@ def test_zoo_fit_from_a_checkpoint_learns_and_chooses_its_recipe(tmp_path, tuned
     )  # fmt: skip
     assert fitted.card.recipe["source"] == find_recipe("fine-tune-small").source
     assert len(fitted.history) == 2 and fitted.history[1]["train_loss"] < fitted.history[0]["train_loss"]
-    assert fitted.card.metrics["step"] == fitted.history[-1]["step"]  # of a few images chance would choose
-    card = dataclasses.replace(start_of("lenet5", channels="L").card, preprocess=preprocess_of(16, "L"))
-    drawn = dataclasses.replace(card, preprocess=dataclasses.replace(card.preprocess, polarity="dark-on-light"))
-    assert finetune.resolve_recipe(None, InitCheckpoint("x", drawn, {}), "lenet5", "x") == find_recipe(
-        "fine-tune-drawings"
-    )
-    large = dataclasses.replace(card, preprocess=preprocess_of(224, "L"))
-    assert finetune.resolve_recipe(None, InitCheckpoint("x", large, {}), "lenet5", "x") == find_recipe("fine-tune")
+    assert fitted.card.metrics["step"] == fitted.history[-1]["step"]  # monitor "last"
 
 
-def test_another_size_and_other_channels_where_asked(checkpoint_folder):
+def test_another_size_and_other_channels_on_request(checkpoint_folder):
     recipe = dataclasses.replace(TUNE, image_size=24, channels="L")
     job = make_plan(None, coloured(NEW), recipe, init=api.open_init(checkpoint_folder))
     assert job.preprocess.input_shape == (24, 24, 1) and job.preprocess.resize == (24, 24)
@@ -489,17 +662,17 @@ def test_another_size_and_other_channels_where_asked(checkpoint_folder):
     )
 
 
-def test_mistakes_are_answered_in_a_line(tmp_path, checkpoint_folder):
-    with pytest.raises(ValueError, match="is a resnet20, not a lenet5"):
+def test_errors_name_the_checkpoint_or_the_argument(tmp_path, checkpoint_folder):
+    with pytest.raises(ValueError, match=r"resnet20.*lenet5"):
         zoo.fit("lenet5", coloured(NEW), init=checkpoint_folder)
-    with pytest.raises(ValueError, match="name a model"):
+    with pytest.raises(ValueError, match="init="):
         zoo.fit(data=coloured(NEW))
     with pytest.raises(ValueError, match=r"--init .* - missing batch_stats/stage1_block2"):
         zoo.fit(init=checkpoint_folder, data=coloured(NEW), fields={"blocks": (2,)}, workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_adapts_grey_digits_to_a_colour_model(tmp_path, capsys):
+def test_the_command_line_fine_tunes_a_colour_model_on_grey_digits(tmp_path, capsys):
     from zoo.cli import main
 
     start = start_of("mlp", classes=("0", "7", "nothing"))

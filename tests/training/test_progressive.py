@@ -1,8 +1,7 @@
-"""Images that grow while training lasts, and results for another size than training's."""
+"""Image sizes that grow during training, and another size for evaluation."""
 
 import dataclasses
 import io
-import json
 
 import numpy as np
 import pytest
@@ -16,78 +15,72 @@ from zoo.data.images.preprocess import Preprocess
 from zoo.data.sources import from_arrays
 from zoo.training import dry_run, loop, plots, progressive, report, run
 from zoo.training import plan as planning
-from zoo.training.recipe import Recipe, recipe_from_json
+from zoo.training.recipe import Recipe
 from zoo.training.recipes import RECIPES
+from zoo.training.timeline import Span, build_timeline
 
 PLAIN = Recipe(epochs=4, batch_size=10, learning_rate=0.01)
 SMALL = {"blocks": (1,), "width": 2}
-SEEN = Preprocess((16, 16), (20, 20))
+TRAINED = Preprocess((16, 16), (20, 20))
 
 
 @pytest.mark.parametrize(
-    "fields, expected",
+    ("fields", "expected"),
     [
         ({}, [(0, 100, 16)]),
         ({"progressive": (8, 12, 16)}, [(0, 33, 8), (33, 67, 12), (67, 100, 16)]),
         ({"progressive": (16,)}, [(0, 100, 16)]),
         ({"progressive": (8, 12, 16), "progressive_at": (1.0, 1.5)}, [(0, 25, 8), (25, 38, 12), (38, 100, 16)]),
-        ({"progressive": (8, 16), "progressive_at": (0.001,)}, [(0, 100, 16)]),  # nothing is left of the first
+        ({"progressive": (8, 12, 16), "progressive_at": (1.0, 3.99)}, [(0, 25, 8), (25, 100, 12)]),  # the last is empty
+        ({"progressive": (8, 16), "progressive_at": (3.97,)}, [(0, 99, 8), (99, 100, 16)]),
+        ({"progressive": (8, 16), "progressive_at": (0.001,)}, [(0, 100, 16)]),  # the first is empty
     ],
 )
-def test_when_training_sees_which_size(fields, expected):
-    parts = progressive.image_size_spans(dataclasses.replace(PLAIN, **fields), SEEN, 100, 25.0)
+def test_image_size_spans(fields, expected):
+    parts = progressive.image_size_spans(dataclasses.replace(PLAIN, **fields), TRAINED, 100, 25.0)
     assert [(part.start, part.stop, part.value.size[0]) for part in parts] == expected
     assert all(part.value.resize[0] == round(part.value.size[0] * 1.25) for part in parts)
-    assert all(dataclasses.replace(part.value, size=(16, 16), resize=(20, 20)) == SEEN for part in parts)
+    assert all(dataclasses.replace(part.value, size=(16, 16), resize=(20, 20)) == TRAINED for part in parts)
 
 
-def test_what_is_tested_at_another_size():
-    assert progressive.eval_preprocess(PLAIN, SEEN) == SEEN
-    assert progressive.eval_preprocess(dataclasses.replace(PLAIN, test_size=24), SEEN) == Preprocess((24, 24), (30, 30))
-    assert RECIPES["rsb-a3"].test_size == RECIPES["torchvision-v2"].test_size == 224  # as their sources say
-
-
-@pytest.mark.parametrize(
-    "fields, said",
-    [
-        ({"progressive": (16, 8)}, "increasing sizes"),
-        ({"progressive": (0, 8)}, "increasing sizes"),
-        ({"progressive": (8, 8)}, "increasing sizes"),
-        ({"progressive": (8, 16), "image_size": 24}, "must end with image_size=24"),
-        ({"progressive": (8, 16), "progressive_at": (1.0, 2.0)}, "1 increasing epochs"),
-        ({"progressive": (8, 16), "progressive_at": (4.0,)}, "below epochs=4"),
-        ({"progressive": (8, 12, 16), "progressive_at": (2.0, 2.0)}, "2 increasing epochs"),
-        ({"progressive_at": (1.0,)}, "needs the sizes in progressive"),
-        ({"test_size": -1}, "must not be negative"),
-    ],
-)
-def test_fields_that_make_no_sense(fields, said):
-    with pytest.raises(ValueError, match=f"recipe field .*{said}"):
-        dataclasses.replace(PLAIN, **fields)
-
-
-def test_a_recipe_goes_through_json():
-    recipe = dataclasses.replace(PLAIN, progressive=(8, 16), progressive_at=(1.5,), test_size=24)
-    assert (
-        recipe_from_json(json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe and recipe.final_image_size == 16
+def test_evaluation_at_another_size():
+    assert progressive.eval_preprocess(PLAIN, TRAINED) == TRAINED
+    assert progressive.eval_preprocess(dataclasses.replace(PLAIN, test_size=24), TRAINED) == Preprocess(
+        (24, 24), (30, 30)
     )
+    assert RECIPES["rsb-a3"].test_size == RECIPES["torchvision-v2"].test_size == 224
 
 
 @pytest.mark.parametrize("field", [{"progressive": (8, 16)}, {"test_size": 24}])
 @pytest.mark.parametrize("name", ["softmax", "lenet5", "alexnet_small", "highway_conv"])
-def test_models_that_are_bound_to_a_size_say_so(name, field):
+def test_models_of_a_fixed_image_size_are_refused(name, field):
     model = models.create(name, image_size=16)
     with pytest.raises(ValueError, match=rf"{next(iter(field))}=.*{name} .*16x16 pixels"):
-        progressive.require_sizes_supported(model, dataclasses.replace(PLAIN, **field), SEEN)
-    progressive.require_sizes_supported(model, dataclasses.replace(PLAIN, progressive=(16,), test_size=16), SEEN)
+        progressive.require_sizes_supported(model, dataclasses.replace(PLAIN, **field), TRAINED)
+    progressive.require_sizes_supported(model, dataclasses.replace(PLAIN, progressive=(16,), test_size=16), TRAINED)
 
 
-def test_a_size_that_is_too_small_is_said():
+def test_too_small_a_size_is_refused():
     grey = Preprocess((32, 32), (32, 32), channels="L", mean=(0.0,), std=(1.0,))
     with pytest.raises(ValueError, match=r"progressive=\(16, 32\): lenet5_1998 needs images of at least 32x32"):
         progressive.require_sizes_supported(
             models.create("lenet5_1998"), dataclasses.replace(PLAIN, progressive=(16, 32)), grey
         )
+
+
+def test_sizes_are_described():
+    """A line for each size, though freezing may divide it, and one for evaluation; none if all sizes are equal."""
+    small, large = Preprocess((8, 8), (10, 10)), Preprocess((16, 12), (16, 12))
+    frozen = [Span(0, 20, frozenset({"a"})), Span(20, 100, frozenset())]
+    sizes = [Span(0, 50, small), Span(50, 100, large)]
+    segments = build_timeline(frozen, sizes, lambda preprocess: None)
+    lines = progressive.describe_sizes(segments, TRAINED, 25.0)
+    assert lines == [
+        "epochs 0 to 2: 8x8 pixels", "epochs 2 to 4: 16x12 pixels", "validation, test and checkpoint: 16x16 pixels",
+    ]  # fmt: skip
+    same = build_timeline(frozen, [Span(0, 100, TRAINED)], lambda preprocess: None)
+    assert progressive.describe_sizes(same, TRAINED, 25.0) == []
+    assert len(progressive.describe_sizes(same, small, 25.0)) == 2
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -109,7 +102,7 @@ def in_memory(folder):
 
 
 def streamed(folder):
-    """Encoded images that are read anew whenever they are wanted."""
+    """Return the folder of encoded images that are read anew in each epoch."""
     for split, count in (("train", 40), ("val", 12), ("test", 10)):
         for n, (image, label) in enumerate(zip(*photos(count), strict=True)):
             place = folder / "photos" / split / f"class{label}"
@@ -133,9 +126,9 @@ class Killed(BaseException):
     ],
     ids=["between the sizes", "in the second", "in the first"],
 )
-def test_a_run_of_growing_images(make, moment, begun_after, tmp_path, monkeypatch, capsys):
-    """16 steps: 6 of 8x8 pixels, then 16x16; everything is measured at 24x24. The larger step is
-    compiled first, once, to know that its memory suffices. Stopped, it ends with the same bits."""
+def test_a_run_over_two_image_sizes(make, moment, begun_after, tmp_path, monkeypatch, capsys):
+    """16 steps: 6 of 8x8 pixels, then 16x16, evaluated at 24x24. The larger step is compiled first, once, to check
+    its memory. A run that is killed and resumed ends with the same bits."""
     if make is streamed:
         monkeypatch.setattr(loader, "CACHE_BYTES", 0)
     for drawing in ("draw_curves", "draw_confusion"):
@@ -160,21 +153,20 @@ def test_a_run_of_growing_images(make, moment, begun_after, tmp_path, monkeypatc
     assert fitted.card.preprocess.size == (24, 24) and fitted.card.recipe["progressive"] == [8, 16]
     said = capsys.readouterr().out
     assert "epochs 0 to 1.5: 8x8 pixels" in said and "checkpoint: 24x24 pixels" in said
-    # The checkpoint says itself at which size it is used.
     result = zoo.evaluate(zoo.load(tmp_path / "alone" / "best"), data, "validation")
     assert result["loss"] == pytest.approx(min(row["validation_loss"] for row in fitted.history))
 
-    commit = loop.Trainer.save
+    save = loop.Trainer.save
 
-    def struck(trainer):
-        commit(trainer)
+    def save_and_die(trainer):
+        save(trainer)
         if trainer.progress.step == moment:
             raise Killed
 
-    monkeypatch.setattr(loop.Trainer, "save", struck)
+    monkeypatch.setattr(loop.Trainer, "save", save_and_die)
     with pytest.raises(Killed):
         fit("killed")
-    monkeypatch.setattr(loop.Trainer, "save", commit)
+    monkeypatch.setattr(loop.Trainer, "save", save)
     trained.clear()
     fit("killed")
     assert trained == begun_after
@@ -202,8 +194,8 @@ def test_patience_waits_for_the_last_size(tmp_path):
     assert [trainer.is_out_of_patience() for trainer in trainers] == [False, False, True, True]
 
 
-def test_fine_tuning_keeps_the_tested_size(tmp_path):
-    """What was trained from a checkpoint has the size that its card says, unless another is asked for."""
+def test_fine_tuning_keeps_the_size_of_the_checkpoint(tmp_path):
+    """Without a size of its own a recipe trains and evaluates at that of the card."""
     model = models.create("resnet20", **SMALL, num_classes=2)
     zoo.save(tmp_path / "start", model, zoo.init(model, 0, (24, 24, 3)), ("0", "1"), Preprocess((24, 24), (24, 24)))
     start = zoo.api.open_init(tmp_path / "start")
@@ -222,7 +214,7 @@ def test_a_dry_run_is_of_the_largest_size(tmp_path):
     assert any("Time per step" in line and "at most" in line for line in lines)
 
 
-def test_the_command_says_what_does_not_fit(tmp_path, capsys, monkeypatch):
+def test_the_command_line_names_sizes_that_do_not_fit(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["train", "--data", "digits", "--limit", "64", "--model", "lenet5"]
     assert cli.main([*words, "--progressive", "16,20"]) == 2

@@ -130,7 +130,8 @@ class InitCheckpoint:
         elif not new:
             dropped = len(old.classes) - len(kept)
             order = " matched by class name" if tuple(classes) != tuple(old.classes) else ""
-            lines.append(f"init: {source}; head kept{order}" + (f", {dropped} classes dropped" if dropped else ""))
+            loss = f", {dropped} class{'es' if dropped > 1 else ''} dropped" if dropped else ""
+            lines.append(f"init: {source}; head kept{order}{loss}")
         else:
             lines.append(f"init: {source}; new head rows for {len(new)} of {len(classes)} classes: {_shorten(new)}")
             if kept:
