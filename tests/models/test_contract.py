@@ -127,6 +127,16 @@ REDUCED = {
     "highway": ("highway", {"layers": 3, "width": 20, "image_size": 8}, (8, 8, 1)),
     "highway_conv": ("highway_conv", {"layers": 3, "image_size": 8}, (8, 8, 1)),
 }
+# A bottleneck, an Inception and a GoogLeNet network small enough to be trained in every run, with auxiliary heads.
+QUICK = {
+    "quick-bottleneck": ("resnet50_small", {"blocks": (1,), "width": 8}, (8, 8, 1)),
+    "quick-googlenet": (
+        "googlenet_bn_small",
+        {"width": 0.05, "blocks": (0, 1, 0), "dropout": 0.0, "aux_dropout": 0.0},
+        (8, 8, 1),
+    ),
+    "quick-inception": ("inception_v3_small", {"width": 0.02, "blocks": (0, 0, 0), "dropout": 0.0}, (13, 13, 1)),
+}
 NO_BATCH_NORM = {
     "softmax", "mlp", "lenet5", "lenet5_1998", "alexnet_small", "alexnet_owt_small", "googlenet_small",
     "highway", "highway_conv",
@@ -246,14 +256,14 @@ def randomise(variables, seed=0):
 
 
 def build(case, **runtime):
-    name, fields, shape = REDUCED[case]
+    name, fields, shape = (REDUCED | QUICK)[case]
     model = models.with_runtime(create(name, **fields), **runtime)
     rng = np.random.default_rng(1)
     images = jnp.asarray(rng.normal(size=(4, *shape)), jnp.float32)
     return model, randomise(models.abstract_variables(model, shape)), images, jnp.arange(4) % model.num_classes
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *QUICK])
 def test_training_reaches_every_parameter_and_can_overfit_one_batch(case):
     """Gradients are finite and nonzero, batch statistics change, and four images are learnt by heart."""
     model, variables, images, labels = build(case)
@@ -281,7 +291,7 @@ def test_training_reaches_every_parameter_and_can_overfit_one_batch(case):
     assert np.isfinite(value)
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(grad).all() and np.any(grad != 0), jax.tree_util.keystr(path)
-    assert bool(variables["batch_stats"]) == (REDUCED[case][0] not in NO_BATCH_NORM)
+    assert bool(variables["batch_stats"]) == ((REDUCED | QUICK)[case][0] not in NO_BATCH_NORM)
     same = jax.tree.map(np.array_equal, variables["batch_stats"], after["batch_stats"])
     assert not any(jax.tree.leaves(same)), same
 

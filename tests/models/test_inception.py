@@ -9,7 +9,7 @@ import pytest
 from seeded import seeded_images, seeded_variables
 
 import zoo.models as models
-from zoo.models import create, googlenet, inception_v2
+from zoo.models import create, googlenet, inception_v2, inception_v3
 from zoo.models.branches import Branches, Pool, Unit
 from zoo.models.layers import BatchNorm, ConvNorm, max_pool
 from zoo.pretrained import keras
@@ -100,12 +100,50 @@ def test_auxiliary_heads_take_any_size(name):
     assert ends_of(model, (61, 90, 3))["aux1"].shape == (1, 10)
 
 
-def test_the_paper_pools_five_by_five_before_an_auxiliary_head_and_torchvision_does_not():
-    x = seeded_images((1, 14, 14, 1))
-    paper, even = googlenet.pool_to_4x4(x), googlenet.adaptive_avg_pool(x, (4, 4))
-    np.testing.assert_allclose(paper[0, 1, 2], x[0, 3:8, 6:11].mean((0, 1)), rtol=1e-5)
-    np.testing.assert_allclose(even[0, 1, 2], x[0, 3:7, 7:11].mean((0, 1)), rtol=1e-5)
-    assert googlenet.pool_to_4x4(x[:, :7]).shape == (1, 4, 4, 1)
+@pytest.mark.parametrize(("side", "windows"), [(13, False), (14, True), (15, True), (16, True), (17, False)])
+def test_googlenet_pools_5x5_windows_before_an_auxiliary_head_if_that_gives_4x4(side, windows):
+    """14 is the side at 224 pixels. Other sizes are averaged over nearly equal cells, as in torchvision at any size."""
+    x = seeded_images((1, side, side, 1))
+    pooled, even = googlenet.pool_to_4x4(x), googlenet.adaptive_avg_pool(x, (4, 4))
+    assert pooled.shape == (1, 4, 4, 1)
+    if windows:
+        np.testing.assert_allclose(pooled[0, 1, 2], x[0, 3:8, 6:11].mean((0, 1)), rtol=1e-5)
+        assert not np.allclose(pooled, even, atol=1e-3)
+    else:
+        assert np.array_equal(pooled, even)
+
+
+@pytest.mark.parametrize(("side", "cells"), [(7, 5), (14, 5), (16, 5), (17, 5), (19, 5), (20, 6)])
+def test_the_auxiliary_head_of_inception_v3_has_at_least_5x5_cells(side, cells):
+    """17 is the side at 299 pixels, 14 at 256. A 5x5 convolution without padding reads the cells."""
+    inputs = {}
+
+    def conv(features, kernel_size, stride, padding, *, name, **fields):
+        assert (kernel_size, stride, padding) == {"conv0": (1, 1, 0), "conv1": (5, 1, 0)}[name]
+
+        def record(x, train):
+            inputs[name] = x
+            return x
+
+        return record
+
+    x = seeded_images((1, side, side, 2))
+    logits, _ = inception_v3.AuxiliaryHead(3, conv, jnp.float32).init_with_output(jax.random.key(0), x, False)
+    assert logits.shape == (1, 3) and np.all(np.isfinite(logits))
+    assert inputs["conv0"].shape == (1, cells, cells, 2)
+    windows = side >= 17
+    expected = x[0, 3:8, 3:8].mean((0, 1)) if windows else inception_v3.adaptive_avg_pool(x, (5, 5))[0, 1, 1]
+    np.testing.assert_allclose(inputs["conv0"][0, 1, 1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_auxiliary_heads_read_the_modules_of_the_papers():
+    """Szegedy et al. 2014, section 5: the outputs of 4a (512 channels) and 4d (528); v3: the last 17x17 module."""
+    params = models.abstract_variables(create("googlenet"))["params"]
+    read = {name: params[name]["conv"]["conv"]["kernel"].shape for name in ("aux1", "aux2")}
+    assert read == {"aux1": (1, 1, 512, 128), "aux2": (1, 1, 528, 128)}
+    params = models.abstract_variables(create("inception_v3", **ONE_EACH))["params"]["aux1"]
+    assert params["conv0"]["conv"]["kernel"].shape == (1, 1, 768, 128)
+    assert params["conv1"]["conv"]["kernel"].shape == (5, 5, 128, 768)
 
 
 def test_the_paper_has_a_true_5x5_branch_and_biases():
