@@ -5,7 +5,7 @@ from seeded import seeded_tensors
 
 import zoo
 from zoo import models
-from zoo.pretrained.weights import SOURCES
+from zoo.pretrained.recognise import SOURCES
 from zoo.trees import flatten
 
 

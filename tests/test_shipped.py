@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import zoo
-from zoo.pretrained.weights import shipped, shipped_folder
+from zoo.pretrained.names import shipped, shipped_folder
 
 NAMES = shipped()
 

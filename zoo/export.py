@@ -1,10 +1,10 @@
-"""The way out: a checkpoint as safetensors, StableHLO or ONNX, for programs that know nothing of this zoo.
+"""Export a checkpoint as safetensors, StableHLO or ONNX, for programs without this library.
 
-Networks are exported as one function of pixels, uint8 [N, height, width, channels] as `image_to_input` gives them
-(resized and cut, channels in the card's order), to logits float32 [N, classes]: normalisation is inside, so that nobody
-has to repeat it, and N is free. What else is to be known of a file stands in its metadata: the card, as JSON.
+A network is exported as one function from pixels, uint8 [N, height, width, channels], to logits, float32 [N, classes].
+The pixels are those that `image_to_input` returns: resized and cropped, channels in the card's order. Normalisation is
+inside, and N is free. The metadata of a file holds the card as JSON.
 
-They are traced in the plain formulation, whatever machine this is (zoo.models.layers.formulation).
+Networks are traced in the plain formulation on every machine (`zoo.models.layers.formulation`).
 """
 
 import json
@@ -20,17 +20,17 @@ from zoo.api import Checkpoint
 from zoo.data.images.preprocess import normalise
 from zoo.models.layers import formulation
 from zoo.pretrained.convert import export as export_tensors
-from zoo.pretrained.weights import SOURCES
+from zoo.pretrained.recognise import SOURCES
 from zoo.trees import flatten
 
-#: Whose names a safetensors file may have; "zoo" is our own paths.
+#: Projects whose names the tensors of a safetensors file may have; "zoo" is this project's parameter paths.
 KEYS = ("torchvision", "timm", "akamaster", "keras", "zoo")
 PLATFORMS = ("cpu", "cuda", "tpu")
-TOLERANCE = 1e-4  # of the largest logit, between what was written and what wrote it
+TOLERANCE = 1e-4  # difference between exported and original logits, relative to the largest logit
 
 
 def pixels_to_logits(loaded: Checkpoint) -> Callable[[jax.Array], jax.Array]:
-    """The whole network as a function: uint8 [N, H, W, C] -> logits [N, K]."""
+    """Return the network as a function from pixels, uint8 [N, H, W, C], to logits [N, K]."""
 
     def network(pixels: jax.Array) -> jax.Array:
         with formulation("plain"):
@@ -41,12 +41,12 @@ def pixels_to_logits(loaded: Checkpoint) -> Callable[[jax.Array], jax.Array]:
 
 
 def input_shape(loaded: Checkpoint) -> tuple[int, int, int]:
-    """(height, width, channels) of the pixels."""
+    """Return (height, width, channels) of the pixels."""
     return loaded.card.preprocess.input_shape
 
 
 def description(loaded: Checkpoint) -> dict[str, str]:
-    """What a file says of itself: {"card": JSON, "input": …, "output": …}."""
+    """Return the metadata of an exported file: {"card": JSON, "input": …, "output": …}."""
     shape, channels = "x".join(map(str, input_shape(loaded))), loaded.card.preprocess.channels
     card = {key: value for key, value in loaded.card.to_json().items() if key != "leaves"}
     return {
@@ -58,29 +58,43 @@ def description(loaded: Checkpoint) -> dict[str, str]:
 
 
 def example_pixels(loaded: Checkpoint, count: int) -> np.ndarray:
-    """Pixels to compare two forms of a network on."""
+    """Return random pixels, uint8 [count, H, W, C], for comparing two forms of a network."""
     return np.random.default_rng(0).integers(0, 256, (count, *input_shape(loaded)), np.uint8)
 
 
 def write_safetensors(loaded: Checkpoint, file: str | Path, keys: str | None = None) -> str:
-    """Write the weights under the names of `keys`, by default the first of torchvision, timm that has the network.
+    """Write the weights as safetensors.
 
-    Returns the names used. Raises ValueError for a network that `keys` does not have, or cannot express.
+    Args:
+        loaded: the checkpoint.
+        file: the file to write; its permissions follow the umask.
+        keys: project whose names the tensors get; by default the first of torchvision, timm and akamaster that has the
+            network, else "zoo".
+
+    Returns:
+        The value of `keys` that was used.
+
+    Raises:
+        ValueError: if the project does not have the network, or cannot represent its variables.
     """
     from safetensors.numpy import save_file
 
-    named = [keys] if keys else ["torchvision", "timm", "akamaster", "zoo"]
-    for name in named:
+    candidates = [keys] if keys else ["torchvision", "timm", "akamaster", "zoo"]
+    for name in candidates:
         try:
             tensors = _tensors(loaded, name)
             break
         except ValueError:
-            if name == named[-1]:
+            if name == candidates[-1]:
                 raise
     framework = {"keras": "np", "zoo": "np"}.get(name, "pt")
     about = {**description(loaded), "format": framework, "keys": name}
     del about["input"], about["output"]
+    file = Path(file)
+    file.touch()
+    mode = file.stat().st_mode  # save_file replaces the file by one that only its owner can read
     save_file({key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}, file, about)
+    file.chmod(mode)
     return name
 
 
@@ -93,9 +107,16 @@ def _tensors(loaded: Checkpoint, keys: str) -> dict[str, np.ndarray]:
 
 
 def write_stablehlo(loaded: Checkpoint, file: str | Path) -> None:
-    """Write the network as `jax.export` serialises it, for any batch size and platform; its metadata in FILE.json.
+    """Write the network in the serialisation of `jax.export`, for any batch size and platform.
 
-    `jax.export.deserialize(data).call(pixels)` gives the logits. Raises ValueError where it gives others than here.
+    `jax.export.deserialize(data).call(pixels)` returns the logits. The metadata are written to FILE.json.
+
+    Args:
+        loaded: the checkpoint.
+        file: the file to write.
+
+    Raises:
+        ValueError: if the serialised network gives other logits; nothing is written then.
     """
     from jax import export
 
@@ -114,8 +135,13 @@ def write_stablehlo(loaded: Checkpoint, file: str | Path) -> None:
 def write_onnx(loaded: Checkpoint, file: str | Path) -> None:
     """Write the network as ONNX with a free batch dimension, checked with onnxruntime.
 
-    Needs jax2onnx and onnxruntime (docs/export.md). Raises ImportError without them, ValueError where the file gives
-    other logits than the network.
+    Args:
+        loaded: the checkpoint.
+        file: the file to write.
+
+    Raises:
+        ImportError: without jax2onnx and onnxruntime (docs/export.md).
+        ValueError: if jax2onnx cannot write the network, or the file gives other logits; nothing is written then.
     """
     try:
         import onnx
@@ -123,8 +149,8 @@ def write_onnx(loaded: Checkpoint, file: str | Path) -> None:
         from jax2onnx import to_onnx
     except ImportError as error:
         raise ImportError(
-            f"ONNX needs {error.name}: pip install jax2onnx onnxruntime, best in an environment of its own, because it "
-            "brings an older Orbax (docs/export.md)"
+            f"ONNX needs {error.name}: pip install jax2onnx onnxruntime, in an environment of its own: it brings an "
+            "older Orbax (docs/export.md)"
         ) from None
     from jax import export
 
@@ -135,9 +161,9 @@ def write_onnx(loaded: Checkpoint, file: str | Path) -> None:
             pixels_to_logits(loaded), [pixels], model_name=loaded.card.model, input_names=["pixels"],
             output_names=["logits"],
         )  # fmt: skip
-    except Exception as error:  # of many types, for what it has no rule for
+    except Exception as error:  # many types, for operations without a rule
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{file}: jax2onnx cannot write {loaded.card.model} ({reason}); StableHLO can") from error
+        raise ValueError(f"{file}: jax2onnx cannot write {loaded.card.model} ({reason}); use --to stablehlo") from error
     for key, value in description(loaded).items():
         proto.metadata_props.add(key=key, value=value)
     data = proto.SerializeToString()
@@ -147,11 +173,11 @@ def write_onnx(loaded: Checkpoint, file: str | Path) -> None:
     Path(file).write_bytes(data)
 
 
-def _compare(file: Any, loaded: Checkpoint, written: Callable[[np.ndarray], np.ndarray]) -> None:
-    """ValueError unless what is written gives the network's logits."""
+def _compare(file: Any, loaded: Checkpoint, exported: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Raise ValueError unless the exported function gives the logits of the network, to TOLERANCE."""
     pixels = example_pixels(loaded, 3)
-    ours, theirs = np.asarray(jax.jit(pixels_to_logits(loaded))(pixels)), written(pixels)
-    largest = max(float(np.abs(ours).max()), 1e-6)  # a head that is all zeros gives none
-    error = float(np.abs(ours - theirs).max()) / largest if theirs.shape == ours.shape else float("inf")
+    expected, actual = np.asarray(jax.jit(pixels_to_logits(loaded))(pixels)), exported(pixels)
+    largest = max(float(np.abs(expected).max()), 1e-6)  # all logits of a zero-initialised head are zero
+    error = float(np.abs(expected - actual).max()) / largest if actual.shape == expected.shape else float("inf")
     if not error <= TOLERANCE:
         raise ValueError(f"{file}: not written: its logits differ from the network's by {error:.1e} of the largest")

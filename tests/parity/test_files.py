@@ -12,7 +12,7 @@ from seeded import seeded_images, seeded_tensors
 import zoo
 from zoo import export
 from zoo.pretrained.registry import DEFAULTS, WEIGHTS
-from zoo.pretrained.weights import import_file, keep
+from zoo.pretrained.weights import import_file, save_imported
 
 pytestmark = pytest.mark.parity
 
@@ -55,7 +55,7 @@ def test_torch_networks(name, torch, torchvision, timm, tmp_path):
     form = sorted(forms)[len(name) % 2]
     torch.save({"state_dict": net.state_dict(), "epoch": 3}, tmp_path / form, **forms[form])
     imported = import_file(tmp_path / form, weights.model, weights.fields)
-    keep(imported, tmp_path / "ours")
+    save_imported(imported, tmp_path / "ours")
     loaded = zoo.load(tmp_path / "ours")
     error = relative_error(logits(loaded, images), theirs)
     print(f"{name} {form} {error:.1e}")
@@ -91,7 +91,7 @@ def test_keras_networks(name, keras, tmp_path):
                 patch.setattr("absl.logging.warning", lambda *_: None)  # that .h5 is an old format
                 net.save(tmp_path / form)
         imported = import_file(tmp_path / form, weights.model, weights.fields)
-        keep(imported, tmp_path / "ours")
+        save_imported(imported, tmp_path / "ours")
         loaded = zoo.load(tmp_path / "ours")
         if form == "net.keras":
             error = relative_error(logits(loaded, images), theirs)

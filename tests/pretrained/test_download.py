@@ -14,6 +14,7 @@ from networks import small
 
 import zoo
 from zoo import checkpoint
+from zoo.cache import cache_folder
 from zoo.pretrained import download, weights
 from zoo.pretrained.registry import WEIGHTS
 
@@ -96,7 +97,7 @@ def published(server, monkeypatch):
 
 def cache():
     """What is kept, but for locks; names without the format and the hash of their row."""
-    folder = weights.cache_folder() / "weights"
+    folder = cache_folder() / "weights"
     names = [path.name for path in folder.iterdir() if path.suffix != ".lock"] if folder.exists() else []
     return sorted(re.sub(rf"-{checkpoint.FORMAT}-[0-9a-f]{{8}}$", "", name) for name in names)
 

@@ -1,4 +1,4 @@
-"""Weight files: what is in them is read, and nothing in them is run."""
+"""Weight files are read, and nothing in them is executed."""
 
 import json
 import pickle
@@ -14,7 +14,7 @@ import torch_bytes as tb
 from torch_bytes import called, named, number, state_dict, storage, tensor, text, tuple_of
 
 from zoo.pretrained.readers import read_tensors
-from zoo.pretrained.torch_files import ALLOWED, BESIDE
+from zoo.pretrained.unpickle import ALLOWED
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -34,10 +34,10 @@ def written(tmp_path, data, name="weights.pth"):
     return file
 
 
-def same(found, expected):
-    assert set(found) == set(expected)
+def assert_equal(actual, expected):
+    assert set(actual) == set(expected)
     for key, array in expected.items():
-        assert found[key].dtype == array.dtype and np.array_equal(found[key], array), key
+        assert actual[key].dtype == array.dtype and np.array_equal(actual[key], array), key
 
 
 # --- PyTorch ----------------------------------------------------------------------------------------------------
@@ -46,13 +46,13 @@ def same(found, expected):
 @pytest.mark.parametrize("form", ["zip", "legacy"])
 def test_state_dicts(form, tmp_path):
     found = read_tensors(written(tmp_path, state_dict(ARRAYS, form)))
-    same(found.arrays, ARRAYS)
+    assert_equal(found.arrays, ARRAYS)
     assert found.notes == () and found.naming == "torch"
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
 def test_views_of_one_storage(form, tmp_path):
-    """Transposed, strided, with an offset, and two tensors that share their numbers."""
+    """Transposed, strided and offset tensors that share their numbers."""
     data = np.arange(24, dtype=np.float32)
     reference = storage("0", "float32", 24, form == "legacy")
     views = {
@@ -64,7 +64,7 @@ def test_views_of_one_storage(form, tmp_path):
     body = tb.mapping(views)
     found = read_tensors(written(tmp_path, (tb.legacy if form == "legacy" else tb.zipped)(body, {"0": data}))).arrays
     whole = data.reshape(4, 6)
-    same(found, {"whole": whole, "transposed": whole.T, "strided": whole[::2, 1::2], "scalar": data[23]})
+    assert_equal(found, {"whole": whole, "transposed": whole.T, "strided": whole[::2, 1::2], "scalar": data[23]})
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
@@ -76,12 +76,12 @@ def test_training_checkpoints_are_unwrapped(key, tmp_path):
         return tb.mapping({name: tb.ordered(tensors) if name == key else value for name, value in wrap.items()})
 
     found = read_tensors(written(tmp_path, state_dict(ARRAYS, wrap=whole)))
-    same(found.arrays, ARRAYS)
-    assert found.notes == (f"the weights are those under {key!r}; beside it: epoch, best_prec1, log",)
+    assert_equal(found.arrays, ARRAYS)
+    assert found.notes == (f"the weights are those under {key!r}; not read: epoch, best_prec1, log",)
 
 
-def test_what_training_scripts_save_beside_the_weights_is_not_built(tmp_path):
-    """Options, milestones and best values of torchvision's and timm's scripts, in the forms of pickle itself."""
+def test_objects_beside_the_weights_are_not_built(tmp_path):
+    """Options, milestones and best values of the training scripts of torchvision and timm."""
     scalar = called(
         "numpy._core.multiarray", "scalar",
         called("numpy", "dtype", text("f8"), b"\x89", b"\x88") + tuple_of(number(3)) + b"b",
@@ -97,23 +97,23 @@ def test_what_training_scripts_save_beside_the_weights_is_not_built(tmp_path):
         return tb.mapping({"model": tb.ordered(tensors), **beside})
 
     found = read_tensors(written(tmp_path, state_dict(ARRAYS, wrap=whole)))
-    same(found.arrays, ARRAYS)
-    assert found.notes == ("the weights are those under 'model'; beside it: args, milestones, best, device",)
+    assert_equal(found.arrays, ARRAYS)
+    assert found.notes == ("the weights are those under 'model'; not read: args, milestones, best, device",)
 
 
-def test_parameters_and_sizes_are_taken(tmp_path):
+def test_parameters_and_sizes(tmp_path):
     plain = tensor(storage("0", "float32", 2), (2,), (1,))
     body = tb.mapping({
         "weight": called("torch._utils", "_rebuild_parameter", plain, b"\x88", called("collections", "OrderedDict")),
         "shape": called("torch", "Size", tuple_of(number(2))),
     })  # fmt: skip
     found = read_tensors(written(tmp_path, tb.zipped(body, {"0": np.ones(2, np.float32)})))
-    same(found.arrays, {"weight": np.ones(2, np.float32)})
-    assert found.notes == ("not tensors, left out: shape",)
+    assert_equal(found.arrays, {"weight": np.ones(2, np.float32)})
+    assert found.notes == ("not tensors, not read: shape",)
 
 
 def stack_named(module, name):
-    """STACK_GLOBAL of protocol 4, where names may have dots."""
+    """Return STACK_GLOBAL of protocol 4, whose names may contain dots."""
     return text(module) + text(name) + b"\x93"
 
 
@@ -140,7 +140,7 @@ EVIL = {
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
 @pytest.mark.parametrize("what", EVIL)
-def test_what_a_pickle_wants_to_import_is_named_and_refused(what, form, tmp_path, monkeypatch):
+def test_imports_of_a_pickle_are_named_and_refused(what, form, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     body = tb.mapping({"weight": EVIL[what]})
     file = written(tmp_path, (tb.legacy if form == "legacy" else tb.zipped)(body, {}))
@@ -154,16 +154,16 @@ def test_what_a_pickle_wants_to_import_is_named_and_refused(what, form, tmp_path
     ("body", "answer"),
     [
         (b"(iposix\nsystem\n", "INST"),
-        (named("collections", "OrderedDict") + b")\x81", "NEWOBJ"),
-        (b"N)\x81", "NEWOBJ"),
+        (b"N)\x81", "calls a NoneType"),
         (b"(" + named("collections", "OrderedDict") + b"o", "OBJ"),
         (b"\x82\x01", "EXT1"),
         (named("torch", "Size") + b"}" + text("x") + number(1) + b"sb", "sets the state"),
-        (named("torch", "FloatStorage") + b")R", "calls torch.FloatStorage"),
+        (named("torch", "FloatStorage") + b")R", "torch.FloatStorage"),
         (text("print") + b")R", "calls a str"),
-        (tuple_of(text("module"), text("Net"), text("net.py"), text("class Net: …")) + b"Q", "whole pickled module"),
+        (tuple_of(text("module"), text("Net"), text("net.py"), text("class Net: …")) + b"Q", "no tensors"),
         (tuple_of(text("storage"), text("os"), text("0"), text("cpu"), number(1)) + b"Q", "storage of a str"),
-        (b"}" + tuple_of(text("a")) + number(1) + b"s", "a tuple is the key"),
+        (b"}" + tuple_of(tuple_of(text("a"))) + number(1) + b"s", "a tuple is the key"),
+        (b"}](" + number(1) + b"e" + number(1) + b"s", "a list is the key"),
     ],
 )  # fmt: skip
 def test_opcodes_that_weights_do_not_need_are_refused(body, answer, tmp_path):
@@ -171,22 +171,22 @@ def test_opcodes_that_weights_do_not_need_are_refused(body, answer, tmp_path):
         read_tensors(written(tmp_path, tb.zipped(tb.mapping({"weight": body}), {})))
 
 
-BOMB = b")" + b"q\x00h\x00\x86" * 200  # a pair of a pair twice, …: 2^200 empty tuples for whoever hashes or shows it
+BOMB = b")" + b"q\x00h\x00\x86" * 200  # a pair of a pair twice, …: 2^200 empty tuples to hash or to show
 
 
 @pytest.mark.parametrize("body", [BOMB + text("x") + b"\x93", text("x") + BOMB + b"\x93"], ids=["module", "name"])
-def test_names_that_are_no_text_are_refused_before_they_are_hashed(body, tmp_path):
-    with pytest.raises(ValueError, match=r"weights.pth: .*import by a (tuple|str) and a (tuple|str) instead of names"):
+def test_names_that_are_not_text_are_refused_before_they_are_hashed(body, tmp_path):
+    with pytest.raises(ValueError, match=r"weights.pth: .*import by a (tuple|str) and a (tuple|str)"):
         read_tensors(written(tmp_path, tb.zipped(body, {})))
 
 
-def test_what_is_no_name_is_refused_before_it_is_hashed(tmp_path):
-    with pytest.raises(ValueError, match="uses NEWOBJ"):
+def test_a_class_that_is_not_a_name_is_refused_before_it_is_hashed(tmp_path):
+    with pytest.raises(ValueError, match="calls a tuple"):
         read_tensors(written(tmp_path, tb.zipped(BOMB + b")\x81", {})))
 
 
 @pytest.mark.parametrize("version", [BOMB, number(10**400), text("1001")])
-def test_what_a_file_says_is_shown_shortly(version, tmp_path):
+def test_text_of_a_file_is_shortened_in_errors(version, tmp_path):
     data = b"".join(map(tb.program, (number(0x1950A86A20F9469CFC6C), version, b"}")))
     with pytest.raises(ValueError, match=r"weights.pth: has version (a tuple|10+|a str) of PyTorch's format") as error:
         read_tensors(written(tmp_path, data))
@@ -208,10 +208,9 @@ def test_a_real_malicious_pickle_is_refused(tmp_path):
             read_tensors(file)
 
 
-def test_the_allow_list_is_as_short_as_it_is():
-    """A name more is a door more: think before changing this number."""
-    assert len(ALLOWED) == 5 and all(callable(build) for build in ALLOWED.values())
-    assert len(BESIDE) == 7 and not BESIDE & set(ALLOWED)  # of which nothing is built
+def test_the_allow_list_is_short():
+    """Each of these functions builds plain data; check a new one for side effects before changing this number."""
+    assert len(ALLOWED) == 6 and all(callable(build) for build in ALLOWED.values())
 
 
 FLOAT = storage("0", "float32", 4)
@@ -225,16 +224,16 @@ FOUR = {"0": np.ones(4, np.float32)}
         (tensor(FLOAT, (4,), (1,), 1), FOUR, "reaches outside"),
         (tensor(FLOAT, (2,), (2**40,)), FOUR, "reaches outside"),
         (tensor(FLOAT, (10**6, 10**6), (0, 0)), FOUR, "reaches outside"),
-        (tensor(FLOAT, (2,), (-1,), 1), FOUR, "whole numbers from 0"),
-        (tensor(FLOAT, (2,), (1, 1)), FOUR, "whole numbers from 0"),
-        (tensor(text("x"), (2,), (1,)), FOUR, "whole numbers from 0"),
+        (tensor(FLOAT, (2,), (-1,), 1), FOUR, "non-negative integers"),
+        (tensor(FLOAT, (2,), (1, 1)), FOUR, "non-negative integers"),
+        (tensor(text("x"), (2,), (1,)), FOUR, "non-negative integers"),
         (tensor(storage("0", "float32", 2**60), (1,), (1,)), FOUR, "16 bytes instead of"),
         (tensor(storage("1", "float32", 4), (4,), (1,)), FOUR, "data/1 is missing"),
         (tensor(storage("../../etc/passwd", "float32", 4), (4,), (1,)), FOUR, "is missing"),
-        (tensor(FLOAT, (4,), (1,)) + tensor(storage("0", "int32", 4), (4,), (1,)) + b"\x86", FOUR, "two kinds"),
+        (tensor(FLOAT, (4,), (1,)) + tensor(storage("0", "int32", 4), (4,), (1,)) + b"\x86", FOUR, "two sizes"),
     ],
 )  # fmt: skip
-def test_headers_that_lie_are_found_out(body, storages, answer, tmp_path):
+def test_headers_that_contradict_the_data_are_refused(body, storages, answer, tmp_path):
     with pytest.raises(ValueError, match=f"weights.pth: .*{answer}"):
         read_tensors(written(tmp_path, tb.zipped(tb.mapping({"weight": body}), storages)))
 
@@ -243,13 +242,13 @@ def test_headers_that_lie_are_found_out(body, storages, answer, tmp_path):
     "body",
     [b"r\xff\xff\xff\xff", b"\x8e" + struct.pack("<Q", 2**62), b"h\x07", b"R", b"u", b"(" * 9 + b"t" * 9, b"0" * 9],
 )
-def test_broken_programs_are_no_crash(body, tmp_path):
-    """A memo of four thousand million places, a string of 2^62 bytes, an empty stack."""
+def test_damaged_programs_give_one_error(body, tmp_path):
+    """A memo of 2^32 entries, a string of 2^62 bytes, an empty stack."""
     with pytest.raises(ValueError, match=r"weights.pth: "):
         read_tensors(written(tmp_path, tb.zipped(b"}" + body, {})))
 
 
-def test_dicts_in_themselves_and_a_deep_nest(tmp_path):
+def test_cyclic_and_deeply_nested_dicts(tmp_path):
     with pytest.raises(ValueError, match="no tensors by name"):
         read_tensors(written(tmp_path, tb.zipped(b"}q\x00" + text("a") + b"h\x00s", {})))
     with pytest.raises(ValueError, match="nested too deeply"):
@@ -263,12 +262,10 @@ def test_dicts_in_themselves_and_a_deep_nest(tmp_path):
         read_tensors(written(tmp_path, tb.zipped(doubling, {})))
 
 
-def test_what_overflows_is_one_clear_line_too(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"weights.pth: is damaged, or too large .*RecursionError"
-    ):  # below its own key
-        weight = text("weight") + tensor(FLOAT, (4,), (1,)) + b"s"
-        read_tensors(written(tmp_path, tb.zipped(b"}q\x00" + weight + text("state_dict") + b"h\x00s", FOUR)))
+def test_overflows_give_one_error(tmp_path):
+    weight = text("weight") + tensor(FLOAT, (4,), (1,)) + b"s"
+    own_entry = b"}q\x00" + weight + text("state_dict") + b"h\x00s"  # a dict below its own key
+    assert list(read_tensors(written(tmp_path, tb.zipped(own_entry, FOUR))).arrays) == ["weight"]
     weight = tb.mapping({"weight": tensor(storage("0", "float32", 2**62, legacy=True), (1,), (1,))})
     data = tb.legacy(weight, FOUR)
     data = data[: -FOUR["0"].nbytes - 8] + struct.pack("<q", 2**62) + FOUR["0"].tobytes()
@@ -276,13 +273,13 @@ def test_what_overflows_is_one_clear_line_too(tmp_path):
         read_tensors(written(tmp_path, data))
 
 
-def test_an_axis_of_one_may_have_any_stride(tmp_path):
+def test_an_axis_of_length_one_may_have_any_stride(tmp_path):
     weight = tensor(FLOAT, (1, 4), (10**30, 1))
     found = read_tensors(written(tmp_path, tb.zipped(tb.mapping({"weight": weight}), FOUR)))
-    same(found.arrays, {"weight": np.ones((1, 4), np.float32)})
+    assert_equal(found.arrays, {"weight": np.ones((1, 4), np.float32)})
 
 
-def test_other_orders_and_archives_are_refused(tmp_path):
+def test_other_byte_orders_and_archives_are_refused(tmp_path):
     body = tb.mapping({"weight": tensor(FLOAT, (4,), (1,))})
     for data in (tb.zipped(body, FOUR, byteorder="big"), tb.legacy(body, FOUR, little=False)):
         with pytest.raises(ValueError, match="big-endian"):
@@ -300,12 +297,13 @@ def test_other_orders_and_archives_are_refused(tmp_path):
     ("data", "answer"),
     [(b"", "empty file"), (b"<!DOCTYPE html><html>", "web page"),
      (b"version https://git-lfs.github.com", "LFS pointer"),
-     (b"GIF89a" + bytes(50), "not a file of PyTorch"), (b"PK\x03\x04" + bytes(40), "cut off or damaged"),
-     (tb.program(b"}"), "not a file of PyTorch"), (tb.legacy(b"](" + number(1) + b"e", {}), "holds a list"),
+     (b"GIF89a" + bytes(50), "image .GIF."), (b"PK\x03\x04" + bytes(40), "cut off or damaged"),
+     (tb.program(b"}"), "pickle.dump"),
+     (tb.program(b"]"), "not a file of PyTorch"), (tb.legacy(b"](" + number(1) + b"e", {}), "holds a list"),
      (tb.zipped(b"}", {}), "no tensors by name; it has nothing")],
     ids=["empty", "html", "lfs", "gif", "zip", "pickle", "list", "no tensors"],  # not the bytes: a zip holds the time
 )  # fmt: skip
-def test_files_that_are_no_weights_are_told_apart(data, answer, tmp_path):
+def test_files_that_are_not_weights_are_named(data, answer, tmp_path):
     with pytest.raises(ValueError, match=f"weights.pth: .*{answer}"):
         read_tensors(written(tmp_path, data))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth: no such weight file"):
@@ -326,7 +324,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_truncated_anywhere_is_one_clear_line(form, tmp_path):
+def test_a_file_cut_off_anywhere_gives_one_error(form, tmp_path):
     data = FORMS[form]()
     for length in range(1, len(data), 7):
         with pytest.raises(ValueError, match=r"weights\.pth: ") as error:
@@ -335,8 +333,8 @@ def test_truncated_anywhere_is_one_clear_line(form, tmp_path):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_flipped_bits_are_a_clear_line_or_other_numbers(form, tmp_path):
-    """These formats have no hash of their own (that is what the known digests are for); but nothing else may happen."""
+def test_a_flipped_bit_gives_an_error_or_other_numbers(form, tmp_path):
+    """These formats have no checksums of their own; the digests in the registry serve for that."""
     rng, data = random.Random(0), FORMS[form]()
     for _ in range(150):
         flipped = bytearray(data)
@@ -348,8 +346,10 @@ def test_flipped_bits_are_a_clear_line_or_other_numbers(form, tmp_path):
 
 
 def test_safetensors(tmp_path):
-    same(read_tensors(written(tmp_path, safetensors_bytes(PLAIN), "x.safetensors")).arrays, PLAIN)
-    same(read_tensors(written(tmp_path, safetensors_bytes(PLAIN), "x.bin")).arrays, PLAIN)  # told by its content
+    assert_equal(read_tensors(written(tmp_path, safetensors_bytes(PLAIN), "x.safetensors")).arrays, PLAIN)
+    assert_equal(
+        read_tensors(written(tmp_path, safetensors_bytes(PLAIN), "x.bin")).arrays, PLAIN
+    )  # detected from its content
     header = json.dumps({"a": {"dtype": "F32", "shape": [10**6], "data_offsets": [0, 4 * 10**6]}}).encode()
     with pytest.raises(ValueError, match="safetensors: is cut off"):
         read_tensors(written(tmp_path, struct.pack("<Q", len(header)) + header, "x.safetensors"))
@@ -372,7 +372,7 @@ LAYERS = {"conv1": "conv1", NORM: f"{NORM}_94", f"{NORM}_1": f"{NORM}_95"}
 
 
 def write_keras(file, form):
-    """The three forms by hand; the session that wrote them had made 94 norms before."""
+    """Write one of the three forms, as a session that had made 94 norms before."""
     h5py = pytest.importorskip("h5py")
     if form == ".keras":
         with zipfile.ZipFile(file, "w") as archive:
@@ -398,7 +398,7 @@ def write_keras(file, form):
 
 
 @pytest.mark.parametrize("form", [".h5", ".weights.h5", ".keras"])
-def test_kerass_three_forms(form, tmp_path):
+def test_three_forms_of_keras(form, tmp_path):
     file = tmp_path / f"model{form}"
     write_keras(file, form)
     found = read_tensors(file)
@@ -406,11 +406,11 @@ def test_kerass_three_forms(form, tmp_path):
     assert all(np.array_equal(found.arrays[key], array) for key, array in KERAS.items())
     data = file.read_bytes()
     for length in (9, len(data) // 2, len(data) - 1):
-        with pytest.raises(ValueError, match=rf"model{form}: is cut off or no file of Keras"):
+        with pytest.raises(ValueError, match=rf"model{form}: is cut off or not a file of Keras"):
             read_tensors(written(tmp_path, data[:length], f"model{form}"))
 
 
-def test_the_names_of_keras_1(tmp_path):
+def test_names_of_keras_1(tmp_path):
     h5py = pytest.importorskip("h5py")
     old = {"kernel": "W", "bias": "b", "moving_mean": "running_mean", "moving_variance": "running_std"}
     layers = {"conv1": "conv1", NORM: "batchnormalization_1", f"{NORM}_1": "batchnormalization_2"}
@@ -423,10 +423,10 @@ def test_the_names_of_keras_1(tmp_path):
             group.attrs["weight_names"] = [name.encode() for name in names]
             for name, array in zip(names, weights.values(), strict=True):
                 group[name] = array
-    same(read_tensors(tmp_path / "model.h5").arrays, KERAS)
+    assert_equal(read_tensors(tmp_path / "model.h5").arrays, KERAS)
 
 
-def test_keras_links_to_elsewhere_and_empty_giants_are_refused(tmp_path):
+def test_keras_files_with_links_or_unwritten_arrays_are_refused(tmp_path):
     h5py = pytest.importorskip("h5py")
     write_keras(tmp_path / "other.h5", ".h5")
     links = (h5py.ExternalLink("other.h5", "/conv1"), h5py.SoftLink("/elsewhere"))
@@ -449,7 +449,7 @@ def test_keras_links_to_elsewhere_and_empty_giants_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("place", "count"), [("conv2d", 3), ("batch_normalization", 2), ("batch_normalization", 5)])
-def test_keras_layers_of_another_number_of_weights_are_refused(place, count, tmp_path):
+def test_keras_layers_with_another_number_of_weights_are_refused(place, count, tmp_path):
     h5py = pytest.importorskip("h5py")
     write_keras(tmp_path / "model.weights.h5", ".weights.h5")
     with h5py.File(tmp_path / "model.weights.h5", "a") as file:
@@ -462,7 +462,7 @@ def test_keras_layers_of_another_number_of_weights_are_refused(place, count, tmp
         read_tensors(tmp_path / "model.weights.h5")
 
 
-def test_keras_without_h5py_says_what_to_install(tmp_path, monkeypatch):
+def test_keras_files_without_h5py(tmp_path, monkeypatch):
     write_keras(tmp_path / "model.h5", ".h5")
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ImportError, match=r"model.h5: .*pip install 'jax-model-zoo\[keras\]'"):

@@ -1,65 +1,152 @@
-"""`zoo import`: a weight file of another project as a checkpoint of ours."""
+"""`zoo import`: convert a weight file of another project to a checkpoint."""
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 from zoo.commands import start_jax
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("file", metavar="FILE", help=".safetensors, .pt, .pth, .th, .h5 or .keras")
+    add("file", metavar="FILE", help=".safetensors, .pt, .pth, .ckpt, .bin, .h5 or .keras, or the index of its shards")
     add(
         "--as",
         metavar="NAME",
         dest="target",
-        help="the known set it is (torchvision:resnet50), or its model (resnet50)",
+        help="published weights (torchvision:resnet50) or a model (resnet50); by default recognised from the tensors",
     )
-    add("-o", "--output", metavar="FOLDER", help="where to write it (default, of a known set: the user's cache)")
-    add("--set", metavar="FIELD=VALUE", action="append", default=[], help="a field of the model")
-    add("--classes", metavar="FILE", help="the classes' names, one a line")
+    add(
+        "-o", "--output", metavar="FOLDER", help="checkpoint to write (default for published weights: the user's cache)"
+    )
+    add("--set", metavar="FIELD=VALUE", action="append", default=[], help="set a field of the model")
+    add(
+        "--classes",
+        metavar="FILE|FOLDER",
+        help="class names, one per line, or the training folder, whose class folders are sorted as in torchvision",
+    )
+    add("--weights", metavar="NAME", help="set of weights to read if the file holds several, such as state_dict_ema")
+    add("--mean", metavar="NUMBERS", help="mean per channel of pixels in [0, 1]: 0.485,0.456,0.406 (or one number)")
+    add("--std", metavar="NUMBERS", help="standard deviation per channel of pixels in [0, 1]")
+    add("--size", metavar="PIXELS", help="input size of the network, 224 or HEIGHTxWIDTH")
+    add("--resize", metavar="PIXELS", help="size to which images are resized before the crop to --size")
+    add("--resize-mode", metavar="MODE", help="crop, pad or squash (ignore the aspect ratio)")
+    add("--interpolation", metavar="NAME", help="nearest, bilinear, bicubic, lanczos or box")
+    add("--channels", metavar="ORDER", help="L (grey), RGB or BGR")
 
 
 def run(options: argparse.Namespace) -> int:
     start_jax()
-    from pathlib import Path
-
-    from zoo import models
     from zoo.checkpoint import CARD
-    from zoo.data.dataset import require_distinct_names
     from zoo.pretrained import weights
+    from zoo.pretrained.names import cached_folder
+
+    fields = _model_fields(options)
+    if options.output and (Path(options.output) / CARD).exists():
+        raise ValueError(f"{options.output}: is a checkpoint already; choose another folder, or remove it first")
+    classes = read_classes(Path(options.classes)) if options.classes else None
+    imported = weights.import_file(
+        options.file, options.target, fields, classes, preprocess=_preprocess_changes(options), weights=options.weights
+    )
+    for note in imported.notes:
+        print(f"note: {note}")
+    if options.output:
+        folder, name = Path(options.output), options.output
+    elif published := weights.find_set(imported.card):
+        folder, name = cached_folder(published), published.name
+    else:
+        count = len(imported.card.classes)
+        raise ValueError(
+            f"{options.file}: is a {imported.card.model} with {count} classes; write it as a checkpoint: -o FOLDER"
+        )
+    card = weights.save_imported(imported, folder)
+    print(f"{folder}: {card.model}, {len(card.leaves)} leaves, {len(card.classes)} classes")
+    print(f"use it: zoo predict {name} IMAGE, zoo train --init {name} --data FOLDER, or zoo.load({name!r})")
+    return 0
+
+
+def _model_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of --set, parsed by the types of the model's fields."""
+    from zoo import models
     from zoo.training.settings import parse_model_field
 
     fields = {}
     for assignment in options.set:
         name, separator, text = assignment.partition("=")
         if not separator:
-            raise ValueError(f"--set {assignment}: write it as field=value")
-        if options.target is None or ":" in options.target:
-            raise ValueError(f"--set {assignment}: needs the model, --as MODEL")
-        known = models.defining_fields(models.create(options.target))
-        if name not in known:
-            models.create(options.target, **{name: text})  # says the nearest field
-            raise ValueError(f"--set {assignment}: says how a model is run, which no checkpoint holds")
+            raise ValueError(f"--set {assignment}: is not of the form FIELD=VALUE")
+        if options.target is not None and ":" in options.target:
+            raise ValueError(
+                f"--set {assignment}: published weights have fixed fields; give the model alone: --as MODEL"
+            )
+        if options.target is None:
+            # Any model may be recognised; the only fields that all of them share are the head's.
+            known = {"num_classes": None, "aux_heads": True}
+            if name not in known:
+                raise ValueError(f"--set {assignment}: needs the model, --as MODEL")
+        else:
+            known = models.defining_fields(models.create(options.target))
+            if name not in known:
+                models.create(options.target, **{name: text})  # raises, naming similar fields
+                raise ValueError(f"--set {assignment}: sets how a model is run, which no checkpoint stores")
         fields[name] = parse_model_field(f"--set {name}", text, known[name])
-    if options.output and (Path(options.output) / CARD).exists():
-        raise ValueError(f"{options.output}: is a checkpoint already; choose another name, or remove it first")
-    classes = None
-    if options.classes:
-        try:
-            classes = tuple(Path(options.classes).read_text(encoding="utf-8").rstrip().splitlines())
-        except UnicodeDecodeError:
-            raise ValueError(f"{options.classes}: is not text in UTF-8") from None
-        require_distinct_names(classes, options.classes)
-    imported = weights.import_file(options.file, options.target, fields, classes)
-    for note in imported.notes:
-        print(f"note: {note}")
-    if options.output:
-        folder, use = Path(options.output), options.output
-    elif known_set := weights.find_set(imported.card):
-        folder, use = weights.cached_folder(known_set), known_set.name
-    else:
-        raise ValueError(f"{options.file}: say where to write the checkpoint: -o FOLDER")
-    card = weights.keep(imported, folder)
-    print(f"{folder}: {card.model}, {len(card.leaves)} leaves, {len(card.classes)} classes")
-    print(f"use it: zoo predict {use} IMAGE, zoo train --init {use} --data FOLDER, or zoo.load({use!r})")
-    return 0
+    return fields
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Return class names: the lines of a file, or the folders in a training folder, sorted as text.
+
+    Raises:
+        ValueError: naming the path, if it is not text, has no class folders, or repeats a name.
+    """
+    from zoo.data.dataset import require_distinct_names
+
+    if path.is_dir():
+        # The order of torchvision.datasets.ImageFolder: 0, 1, 10, 11, 2, …
+        names = tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[0] not in ".@$"))
+        if "train" in names and set(names) <= {"train", "val", "valid", "validation", "test"}:
+            return read_classes(path / "train")
+        if not names:
+            raise ValueError(f"{path}: has no class folders")
+        return names
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: is not text in UTF-8") from None
+    require_distinct_names(names, str(path))
+    return names
+
+
+def _preprocess_changes(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of Preprocess given as options."""
+    changes: dict[str, Any] = {}
+    for name in ("mean", "std"):
+        if (text := getattr(options, name)) is not None:
+            changes[name] = _numbers(f"--{name}", text)
+    for name in ("size", "resize"):
+        if (text := getattr(options, name)) is not None:
+            changes[name] = _pixels(f"--{name}", text)
+    for name in ("resize_mode", "interpolation", "channels"):
+        if (text := getattr(options, name)) is not None:
+            changes[name] = text
+    return changes
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 3):
+        raise ValueError(f"{option} {text!r}: give one number, or three separated by commas: 0.485,0.456,0.406")
+    if max(numbers) > 2:
+        scaled = ",".join(f"{number / 255:.4g}" for number in numbers)
+        raise ValueError(f"{option} {text!r}: is for pixels in [0, 1]; for pixels in 0..255 write {option} {scaled}")
+    return numbers
+
+
+def _pixels(option: str, text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ValueError(f"{option} {text!r}: give a number of pixels, 224, or HEIGHTxWIDTH, 224x192")
+    return int(sides[0]), int(sides[-1])

@@ -58,8 +58,9 @@ def _list_weights(as_json: bool) -> int:
     import dataclasses
     import json
 
+    from zoo.pretrained.names import cached_folder, shipped
     from zoo.pretrained.registry import DEFAULTS, WEIGHTS
-    from zoo.pretrained.weights import cached_folder, read_card, shipped
+    from zoo.pretrained.weights import read_card
 
     ours = {name: read_card(name) for name in shipped()}
     if as_json:

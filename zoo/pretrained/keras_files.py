@@ -1,11 +1,12 @@
-"""Keras's files: the older HDF5 (.h5), the weights of Keras 3 (.weights.h5), and the archive that holds them (.keras).
+"""Read Keras's files: the older HDF5 (.h5), the weights of Keras 3 (.weights.h5) and its archive (.keras).
 
-The keys given are Keras's own paths of its weights, "conv1_conv/kernel". Layers without a name of their own are
-numbered in the order in which they were made, from wherever the session's counter stood; here they are numbered from
-the first, as in a fresh session, which is what the key maps expect.
+The keys are Keras's own paths of weights, "conv1_conv/kernel"; a model nested inside another one adds nothing to them.
+Keras numbers layers without a name in the order in which a session made them. Here they are numbered from the first one
+in the file, as in a fresh session, which is what the key maps expect.
 """
 
 import io
+import json
 import re
 import zipfile
 from pathlib import Path
@@ -13,93 +14,146 @@ from typing import Any
 
 import numpy as np
 
-#: The names of a layer's weights in Keras 3, where the file only numbers them. One may be missing: the last, a bias;
-#: of a norm the first, its scale (the key map of a model whose norms have a scale will then not find it).
+from zoo.pretrained.keras_config import preprocessing
+from zoo.pretrained.metadata import Metadata
+
+#: Names of a layer's weights in Keras 3, whose files only number them. One may be absent: of a norm the first, its
+#: scale (the key map of a model with scales then reports it), of other layers the last, a bias.
 VARIABLES: dict[str, tuple[str, ...]] = {
     "conv2d": ("kernel", "bias"),
     "dense": ("kernel", "bias"),
     "depthwise_conv2d": ("kernel", "bias"),
     "separable_conv2d": ("depthwise_kernel", "pointwise_kernel", "bias"),
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+    "normalization": ("mean", "variance", "count"),
 }
-#: What Keras 1 called weights and layers, as some of the oldest published files still do.
+#: Keras 1's names of weights and layers, which some of the oldest published files have.
 KERAS_1 = {"W": "kernel", "b": "bias", "running_mean": "moving_mean", "running_std": "moving_variance"}
-NUMBERED = {"convolution2d": "conv2d", "batchnormalization": "batch_normalization"}
-MEMBER = "model.weights.h5"
-#: To how many bytes one in the file can unpack (deflate's limit); and what may stand in none, as zeros never written.
-EXPANSION, UNWRITTEN = 1032, 2**16
+KERAS_1_LAYERS = {"convolution2d": "conv2d", "batchnormalization": "batch_normalization"}
+MEMBER, CONFIG = "model.weights.h5", "config.json"
+#: Deflate's limit of bytes unpacked per stored byte; and the number of bytes that may be absent, as unwritten zeros.
+MAX_EXPANSION, MAX_UNWRITTEN = 1032, 2**16
+MAX_NESTING = 8  # models inside models
 
 
-def read_keras(path: Path) -> dict[str, np.ndarray]:
-    """{"layer/weight": array} of a file of Keras. ImportError where h5py is missing, ValueError for a damaged file."""
+def read_keras(path: Path) -> tuple[dict[str, np.ndarray], Metadata]:
+    """Read a file of Keras.
+
+    Args:
+        path: the file.
+
+    Returns:
+        ({"layer/weight": array}, the preprocessing that the model does itself).
+
+    Raises:
+        ImportError: if h5py is not installed.
+        ValueError: if the file is damaged or not Keras's. The message does not name the file.
+    """
     try:
         import h5py
     except ImportError:
         raise ImportError(f"{path}: reading Keras's files needs h5py: pip install 'jax-model-zoo[keras]'") from None
     try:
-        if path.suffix == ".keras":
-            with zipfile.ZipFile(path) as archive:
-                if MEMBER not in archive.namelist():
-                    raise ValueError(f"is not an archive of Keras (no {MEMBER})")
-                if archive.getinfo(MEMBER).file_size > path.stat().st_size:
-                    raise ValueError(f"{MEMBER} in it is compressed, which Keras never does")
-                content: Any = io.BytesIO(archive.read(MEMBER))
-        else:
-            content = path
+        config: Any = None
+        content: Any = path
+        if path.suffix == ".keras" or not h5py.is_hdf5(path):
+            content, config = _unpack(path)
         with h5py.File(content, "r") as file:
-            arrays = _numbered(file) if "layers" in file else _named(file)
+            if "layers" in file:
+                arrays = _numbered(file)
+            else:
+                arrays = _named(file)
+                config = config or _json(file.attrs.get("model_config"))
         if not arrays:
             raise ValueError("has no weights in it")
-        return _renumbered(arrays)
+        stated = preprocessing(config, arrays)
+        arrays = {key: array for key, array in arrays.items() if not key.startswith("normalization")}
+        return _renumber(arrays), stated
     except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, TypeError, AttributeError) as error:
-        raise ValueError(f"is cut off or no file of Keras ({' '.join(str(error).split())})") from None
+        raise ValueError(f"is cut off or not a file of Keras ({' '.join(str(error).split())})") from None
+
+
+def _unpack(path: Path) -> tuple[io.BytesIO, Any]:
+    """Return (the HDF5 file, the configuration) in a .keras archive."""
+    with zipfile.ZipFile(path) as archive:
+        if MEMBER not in archive.namelist():
+            raise ValueError(f"is not an archive of Keras (no {MEMBER})")
+        size = path.stat().st_size
+        if archive.getinfo(MEMBER).file_size > size:
+            raise ValueError(f"is damaged: {MEMBER} in it is compressed, which Keras never does")
+        has_config = CONFIG in archive.namelist() and archive.getinfo(CONFIG).file_size <= MAX_EXPANSION * size
+        config = _json(archive.read(CONFIG)) if has_config else None
+        return io.BytesIO(archive.read(MEMBER)), config
+
+
+def _json(text: Any) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return None
 
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
+def _add(arrays: dict[str, np.ndarray], key: str, array: np.ndarray) -> None:
+    if key in arrays:
+        raise ValueError(f"has two layers called {key.partition('/')[0]}, so its weights are ambiguous")
+    arrays[key] = array
+
+
 def _named(file: Any) -> dict[str, np.ndarray]:
-    """The older form: layers and weights are listed by name, "conv1/kernel:0"; "conv1_W:0" in Keras 1."""
+    """Read the older form, which lists layers and weights by name: "conv1/kernel:0", or "conv1_W:0" in Keras 1.
+
+    A nested model is one layer; its weights are listed by the names of its own layers.
+    """
     group = _member(file, "model_weights") if "model_weights" in file else file
     if "layer_names" not in group.attrs:
         raise ValueError("is HDF5, but holds no weights of Keras")
-    arrays = {}
-    for layer in map(_text, group.attrs["layer_names"]):
-        weights = _member(group, layer)
+    arrays: dict[str, np.ndarray] = {}
+    for outer in map(_text, group.attrs["layer_names"]):
+        weights = _member(group, outer)
         for weight in map(_text, weights.attrs["weight_names"]):
-            name = weight.removesuffix(":0").rpartition("/")[2].removeprefix(f"{layer}_")
-            arrays[f"{layer}/{KERAS_1.get(name, name)}"] = _array(_member(weights, weight))
+            if weight.split("/")[-1].startswith("seed_generator_state"):
+                continue
+            *modules, name = weight.removesuffix(":0").split("/")
+            layer = modules[-1] if modules else outer
+            name = name.removeprefix(f"{layer}_")
+            _add(arrays, f"{layer}/{KERAS_1.get(name, name)}", _array(_member(weights, weight)))
     return arrays
 
 
-def _numbered(file: Any) -> dict[str, np.ndarray]:
-    """Keras 3: a group by class and number for each layer, which says the layer's name; weights by number."""
-    arrays = {}
+def _numbered(file: Any, depth: int = 0) -> dict[str, np.ndarray]:
+    """Read the form of Keras 3: one group per layer, by class and number, with the layer's name; weights by number."""
+    arrays: dict[str, np.ndarray] = {}
     layers = _member(file, "layers")
-    for place in layers:
-        group = _member(layers, place)
+    for group_name in layers:
+        group = _member(layers, group_name)
+        if "layers" in group and depth < MAX_NESTING:  # a model inside this one
+            for key, array in _numbered(group, depth + 1).items():
+                _add(arrays, key, array)
         values: Any = _member(group, "vars") if "vars" in group else ()
         if len(values) == 0:
             continue
-        kind = re.sub(r"_\d+$", "", place)
+        kind = re.sub(r"_\d+$", "", group_name)
         names = VARIABLES.get(kind)
         if names is None:
             raise ValueError(f"has a layer of the kind {kind}, which no model here has")
         if "name" not in values.attrs:
-            raise ValueError("does not say its layers' names; save it with a newer version of Keras")
+            raise ValueError("does not state the names of its layers; save it with a newer version of Keras")
         layer = _text(values.attrs["name"])
         if not len(names) - 1 <= len(values) <= len(names):
             raise ValueError(f"{layer} in it has {len(values)} weights; a {kind} has {', '.join(names)}")
         if len(values) < len(names):
             names = names[1:] if kind == "batch_normalization" else names[:-1]
         for number, weight in enumerate(names):
-            arrays[f"{layer}/{weight}"] = _array(_member(values, str(number)))
+            _add(arrays, f"{layer}/{weight}", _array(_member(values, str(number))))
     return arrays
 
 
 def _member(group: Any, path: str) -> Any:
-    """group[path], where nothing on the way is a link to elsewhere, which could be another file."""
+    """Return group[path], refusing links on the way, which may lead to another file."""
     import h5py
 
     for name in filter(None, path.split("/")):
@@ -114,24 +168,24 @@ def _member(group: Any, path: str) -> Any:
 
 def _array(dataset: Any) -> np.ndarray:
     if dataset.is_virtual or dataset.external:  # would read other files
-        raise ValueError("has data that lie in another file")
+        raise ValueError("has data that are stored in another file")
     stored = min(dataset.id.get_storage_size(), dataset.file.id.get_filesize())
-    if dataset.nbytes > EXPANSION * stored + UNWRITTEN:
+    if dataset.nbytes > MAX_EXPANSION * stored + MAX_UNWRITTEN:
         raise ValueError(f"has {dataset.name} of shape {dataset.shape} in {stored} bytes")
     return np.asarray(dataset)
 
 
-def _renumbered(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Layers that Keras numbered ("conv2d_95", "conv2d_96", …) numbered from the first ("conv2d", "conv2d_1", …)."""
-    names: dict[str, dict[int, str]] = {}
+def _renumber(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Number automatic layer names ("conv2d_95", "conv2d_96", …) from the first ("conv2d", "conv2d_1", …)."""
+    numbers: dict[str, dict[int, str]] = {}
     for key in arrays:
         layer = key.split("/")[0]
         if match := re.fullmatch(r"(conv(?:olution)?2d|batch_?normalization)(?:_(\d+))?", layer):
-            names.setdefault(NUMBERED.get(match[1], match[1]), {})[int(match[2] or 0)] = layer
+            numbers.setdefault(KERAS_1_LAYERS.get(match[1], match[1]), {})[int(match[2] or 0)] = layer
     new = {
         old: kind if rank == 0 else f"{kind}_{rank}"
-        for kind, found in names.items()
-        for rank, (_, old) in enumerate(sorted(found.items()))
+        for kind, layers in numbers.items()
+        for rank, (_, old) in enumerate(sorted(layers.items()))
     }
     keys = {key: key.partition("/") for key in arrays}
     return {f"{new.get(layer, layer)}/{weight}": arrays[key] for key, (layer, _, weight) in keys.items()}

@@ -1,0 +1,61 @@
+"""Resolve the names of weights: shipped checkpoints, names of WEIGHTS, and paths."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from zoo import checkpoint
+from zoo.cache import cache_folder
+from zoo.pretrained.registry import DEFAULTS, WEIGHTS, Weights
+from zoo.suggest import did_you_mean
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+SOURCE_NAMES = tuple(dict.fromkeys(weights.source for weights in WEIGHTS.values()))
+
+
+def shipped_folder() -> Path:
+    """Return the folder of the shipped checkpoints: inside the installed package, or beside it in the repository."""
+    inside = _PACKAGE / "_checkpoints"
+    return inside if inside.is_dir() else _PACKAGE.parent / "checkpoints"
+
+
+def shipped() -> list[str]:
+    """Return the names of the shipped checkpoints, sorted."""
+    return sorted(card.parent.name for card in shipped_folder().glob(f"*/{checkpoint.CARD}"))
+
+
+def find(spec: str | Path) -> Path | Weights:
+    """Resolve a name to a path (of a checkpoint or a weight file) or to a row of WEIGHTS.
+
+    An existing path takes precedence over a name.
+
+    Raises:
+        FileNotFoundError: with similar names, if nothing has this name.
+    """
+    path = Path(spec).expanduser()
+    if path.exists() or isinstance(spec, Path):
+        return path
+    if spec in shipped():
+        return shipped_folder() / spec
+    if (name := DEFAULTS.get(spec, spec)) in WEIGHTS:
+        return WEIGHTS[name]
+    source, colon, network = spec.partition(":")
+    known: list[str] = [*shipped(), *DEFAULTS, *WEIGHTS]
+    if colon and source in SOURCE_NAMES:
+        known = [name for name in (*DEFAULTS, *WEIGHTS) if name.startswith(f"{source}:")]
+        if tags := [name for name in WEIGHTS if name.startswith(f"{source}:{network.partition('.')[0]}.")]:
+            known = tags  # the network exists, the tag does not
+        problem = f"no weights of {source} have this name"
+    elif os.sep in spec or spec.startswith("."):
+        raise FileNotFoundError(f"{spec}: no such checkpoint folder or weight file")
+    else:
+        problem = "no such checkpoint folder or weight file, and no shipped or published weights of this name"
+    completions = [name for name in known if name.startswith(spec)][:3] if spec else []
+    hint = f"did you mean {' or '.join(completions)}?" if completions else did_you_mean(spec, known)
+    raise FileNotFoundError(f"{spec}: {problem}; {hint or '`zoo list --weights` lists them'}")
+
+
+def cached_folder(weights: Weights) -> Path:
+    """Return the folder in the user's cache for a converted set; it depends on the format and on the row of WEIGHTS."""
+    row = hashlib.sha256(repr(weights).encode()).hexdigest()[:8]
+    return cache_folder() / "weights" / f"{weights.name.replace(':', '-')}-{checkpoint.FORMAT}-{row}"
