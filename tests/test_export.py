@@ -203,7 +203,7 @@ def test_export_import_and_verify(resnet, folder, tmp_path, capsys, monkeypatch)
      (("export", "CKPT", "--to", "pickle"), "invalid choice"),
      (("export", "CKPT", "--to", "safetensors", "--keys", "timm", "-o", "x.safetensors"), "ResNet"),
      (("import", "nowhere.pth", "--as", "resnet20", "-o", "x"), "nowhere.pth: no such weight file"),
-     (("import", "nowhere.pth", "--as", "resnet20", "--set", "block=1", "-o", "x"), "did you mean blocks?"),
+     (("import", "nowhere.pth", "--as", "resnet20", "--set", "block=1", "-o", "x"), "did you mean blocks"),
      (("import", "nowhere.pth", "--as", "resnet20", "--set", "blocks", "-o", "x"), "--set blocks"),
      (("import", "nowhere.pth", "--as", "keras:ResNet5"), "did you mean keras:ResNet50"),
      (("verify", "nowhere"), "no such checkpoint folder"), (("verify", "timm:resnet18"), "timm:resnet18.a1_in1k: ")],
