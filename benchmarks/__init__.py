@@ -1,1 +1,1 @@
-"""What the README claims, measured: run by hand, never by the tests."""
+"""Measurements behind the claims of the documentation. Run by hand, never by the tests."""

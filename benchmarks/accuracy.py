@@ -1,10 +1,10 @@
-"""Accuracy over several seeds, by the command line that a user would type; and the README's table of it.
+"""Measure accuracy over several seeds with the commands that a user would type, and render the README's table.
 
     python -m benchmarks.accuracy digits mnist        # trains what is missing, writes benchmarks/results/accuracy.json
-    python -m benchmarks.accuracy families            # every family for the same few minutes, beside softmax regression
-    python -m benchmarks.accuracy --readme            # renders that file into the README
+    python -m benchmarks.accuracy families            # every family with the same short budget, and softmax regression
+    python -m benchmarks.accuracy --readme            # renders that file into README.md and docs/families.md
 
-Every seed that was run is reported. Test split, single crop, the checkpoint that the validation split chose.
+Every seed that was run is reported. Test split, single crop, the checkpoint chosen on the validation split.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from zoo.training import run
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.json"
 README = ROOT / "README.md"
-FASHION = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts it
+FASHION = "/usr/share/datasets/fashion-mnist"  # the location of Debian's package dataset-fashion-mnist
 
-#: name -> (what `zoo train` is given, seeds).
+#: name -> (arguments of `zoo train`, number of seeds).
 EXPERIMENTS: dict[str, tuple[str, int]] = {
     "digits": ("--model lenet5 --data digits", 5),
     "mnist": ("--model lenet5 --data tfds:mnist", 3),
@@ -32,13 +32,13 @@ EXPERIMENTS: dict[str, tuple[str, int]] = {
 }
 
 
-#: The same short training for many families: data, images, epochs, batch, one validation at the end; the recipe is the
-#: family's default, without augmentation, which pays only where images are seen often.
-_GIVEN = "--data FASHION --image-size 28 --set augment= --set warmup_epochs=0.3"
-VECTORS = f"{_GIVEN} --epochs 3 --batch-size 64 --set eval_every_epochs=3"
-MAPS = f"{_GIVEN} --limit 12000 --epochs 4 --batch-size 32 --set eval_every_epochs=4"
+#: The same short training for many families: data, images, epochs, batch size, one validation at the end. The recipe is
+#: the family's default without augmentation, which helps only if images are repeated often.
+_COMMON = "--data FASHION --image-size 28 --set augment= --set warmup_epochs=0.3"
+VECTORS = f"{_COMMON} --epochs 3 --batch-size 64 --set eval_every_epochs=3"
+MAPS = f"{_COMMON} --limit 12000 --epochs 4 --batch-size 32 --set eval_every_epochs=4"
 
-#: (budget, model, fields): a narrow instance of each family, that one core trains in a few minutes.
+#: (budget, model, fields): a narrow instance of each family, which one core trains in a few minutes.
 FAMILIES: tuple[tuple[str, str, str], ...] = (
     (VECTORS, "softmax", ""),
     (VECTORS, "mlp", ""),
@@ -68,24 +68,24 @@ EXPERIMENTS |= {
 
 
 def measure(name: str, data: dict[str, str | None]) -> dict:
-    """Train every seed of an experiment that is not finished yet, and sum up. `data`: where the data sets are."""
+    """Train the unfinished seeds of an experiment and return its summary. `data`: locations of the data sets."""
     words, seeds = EXPERIMENTS[name]
-    rows, made = [], []
+    rows, made_with = [], []
     for seed in range(seeds):
         folder = ROOT / "runs" / "accuracy" / f"{name}-{seed}"
-        given = [str(data.get(word) or word) for word in shlex.split(words)]
+        arguments = [str(data.get(word) or word) for word in shlex.split(words)]
         if data["tfds"] and "tfds:" in words:
-            given += ["--data-dir", data["tfds"]]
-        command = ["train", *given, "--seed", str(seed), "--workdir", str(folder), "--save-every", "600"]
+            arguments += ["--data-dir", data["tfds"]]
+        command = ["train", *arguments, "--seed", str(seed), "--workdir", str(folder), "--save-every", "600"]
         subprocess.run([sys.executable, "-m", "zoo.cli", *command], check=True)
         result = json.loads((folder / run.RESULTS).read_text())
-        lives = [json.loads(line) for line in (folder / run.TIMING).read_text().splitlines()]
-        seconds = sum(life["seconds"] for life in lives)
+        sessions = [json.loads(line) for line in (folder / run.TIMING).read_text().splitlines()]
+        seconds = sum(session["seconds"] for session in sessions)
         accuracies = {split: result[split]["accuracy"] for split in ("validation", "test")}
-        made.append(json.loads((folder / run.CONFIG).read_text())["made_with"])
+        made_with.append(json.loads((folder / run.CONFIG).read_text())["made_with"])
         rows.append({"seed": seed, **accuracies, "best_step": result["best_step"], "seconds": seconds})
-    if any((one["versions"], one["git"]) != (made[0]["versions"], made[0]["git"]) for one in made):
-        raise SystemExit(f"{name}: the runs under runs/accuracy are of different versions; remove them")
+    if any((origin["versions"], origin["git"]) != (made_with[0]["versions"], made_with[0]["git"]) for origin in made_with):
+        raise SystemExit(f"{name}: the runs under runs/accuracy come from different versions; remove them")
     test = [row["test"] for row in rows]
     return {
         "command": f"zoo train {words} --seed 0 … {seeds - 1}",
@@ -93,13 +93,13 @@ def measure(name: str, data: dict[str, str | None]) -> dict:
         "std": statistics.stdev(test),
         "seeds": rows,
         "hardware": hardware(),
-        "versions": made[0]["versions"],
-        "git": made[0]["git"],
+        "versions": made_with[0]["versions"],
+        "git": made_with[0]["git"],
     }
 
 
 def render(results: dict) -> str:
-    """The README's tables, as Markdown."""
+    """Return the README's table as Markdown."""
     lines = ["| command | test accuracy | seeds |", "|---|---|---|"]
     for name, row in results.items():
         figure = f"{100 * row['mean']:.2f} ± {100 * row['std']:.2f} %"
@@ -108,22 +108,22 @@ def render(results: dict) -> str:
     hardware = sorted({row["hardware"] for row in results.values()})
     lines.append("")
     lines.append(
-        "Mean ± standard deviation over all seeds that were run; test split, single crop, the checkpoint chosen on "
+        "Mean ± standard deviation over all seeds that were run. Test split, single crop, the checkpoint chosen on "
         f"the validation split. Hardware: {'; '.join(hardware)}. Made by `python -m benchmarks.accuracy`."
     )
     return "\n".join(lines)
 
 
 def render_families(results: dict) -> str:
-    """The table of short trainings of every family, as Markdown: docs/families.md."""
+    """Return docs/families.md, the table of short trainings of every family."""
     lines = [
         "# Every family, trained for a few minutes",
         "",
-        "Narrow instances on Fashion-MNIST at 28 pixels, three seeds each, beside softmax regression under the same",
-        "budget: what a family learns in so short a time, not what it can reach. Those with shortcuts learn most.",
+        "Narrow instances on Fashion-MNIST at 28 pixels, three seeds each, compared with softmax regression under the",
+        "same budget. The table shows early progress, not final accuracy. Networks with shortcuts learn most.",
     ]
-    for budget, said in ((VECTORS, "all 55,000 images, 3 epochs"), (MAPS, "12,000 images, 4 epochs")):
-        lines += ["", f"## {said}", "", f"`zoo train --model MODEL FIELDS {budget} --seed 0 … 2`", ""]
+    for budget, heading in ((VECTORS, "all 55,000 images, 3 epochs"), (MAPS, "12,000 images, 4 epochs")):
+        lines += ["", f"## {heading}", "", f"`zoo train --model MODEL FIELDS {budget} --seed 0 … 2`", ""]
         lines += ["| model | fields | test accuracy | above softmax |", "|---|---|---|---|"]
         base = results[f"family-{_BUDGETS[budget]}-softmax"]["mean"]
         for of, model, fields in FAMILIES:
@@ -135,7 +135,7 @@ def render_families(results: dict) -> str:
     hardware = sorted({row["hardware"] for name, row in results.items() if name.startswith("family-")})
     lines += [
         "",
-        "Mean ± standard deviation over all seeds that were run; test split, single crop, the last step's checkpoint.",
+        "Mean ± standard deviation over all seeds that were run. Test split, single crop, the last step's checkpoint.",
         f"FASHION is the folder of the IDX files. Hardware: {'; '.join(hardware)}. Made by",
         "`python -m benchmarks.accuracy families --readme`.",
     ]
@@ -143,7 +143,7 @@ def render_families(results: dict) -> str:
 
 
 def write_readme(results: dict) -> None:
-    """The tables into README.md and docs/families.md."""
+    """Write the tables into README.md and docs/families.md."""
     text = README.read_text()
     before, _, rest = text.partition("<!-- results -->\n")
     _, _, after = rest.partition("<!-- end -->")
@@ -153,17 +153,17 @@ def write_readme(results: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("experiments", nargs="*", help=f"families, or of {', '.join(EXPERIMENTS)}")
-    parser.add_argument("--tfds", metavar="DIR", help="where TensorFlow Datasets keeps its data")
-    parser.add_argument("--fashion", metavar="DIR", default=FASHION, help=f"Fashion-MNIST's IDX files ({FASHION})")
-    parser.add_argument("--readme", action="store_true", help="render the results into the README")
+    parser.add_argument("experiments", nargs="*", help=f"families, or names among {', '.join(EXPERIMENTS)}")
+    parser.add_argument("--tfds", metavar="DIR", help="folder of TensorFlow Datasets")
+    parser.add_argument("--fashion", metavar="DIR", default=FASHION, help=f"folder of Fashion-MNIST's IDX files (default: {FASHION})")
+    parser.add_argument("--readme", action="store_true", help="render the results into README.md and docs/families.md")
     options = parser.parse_args()
     families = [name for name in EXPERIMENTS if name.startswith("family-")]
-    chosen = [one for name in options.experiments for one in (families if name == "families" else [name])]
+    chosen = [choice for name in options.experiments for choice in (families if name == "families" else [name])]
     data = {"FASHION": options.fashion, "tfds": options.tfds}
     unknown = sorted(set(chosen) - set(EXPERIMENTS))
     if unknown:
-        parser.error(f"no experiment is called {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
+        parser.error(f"unknown experiment {', '.join(unknown)}; choose from families, {', '.join(EXPERIMENTS)}")
     for name in chosen:
         measured = measure(name, data)
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

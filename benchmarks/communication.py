@@ -1,11 +1,11 @@
-"""Scaling on paper: what the devices send each other per step against what they compute, from the compiled program.
+"""Estimate scaling: bytes sent per step against floating-point operations, from the compiled program.
 
     python -m benchmarks.communication              # compiles for 8 simulated devices, writes docs/scaling.md
 
-The real training step is compiled for 8 devices, at a fixed batch per device, and every collective's size and group is
-read out of the compiled program. For more devices the sizes stay and the groups along "data" or "fsdp" grow; what is as
-long as the whole batch grows with them. A device then sends, over a ring, 2 (g - 1) / g of an all-reduce's bytes in a
-group of g, and (g - 1) / g of what an all-gather or a reduce-scatter makes or takes.
+The real training step is compiled for 8 devices at a fixed batch per device, and size and group of every collective are
+read from the compiled program. For more devices, sizes stay the same and the groups along "data" or "fsdp" grow; arrays
+that are as long as the whole batch grow too. Over a ring, a device sends 2 (g - 1) / g of the bytes of an all-reduce in
+a group of g, and (g - 1) / g of the result of an all-gather or the operand of a reduce-scatter.
 """
 
 import argparse
@@ -31,10 +31,11 @@ from zoo.training.step import TrainState, make_train_step, reset_optimizer
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
 COMPILED, SIZES = 8, (8, 64, 1024)
-#: What the last column assumes of a device, and nothing else does: it computes and sends one after the other.
+#: Speed of the device that the last column assumes. Computing and sending do not overlap.
 FLOPS_PER_SECOND, BYTES_PER_SECOND = 100e12, 50e9
 
-#: (model, recipe, images per device): the whole batch must be no layer's width, or `sent` takes that for the batch.
+#: (model, recipe, images per device). The whole batch must differ from every layer's width, which `sent` would mistake
+#: for it.
 TRAININGS = (("resnet50", "he2015-imagenet", 36), ("alexnet_owt", "alexnet-2012", 128))
 MESHES = ("data=8", "data=4,model=2", "fsdp=8")
 
@@ -43,7 +44,7 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, 
 
 
 class Collective(NamedTuple):
-    """A result of a collective: bytes on each device, its first dimension, and how many devices take part."""
+    """One result of a collective: bytes on each device, first dimension, and number of participating devices."""
 
     kind: str
     bytes: int
@@ -52,7 +53,7 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str, devices: int) -> list[Collective]:
-    """Every collective of a compiled program in XLA's text form, one entry for each array it makes."""
+    """Return the collectives in a compiled program's text, one entry per resulting array."""
     found = []
     for line in text.splitlines():
         match = re.search(rf"= (.+?) ({'|'.join(KINDS)})(?:-start)?\(", line)
@@ -67,7 +68,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
 
 
 def _group(line: str, devices: int) -> int:
-    """How many devices exchange something with each other."""
+    """Return the number of devices in a group."""
     if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
         return int(match.group(2))
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
@@ -76,7 +77,7 @@ def _group(line: str, devices: int) -> int:
 
 
 def sent(found: list[Collective], devices: int, model: int, batch: int) -> float:
-    """Bytes that each of `devices` sends in a step; `found` and the whole `batch` are of COMPILED devices."""
+    """Return the bytes that each of `devices` sends per step; `found` and `batch` are those of COMPILED devices."""
     total, growth = 0.0, devices / COMPILED
     for each in found:
         group = each.group if each.group == model else each.group * growth
@@ -86,7 +87,7 @@ def sent(found: list[Collective], devices: int, model: int, batch: int) -> float
 
 
 def measure(name: str, recipe_name: str, per_device: int, mesh: str) -> tuple[list[Collective], float]:
-    """The collectives of a step for COMPILED devices, and the floating-point operations of each device."""
+    """Return the collectives of a step on COMPILED devices and the floating-point operations of each device."""
     model, recipe = models.create(name), find_recipe(recipe_name)
     height, width, channels = model.input_shape
     plain = Preprocess(
@@ -133,25 +134,25 @@ def table() -> str:
 
 
 def document() -> str:
-    said = (__doc__ or "").split("\n\n")[2].strip().replace("\n", " ")
-    return f"""# Scaling on paper
+    method = (__doc__ or "").split("\n\n")[2].strip().replace("\n", " ")
+    return f"""# Estimated scaling
 
-Written by `python -m benchmarks.communication`. {said}
+Written by `python -m benchmarks.communication`. {method}
 
 {table()}
 
-The last column is time to compute over time to send for a device that computes {FLOPS_PER_SECOND / 1e12:.0f} TFLOP/s
-and sends {BYTES_PER_SECOND / 1e9:.0f} GB/s: above 1 the sending can hide behind the computing. Numbers are float32.
-Augmentation is part of the step. Under fsdp the parameters are gathered and their gradients reduced; the compiler for
-CPU writes a reduce-scatter as an all-reduce of which each device keeps a part, and it is counted as that: on a GPU or
-a TPU, whose compilers merge the two, gradients cost half of it.
+The last column is computing time divided by sending time, for a device that computes {FLOPS_PER_SECOND / 1e12:.0f}
+TFLOP/s and sends {BYTES_PER_SECOND / 1e9:.0f} GB/s. Above 1, sending can overlap with computing. Numbers are float32, and
+augmentation is part of the step. Under fsdp, parameters are gathered and gradients reduced. The compiler for CPU writes a
+reduce-scatter as an all-reduce of which each device keeps a part, and it is counted as such; on a GPU or TPU, whose
+compilers merge the two, gradients cost half as much.
 """
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     DOCUMENT.write_text(document(), encoding="utf-8")
-    print(f"written to {DOCUMENT}")
+    print(f"Wrote {DOCUMENT}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Few images a class: fine-tuning with the defaults, the linear probe, and training from scratch, on the same folders.
+"""Compare fine-tuning, the linear probe and training from scratch on a few images per class.
 
     python -m benchmarks.few_images CKPT      # a checkpoint, or any name that `zoo train --init` takes
 
-Makes folders of PNG files out of Fashion-MNIST's: `--images` of each class to train on, others for every seed, and 200
-of each class of its test split. Every seed is reported, in benchmarks/results/few_images.json.
+Writes folders of PNG files from Fashion-MNIST: `--images` of each class to train on, different ones for every seed, and
+200 of each class of its test split. Every seed is reported in benchmarks/results/few_images.json.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "few_images.json"
 TEST_IMAGES = 200
 
-#: way -> words of the command; CKPT and MODEL, FOLDER, SEED and OUT are filled in.
+#: method -> words of the command; CKPT, MODEL, FOLDER, SEED and OUT are replaced.
 WAYS = {
     "fine-tuned": "train --init CKPT --data FOLDER --seed SEED --workdir OUT --quiet",
     "probe, softmax": "probe CKPT --data FOLDER --json",
@@ -54,7 +54,7 @@ def make_folder(folder: Path, fashion: str, images: int, seed: int) -> None:
 
 
 def accuracy(way: str, filled: dict[str, str]) -> float:
-    """Of the test split, as the command reports it."""
+    """Return the accuracy on the test split as the command reports it."""
     words = [filled.get(word, word) for word in WAYS[way].split()]
     shutil.rmtree(filled["OUT"], ignore_errors=True)
     done = subprocess.run(
@@ -68,11 +68,11 @@ def accuracy(way: str, filled: dict[str, str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", metavar="CKPT")
-    parser.add_argument("--model", default="resnet20", help="what is trained from scratch (resnet20)")
-    parser.add_argument("--fashion", metavar="DIR", default=FASHION, help=f"Fashion-MNIST's IDX files ({FASHION})")
-    parser.add_argument("--images", type=int, default=10, help="of each class (10)")
+    parser.add_argument("--model", default="resnet20", help="model to train from scratch (default: resnet20)")
+    parser.add_argument("--fashion", metavar="DIR", default=FASHION, help=f"folder of Fashion-MNIST's IDX files (default: {FASHION})")
+    parser.add_argument("--images", type=int, default=10, help="training images per class (default: 10)")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--way", action="append", choices=WAYS, help="these alone; the others' figures stay")
+    parser.add_argument("--way", action="append", choices=WAYS, help="measure only this method; earlier figures of the others stay")
     options = parser.parse_args()
     found: dict[str, list[float]] = {way: [] for way in options.way or WAYS}
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,6 +1,6 @@
-"""Table 1 of arXiv:1409.4842 for the peers, which may stand in environments without this project's models."""
+"""Table 1 of arXiv:1409.4842, for peers in environments without this project's models."""
 
-#: Of each module, 3a to 5b: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
+#: Widths of each module, 3a to 5b: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
 MODULES = (
     (64, 96, 128, 16, 32, 32),
     (128, 128, 192, 32, 96, 64),
@@ -12,5 +12,5 @@ MODULES = (
     (256, 160, 320, 32, 128, 128),
     (384, 192, 384, 48, 128, 128),
 )
-#: After which of them there is a pooling over so many pixels.
+#: Module -> window of the pooling after it.
 POOLED = {1: 3, 6: 2}

@@ -1,4 +1,4 @@
-"""The networks that are raced, in Keras: its own ResNet-50, the others from its layers. A peer, not a part of this."""
+"""The measured networks in Keras, as a peer: its own ResNet-50, and the others built from its layers."""
 
 import keras
 from keras import layers as kl
@@ -7,7 +7,7 @@ from benchmarks.googlenet_modules import MODULES, POOLED
 
 
 def conv(x, features, kernel, stride=1, padding=None, norm=True):
-    """Convolution padded by half its kernel, batch norm; biased without the norm."""
+    """Return a convolution padded by half its kernel, with batch norm or else a bias."""
     padding = kernel // 2 if padding is None else padding
     x = kl.ZeroPadding2D(padding)(x) if padding and stride > 1 else x
     same = "same" if padding and stride == 1 else "valid"
@@ -42,7 +42,7 @@ def alexnet_owt():
 
 
 def googlenet_bn():
-    def pool(x, window=3):  # "same" puts what hangs over the edge behind it, as rounding up does
+    def pool(x, window=3):  # "same" pads at the end, as rounding up does
         return kl.MaxPooling2D(window, 2, padding="same")(x)
 
     def inception(x, f1, f3_reduce, f3, f5_reduce, f5, f_pool):
@@ -75,7 +75,7 @@ def resnet20():
         for block in range(3):
             width, stride = 16 * 2**stage, 2 if stage > 0 and block == 0 else 1
             y = conv(relu(conv(x, width, 3, stride)), width, 3)
-            if stride > 1:  # every second pixel, zeros for the channels that are missing
+            if stride > 1:  # every second pixel, and zeros for the missing channels
                 x = kl.AveragePooling2D(1, 2)(x)
                 x = kl.Permute((2, 3, 1))(x)
                 x = kl.ZeroPadding2D(((0, 0), (width // 4, width // 4)))(x)

@@ -1,10 +1,10 @@
-"""What a layout costs on this machine: the same training step, the same whole batch, over simulated CPU devices.
+"""Time the training step under each device layout, over simulated CPU devices.
 
     python -m benchmarks.layouts           # writes benchmarks/results/layouts.json and the table of docs/parallel.md
 
-Rounds alternate between the layouts; all are kept, medians and ratios to one device under jit are shown. The devices
-share the machine's cores, so this shows overhead and not speed-up: `jax.pmap` takes no compiler options, and its steps
-go without those of zoo/distributed/compile.py.
+The whole batch is the same everywhere. Rounds alternate between layouts; all are recorded, and the table shows medians and
+ratios to one device under jit. The devices share the machine's cores, so the ratios show overhead, not speed-up.
+`jax.pmap` takes no compiler options, so its steps run without those of zoo/distributed/compile.py.
 """
 
 import argparse
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "layouts.json"
 DOCUMENT = ROOT / "docs" / "parallel.md"
 
-#: model -> (fields, side of the images, batch)
+#: model -> (fields, image size in pixels, batch size)
 MODELS: dict[str, tuple[dict, int, int]] = {
     "lenet5": ({}, 32, 128),
     "alexnet_owt_small": ({}, 32, 64),
@@ -40,7 +40,7 @@ LAYOUTS = (("jit", "data=1"), ("pmap", "data=1"), ("jit", "data=2"), ("pmap", "d
 
 
 def prepare(name: str, how: str, mesh: str):
-    """A function that takes one step of a training and returns its seconds."""
+    """Return a function that runs one training step and returns its seconds."""
     fields, side, size = MODELS[name]
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (size, side, side, 3), dtype=np.uint8)
@@ -65,7 +65,7 @@ def prepare(name: str, how: str, mesh: str):
 
 
 def measure(name: str, rounds: int) -> dict:
-    """Every round's seconds by layout, the rounds alternating."""
+    """Return the seconds of every round by layout; rounds alternate between layouts."""
     steps = {f"{how} {mesh}": prepare(name, how, mesh) for how, mesh in LAYOUTS}
     seconds: dict[str, list[float]] = {key: [] for key in steps}
     for _ in range(rounds):
@@ -81,7 +81,7 @@ def render(results: dict) -> str:
         medians = [statistics.median(row["seconds"][key]) for key in keys]
         cells = [f"{1000 * medians[0]:.0f} ms"] + [f"x {each / medians[0]:.2f}" for each in medians[1:]]
         lines.append(f"| {name}, {row['batch']} | " + " | ".join(cells) + " |")
-    lines += ["", f"Seconds of a step, and multiples of the first column; {results['hardware']}."]
+    lines += ["", f"Time per step, and multiples of the first column; {results['hardware']}."]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The networks that are raced, as one writes them in plain Flax: a peer of this project, not a part of it."""
+"""The measured networks in plain Flax, as a peer."""
 
 from functools import partial
 
@@ -38,7 +38,7 @@ class AlexNet(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """With batch norm and a 3x3 in place of the 5x5, as torchvision has it; no auxiliary heads."""
+    """GoogLeNet with batch norm and 3x3 in place of 5x5 kernels, as in torchvision; no auxiliary heads."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -47,7 +47,7 @@ class GoogLeNet(nn.Module):
             x = nn.Conv(features, (kernel, kernel), stride, padding=padding, use_bias=False)(x)
             return nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-3)(x))
 
-        def pool(x, window=3):  # 112, 56, 28 and 14 pixels: the last window hangs over the edge
+        def pool(x, window=3):  # 112, 56, 28 and 14 pixels: the last window extends beyond the edge
             return nn.max_pool(x, (window, window), (2, 2), padding=[(0, window - 2)] * 2)
 
         def inception(x, f1, f3_reduce, f3, f5_reduce, f5, f_pool):

@@ -1,12 +1,13 @@
-"""Images a second from files to batches of random patches: this project's loader, PyTorch's and tf.data's, in turn.
+"""Time loading: from image files to batches of random crops, for this project, PyTorch and tf.data.
 
     python -m benchmarks.loader                                     # this project alone
     python -m benchmarks.loader --peer torch=ENV/bin/python --peer tf=ENV/bin/python
-    python -m benchmarks.loader --folder PHOTOS                     # also: how long the first look at a folder takes
+    python -m benchmarks.loader --folder PHOTOS                     # also time the first scan of a folder
 
-Photographs: the two that scikit-learn ships, cut and scaled. Each peer runs in a process of its own, one after another,
-for several rounds; what is reported is the median of the rounds, per second and per second of processor time of the
-process and its workers, which other work on the machine disturbs less. It is all in benchmarks/results/loader.json.
+The images are the two photographs in scikit-learn, cropped and scaled. Each peer runs in its own process, one after
+another, for several rounds. Medians of the rounds are reported, in images per second and per second of processor time of
+the process and its workers, which is less affected by other work on the machine. The results, and a comparison of the
+crops' pixels, are written to benchmarks/results/loader.json. docs/performance.md tells how the loader compares.
 """
 
 import argparse
@@ -27,29 +28,13 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "loader.json"
 PEERS = Path(__file__).with_name("loader_peers.py")
 
-# Why tf.data is ahead at 500x375 (by a tenth in this loop, side by side: 351 to 382 images a second of processor time,
-# ours 308 to 341), and what was tried against it. It decodes the columns of a patch alone, which Pillow cannot. Of our
-# 2.4 ms an image, 1.0 to 1.2 go into the rows that are needed and 0.9 to 1.0 into resizing. Milliseconds of an image in
-# a loop of its own, fastest runs, then what came of it here; two cores with other work on them.
-#
-#   simplejpeg 1.9 decodes, Pillow resizes (same bits)   2.0 to 2.6, so up to a fifth less; here 281 to 341: no gain
-#   the same, at a half and a quarter of 1600x1200       6.1, as Pillow (6.0)
-#   OpenCV 5.0 decodes and resizes by area               1.7 to 1.9, but other pixels: mean 0.76, largest 115 levels
-#   OpenCV's linear resizing                             not antialiased: mean 1.1, largest 71 levels
-#   Pillow keeps its memory (PILLOW_BLOCKS_MAX=4)        22 page faults an image less: 2.4 to 2.6 instead of 2.5
-#   Pillow decodes to YCbCr (draft)                      1.3 instead of 1.5 for all of an image; the rest comes later
-#   kornia-rs 0.2                                        its bilinear resizing is not antialiased
-#   pillow-simd                                          has no wheels
-#
-# Nothing of it is kept.
-
-#: width, height, how many files, images that are timed: ImageNet's usual size, and a small camera's.
+#: (width, height, number of files, number of timed images): ImageNet's usual size, and that of a small camera.
 SETS = {"500x375": (500, 375, 128, 512), "1600x1200": (1600, 1200, 64, 160)}
 BATCH, WARM, ROUNDS = 32, 64, 3
 
 
 def make_photos(folder: Path, width: int, height: int, count: int) -> list[str]:
-    """JPEG files of quality 90 with their chroma halved: parts of scikit-learn's two photographs, scaled."""
+    """Write JPEG files of quality 90 with subsampled chroma, from scaled crops of scikit-learn's two photographs."""
     import sklearn
     from PIL import Image
 
@@ -73,7 +58,7 @@ def make_photos(folder: Path, width: int, height: int, count: int) -> list[str]:
 
 
 def run_peer(python: str, name: str, asked: dict) -> dict | str:
-    """What loader_peers.py prints, or why it does not."""
+    """Return the output of loader_peers.py, or the reason for its failure."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     done = subprocess.run(
         [python, str(PEERS), name, json.dumps(asked)], capture_output=True, text=True, env=environment
@@ -84,7 +69,7 @@ def run_peer(python: str, name: str, asked: dict) -> dict | str:
 
 
 def compare_speed(pythons: dict[str, str], files: list[str], count: int, workers: int) -> dict:
-    """Medians of the rounds by peer; a peer that cannot run says why."""
+    """Return the medians of the rounds by peer, or the reason why a peer cannot run."""
     asked = {"files": files, "batch": BATCH, "workers": workers, "count": count, "warm": WARM}
     rounds: dict[str, list] = {name: [] for name in pythons}
     for _ in range(ROUNDS):
@@ -102,7 +87,7 @@ def compare_speed(pythons: dict[str, str], files: list[str], count: int, workers
 
 
 def compare_pixels(pythons: dict[str, str], files: list[str]) -> dict:
-    """Mean and largest difference, in levels, of the peers' patches from ours; the same patches of the same files."""
+    """Return the mean and largest difference, in levels, between a peer's crops and this project's."""
     from PIL import Image
 
     from zoo.data.augment.host_crop import Crop, draw_crop
@@ -125,7 +110,7 @@ def compare_pixels(pythons: dict[str, str], files: list[str]) -> dict:
 
 
 def first_look(folder: str) -> dict:
-    """How long `open_dataset` takes when nothing is remembered, and when everything is."""
+    """Return the seconds that `open_dataset` takes without a cache and with one."""
     from zoo.data.sources import open_dataset
 
     with tempfile.TemporaryDirectory() as cache:
@@ -141,10 +126,10 @@ def first_look(folder: str) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--peer", metavar="NAME=PYTHON", action="append", default=[], help="torch or tf, and its Python"
+        "--peer", metavar="NAME=PYTHON", action="append", default=[], help="torch or tf, and a Python that has it"
     )
-    parser.add_argument("--workers", type=int, default=1, help="threads or processes of each (default: 1)")
-    parser.add_argument("--folder", help="also time the first look at this folder")
+    parser.add_argument("--workers", type=int, default=1, help="threads or processes of each peer (default: 1)")
+    parser.add_argument("--folder", help="also time the first scan of this folder")
     options = parser.parse_args()
     pythons = {"zoo": sys.executable, **dict(peer.split("=", 1) for peer in options.peer)}
     results: dict = {

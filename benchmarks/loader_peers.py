@@ -1,9 +1,10 @@
-"""What benchmarks/loader.py times, each in a process of its own: this project's loader, PyTorch's and tf.data's.
+"""The contenders of benchmarks/loader.py, each run in its own process: this project's loader, PyTorch's and tf.data's.
 
     python benchmarks/loader_peers.py zoo|torch|tf|pixels JSON
 
-The task: files to batches of uint8 [B, 224, 224, 3], a random patch of 8 to 100 % of each image, bilinear, antialiased.
-Each prints one line of JSON. The peers import nothing of this project, so they run in environments of their own.
+The task is to turn files into batches of uint8 [B, 224, 224, 3]: a random crop of 8 to 100 % of each image, resized
+bilinearly with antialiasing. Each prints one line of JSON. The peers import nothing of this project, so they run in
+environments of their own.
 """
 
 import json
@@ -16,7 +17,7 @@ SIZE = 224
 
 
 def cpu_seconds():
-    """Of this process and of its children that are alive, on Linux."""
+    """Return the processor time in seconds of this process and its live children (Linux)."""
     tick = os.sysconf("SC_CLK_TCK")
 
     def of(pid):
@@ -35,7 +36,7 @@ def cpu_seconds():
 
 
 def timed(batches, count, warm):
-    """Images per second, and per second of processor time, over `count` images after `warm` ones."""
+    """Return images per second, and per second of processor time, over `count` images after `warm` images."""
     seen = 0
     for batch in batches:
         seen += len(batch)
@@ -60,7 +61,7 @@ def zoo(files, batch, workers, count, warm):
     from zoo.data.loader import train_batches
     from zoo.data.sources.listing import FileStore
 
-    sizes = np.full((len(files), 2), 10_000, np.int32)  # larger than the model's, is all that is asked
+    sizes = np.full((len(files), 2), 10_000, np.int32)  # only read to check that images exceed the model's size
     split = EncodedSplit(
         FileStore("", tuple(files)), np.arange(len(files)), np.zeros(len(files), np.int32), (b"",) * len(files), sizes
     )
@@ -70,13 +71,13 @@ def zoo(files, batch, workers, count, warm):
 
 
 def torch_vision():
-    """torchvision's transforms, also beside a CPU build of torch whose compiled operators do not load."""
+    """Import torchvision's transforms, even if its compiled operators do not load with this build of torch."""
     import torch
 
     try:
         from torchvision import transforms
     except RuntimeError:
-        import torchvision_cpu  # noqa: F401 — somebody's module that defines the missing operators first
+        import torchvision_cpu  # noqa: F401 — an optional module that defines the missing operators
         from torchvision import transforms
     return torch, transforms
 
@@ -129,7 +130,7 @@ def resized(tf, data, box):
 
 
 def pixels(who, files, boxes, out):
-    """The same patches (top, left, height, width) of the same files, as each library makes them: out.npy."""
+    """Write the same crops (top, left, height, width) of the same files, as each library makes them, to out.npy."""
     import numpy as np
 
     cut = {"zoo": zoo_pixels, "torch": torch_pixels, "tf": tf_pixels}[who]()
@@ -142,7 +143,7 @@ def zoo_pixels():
     from zoo.data.images.preprocess import Preprocess
 
     def cut(file, box):
-        host_crop.draw_crop = lambda *_: host_crop.Box(*box)  # the one thing that is drawn
+        host_crop.draw_crop = lambda *_: host_crop.Box(*box)  # the only random draw
         return host_crop.read_crop(
             Path(file).read_bytes(), Preprocess((SIZE, SIZE), (SIZE, SIZE)), 0, 0, 0, host_crop.Crop()
         )

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""The hardware that a figure was measured on."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -16,7 +16,7 @@ def processor() -> str:
 
 
 def hardware() -> str:
-    """Processor and cores, for a table."""
+    """Return processor and number of cores, as tables show them."""
     return f"{processor()}, {os.cpu_count()} cores"
 
 

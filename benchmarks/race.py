@@ -1,9 +1,9 @@
-"""Who is faster: this project and one peer after another, alternating in one run. See training.py and inference.py.
+"""Compare the speed of this project with that of its peers, alternating in one run. See training.py and inference.py.
 
-Each contender is a process of its own (race_peers.py), started, compiled and warmed up one after another; then all take
-turns, several rounds of some seconds, while the others wait. Every round is kept; what counts is the ratio of the
-medians. A peer's figures stand beside those of this project from the same run, so that models and peers can be raced
-one at a time: what was not raced stays in the file as it is.
+Each contender is a process of its own (race_peers.py). All are started, compiled and warmed up one after another; then
+they take turns, for several rounds of a few seconds, while the others wait. Every round is recorded, and the ratio of the
+medians is reported. A peer's figures are stored with those of this project from the same run, so that models and peers
+can be measured one at a time; figures that were not measured again stay in the file.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from benchmarks.machine import machine
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
-#: name -> (what a picture is, classes, batch)
+#: name -> (image shape, number of classes, batch size)
 MODELS: dict[str, tuple[tuple[int, int, int], int, int]] = {
     "lenet5": ((32, 32, 1), 10, 256),
     "resnet20": ((32, 32, 3), 10, 128),
@@ -31,21 +31,21 @@ MODELS: dict[str, tuple[tuple[int, int, int], int, int]] = {
     "resnet50": ((224, 224, 3), 1000, 8),
 }
 PEERS = ("flax", "keras", "torch", "torch-compile")
-#: file under benchmarks/results -> its heading in docs/speed.md
+#: file in benchmarks/results -> heading in docs/speed.md
 PARTS = {
     "training": "Training",
-    "training_kept": "Training, freed memory kept for everyone",
+    "training_kept": "Training, with freed memory retained for all",
     "inference": "Inference",
-    "inference_kept": "Inference, freed memory kept for everyone",
+    "inference_kept": "Inference, with freed memory retained for all",
 }
 
 
-class Failed(Exception):
-    """A contender that cannot run, and why."""
+class ContenderError(Exception):
+    """Raised if a contender cannot run; the message gives the reason."""
 
 
 class Runner:
-    """A contender's process. Raises Failed where it ends, or is not ready in time."""
+    """A contender's process. Raises ContenderError if it ends or is not ready in time."""
 
     def __init__(self, name: str, python: str, asked: dict[str, Any], patience: float):
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -67,20 +67,20 @@ class Runner:
         line = self.process.stdout.readline() if self.process.stdout else ""
         if not line:
             self.process.wait()
-            time.sleep(0.1)  # for the last of what it says
+            time.sleep(0.1)  # for the last lines of its output
             last = next((line.strip() for line in reversed(self.complaints) if line.strip()), "without a word")
-            raise Failed(f"{otherwise}ended with {self.process.returncode}: {last[:300]}")
+            raise ContenderError(f"{otherwise}ended with {self.process.returncode}: {last[:300]}")
         return json.loads(line)
 
     def take(self, steps: int) -> float:
-        """Seconds of so many steps."""
+        """Run a number of steps and return their seconds."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
         return self.answer()["seconds"]
 
     def finish(self) -> int:
-        """Bytes at most in use while it ran."""
+        """End the process and return its peak memory in bytes."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         return self.answer()["peak_bytes"]
@@ -91,7 +91,7 @@ class Runner:
 
 
 def race(model: str, training: bool, pythons: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
-    """Peer -> its figures beside ours, or why there are none. `pythons`: contender -> its Python, "zoo" among them."""
+    """Return the figures of each peer, or the reason why it has none. `pythons`: contender, including "zoo" -> Python."""
     shape, classes, batch = MODELS[model]
     asked = {
         "model": model, "training": training, "shape": shape, "classes": classes, "batch": options.batch or batch,
@@ -107,11 +107,11 @@ def race(model: str, training: bool, pythons: dict[str, str], options: argparse.
             try:
                 runners[name] = Runner(name, python, asked, options.patience)
                 print(f"   {name}: ready, first step after {runners[name].ready['first_step']:.1f} s", flush=True)
-            except (Failed, OSError) as error:
+            except (ContenderError, OSError) as error:
                 missing[name] = str(error)
                 print(f"   {name}: {error}", flush=True)
         if "zoo" in missing:
-            raise SystemExit(f"{model}: this project itself cannot run: {missing['zoo']}")
+            raise SystemExit(f"{model}: this project cannot run: {missing['zoo']}")
         steps = {name: max(1, round(options.seconds / runner.ready["step"])) for name, runner in runners.items()}
         rounds = {name: [] for name in runners}
         order = list(runners)
@@ -146,7 +146,7 @@ def race(model: str, training: bool, pythons: dict[str, str], options: argparse.
 
 
 def merge(results: dict[str, Any], model: str, found: dict[str, Any]) -> None:
-    """Put what was found in its place; a peer that could not run leaves older figures alone."""
+    """Merge new figures into the results; a peer that could not run keeps its older figures."""
     known = results.setdefault("models", {}).setdefault(model, {})
     for name, row in found.items():
         if "missing" not in row or "ratio" not in known.get(name, {}):
@@ -154,7 +154,7 @@ def merge(results: dict[str, Any], model: str, found: dict[str, Any]) -> None:
 
 
 def draw(results: dict[str, Any], file: Path, title: str) -> None:
-    """Images a second of each peer as bars, as a fraction of this project's: below the line, this project is faster."""
+    """Draw images per second of each peer relative to this project; below the line, this project is faster."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -177,7 +177,7 @@ def draw(results: dict[str, Any], file: Path, title: str) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: images a second of this project and of each peer, and the ratio."""
+    """Return a Markdown table of images per second of this project and of each peer, and their ratio."""
     lines = [
         "| model, batch | peer | zoo, images/s | peer, images/s | zoo/peer | memory, MiB |",
         "|---|---|---|---|---|---|",
@@ -197,17 +197,17 @@ def table(results: dict[str, Any]) -> str:
 
 
 def write_page() -> None:
-    """docs/speed.md: the tables and pictures of what was raced so far."""
+    """Write docs/speed.md: tables and pictures of all results so far."""
     lines = [
-        "# Speed, against others",
+        "# Speed compared with other libraries",
         "",
-        "One batch in memory, float32, all contenders by turns in one run; medians of the rounds, all of which are in",
-        "`benchmarks/results`. PyTorch in channels_last; Flax is plain linen code; memory is the most in use while",
-        "steps run. Made by `python -m benchmarks.training` and `python -m benchmarks.inference`. Where a peer was",
-        "raced again, its row has this project's figures of that run.",
+        "One float32 batch in memory; the contenders alternate in one run. Figures are medians of the rounds, which are",
+        "recorded in `benchmarks/results`. PyTorch runs in channels_last; Flax is plain linen code; memory is the peak",
+        "while steps run. Made by `python -m benchmarks.training` and `python -m benchmarks.inference`. For a peer that was",
+        "measured again, the row has this project's figures from that run.",
         "",
-        "`zoo train` and `zoo eval` have the C library keep freed memory (zoo/host_memory.py), as here; the peers run",
-        "as they come, but where it says that freed memory is kept for everyone (`--kept`).",
+        "`zoo train` and `zoo eval` tell the C library to retain freed memory (zoo/host_memory.py), and so does this project",
+        "here. The peers run with their defaults, except in the section with freed memory retained for all (`--kept`).",
     ]
     for what, heading in PARTS.items():
         file = RESULTS / f"{what}.json"
@@ -215,25 +215,25 @@ def write_page() -> None:
             results = json.loads(file.read_text())
             on = f"{results['machine']['processor']}, {results['machine']['cores']} cores"
             lines += ["", f"## {heading}, {on}", "", table(results), ""]
-            lines += [f"![{heading}: images a second of each peer, this project = 1](../benchmarks/results/{what}.png)"]
+            lines += [f"![{heading}: images per second of each peer, relative to this project](../benchmarks/results/{what}.png)"]
     (ROOT / "docs" / "speed.md").write_text("\n".join(lines) + "\n")
 
 
 def main(what: str, training: bool, description: str) -> None:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("models", metavar="MODEL", nargs="*", help=f"some of {', '.join(MODELS)} (default: all)")
+    add("models", metavar="MODEL", nargs="*", help=f"names among {', '.join(MODELS)} (default: all)")
     add(
         "--peer", metavar="NAME[=PYTHON]", action="append", default=[],
-        help=f"some of {', '.join(PEERS)}, and the Python that has it (default: flax, in this one)",
+        help=f"one of {', '.join(PEERS)}, and a Python that has it (default: flax, in this Python)",
     )  # fmt: skip
-    add("--rounds", type=int, default=5, help="turns of each (default: 5)")
-    add("--seconds", type=float, default=5, help="about how long a turn is (default: 5)")
-    add("--threads", type=int, default=0, help="processors for each (default: all)")
-    add("--batch", type=int, default=0, help="images a step (default: the model's own)")
-    add("--patience", type=float, default=900, help="seconds that a contender may take to compile (default: 900)")
-    add("--kept", action="store_true", help="peers too have the C library keep freed memory, as `zoo train` does")
-    add("--output", metavar="FILE.json", type=Path, help=f"merged into this file (default: {what}.json in results)")
+    add("--rounds", type=int, default=5, help="number of rounds (default: 5)")
+    add("--seconds", type=float, default=5, help="approximate length of a turn (default: 5)")
+    add("--threads", type=int, default=0, help="processors per contender (default: all)")
+    add("--batch", type=int, default=0, help="batch size (default: that of the model)")
+    add("--patience", type=float, default=900, help="maximum seconds to compile (default: 900)")
+    add("--kept", action="store_true", help="let the peers retain freed memory too, as `zoo train` does")
+    add("--output", metavar="FILE.json", type=Path, help=f"merge the results into this file (default: {what}.json in results)")
     options = parser.parse_args()
     options.output = options.output or RESULTS / f"{what}{'_kept' if options.kept else ''}.json"
     peers = dict(peer.partition("=")[::2] for peer in options.peer or ["flax"])
@@ -243,7 +243,7 @@ def main(what: str, training: bool, description: str) -> None:
     pythons = {"zoo": sys.executable, **{name: python or sys.executable for name, python in peers.items()}}
     left_out = [name for name in PEERS if name not in peers]
     if left_out:
-        print(f"not raced: {', '.join(left_out)} (--peer {left_out[0]}=PYTHON)")
+        print(f"not measured: {', '.join(left_out)} (--peer {left_out[0]}=PYTHON)")
     for model in options.models or MODELS:
         print(f"{model}:", flush=True)
         found = race(model, training, pythons, options)
@@ -251,7 +251,7 @@ def main(what: str, training: bool, description: str) -> None:
         results["machine"] = machine()
         merge(results, model, found)
         options.output.write_text(json.dumps(results, indent=1) + "\n")
-        title = f"{what}{', freed memory kept for all,' if options.kept else ''} on {results['machine']['processor']}"
+        title = f"{what}{', freed memory retained for all,' if options.kept else ''} on {results['machine']['processor']}"
         draw(results, options.output.with_suffix(".png"), title)
     print(table(results))
     if options.output.parent == RESULTS:

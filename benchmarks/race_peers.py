@@ -1,11 +1,11 @@
 """One contender of benchmarks/race.py, in a process of its own: python -m benchmarks.race_peers NAME JSON.
 
-It prepares, warms up, and says so in a line of JSON; then for each line N on its standard input it takes N steps and
-says how many seconds they took; at the end of its input, what memory they needed. The peers need nothing of this
-project but this folder, so they run in environments of their own.
+It prepares, warms up and reports so in a line of JSON. For each line N on standard input it then runs N steps and prints
+their seconds, and at the end of its input its peak memory. The peers need only this folder, so they run in environments
+of their own.
 
-Everyone has the same batch, in memory, in single precision: images that are normalised already, but for this project,
-whose step takes bytes and normalises them itself. A training step is SGD with momentum on the softmax cross-entropy.
+All have the same float32 batch in memory. The images are normalised already, except for this project, whose step takes
+bytes and normalises them itself. A training step is SGD with momentum on the softmax cross-entropy.
 """
 
 import json
@@ -19,11 +19,11 @@ from typing import Any
 from zoo.host_memory import release_freed_memory, retain_freed_memory
 
 if __name__ == "__main__" and (sys.argv[1] == "zoo" or json.loads(sys.argv[2])["kept"]):
-    retain_freed_memory()  # as `zoo train` and `zoo eval` do, before anything has threads
+    retain_freed_memory()  # as `zoo train` and `zoo eval` do, before threads start
 
 import numpy as np
 
-#: What each contender gives: a function that takes so many steps and waits for the last, and its parameters' number.
+#: Contender -> (function that runs a number of steps and waits for the last, number of parameters).
 Contender = tuple[Callable[[int], Any], int]
 
 
@@ -65,7 +65,7 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
         )
         limit, under_way = max_in_flight(step), deque()
 
-        def run(steps):  # as `zoo train` waits for its steps
+        def run(steps):  # waits for steps as `zoo train` does
             nonlocal state
             for _ in range(steps):
                 if len(under_way) == limit:
@@ -80,7 +80,7 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
         variables = folded_on_device(network, state.variables, shape)
         step = jit_for_platform(make_eval_step(network, seen)).lower(variables, batch).compile()
 
-        def run(steps):  # one batch late, as `zoo eval` takes its results
+        def run(steps):  # reads results one batch late, as `zoo eval` does
             late = None
             for _ in range(steps):
                 answer = step(variables, batch)
@@ -193,7 +193,7 @@ CONTENDERS = {"zoo": zoo, "flax": flax, "keras": keras, "torch": torch, "torch-c
 
 
 def peak_bytes(reset: bool = False) -> int:
-    """The most memory that this process has had in use, since the last reset where the system can (Linux)."""
+    """Return the peak memory of this process in bytes, since the last reset on Linux."""
     try:
         if reset:
             with open("/proc/self/clear_refs", "w") as file:
@@ -209,7 +209,7 @@ def peak_bytes(reset: bool = False) -> int:
 def main() -> None:
     name, asked = sys.argv[1], json.loads(sys.argv[2])
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     if asked["threads"]:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: asked["threads"]])
     began = time.perf_counter()
@@ -218,8 +218,8 @@ def main() -> None:
     run(1)
     ready = time.perf_counter() - began
     if name == "zoo" or asked["kept"]:
-        release_freed_memory()  # what compiling took: once, as `zoo train` and `zoo eval` do
-    run(2)  # what libraries try out, and what they do differently the second time
+        release_freed_memory()  # memory used for compiling; once, as `zoo train` and `zoo eval` do
+    run(2)  # autotuning, and differences of the second call
     peak_bytes(reset=True)
     began = time.perf_counter()
     run(1)

@@ -1,11 +1,11 @@
-"""The checkpoints in checkpoints/: how each is trained, and the table of them.
+"""Train the checkpoints in checkpoints/, and write their table.
 
     python -m benchmarks.shipped lenet5-mnist …   # trains it under runs/shipped, takes its best checkpoint
     python -m benchmarks.shipped --table          # writes checkpoints/README.md from the cards
 
-The data lie, or are linked to, under runs/data: tfds (TensorFlow Datasets' folder), fashion-mnist (its IDX files, and
-classes.txt with the names), cifar10 (a folder of class folders). Names are relative, so that a card's command is one
-that others can type.
+The data must be under runs/data, or linked there: tfds (the folder of TensorFlow Datasets), fashion-mnist (its IDX files,
+and classes.txt with the names) and cifar10 (a folder of class folders). Names are relative, so that others can type the
+command in a card.
 """
 
 import argparse
@@ -28,7 +28,7 @@ RUNS = ROOT / "runs" / "shipped"
 DATA = ROOT / "runs" / "data"
 TIMES = ROOT / "benchmarks" / "results" / "shipped.json"
 
-#: name -> what `zoo train` is given, in the folder of the data. Recipes were settled on validation splits alone.
+#: name -> arguments of `zoo train` in the folder of the data. Recipes were chosen on validation splits only.
 CHECKPOINTS: dict[str, str] = {
     "lenet5-mnist": "--model lenet5 --data tfds:mnist --data-dir tfds",
     "lenet5-fashion-mnist": "--model lenet5 --data fashion-mnist --recipe mnist --augment flip --epochs 30",
@@ -40,7 +40,7 @@ CHECKPOINTS: dict[str, str] = {
 
 
 def train(name: str) -> None:
-    """Train a checkpoint, or go on with it, and put the best of it into checkpoints/, with hardware and time."""
+    """Train a checkpoint, or resume it, and copy the best one into checkpoints/, recording hardware and time."""
     folder = RUNS / name
     words = [*shlex.split(CHECKPOINTS[name]), "--workdir", os.path.relpath(folder, DATA)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -57,15 +57,14 @@ def train(name: str) -> None:
 
 
 def table() -> str:
-    """checkpoints/README.md: a row per checkpoint, out of its card."""
+    """Return checkpoints/README.md, with a row per checkpoint from its card."""
     times = json.loads(TIMES.read_text())
     lines = [
-        "# Checkpoints of this project",
+        "# Shipped checkpoints",
         "",
-        "Each folder is a checkpoint that `zoo.load(NAME)`, `zoo predict NAME`, `zoo eval NAME`, `zoo info NAME` and",
-        "`zoo train --init NAME` take by its name, from a copy of the repository and from an installed wheel alike.",
-        "`card.json` says what it is, how it was trained and what it reaches; `zoo verify NAME` checks every file and",
-        "every leaf.",
+        "Each folder is a checkpoint. `zoo.load(NAME)`, `zoo predict NAME IMAGE`, `zoo eval NAME`, `zoo info NAME` and",
+        "`zoo train --init NAME` find it by its name, in a copy of the repository and in an installed wheel. `card.json`",
+        "holds its model, training and results. `zoo verify NAME` checks every file and every leaf.",
         "",
         "| name | parameters | size | validation | test | time | command |",
         "|---|---|---|---|---|---|---|",
@@ -83,10 +82,10 @@ def table() -> str:
     hardware = "; ".join(sorted({row["hardware"] for row in times.values()}))
     lines += [
         "",
-        "Accuracy: one run each (seed 0), single crop, the checkpoint chosen on the validation split, the test split",
-        f"opened once. Hardware: {hardware}, which had other work at the same time: the times are upper bounds.",
-        "`fashion-mnist` and `cifar10` are folders: Fashion-MNIST's IDX files, and CIFAR-10 as JPEG files of quality",
-        "75 in class folders. Made by `python -m benchmarks.shipped --table`.",
+        "Accuracy: one run each (seed 0), single crop, the checkpoint chosen on the validation split; the test split was",
+        f"evaluated once. Hardware: {hardware}, shared with other work, so times are upper bounds. `fashion-mnist` is the",
+        "folder of Fashion-MNIST's IDX files, and `cifar10` one of CIFAR-10 as JPEG files of quality 75 in class folders.",
+        "Made by `python -m benchmarks.shipped --table`.",
         "",
     ]
     return "\n".join(lines)
@@ -94,12 +93,12 @@ def table() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(CHECKPOINTS)}")
+    parser.add_argument("names", nargs="*", help=f"names among {', '.join(CHECKPOINTS)}")
     parser.add_argument("--table", action="store_true", help="write checkpoints/README.md")
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(CHECKPOINTS))
     if unknown:
-        parser.error(f"no checkpoint is called {', '.join(unknown)}; there are {', '.join(CHECKPOINTS)}")
+        parser.error(f"unknown checkpoint {', '.join(unknown)}; choose from {', '.join(CHECKPOINTS)}")
     for name in options.names:
         train(name)
     if options.table:

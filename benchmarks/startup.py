@@ -1,10 +1,10 @@
-"""How long it takes until something happens: help, and the first training step, cold and with a compilation cache.
+"""Time the start: from the command to its help or to its first training step, cold and with a compilation cache.
 
     python -m benchmarks.startup                    # five rounds; results in benchmarks/results/startup.json
 
-Every measurement is a process of its own, from before it is started until `zoo --help` has ended, or until the first
-step of `python train.py` (LeNet-5 on digits) is done. "cold": nothing is compiled yet; "warm": the same command has run
-before. They take turns; all rounds are kept. Targets on an idle machine of two cores: 1 s, 8 s and 4 s.
+Every measurement is a process of its own, from before its start until `zoo --help` has ended or the first step of
+`python train.py` (LeNet-5 on digits) is done. "cold": nothing is compiled yet; "warm": the same command has run before.
+They alternate, and all rounds are recorded. Targets on an idle machine with two cores: 1 s, 8 s and 4 s.
 """
 
 import argparse
@@ -24,7 +24,7 @@ TARGETS = {"help": 1.0, "cold": 8.0, "warm": 4.0}
 
 
 def first_step() -> None:
-    """The process that trains: as train.py, but that it says where the time went after the first step, and ends."""
+    """Train as train.py does, but report the times after the first step and exit."""
     began = float(os.environ["BEGAN"])
     marks = {"python": time.time() - began}
     from zoo.cli import main
@@ -46,7 +46,7 @@ def first_step() -> None:
         marks["compiled"] = time.time() - began
 
         class Stepped:
-            """The compiled step, all else that is asked of it included."""
+            """The compiled step, with all its other attributes."""
 
             def __getattr__(self, name):
                 return getattr(step, name)
@@ -70,7 +70,7 @@ def help_shown() -> dict[str, float]:
 
 
 def trained(cache: Path, arguments: list[str]) -> dict[str, float]:
-    """Seconds from the start until each thing was done; the last one is the first step."""
+    """Return the seconds from the start until each stage was done; the last is the first step."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
         environment |= {"XDG_CACHE_HOME": str(cache), "BEGAN": str(time.time())}
@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS / "startup.json")
-    parser.add_argument("train", metavar="ARGUMENT", nargs="*", help="of train.py, after --, such as --model resnet20")
+    parser.add_argument("train", metavar="ARGUMENT", nargs="*", help="arguments of train.py, after --, such as --model resnet20")
     options = parser.parse_args()
     results: dict = {
         "machine": machine(), "when": time.strftime("%Y-%m-%d %H:%M"), "load_before": round(os.getloadavg()[0], 2),

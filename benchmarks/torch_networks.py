@@ -1,4 +1,4 @@
-"""The networks that are raced, in PyTorch: torchvision's, the two small ones by hand. A peer, not a part of this."""
+"""The measured networks in PyTorch, as a peer: torchvision's, and the two small ones written by hand."""
 
 import torch
 from torch import nn
@@ -58,7 +58,7 @@ NETWORKS = {
 
 
 def trainer(net, images, labels):
-    """The function of one step of SGD with momentum."""
+    """Return a function that runs one step of SGD with momentum."""
     optimiser = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
 
     def step():
