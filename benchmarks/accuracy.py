@@ -84,7 +84,9 @@ def measure(name: str, data: dict[str, str | None]) -> dict:
         accuracies = {split: result[split]["accuracy"] for split in ("validation", "test")}
         made_with.append(json.loads((folder / run.CONFIG).read_text())["made_with"])
         rows.append({"seed": seed, **accuracies, "best_step": result["best_step"], "seconds": seconds})
-    if any((origin["versions"], origin["git"]) != (made_with[0]["versions"], made_with[0]["git"]) for origin in made_with):
+    if any(
+        (origin["versions"], origin["git"]) != (made_with[0]["versions"], made_with[0]["git"]) for origin in made_with
+    ):
         raise SystemExit(f"{name}: the runs under runs/accuracy come from different versions; remove them")
     test = [row["test"] for row in rows]
     return {
@@ -155,7 +157,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("experiments", nargs="*", help=f"families, or names among {', '.join(EXPERIMENTS)}")
     parser.add_argument("--tfds", metavar="DIR", help="folder of TensorFlow Datasets")
-    parser.add_argument("--fashion", metavar="DIR", default=FASHION, help=f"folder of Fashion-MNIST's IDX files (default: {FASHION})")
+    parser.add_argument(
+        "--fashion", metavar="DIR", default=FASHION, help=f"folder of Fashion-MNIST's IDX files (default: {FASHION})"
+    )
     parser.add_argument("--readme", action="store_true", help="render the results into README.md and docs/families.md")
     options = parser.parse_args()
     families = [name for name in EXPERIMENTS if name.startswith("family-")]

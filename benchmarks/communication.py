@@ -142,10 +142,10 @@ Written by `python -m benchmarks.communication`. {method}
 {table()}
 
 The last column is computing time divided by sending time, for a device that computes {FLOPS_PER_SECOND / 1e12:.0f}
-TFLOP/s and sends {BYTES_PER_SECOND / 1e9:.0f} GB/s. Above 1, sending can overlap with computing. Numbers are float32, and
-augmentation is part of the step. Under fsdp, parameters are gathered and gradients reduced. The compiler for CPU writes a
-reduce-scatter as an all-reduce of which each device keeps a part, and it is counted as such; on a GPU or TPU, whose
-compilers merge the two, gradients cost half as much.
+TFLOP/s and sends {BYTES_PER_SECOND / 1e9:.0f} GB/s. Above 1, sending can overlap with computing. Numbers are
+float32, and augmentation is part of the step. Under fsdp, parameters are gathered and gradients reduced. The
+compiler for CPU writes a reduce-scatter as an all-reduce of which each device keeps a part, and it is counted as
+such; on a GPU or TPU, whose compilers merge the two, gradients cost half as much.
 """
 
 

@@ -69,10 +69,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", metavar="CKPT")
     parser.add_argument("--model", default="resnet20", help="model to train from scratch (default: resnet20)")
-    parser.add_argument("--fashion", metavar="DIR", default=FASHION, help=f"folder of Fashion-MNIST's IDX files (default: {FASHION})")
+    parser.add_argument(
+        "--fashion", metavar="DIR", default=FASHION, help=f"folder of Fashion-MNIST's IDX files (default: {FASHION})"
+    )
     parser.add_argument("--images", type=int, default=10, help="training images per class (default: 10)")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--way", action="append", choices=WAYS, help="measure only this method; earlier figures of the others stay")
+    parser.add_argument(
+        "--way", action="append", choices=WAYS, help="measure only this method; earlier figures of the others stay"
+    )
     options = parser.parse_args()
     found: dict[str, list[float]] = {way: [] for way in options.way or WAYS}
     with tempfile.TemporaryDirectory() as temporary:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.layouts           # writes benchmarks/results/layouts.json and the table of docs/parallel.md
 
-The whole batch is the same everywhere. Rounds alternate between layouts; all are recorded, and the table shows medians and
-ratios to one device under jit. The devices share the machine's cores, so the ratios show overhead, not speed-up.
+The whole batch is the same everywhere. Rounds alternate between layouts; all are recorded, and the table shows medians
+and ratios to one device under jit. The devices share the machine's cores, so the ratios show overhead, not speed-up.
 `jax.pmap` takes no compiler options, so its steps run without those of zoo/distributed/compile.py.
 """
 

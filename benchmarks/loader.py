@@ -5,9 +5,9 @@
     python -m benchmarks.loader --folder PHOTOS                     # also time the first scan of a folder
 
 The images are the two photographs in scikit-learn, cropped and scaled. Each peer runs in its own process, one after
-another, for several rounds. Medians of the rounds are reported, in images per second and per second of processor time of
-the process and its workers, which is less affected by other work on the machine. The results, and a comparison of the
-crops' pixels, are written to benchmarks/results/loader.json. docs/performance.md tells how the loader compares.
+another, for several rounds. Medians of the rounds are reported, in images per second and per second of processor time
+of the process and its workers, which is less affected by other work on the machine. The results, and a comparison of
+the crops' pixels, are written to benchmarks/results/loader.json. docs/performance.md tells how the loader compares.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Compare the speed of this project with that of its peers, alternating in one run. See training.py and inference.py.
 
 Each contender is a process of its own (race_peers.py). All are started, compiled and warmed up one after another; then
-they take turns, for several rounds of a few seconds, while the others wait. Every round is recorded, and the ratio of the
-medians is reported. A peer's figures are stored with those of this project from the same run, so that models and peers
-can be measured one at a time; figures that were not measured again stay in the file.
+they take turns, for several rounds of a few seconds, while the others wait. Every round is recorded, and the ratio of
+the medians is reported. A peer's figures are stored with those of this project from the same run, so that models and
+peers can be measured one at a time; figures that were not measured again stay in the file.
 """
 
 import argparse
@@ -91,7 +91,7 @@ class Runner:
 
 
 def race(model: str, training: bool, pythons: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
-    """Return the figures of each peer, or the reason why it has none. `pythons`: contender, including "zoo" -> Python."""
+    """Return the figures of each peer, or why it has none. `pythons`: contender (and "zoo") -> Python."""
     shape, classes, batch = MODELS[model]
     asked = {
         "model": model, "training": training, "shape": shape, "classes": classes, "batch": options.batch or batch,
@@ -201,13 +201,14 @@ def write_page() -> None:
     lines = [
         "# Speed compared with other libraries",
         "",
-        "One float32 batch in memory; the contenders alternate in one run. Figures are medians of the rounds, which are",
-        "recorded in `benchmarks/results`. PyTorch runs in channels_last; Flax is plain linen code; memory is the peak",
-        "while steps run. Made by `python -m benchmarks.training` and `python -m benchmarks.inference`. For a peer that was",
-        "measured again, the row has this project's figures from that run.",
+        "One float32 batch in memory; the contenders alternate in one run. Figures are medians of the rounds, which",
+        "are recorded in `benchmarks/results`. PyTorch runs in channels_last; Flax is plain linen code; memory is",
+        "the peak while steps run. Made by `python -m benchmarks.training` and `python -m benchmarks.inference`.",
+        "For a peer that was measured again, the row has this project's figures from that run.",
         "",
-        "`zoo train` and `zoo eval` tell the C library to retain freed memory (zoo/host_memory.py), and so does this project",
-        "here. The peers run with their defaults, except in the section with freed memory retained for all (`--kept`).",
+        "`zoo train` and `zoo eval` tell the C library to retain freed memory (zoo/host_memory.py), and so does",
+        "this project here. The peers run with their defaults, except in the section with freed memory retained for",
+        "all (`--kept`).",
     ]
     for what, heading in PARTS.items():
         file = RESULTS / f"{what}.json"
@@ -215,7 +216,7 @@ def write_page() -> None:
             results = json.loads(file.read_text())
             on = f"{results['machine']['processor']}, {results['machine']['cores']} cores"
             lines += ["", f"## {heading}, {on}", "", table(results), ""]
-            lines += [f"![{heading}: images per second of each peer, relative to this project](../benchmarks/results/{what}.png)"]
+            lines += [f"![{heading}: images per second, relative to this project](../benchmarks/results/{what}.png)"]
     (ROOT / "docs" / "speed.md").write_text("\n".join(lines) + "\n")
 
 
@@ -233,7 +234,12 @@ def main(what: str, training: bool, description: str) -> None:
     add("--batch", type=int, default=0, help="batch size (default: that of the model)")
     add("--patience", type=float, default=900, help="maximum seconds to compile (default: 900)")
     add("--kept", action="store_true", help="let the peers retain freed memory too, as `zoo train` does")
-    add("--output", metavar="FILE.json", type=Path, help=f"merge the results into this file (default: {what}.json in results)")
+    add(
+        "--output",
+        metavar="FILE.json",
+        type=Path,
+        help=f"merge the results into this file (default: {what}.json in results)",
+    )
     options = parser.parse_args()
     options.output = options.output or RESULTS / f"{what}{'_kept' if options.kept else ''}.json"
     peers = dict(peer.partition("=")[::2] for peer in options.peer or ["flax"])
@@ -251,7 +257,9 @@ def main(what: str, training: bool, description: str) -> None:
         results["machine"] = machine()
         merge(results, model, found)
         options.output.write_text(json.dumps(results, indent=1) + "\n")
-        title = f"{what}{', freed memory retained for all,' if options.kept else ''} on {results['machine']['processor']}"
+        title = (
+            f"{what}{', freed memory retained for all,' if options.kept else ''} on {results['machine']['processor']}"
+        )
         draw(results, options.output.with_suffix(".png"), title)
     print(table(results))
     if options.output.parent == RESULTS:

@@ -1,8 +1,8 @@
 """One contender of benchmarks/race.py, in a process of its own: python -m benchmarks.race_peers NAME JSON.
 
-It prepares, warms up and reports so in a line of JSON. For each line N on standard input it then runs N steps and prints
-their seconds, and at the end of its input its peak memory. The peers need only this folder, so they run in environments
-of their own.
+It prepares, warms up and reports so in a line of JSON. For each line N on standard input it then runs N steps and
+prints their seconds, and at the end of its input its peak memory. The peers need only this folder, so they run in
+environments of their own.
 
 All have the same float32 batch in memory. The images are normalised already, except for this project, whose step takes
 bytes and normalises them itself. A training step is SGD with momentum on the softmax cross-entropy.

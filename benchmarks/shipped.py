@@ -3,9 +3,9 @@
     python -m benchmarks.shipped lenet5-mnist …   # trains it under runs/shipped, takes its best checkpoint
     python -m benchmarks.shipped --table          # writes checkpoints/README.md from the cards
 
-The data must be under runs/data, or linked there: tfds (the folder of TensorFlow Datasets), fashion-mnist (its IDX files,
-and classes.txt with the names) and cifar10 (a folder of class folders). Names are relative, so that others can type the
-command in a card.
+The data must be under runs/data, or linked there: tfds (the folder of TensorFlow Datasets), fashion-mnist (its IDX
+files, and classes.txt with the names) and cifar10 (a folder of class folders). Names are relative, so that others can
+type the command in a card.
 """
 
 import argparse
@@ -62,9 +62,9 @@ def table() -> str:
     lines = [
         "# Shipped checkpoints",
         "",
-        "Each folder is a checkpoint. `zoo.load(NAME)`, `zoo predict NAME IMAGE`, `zoo eval NAME`, `zoo info NAME` and",
-        "`zoo train --init NAME` find it by its name, in a copy of the repository and in an installed wheel. `card.json`",
-        "holds its model, training and results. `zoo verify NAME` checks every file and every leaf.",
+        "Each folder is a checkpoint. `zoo.load(NAME)`, `zoo predict NAME IMAGE`, `zoo eval NAME`, `zoo info NAME`",
+        "and `zoo train --init NAME` find it by its name, in a copy of the repository and in an installed wheel.",
+        "`card.json` holds its model, training and results. `zoo verify NAME` checks every file and every leaf.",
         "",
         "| name | parameters | size | validation | test | time | command |",
         "|---|---|---|---|---|---|---|",
@@ -82,10 +82,10 @@ def table() -> str:
     hardware = "; ".join(sorted({row["hardware"] for row in times.values()}))
     lines += [
         "",
-        "Accuracy: one run each (seed 0), single crop, the checkpoint chosen on the validation split; the test split was",
-        f"evaluated once. Hardware: {hardware}, shared with other work, so times are upper bounds. `fashion-mnist` is the",
-        "folder of Fashion-MNIST's IDX files, and `cifar10` one of CIFAR-10 as JPEG files of quality 75 in class folders.",
-        "Made by `python -m benchmarks.shipped --table`.",
+        "Accuracy: one run each (seed 0), single crop, the checkpoint chosen on the validation split; the test",
+        f"split was evaluated once. Hardware: {hardware}, shared with other work, so times are upper bounds.",
+        "`fashion-mnist` is the folder of Fashion-MNIST's IDX files, and `cifar10` one of CIFAR-10 as JPEG files of",
+        "quality 75 in class folders. Made by `python -m benchmarks.shipped --table`.",
         "",
     ]
     return "\n".join(lines)

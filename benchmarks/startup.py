@@ -88,7 +88,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS / "startup.json")
-    parser.add_argument("train", metavar="ARGUMENT", nargs="*", help="arguments of train.py, after --, such as --model resnet20")
+    parser.add_argument(
+        "train", metavar="ARGUMENT", nargs="*", help="arguments of train.py, after --, such as --model resnet20"
+    )
     options = parser.parse_args()
     results: dict = {
         "machine": machine(), "when": time.strftime("%Y-%m-%d %H:%M"), "load_before": round(os.getloadavg()[0], 2),

@@ -124,13 +124,13 @@ def test_training_from_files_stopped_in_the_middle_of_an_epoch_ends_with_the_sam
     seen = []
     original = loop.Trainer.process_metrics
 
-    def settle(self, step, metrics):
+    def process_metrics(self, step, metrics):
         original(self, step, metrics)
         seen.append(step)
         if seen == [1, 2, 3, 4, 5, 6]:
             raise MemoryError("killed here")
 
-    monkeypatch.setattr(loop.Trainer, "process_metrics", settle)
+    monkeypatch.setattr(loop.Trainer, "process_metrics", process_metrics)
     with pytest.raises(MemoryError):
         cli.main([*words, "--workers", "4", "--workdir", "parts"])
     assert cli.main([*words, "--workers", "1", "--workdir", "parts"]) == 0

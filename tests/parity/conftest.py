@@ -63,7 +63,7 @@ def relative_error(ours, theirs) -> float:
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
-def agree(model, source, tensors, images, theirs, tolerance):
+def assert_equal_logits(model, source, tensors, images, theirs, tolerance):
     """Their tensors through the key map: every endpoint in `theirs` (NHWC) must be ours. Returns what export gives."""
     abstract = models.abstract_variables(model, images.shape[1:])
     key_map = source.key_map(model, abstract)
@@ -104,7 +104,7 @@ def compare(torch):
         images = seeded_images((batch, *image_shape))
         with torch.no_grad():
             net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-        back = agree(model, source, tensors, images, theirs, tolerance)
+        back = assert_equal_logits(model, source, tensors, images, theirs, tolerance)
         trainable = models.count_parameters(models.abstract_variables(model, image_shape))
         assert trainable == sum(p.numel() for p in net.parameters())
         assert set(back) == set(shapes)
@@ -137,7 +137,7 @@ def compare_keras(keras):
             return {end: np.asarray(value) for end, value in probe(images, training=False).items()}
 
         theirs = run(tensors)
-        back = run(agree(model, source, tensors, images, theirs, tolerance))
+        back = run(assert_equal_logits(model, source, tensors, images, theirs, tolerance))
         assert all(relative_error(back[end], theirs[end]) <= tolerance for end in theirs)
         if golden and os.environ.get("ZOO_RECORD_GOLDEN"):
             record(golden, model, source, shapes, image_shape, theirs)

@@ -94,11 +94,13 @@ def _manifest_bytes(files: Mapping[str, Any], version: Any = FORMAT) -> bytes:
 
 
 def file_sha256(file: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_json(file: Path, data: Any) -> None:
+    """Write data as JSON, indented and in UTF-8."""
     file.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -259,5 +259,6 @@ def first_line(error: BaseException) -> str:
 
 
 def nearest_names(wrong: str, known: Iterable[str]) -> str:
+    """Return a hint such as " (did you mean cat?)", or "" if no known name is similar."""
     near = difflib.get_close_matches(wrong, list(known), n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(near)}?)" if near else ""

@@ -31,7 +31,7 @@ MIN_FSDP_SIZE = 1024
 
 @dataclass(frozen=True)
 class Parallelism:
-    """How the training step is distributed.
+    """Distribution of the training step over devices.
 
     Attributes:
         method: "jit" or "pmap".

@@ -89,6 +89,7 @@ def initialize(coordinator: str = "", processes: int | None = None, process: int
 
 
 def is_multiprocess() -> bool:
+    """Return True if this is one of several processes."""
     return jax.process_count() > 1
 
 
