@@ -36,7 +36,7 @@ OLD_NAMES = {
 }  # fmt: skip
 #: The same for functions, classes, attributes and imports; common words, which local variables may have.
 OLD_DEFINITIONS = {
-    "accumulated", "agree", "drain", "drop", "fits", "free", "joined", "needed", "on_device", "pending", "placed",
+    "accumulated", "agree", "drain", "drop", "fits", "joined", "needed", "on_device", "pending", "placed",
     "scaled", "seen", "settle", "several", "spread", "stale", "tried",
 }  # fmt: skip
 
