@@ -1,7 +1,6 @@
-"""The `zoo` command: which commands there are, and one line for every mistake."""
+"""The `zoo` command: the table of commands, and one line on stderr for every mistake of the user."""
 
 import argparse
-import difflib
 import importlib
 import os
 import sys
@@ -12,79 +11,80 @@ from typing import Any, NoReturn
 from zoo.commands import SIGNAL_EXIT, one_line
 from zoo.commands.streams import leave, prepare_streams
 from zoo.host_memory import retain_freed_memory
+from zoo.suggest import did_you_mean
 
-#: command -> (module of zoo.commands, what it does)
+#: command -> (module in zoo.commands, help text)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "train": ("train", "train a model, or go on with a run"),
-    "eval": ("evaluate", "every metric of a checkpoint on a split of a data set"),
-    "predict": ("predict", "classify images with a checkpoint"),
-    "features": ("features", "what an endpoint of a checkpoint says of every image, as arrays"),
-    "probe": ("probe", "a linear classifier on a checkpoint's features"),
-    "data": ("data", "look at a data set: what is in it, what is wrong with it, what training makes of it"),
-    "list": ("list", "the models by family, the recipes, or the known weights"),
-    "info": ("info", "a model's layers, or a checkpoint's card"),
-    "import": ("import_weights", "a weight file of another project as a checkpoint"),
-    "export": ("export", "a checkpoint as safetensors, StableHLO or ONNX"),
-    "devices": ("devices", "what there is to compute with, and what a training would use"),
-    "launch": ("launch", "a training as several processes on this machine"),
-    "verify": ("verify", "every file and leaf of a checkpoint against its hashes"),
+    "train": ("train", "Train a model, or resume a run."),
+    "eval": ("evaluate", "Evaluate a checkpoint on a split of a data set."),
+    "predict": ("predict", "Classify images with a checkpoint."),
+    "features": ("features", "Save a layer's activations for every image."),
+    "probe": ("probe", "Train a linear classifier on a checkpoint's features."),
+    "data": ("data", "Inspect a data set: classes, sizes, faults, duplicates and augmentation."),
+    "list": ("list", "List the models, recipes or pretrained weights."),
+    "info": ("info", "Show a model's layers or a checkpoint's card."),
+    "import": ("import_weights", "Convert a weight file of another project to a checkpoint."),
+    "export": ("export", "Export a checkpoint to safetensors, StableHLO or ONNX."),
+    "devices": ("devices", "List the devices and show which of them training would use."),
+    "launch": ("launch", "Run training as several processes on this machine."),
+    "verify": ("verify", "Verify every file and array of a checkpoint against its hashes."),
 }
 
-#: Those that compute for long: they keep the memory that a step frees for the next.
+#: Long-running commands, in which memory freed by one step is kept for the next.
 KEEPING_MEMORY = ("train", "eval", "features", "probe")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and that takes no abbreviations: they would not stay unique."""
+    """An argument parser with errors of one line and without abbreviated options, which new options would break."""
 
-    def __init__(self, **about: Any):
-        super().__init__(**about, allow_abbrev=False)
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {_with_nearest(self, message)}\n")
+        self.exit(2, f"{self.prog}: {_with_hint(self, message)}\n")
 
 
-def _with_nearest(parser: argparse.ArgumentParser, message: str) -> str:
+def _with_hint(parser: argparse.ArgumentParser, message: str) -> str:
+    """Return argparse's message, with the closest names in place of its list for an unknown option or command."""
     if message.startswith("unrecognized arguments: "):
         word = message.split(": ", 1)[1].split()[0]
-        near = difflib.get_close_matches(word, parser._option_string_actions, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; `{parser.prog} --help` lists them"
-        return f"there is no option {word!r}{hint}"
+        hint = did_you_mean(word, parser._option_string_actions) or f"see `{parser.prog} --help`"
+        return f"unknown option {word!r}; {hint}"
     if message.startswith("argument COMMAND: invalid choice: "):
         word = message.split("'")[1]
-        near = difflib.get_close_matches(word, COMMANDS, n=1)
-        return f"there is no command {word!r}; " + (f"did you mean {near[0]}?" if near else f"{', '.join(COMMANDS)}")
+        hint = did_you_mean(word, COMMANDS) or f"choose from {', '.join(COMMANDS)}"
+        return f"unknown command {word!r}; {hint}"
     return message
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code. A user's mistake is one line on stderr and code 2."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = Parser(prog="zoo", description="LeNet, AlexNet, Inception and residual networks in JAX.")
-    from zoo import __version__
+    """Run a command line.
 
-    parser.add_argument("--version", action="version", version=f"zoo {__version__}")
+    Args:
+        arguments: the words after `zoo`; those of this process by default.
+
+    Returns:
+        The exit code: 0 on success, 2 after one line on stderr for a mistake of the user, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: after --help, --version, and for arguments that cannot be parsed.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in KEEPING_MEMORY:
         retain_freed_memory()
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, (module, help_text) in COMMANDS.items():
-        sub = subparsers.add_parser(name, help=help_text, description=help_text)
-        if words[:1] == [name]:  # only what is asked for is imported
-            command = importlib.import_module(f"zoo.commands.{module}")
-            command.add_arguments(sub)
-            sub.set_defaults(run=command.run)
+    parser, subparsers = _parsers(words)
     if not words:
         parser.print_help()
         return 0
     options, unknown = parser.parse_known_args(words)
     if options.command is None:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}" if unknown else "no command is given")
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}" if unknown else "a command is missing; see --help")
     if unknown:
-        subparsers.choices[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+        subparsers[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     options.words = words
     try:
         return options.run(options) or 0
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, ImportError) as error:
@@ -95,15 +95,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) or os.environ.get("ZOO_TRACEBACK"):
             raise
-        what = "the memory does not suffice; try a smaller --batch-size or --micro-batch N, which accumulates"
-        print(f"zoo {options.command}: {what}", file=sys.stderr)
+        hint = "lower --batch-size, or accumulate gradients with --micro-batch N"
+        print(f"zoo {options.command}: out of memory; {hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return SIGNAL_EXIT + 2
 
 
+def _parsers(words: Sequence[str]) -> tuple[Parser, dict[str, Any]]:
+    """Return the parser and those of the commands. Only the command named first is imported and has its options."""
+    from zoo import __version__
+
+    parser = Parser(prog="zoo", description="LeNet, AlexNet, Inception and residual networks in JAX.")
+    parser.add_argument("--version", action="version", version=f"zoo {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (module, text) in COMMANDS.items():
+        sub = subparsers.add_parser(name, help=text, description=text)
+        if words[:1] == [name]:
+            command = importlib.import_module(f"zoo.commands.{module}")
+            command.add_arguments(sub)
+            sub.set_defaults(run=command.run)
+    return parser, subparsers.choices
+
+
 def run(arguments: Sequence[str] | None = None) -> None:
-    """The program: `main`, and an end that waits for nobody where it failed."""
+    """Run `main` and exit. After a signal, or as one of several failed processes, exit without waiting for threads."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     prepare_streams(persistent=words[:1] == ["train"])
     try:
@@ -111,17 +127,18 @@ def run(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:  # while modules are imported
         code = SIGNAL_EXIT + 2
     except Exception:
-        if not _one_of_several():
+        if not _is_multiprocess():
             raise
         traceback.print_exc()
         code = 1
-    if code >= SIGNAL_EXIT or (code and _one_of_several()):
-        # Leaving as usual, JAX would wait minutes for other processes, and a second signal could end in a traceback.
+    if code >= SIGNAL_EXIT or (code and _is_multiprocess()):
+        # A regular exit would wait minutes in JAX for other processes, and a second signal could print a traceback.
         leave(code)
     sys.exit(code)
 
 
-def _one_of_several() -> bool:
+def _is_multiprocess() -> bool:
+    """Return True if this process is one of several. Does not import JAX."""
     processes = sys.modules.get("zoo.distributed.processes")
     return processes is not None and processes.is_multiprocess()
 

@@ -296,63 +296,6 @@ def test_a_merge_lists_everything_unexplained(saved, options, lines):
     assert str(error.value).count(";") == len(lines) - 1  # and nothing else
 
 
-# --- rolling state ---------------------------------------------------------------------------------------------
-
-
-def state(step):
-    import jax
-    import optax
-
-    params = {"a": {"kernel": np.full((2, 3), step, np.float32)}, "b": np.arange(3, dtype=np.float32)}
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(0.1), optax.masked(optax.trace(0.9), {"a": True, "b": False})
-    )
-    opt_state = jax.tree.map(np.asarray, optimizer.init(params))
-    return {"step": np.int32(step), "params": params, "batch_stats": {}, "opt": opt_state, "ema": None}
-
-
-def restored(folder, warn=print):
-    return checkpoint.read_state(checkpoint.latest_intact_save(folder, warn), state)
-
-
-def test_states_come_back_with_their_structure(tmp_path):
-    import jax
-
-    for step in (1, 2, 3):
-        checkpoint.save_state(tmp_path, step, state(step), {"step": step, "x": [0.1, None]}, keep=2)
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step_000000002", "step_000000003"]
-    arrays, progress = restored(tmp_path)
-    assert progress == {"step": 3, "x": [0.1, None]}
-    assert jax.tree.structure(arrays) == jax.tree.structure(state(0))
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(arrays), jax.tree.leaves(state(3)), strict=True))
-
-
-def test_a_damaged_commit_is_reported_and_the_one_before_is_taken(tmp_path):
-    for step in (1, 2):
-        checkpoint.save_state(tmp_path, step, state(step), {"step": step})
-    (tmp_path / "step_000000002" / "progress.json").write_text("{}")
-    (tmp_path / ".step_000000003.tmp").mkdir()
-    said = []
-    assert restored(tmp_path, said.append)[1] == {"step": 1}
-    assert "progress.json" in said[0] and not (tmp_path / ".step_000000003.tmp").exists()
-
-
-def test_a_flipped_bit_in_the_manifest_of_a_commit_is_damage_not_a_newer_version(tmp_path):
-    for step in (1, 2):
-        checkpoint.save_state(tmp_path, step, state(step), {"step": step})
-    manifest = tmp_path / "step_000000002" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 3'))
-    assert restored(tmp_path)[1] == {"step": 1}
-
-
-def test_a_state_of_another_shape_is_refused(tmp_path):
-    checkpoint.save_state(tmp_path, 1, state(1), {})
-    other = {**state(0), "params": {"a": {"kernel": np.zeros((2, 4), np.float32)}, "b": np.zeros(3, np.float32)}}
-    with pytest.raises(ValueError, match="another configuration"):
-        checkpoint.read_state(checkpoint.latest_intact_save(tmp_path), lambda step: other)
-    assert checkpoint.latest_intact_save(tmp_path / "empty") is None
-
-
 def test_the_card_is_plain_json(saved):
     card = checkpoint.read_card(saved[0])
     assert checkpoint.card_from_json(json.loads(json.dumps(card.to_json())), "card") == card

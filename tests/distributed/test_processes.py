@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from zoo.commands import launch
-from zoo.distributed import processes
+from zoo.distributed import launch, processes
+from zoo.training import run
 from zoo.trees import flatten
 
 TRAIN = shlex.split(
@@ -125,23 +125,6 @@ def fail():
     raise OSError("the disk full")
 
 
-def test_each_process_has_its_share_of_the_machine(monkeypatch):
-    monkeypatch.setattr(launch, "processors", lambda: 8)
-    monkeypatch.setattr(launch, "_gpu_files", lambda: ["/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia2", "/dev/nvidia3"])
-    shares = [launch.share_of({}, number, 2) for number in (0, 1)]
-    assert [share["PJRT_NPROC"] for share in shares] == ["4", "4"]
-    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["0,1", "2,3"]
-    assert launch.share_of({"CUDA_VISIBLE_DEVICES": "5,7"}, 1, 2)["CUDA_VISIBLE_DEVICES"] == "7"
-    with pytest.raises(ValueError, match="4 GPUs cannot be divided among 3"):
-        launch.share_of({}, 0, 3)
-
-
-def test_gpus_are_divided_only_if_they_are_used(monkeypatch):
-    monkeypatch.setattr(launch, "_gpu_files", lambda: ["/dev/nvidia0"])
-    assert "CUDA_VISIBLE_DEVICES" not in launch.share_of({"JAX_PLATFORMS": "cpu"}, 0, 2)
-    assert launch.share_of({"CUDA_VISIBLE_DEVICES": ""}, 0, 2)["CUDA_VISIBLE_DEVICES"] == ""
-
-
 @pytest.mark.slow
 def test_a_failed_process_ends_the_others(tmp_path, monkeypatch):
     """JAX alone would wait five minutes at exit; exit code and error line are those of the failed process."""
@@ -151,36 +134,15 @@ def test_a_failed_process_ends_the_others(tmp_path, monkeypatch):
         "if os.environ['ZOO_PROCESS'] == '1': loop.Trainer.process_metrics = fail\n"
         f"cli.run({[*TRAIN, '--workdir', str(tmp_path / 'run')]!r})"
     )
-    port, began = launch._free_port(), time.monotonic()
+    port, began = launch.find_free_port(), time.monotonic()
     both = [
         subprocess.Popen([sys.executable, "-c", code], env=environment(port, number), stderr=subprocess.PIPE, text=True)
         for number in (0, 1)
     ]
-    monkeypatch.setattr(launch, "GRACE", 1.0)
-    assert launch._wait(both) == 2
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 1.0)
+    assert launch.wait_for_all(both) == 2
     said = [process.communicate()[1] for process in both]
     assert "the disk is full" in said[1] and time.monotonic() - began < 120
-
-
-def child(code):
-    return subprocess.Popen([sys.executable, "-S", "-c", code])
-
-
-def test_the_launcher_returns_the_worst_exit_code(monkeypatch):
-    assert launch._wait([child("pass"), child("pass")]) == 0
-    assert launch._wait([child("pass"), child("raise SystemExit(3)")]) == 3
-    monkeypatch.setattr(launch, "GRACE", 0.2)
-    stuck = child("import time; time.sleep(60)")
-    assert launch._wait([stuck, child("import os; os.kill(os.getpid(), 9)")]) == 137
-    assert stuck.returncode == -signal.SIGTERM
-
-
-@pytest.mark.parametrize("words", [["--processes", "2", "--", "eval", "x"], ["--processes", "0", "--", "train"]])
-def test_commands_that_cannot_be_launched(words, capsys):
-    from zoo import cli
-
-    assert cli.main(["launch", *words]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 def environment(port, number):
@@ -198,7 +160,7 @@ def test_two_interrupted_processes_are_resumed(tmp_path, how, then):
     """By one process or two, with the curve of an uninterrupted one. A signal to one stops both at the same step."""
     from zoo import cli
 
-    folder, port = tmp_path / "run", launch._free_port()
+    folder, port = tmp_path / "run", launch.find_free_port()
     command = [sys.executable, "-m", "zoo.cli", *TRAIN, "--workdir", str(folder)]
     both = [
         subprocess.Popen(command, env=environment(port, number), stderr=subprocess.PIPE, text=True) for number in (0, 1)
@@ -219,7 +181,7 @@ def test_two_interrupted_processes_are_resumed(tmp_path, how, then):
     if then == 1:
         assert cli.main([*TRAIN, "--workdir", str(folder)]) == 0
     else:
-        port = launch._free_port()
+        port = launch.find_free_port()
         again = [subprocess.Popen(command, env=environment(port, number)) for number in (0, 1)]
         assert [process.wait(timeout=120) for process in again] == [0, 0]
     assert cli.main([*TRAIN, "--workdir", str(tmp_path / "alone")]) == 0
@@ -240,7 +202,6 @@ RESIDUAL = shlex.split(
 def test_launched_processes_share_batch_statistics_and_shard_parameters(tmp_path, mesh, capfd, monkeypatch):
     """Through `zoo launch`, with batch norm: curve and checkpoint are those of one process."""
     from zoo import checkpoint, cli
-    from zoo.training import run
 
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
@@ -263,7 +224,7 @@ def test_launched_processes_share_batch_statistics_and_shard_parameters(tmp_path
 
 @pytest.mark.slow
 def test_processes_with_different_configurations_do_not_train(tmp_path):
-    port = launch._free_port()
+    port = launch.find_free_port()
     both = [
         subprocess.Popen(
             [sys.executable, "-m", "zoo.cli", *TRAIN, "--workdir", str(tmp_path / "run"), "--seed", str(number)],

@@ -93,7 +93,7 @@ def test_only_what_a_norm_alone_reads(monkeypatch):
     variables = random(jax.eval_shape(Odd().init, jax.random.key(0), np.zeros((1, 6, 6, 2), np.float32)))
     monkeypatch.setattr(folding, "abstract_variables", lambda model, shape: variables)
     monkeypatch.setattr(folding, "with_runtime", lambda model, **fields: model)
-    assert [tuple(pair) for pair in folding.pairs(Odd(), (6, 6, 2))] == [
+    assert [tuple(pair) for pair in folding.foldable_pairs(Odd(), (6, 6, 2))] == [
         ("biased", "norm1", 0.1),
         ("grouped", "norm2", 1e-5),
     ]

@@ -209,12 +209,12 @@ def test_a_network_without_a_head_can_only_be_fine_tuned(tmp_path, capsys):
     words = ["import", str(file), "--as", "resnet20", "--set", "blocks=1,1,1", "--set", "num_classes=none"]
     assert cli.main([*words, "-o", str(tmp_path / "body")]) == 0
     assert cli.main([*words, "-o", str(tmp_path / "body")]) == 2
-    assert "is a checkpoint already" in capsys.readouterr().err
+    assert f"{tmp_path / 'body'}:" in capsys.readouterr().err
     Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
     for command in (["predict", str(tmp_path / "body"), str(tmp_path / "image.png")],
                     ["eval", str(tmp_path / "body"), "--data", "digits"]):  # fmt: skip
         assert cli.main(command) == 2
-        assert "has no head: train one" in capsys.readouterr().err
+        assert "--init" in capsys.readouterr().err
     start = zoo.api.open_init(tmp_path / "body")
     assert make_plan(None, "digits", Recipe(), init=start).model.num_classes == 10
 
@@ -224,7 +224,7 @@ def test_a_network_without_a_head_can_only_be_fine_tuned(tmp_path, capsys):
     [
         (["--set", "dtype=bfloat16"], "dtype=bfloat16"),
         (["--classes", "twice.txt"], "twice.txt: duplicate class names: b"),
-        (["--classes", "latin.txt"], "latin.txt: is not text in UTF-8"),
+        (["--classes", "latin.txt"], "latin.txt"),
     ],
 )
 def test_wrong_options_of_an_import(options, problem, tmp_path, capsys, monkeypatch):

@@ -1,6 +1,6 @@
-"""A network as a fixed feature extractor: what an endpoint says of each image, and a linear classifier on that.
+"""Linear probing: a network as a fixed feature extractor, and a linear classifier on its features.
 
-`features` computes them, `probe` fits and tests the classifier. The test split is looked at once, at the end.
+`features` computes the activations of an endpoint, `probe` trains the classifier and evaluates it on the test split.
 """
 
 import dataclasses
@@ -26,59 +26,70 @@ from zoo.inference import metrics
 from zoo.inference.evaluate import BATCH_SIZE
 
 POOLS = ("mean", "flatten")
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # C, the inverse of the penalty, for 1,000 examples
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # C, the inverse of the L2 penalty, per 1,000 examples
 FOLDS = 5
-CROSS_VALIDATED = 10_000  # examples at most that choose the strength
-UNKNOWN = 20.0  # below the least score of a row: what a class without examples is given
+CROSS_VALIDATED = 10_000  # maximum number of examples used to choose the strength
+UNKNOWN = 20.0  # the logit of a class without training examples, below the lowest of its row
 
 
 class Features(NamedTuple):
-    """splits: name -> (float32 [N, D], labels int32 [N]). about: a line on where they are from."""
+    """The features of a data set.
+
+    Attributes:
+        splits: name -> (features float32 [N, D], labels int32 [N]).
+        class_names: one name per label.
+        about: a line on their origin: endpoint, model and data set.
+    """
 
     splits: dict[str, tuple[np.ndarray, np.ndarray]]
     class_names: tuple[str, ...]
     about: str = ""
 
     def save(self, file: str | Path) -> None:
-        """An .npz: "train_features", "train_labels", … of each split, "class_names", "about"."""
+        """Write an .npz with "train_features", "train_labels", … for every split, "class_names" and "about"."""
         arrays: dict[str, Any] = {
-            f"{name}_{what}": array
+            f"{name}_{part}": array
             for name, pair in self.splits.items()
-            for what, array in zip(("features", "labels"), pair, strict=True)
+            for part, array in zip(("features", "labels"), pair, strict=True)
         }
-        with open(file, "wb") as stream:  # of a name, NumPy makes another one unless it ends in .npz
+        with open(file, "wb") as stream:  # given a name, NumPy would append .npz to it
             np.savez(stream, **arrays, class_names=np.array(self.class_names), about=np.array(self.about))
 
 
 def load_features(file: str | Path) -> Features:
-    """What `Features.save` wrote. FileNotFoundError; ValueError for another kind of file."""
+    """Read a file that `Features.save` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file of another kind.
+    """
     if not Path(file).exists():
-        raise FileNotFoundError(f"{file}: there is no such file")
+        raise FileNotFoundError(f"{file}: no such file")
     try:
         if not zipfile.is_zipfile(file):
-            raise ValueError("no .npz archive")
+            raise ValueError("not an .npz archive")
         with np.load(file, allow_pickle=False) as arrays:
             names = [key.removesuffix("_features") for key in arrays.files if key.endswith("_features")]
             splits = {name: (arrays[f"{name}_features"], arrays[f"{name}_labels"]) for name in names}
             return Features(splits, tuple(arrays["class_names"].tolist()), str(arrays["about"]))
     except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{file}: is not a file of `zoo features` ({error})") from None
+        raise ValueError(f"{file}: was not written by `zoo features` ({error})") from None
 
 
 def endpoints(model: nn.Module, preprocess: Preprocess) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of one image's output, of every endpoint of the model; stages first, in their order."""
+    """Return the shape of every endpoint for one image, by name: the stages first, in order."""
     shape = preprocess.input_shape
     images = jax.ShapeDtypeStruct((1, *shape), np.float32)
 
     def forward(images):
         return model.init_with_output(jax.random.key(0), images)[0][1]
 
-    found = {name: end.shape[1:] for name, end in jax.eval_shape(forward, images).items()}
+    shapes = {name: end.shape[1:] for name, end in jax.eval_shape(forward, images).items()}
     order = [
-        *(stage for stage in model.stages if stage in found),
-        *(name for name in found if name not in model.stages),
+        *(stage for stage in model.stages if stage in shapes),
+        *(name for name in shapes if name not in model.stages),
     ]
-    return {name: found[name] for name in order}
+    return {name: shapes[name] for name in order}
 
 
 def features(
@@ -93,11 +104,24 @@ def features(
     batch_size: int = BATCH_SIZE,
     on_batch: Callable[[int], Any] | None = None,
 ) -> Features:
-    """What endpoint `at` of a checkpoint says of every image, in evaluation, as the card's preprocess wants them.
+    """Compute the activations of an endpoint for every image of a data set, in evaluation mode.
 
-    checkpoint: what `load` takes, or what it or `fit` returned. splits: those wanted, all by default. pool: of
-    endpoints [H, W, C], "mean" over positions gives C numbers, "flatten" H * W * C. The data's classes need not be the
-    checkpoint's. ValueError for an endpoint or split that is not there, naming those that are.
+    Args:
+        checkpoint: what `load` takes, or what it or `fit` returned. Its card decides how images are preprocessed.
+        data: a data set, or its name or folder. Its classes may differ from the checkpoint's.
+        at: the endpoint: a stage, "features" or "logits".
+        splits: names of the splits; all by default.
+        pool: reduction of endpoints of shape [H, W, C]: "mean" over positions gives C features, "flatten" H * W * C.
+        data_dir: folder of TensorFlow Datasets.
+        limit: maximum number of records per split; 0: all.
+        batch_size: images per batch.
+        on_batch: called with the number of images done so far.
+
+    Returns:
+        The features of every split.
+
+    Raises:
+        ValueError: for an unknown endpoint, split or pooling, naming the known ones.
     """
     loaded = api.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
@@ -109,24 +133,25 @@ def features(
     if at not in known:
         raise ValueError(f"{loaded.card.model} has no endpoint {at!r}; it has {', '.join(known)}")
     if pool not in POOLS:
-        raise ValueError(f"pool {pool!r}: is one of {', '.join(POOLS)}")
-    step, variables, done, found = _step(loaded.model, preprocess, at, pool), jax.device_put(loaded.variables), 0, {}
+        raise ValueError(f"pool {pool!r}: choose from {', '.join(POOLS)}")
+    step, variables = _feature_step(loaded.model, preprocess, at, pool), jax.device_put(loaded.variables)
+    done, arrays = 0, {}
     for name in splits or dataset.splits:
         if name not in dataset.splits:
             raise ValueError(f"{dataset.name}: has no split {name!r}; it has {', '.join(dataset.splits)}")
         rows, split = [], dataset.splits[name]
         for batch in eval_batches(split, preprocess, batch_size=batch_size):
-            real = int((batch["weight"] > 0).sum())
-            rows.append(np.asarray(step(variables, batch["image"]))[:real])
-            done += real
+            count = int((batch["weight"] > 0).sum())
+            rows.append(np.asarray(step(variables, batch["image"]))[:count])
+            done += count
             if on_batch:
                 on_batch(done)
-        found[name] = np.concatenate(rows), np.asarray(split.labels, np.int32)
-    return Features(found, tuple(dataset.class_names), f"{at} of {loaded.card.model} on {dataset.name}")
+        arrays[name] = np.concatenate(rows), np.asarray(split.labels, np.int32)
+    return Features(arrays, tuple(dataset.class_names), f"{at} of {loaded.card.model} on {dataset.name}")
 
 
 @lru_cache(maxsize=8)
-def _step(model: nn.Module, preprocess: Preprocess, at: str, pool: str) -> Callable:
+def _feature_step(model: nn.Module, preprocess: Preprocess, at: str, pool: str) -> Callable:
     def forward(variables, images):
         _, ends = model.apply(variables, normalise(images, preprocess))
         end = ends[at].astype(np.float32)
@@ -136,8 +161,15 @@ def _step(model: nn.Module, preprocess: Preprocess, at: str, pool: str) -> Calla
 
 
 class Probed(NamedTuple):
-    """metrics: of the test split, as of `evaluate`. strength: the C that was chosen, by this cross-validated accuracy
-    over so many folds. classifier: of scikit-learn, standardisation included."""
+    """The result of a linear probe.
+
+    Attributes:
+        metrics: metrics of the test split, as `evaluate` returns them.
+        strength: C of the classifier, per 1,000 examples.
+        cross_validated: mean accuracy over the folds at this strength.
+        folds: number of folds.
+        classifier: the scikit-learn pipeline of standardisation and classifier.
+    """
 
     metrics: metrics.Metrics
     strength: float
@@ -146,48 +178,61 @@ class Probed(NamedTuple):
     classifier: Any
 
 
-def probe(found: Features, kind: str = "softmax", *, seed: int = 0) -> Probed:
-    """A linear classifier on features: fitted on train and validation, tested on test.
+def probe(features: Features, kind: str = "softmax", *, seed: int = 0) -> Probed:
+    """Train a linear classifier on the train and validation splits and evaluate it on the test split.
 
-    kind: "softmax" (multinomial logistic regression, L2) or "svm" (linear, one against the rest, squared hinge).
-    Features are standardised. The strength of the penalty is chosen by cross-validation within train and validation;
-    the test split takes no part in it. ValueError where there is no train or test split, or one class alone.
+    Features are standardised. The strength of the penalty is chosen by cross-validation within train and validation.
+
+    Args:
+        features: what `zoo.features` or `load_features` returned.
+        kind: "softmax" (multinomial logistic regression, L2 penalty) or "svm" (linear, one against the rest, squared
+            hinge loss).
+        seed: seed of the folds.
+
+    Returns:
+        The metrics on the test split and the classifier.
+
+    Raises:
+        ValueError: for an unknown kind, without a train or test split, or if train has only one class.
     """
     for name in ("train", "test"):
-        if name not in found.splits:
-            raise ValueError(f"a probe needs a train and a test split; there are {', '.join(found.splits)}")
+        if name not in features.splits:
+            raise ValueError(f"a probe needs a train and a test split; the features have {', '.join(features.splits)}")
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import cross_val_score
 
-    parts = [found.splits[name] for name in ("train", "validation") if name in found.splits]
+    parts = [features.splits[name] for name in ("train", "validation") if name in features.splits]
     rows, labels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     if len(np.unique(labels)) < 2:
-        raise ValueError("a probe needs examples of two classes at least")
-    chosen = np.random.default_rng(seed).permutation(len(labels))[:CROSS_VALIDATED]
-    folds = _folds(labels[chosen], seed)
+        raise ValueError("a probe needs training examples of at least two classes")
+    subset = np.random.default_rng(seed).permutation(len(labels))[:CROSS_VALIDATED]
+    folds = _folds(labels[subset], seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # at the weakest penalties, which are not the best then
+        warnings.simplefilter("ignore", ConvergenceWarning)  # happens at the weakest penalties, which then do not win
         accuracy = {}
         for strength in STRENGTHS:
-            # C weighs the sum over examples: per example the penalty is the same however many there are.
-            classifier = _classifier(kind, 1000 * strength / len(chosen))
-            accuracy[strength] = cross_val_score(classifier, rows[chosen], labels[chosen], cv=folds).mean()
+            # C multiplies a sum over examples; scaled like this, the penalty per example is independent of N.
+            classifier = _classifier(kind, 1000 * strength / len(subset))
+            accuracy[strength] = cross_val_score(classifier, rows[subset], labels[subset], cv=folds).mean()
         best = max(STRENGTHS, key=lambda strength: (round(accuracy[strength], 6), -strength))
         classifier = _classifier(kind, 1000 * best / len(labels)).fit(rows, labels)
-    result = _tested(classifier, kind, *found.splits["test"], found.class_names)
+    result = _evaluate(classifier, kind, *features.splits["test"], features.class_names)
     return Probed(result, best, float(accuracy[best]), len(folds), classifier)
 
 
 def _folds(labels: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(rows to fit, rows to score) of each fold; those that would be fitted to one class alone are left out."""
+    """Return (training rows, validation rows) of every fold, leaving out folds with only one class to train on.
+
+    Folds are stratified unless a class has a single example.
+    """
     from sklearn.model_selection import KFold, StratifiedKFold
 
     fewest = int(np.unique(labels, return_counts=True)[1].min())
     kind, count = (StratifiedKFold, fewest) if fewest >= 2 else (KFold, len(labels))
     folds = kind(min(FOLDS, count), shuffle=True, random_state=seed).split(labels[:, None], labels)
-    usable = [(fit, score) for fit, score in folds if len(np.unique(labels[fit])) > 1]
+    usable = [(train, validation) for train, validation in folds if len(np.unique(labels[train])) > 1]
     if not usable:
-        raise ValueError("a probe needs more than one example of a class: there is nothing to choose its penalty by")
+        raise ValueError("a probe needs a class with more than one training example to choose its penalty")
     return usable
 
 
@@ -202,15 +247,17 @@ def _classifier(kind: str, strength: float) -> Any:
         "svm": partial(LinearSVC, dual="auto", random_state=0, max_iter=5000),
     }
     if kind not in kinds:
-        raise ValueError(f"probe {kind!r}: is one of {', '.join(kinds)}")
+        raise ValueError(f"probe {kind!r}: choose from {', '.join(kinds)}")
     return make_pipeline(StandardScaler(), kinds[kind](C=strength))
 
 
-def _tested(classifier: Any, kind: str, rows: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> metrics.Metrics:
+def _evaluate(
+    classifier: Any, kind: str, rows: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> metrics.Metrics:
     scores = classifier.decision_function(rows)
-    if scores.ndim == 1:  # of two classes scikit-learn gives the second one's alone
+    if scores.ndim == 1:  # with two classes scikit-learn returns only the score of the second
         scores = np.stack([np.zeros_like(scores), scores], 1) if kind == "softmax" else np.stack([-scores, scores], 1)
-    # A class without examples is never the answer, and as unlikely as makes no difference to the others.
+    # A class without training examples is never predicted and does not change the probabilities of the others.
     logits = np.repeat(scores.min(1, keepdims=True).astype(np.float32) - UNKNOWN, len(names), axis=1)
     logits[:, classifier.classes_] = scores
     logs = jax.nn.log_softmax(logits)

@@ -1,6 +1,6 @@
-"""The commands of `zoo`, a file each: `add_arguments(parser)` and `run(options) -> exit code or None`.
+"""The commands of `zoo`, one module each, with `add_arguments(parser)` and `run(options) -> exit code or None`.
 
-A file imports what it needs when it runs, so that help is quick. Here is what several of them use.
+A command imports heavy libraries inside `run`, so that help is quick. This module holds what several commands share.
 """
 
 import argparse
@@ -9,18 +9,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-#: What a process that a signal ended exits with, less the signal's number.
+#: Exit code of a process that a signal ended, minus the number of the signal.
 SIGNAL_EXIT = 128
 
 
 def one_line(error: BaseException) -> str:
+    """Return the message of an error on one line; for an error of the operating system, the file first."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror.lower()}"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def start_jax() -> None:
-    """What the command line sets for itself: the compilation cache in the user's cache folder."""
+    """Set up JAX's compilation cache in the user's cache folder. A folder set in the environment is kept."""
     import jax
 
     from zoo.cache import cache_folder
@@ -29,15 +30,16 @@ def start_jax() -> None:
         folder = cache_folder() / "compiled"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError:  # a home that cannot be written to: compile every time
+        except OSError:  # without a writable cache, every start compiles
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    # The small functions too: a dozen of them run before the first step, a second's compiling in all.
+    # Small functions are cached as well: compiling the dozen that run before the first step takes about a second.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def seconds(text: str) -> float:
+    """Parse a number of seconds, for argparse."""
     try:
         value = float(text)
     except ValueError:
@@ -48,45 +50,51 @@ def seconds(text: str) -> float:
 
 
 def count(text: str) -> int:
+    """Parse a whole number, 0 or more, for argparse."""
     try:
         value = int(text)
     except ValueError:
         value = -1
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return value
 
 
-def counter(what: str) -> Callable[[int], None]:
-    """A count on stderr where that is a terminal, at most ten times a second."""
+def counter(label: str) -> Callable[[int], None]:
+    """Return a function that shows a count on stderr if that is a terminal, at most ten times per second."""
     import time
 
-    last = [time.monotonic()]
+    shown_at = time.monotonic()
 
     def show(done: int) -> None:
-        if sys.stderr.isatty() and time.monotonic() - last[0] > 0.1:
-            last[0] = time.monotonic()
-            print(f"\r{what} {done:,}", end="\r", file=sys.stderr, flush=True)
+        nonlocal shown_at
+        if sys.stderr.isatty() and time.monotonic() - shown_at > 0.1:
+            shown_at = time.monotonic()
+            print(f"\r{label} {done:,}", end="\r", file=sys.stderr, flush=True)
 
     return show
 
 
 def amount(number: float) -> str:
-    """4089184256 -> "4.09 G"."""
+    """Format a number with three significant digits and a unit prefix: 4089184256 -> "4.09 G"."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number:.0f}"
 
 
-def require_writable(path: Path, ending: str) -> None:
-    """ValueError unless a file of this name can be written; asked before long work."""
-    if path.suffix.lower() != ending:
-        raise ValueError(f"{path}: the name should end in {ending}")
+def require_writable(path: Path, suffix: str) -> None:
+    """Check before long work that a file can be written. The file is neither created nor changed.
+
+    Raises:
+        ValueError: naming the path, if it has another suffix or cannot be written.
+    """
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"{path}: the file name must end in {suffix}")
     if path.is_dir():
-        raise ValueError(f"{path}: is a folder")
+        raise ValueError(f"{path}: is a folder; give the name of a {suffix} file")
     if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}")
+        raise ValueError(f"{path}: no such folder: {path.parent}")
     existed = path.exists()
     try:
         path.open("ab").close()

@@ -1,6 +1,7 @@
-"""`zoo data`: look at a data set before training on it.
+"""`zoo data`: inspect a data set before training on it.
 
-Drawings for which no file is named go to the user's cache folder: looking at data writes nothing where people work.
+Contact sheets are drawn in the user's cache folder unless a file is named, so that inspecting data leaves no files in
+the current folder.
 """
 
 import argparse
@@ -14,22 +15,22 @@ from zoo.commands import count, one_line, require_writable
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("data", metavar="DATA", help="what `zoo train --data` takes: a folder, a table, tar shards, tfds:NAME, …")
-    add("--data-dir", metavar="DIR", help="where TensorFlow Datasets and datasets keep their data")
-    add("--sheet", metavar="FILE.png", help="images of each class (default: a file in the cache, whose name is shown)")
-    add("--augmented", metavar="FILE.png", nargs="?", const="", help="draw what augmentation makes of some images")
-    add("--augment", metavar="X", help="with --augmented: operations, as for `zoo train` (default: the recipe's)")
-    add("--recipe", metavar="NAME", help="with --augmented: the recipe (default: the one that suits)")
-    add("--image-size", metavar="N", type=count, default=0, help="with --augmented: side in pixels; 0: the images' own")
-    add("--workers", metavar="N", type=count, default=None, help="threads that look (default: one per processor)")
-    add("--json", action="store_true", help="every figure and every file, as JSON")
+    add("data", metavar="DATA", help="folder of class folders, table, tar shards, tfds:NAME, …, as in zoo train --data")
+    add("--data-dir", metavar="DIR", help="folder of TensorFlow Datasets and Hugging Face datasets")
+    add("--sheet", metavar="FILE.png", help="contact sheet of each class (default: a file in the cache folder)")
+    add("--augmented", metavar="FILE.png", nargs="?", const="", help="also draw augmented training images")
+    add("--augment", metavar="OPS", help="with --augmented: operations, as in zoo train (default: the recipe's)")
+    add("--recipe", metavar="NAME", help="with --augmented: recipe (default: chosen by model and data)")
+    add("--image-size", metavar="PIXELS", type=count, default=0,
+        help="with --augmented: side of the input; 0: the median image, at most 224")  # fmt: skip
+    add("--workers", metavar="N", type=count, default=None, help="threads that decode images (default: one per core)")
+    add("--json", action="store_true", help="print all figures and files as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
     import json
 
     from zoo.data.inspect import survey
-    from zoo.data.inspect.contact_sheet import contact_sheet
     from zoo.data.sources.listing import Listing, describe_left_out, open_listing
     from zoo.data.sources.open import open_source
 
@@ -45,34 +46,42 @@ def run(options: argparse.Namespace) -> int:
         figures = survey.survey(dataset)
     if not options.json:
         print("\n".join([*survey.describe(figures), *describe_left_out(dataset)]))
-    drawn: dict[str, str] = {}
-    lines = []
-    try:
-        sheet = _place(options.sheet, options.data, "contact-sheet")
-        contact_sheet(dataset, sheet)
-        drawn["contact_sheet"] = str(sheet)
-        lines.append(f"contact sheet: {sheet}")
-    except OSError as error:  # such as a home that cannot be written to: nobody asked for a sheet there
-        if options.sheet:
-            raise
-        lines.append(f"contact sheet: not drawn ({one_line(error)}); --sheet FILE.png says where")
-    if options.augmented is not None:
-        made = _place(options.augmented, options.data, "augmented")
-        lines.append(f"augmented: {made} ({_draw_augmented(options, dataset, figures, made)})")
-        drawn["augmented"] = str(made)
+    sheets, lines = _draw_sheets(options, dataset, figures)
     if options.json:
-        print(json.dumps({**figures, **drawn}, indent=1))
+        print(json.dumps({**figures, **sheets}, indent=1))
     else:
         print("\n".join([*lines, f"try: {figures['command']}"]))
     return 0
 
 
-def _place(asked: str | None, data: str, kind: str) -> Path:
-    """The file to draw into: what was asked for, else one for these data in the cache folder. OSError for none."""
+def _draw_sheets(options: argparse.Namespace, dataset: Any, figures: Any) -> tuple[dict[str, str], list[str]]:
+    """Draw the contact sheet and, if requested, the augmented one; return their files by name, and lines on them."""
+    from zoo.data.inspect.contact_sheet import contact_sheet
+
+    files: dict[str, str] = {}
+    lines = []
+    try:
+        sheet = _sheet_file(options.sheet, options.data, "contact-sheet")
+        contact_sheet(dataset, sheet)
+        files["contact_sheet"] = str(sheet)
+        lines.append(f"contact sheet: {sheet}")
+    except OSError as error:  # the default sheet is optional: the cache folder may not be writable
+        if options.sheet:
+            raise
+        lines.append(f"contact sheet: not drawn ({one_line(error)}); name a file with --sheet FILE.png")
+    if options.augmented is not None:
+        sheet = _sheet_file(options.augmented, options.data, "augmented")
+        lines.append(f"augmented: {sheet} ({_draw_augmented(options, dataset, figures, sheet)})")
+        files["augmented"] = str(sheet)
+    return files, lines
+
+
+def _sheet_file(requested: str | None, data: str, kind: str) -> Path:
+    """Return the requested file, or else one for these data in the cache folder."""
     from zoo.cache import cache_folder
 
-    if asked:
-        return Path(asked)
+    if requested:
+        return Path(requested)
     path = Path(data).expanduser()
     digest = hashlib.sha256(str(path.resolve() if path.exists() else data).encode("utf-8", "replace")).hexdigest()[:8]
     word = re.sub(r"[^A-Za-z0-9]+", "-", path.stem).strip("-") or "data"
@@ -82,7 +91,7 @@ def _place(asked: str | None, data: str, kind: str) -> Path:
 
 
 def _draw_augmented(options: argparse.Namespace, dataset: Any, figures: Any, file: Path) -> str:
-    """Draw the second sheet; says what was done to the images."""
+    """Draw the augmented sheet and return the names of the operations."""
     from zoo.commands import start_jax
 
     start_jax()
@@ -92,13 +101,15 @@ def _draw_augmented(options: argparse.Namespace, dataset: Any, figures: Any, fil
     from zoo.training.recipes import default_recipe, find_recipe
 
     if "train" not in dataset.splits:
-        raise ValueError(f"{options.data}: has no train split, so nothing of it is augmented")
-    suits = figures["suggestion"]
-    asked = options.augment if options.recipe or options.augment is not None else suits.get("--augment")
-    if asked is not None:
-        augment = parse_field("augment", asked)
+        raise ValueError(f"{options.data}: --augmented needs a train split; it has {', '.join(dataset.splits)}")
+    suggestion = figures["suggestion"]
+    operations = options.augment
+    if operations is None and not options.recipe:
+        operations = suggestion.get("--augment")
+    if operations is not None:
+        augment = parse_field("augment", operations)
     else:
-        augment = find_recipe(options.recipe or default_recipe(suits["--model"], options.data)).augment
+        augment = find_recipe(options.recipe or default_recipe(suggestion["--model"], options.data)).augment
     median = figures["sizes"].get("median", [224, 224])
     side = options.image_size or min(224, *median)
     try:

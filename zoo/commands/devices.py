@@ -1,4 +1,4 @@
-"""`zoo devices`: what there is to compute with, and what a training would use; and the options that choose."""
+"""`zoo devices`: list the devices and show which of them training would use. Also the options that select devices."""
 
 import argparse
 import os
@@ -8,19 +8,20 @@ from zoo.commands import count
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that select devices and processes, which several commands share."""
     add = parser.add_argument
-    add("--parallel", metavar="HOW", default="jit", help="jit (default) or pmap")
+    add("--parallel", metavar="NAME", default="jit", help="jit (default) or pmap")
     add("--mesh", metavar="AXES", default="", help="data=4,model=2 or fsdp=8 (default: $ZOO_MESH, or data=all devices)")
-    add("--coordinator", metavar="HOST:PORT", default="", help="of process 0; auto, none (default: as found)")
-    add("--processes", metavar="N", type=count, help="how many there are")
-    add("--process", metavar="I", type=count, help="which one this is, from 0 on")
+    add("--coordinator", metavar="HOST:PORT", default="", help="address of process 0, auto or none (default: detect)")
+    add("--processes", metavar="N", type=count, help="number of processes")
+    add("--process", metavar="I", type=count, help="index of this process, from 0")
 
 
 def parallelism_of(options: argparse.Namespace) -> Any:
-    """Meet the other processes, where there are any; the Parallelism that the options describe."""
+    """Connect to the other processes, if any, and return the Parallelism that the options describe."""
     from zoo.distributed import mesh, processes
 
-    environment = os.environ  # as `zoo launch` sets it
+    environment = os.environ  # `zoo launch` sets ZOO_COORDINATOR, ZOO_PROCESSES and ZOO_PROCESS
     if options.coordinator or "ZOO_COORDINATOR" not in environment:
         processes.initialize(options.coordinator, options.processes, options.process)
     else:
@@ -47,18 +48,21 @@ def run(options: argparse.Namespace) -> None:
         print(f"{jax.process_count()} processes" + (f", started by {where}" if where else ""))
     used = set(mesh.devices_of(parallelism))
     for device in jax.devices():
-        host = f"process {device.process_index}  " if processes.is_multiprocess() else ""
-        size = _memory(device) if device.process_index == jax.process_index() else ""
-        print(f"{'*' if device in used else ' '} {host}{device.platform}:{device.id}  {device.device_kind}{size}")
-    if jax.default_backend() == "cpu" and (free := memory.available_bytes()) is not None:
-        print(f"  memory: {free / 2**30:.1f} GiB free for each, {os.cpu_count()} cores for all on this machine")
-    some = "one device" if parallelism.devices == 1 else f"{parallelism.devices} devices"
-    print(f"training would use {some} (*): {parallelism}; a batch must be a multiple of {parallelism.devices}")
+        process = f"process {device.process_index}  " if processes.is_multiprocess() else ""
+        size = _device_memory(device) if device.process_index == jax.process_index() else ""
+        print(f"{'*' if device in used else ' '} {process}{device.platform}:{device.id}  {device.device_kind}{size}")
+    if jax.default_backend() == "cpu" and (available := memory.available_bytes()) is not None:
+        print(f"  {available / 2**30:.1f} GiB of memory available per device; {os.cpu_count()} cores on this machine")
+    number = "one device" if parallelism.devices == 1 else f"{parallelism.devices} devices"
+    multiple = (
+        "any batch size" if parallelism.devices == 1 else f"batch sizes must be multiples of {parallelism.devices}"
+    )
+    print(f"training would use {number} (*): {parallelism}; {multiple}")
 
 
-def _memory(device: Any) -> str:
-    """What an accelerator says of its memory; CPU devices say nothing."""
-    told = device.memory_stats() or {}
-    if "bytes_limit" not in told:
+def _device_memory(device: Any) -> str:
+    """Return the size and use of an accelerator's memory as text; "" for CPU devices, which do not report it."""
+    statistics = device.memory_stats() or {}
+    if "bytes_limit" not in statistics:
         return ""
-    return f"  {told['bytes_limit'] / 2**30:.1f} GiB, {told.get('bytes_in_use', 0) / 2**30:.1f} in use"
+    return f"  {statistics['bytes_limit'] / 2**30:.1f} GiB, {statistics.get('bytes_in_use', 0) / 2**30:.1f} GiB in use"

@@ -1,4 +1,4 @@
-"""`zoo eval`: every metric of a checkpoint on a split of a data set."""
+"""`zoo eval`: evaluate a checkpoint on a split of a data set."""
 
 import argparse
 import sys
@@ -9,17 +9,25 @@ from zoo.host_memory import release_freed_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint's folder or name")
-    parser.add_argument("--data", metavar="DATA", help="default: what it was trained on")
-    parser.add_argument("--data-dir", metavar="DIR", help="where TensorFlow Datasets keeps its data")
+    parser.add_argument("checkpoint", metavar="CKPT", help="folder or name of a checkpoint")
+    parser.add_argument("--data", metavar="DATA", help="data set (default: the one it was trained on)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of TensorFlow Datasets")
     parser.add_argument("--split", metavar="NAME", default="", help="train, validation, test or all (default: test)")
     parser.add_argument("--limit", metavar="N", type=count, default=0, help="use at most N records; 0: all")
-    parser.add_argument("--batch-size", metavar="N", type=count, default=256, help="changes nothing but the speed")
     parser.add_argument(
-        "--tta", metavar="HOW", default="", help="average flip, five-crop, ten-crop or multi-scale views"
+        "--batch-size",
+        metavar="N",
+        type=count,
+        default=256,
+        help="images per batch (default: 256); affects speed and memory only",
     )
-    parser.add_argument("--image-size", metavar="N", type=count, default=0, help="side in pixels; 0: as it was trained")
-    parser.add_argument("--json", action="store_true", help="every number, the confusion matrix too, as JSON")
+    parser.add_argument(
+        "--tta", metavar="VIEWS", default="", help="average over views: flip, five-crop, ten-crop or multi-scale"
+    )
+    parser.add_argument(
+        "--image-size", metavar="PIXELS", type=count, default=0, help="side of the input; 0: as trained"
+    )
+    parser.add_argument("--json", action="store_true", help="print all metrics as JSON, with the confusion matrix")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,8 +47,8 @@ def run(options: argparse.Namespace) -> int:
     if options.tta:
         check_views(options.tta, loaded.card.preprocess)
     dataset = dataset_of(options.checkpoint, loaded.card, options.data, options.data_dir)
-    known, dataset = dataset.notes, with_classes(dataset, loaded.card.classes)
-    for note in dataset.notes[len(known) :]:
+    notes_before, dataset = dataset.notes, with_classes(dataset, loaded.card.classes)
+    for note in dataset.notes[len(notes_before) :]:
         print(note, file=sys.stderr)
     split = options.split or "test"
     if not options.split and split in dataset.splits:
@@ -50,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     show = counter("evaluated")
 
     def on_batch(done: int) -> None:
-        if done <= options.batch_size:  # the first one: what compiling took
+        if done <= options.batch_size:  # the first batch: memory that compilation needed
             release_freed_memory()
         show(done)
 
@@ -70,29 +78,32 @@ def run(options: argparse.Namespace) -> int:
 
 
 def dataset_of(checkpoint: str, card: Any, data: str | None, data_dir: str | None) -> Any:
-    """The data set asked for, or the one a checkpoint was trained on. ValueError saying what to give without either.
+    """Open the data set given by --data, or the one the checkpoint was trained on. Report unreadable files on stderr.
 
-    What it cannot read is said on stderr.
+    Raises:
+        ValueError: if there is neither, saying what to pass.
     """
     from zoo.data.sources.listing import describe_left_out
 
-    dataset = _opened(checkpoint, card, data, data_dir)
+    dataset = _open(checkpoint, card, data, data_dir)
     for line in describe_left_out(dataset):
         print(line, file=sys.stderr)
     return dataset
 
 
-def _opened(checkpoint: str, card: Any, data: str | None, data_dir: str | None) -> Any:
+def _open(checkpoint: str, card: Any, data: str | None, data_dir: str | None) -> Any:
     from zoo.data.sources import open_dataset
 
     if data:
         return open_dataset(data, data_dir)
     source = (card.data or {}).get("source")
     if not source:
-        raise ValueError(f"{checkpoint}: the card does not say what it was trained on; give --data")
+        raise ValueError(f"{checkpoint}: its card names no training data; pass --data")
     if source == "arrays":
-        raise ValueError(f"{checkpoint} was trained on arrays in memory; give --data, such as a folder or .npz of them")
+        raise ValueError(f"{checkpoint} was trained on arrays in memory; pass --data, such as a folder or .npz file")
     try:
         return open_dataset(source, data_dir)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{checkpoint} was trained on {source!r}; give --data ({one_line(error)})") from None
+        raise ValueError(
+            f"{checkpoint} was trained on {source!r}, which cannot be opened; pass --data ({one_line(error)})"
+        ) from None

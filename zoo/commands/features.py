@@ -1,4 +1,4 @@
-"""`zoo features`: what an endpoint of a checkpoint says of every image of a data set, as arrays."""
+"""`zoo features`: save a layer's activations for every image of a data set."""
 
 import argparse
 from pathlib import Path
@@ -8,23 +8,27 @@ from zoo.commands import count, counter, require_writable, start_jax
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint's folder or name")
+    parser.add_argument("checkpoint", metavar="CKPT", help="folder or name of a checkpoint")
     add_extraction(parser)
-    parser.add_argument("--split", action="append", metavar="NAME", help="train, validation or test (default: all)")
-    parser.add_argument("-o", "--output", metavar="FILE.npz", required=True, help="where the arrays go")
+    parser.add_argument(
+        "--split", action="append", metavar="NAME", help="train, validation or test; may be repeated (default: all)"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE.npz", required=True, help="file to write")
 
 
 def add_extraction(parser: argparse.ArgumentParser) -> None:
-    """What `zoo probe` asks as well."""
-    parser.add_argument("--data", metavar="DATA", help="default: what it was trained on")
-    parser.add_argument("--data-dir", metavar="DIR", help="where TensorFlow Datasets keeps its data")
+    """Add the options that `zoo probe` shares."""
+    parser.add_argument("--data", metavar="DATA", help="data set (default: the one it was trained on)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of TensorFlow Datasets")
     parser.add_argument("--at", metavar="ENDPOINT", default="features", help="a stage, features (default) or logits")
-    parser.add_argument("--pool", default="mean", help="of stages: mean over positions (default), or flatten")
+    parser.add_argument(
+        "--pool", default="mean", metavar="POOL", help="pooling of stages: mean over positions (default) or flatten"
+    )
     parser.add_argument("--limit", metavar="N", type=count, default=0, help="use at most N records of each split")
 
 
 def extract(options: argparse.Namespace, splits: list[str] | None) -> Any:
-    """The features that the options ask for."""
+    """Compute the features selected by the options."""
     from zoo import api
     from zoo.analysis import probe
     from zoo.commands.evaluate import dataset_of
@@ -39,9 +43,9 @@ def extract(options: argparse.Namespace, splits: list[str] | None) -> Any:
 def run(options: argparse.Namespace) -> int:
     require_writable(Path(options.output), ".npz")
     start_jax()
-    found = extract(options, options.split)
-    found.save(options.output)
-    sizes = ", ".join(f"{name} {rows.shape[0]:,}" for name, (rows, _) in found.splits.items())
-    width = next(iter(found.splits.values()))[0].shape[1]
-    print(f"{options.output}: {width:,} numbers each ({found.about}); {sizes}")
+    features = extract(options, options.split)
+    features.save(options.output)
+    sizes = ", ".join(f"{name} {rows.shape[0]:,}" for name, (rows, _) in features.splits.items())
+    width = next(iter(features.splits.values()))[0].shape[1]
+    print(f"{options.output}: {width:,} features per image ({features.about}); {sizes}")
     return 0

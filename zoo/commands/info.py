@@ -1,4 +1,4 @@
-"""`zoo info`: a model's layers, or a checkpoint's card."""
+"""`zoo info`: print the layers of a model or the card of a checkpoint."""
 
 import argparse
 import difflib
@@ -8,8 +8,8 @@ from zoo.commands import amount
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME|CKPT", help="a model's name, or a checkpoint's folder or name")
-    parser.add_argument("--json", action="store_true", help="the layers, or the card, as JSON")
+    parser.add_argument("name", metavar="NAME|CKPT", help="name of a model, or folder or name of a checkpoint")
+    parser.add_argument("--json", action="store_true", help="print the layers or the card as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
             card = weights.read_card(options.name)
         except FileNotFoundError:
             if difflib.get_close_matches(options.name, MODELS, n=1, cutoff=0.8):
-                create(options.name)  # says which models are near
+                create(options.name)  # raises with the closest names
             raise
         model, shape = create(card.model, **card.fields), card.preprocess.input_shape
     rows = layers(model, shape)
@@ -49,18 +49,18 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _measured(result: dict[str, Any]) -> str:
-    """Accuracy and loss, as far as they are known; else whatever numbers there are."""
-    known = []
+def _format_metrics(result: dict[str, Any]) -> str:
+    """Format accuracy and loss, or every number if there is neither."""
+    parts = []
     if result.get("accuracy") is not None:
-        known.append(f"accuracy {100 * result['accuracy']:.2f} %")
+        parts.append(f"accuracy {100 * result['accuracy']:.2f} %")
     if result.get("loss") is not None:
-        known.append(f"loss {result['loss']:.4f}")
-    return ", ".join(known or [f"{key} {value}" for key, value in result.items() if isinstance(value, (int, float))])
+        parts.append(f"loss {result['loss']:.4f}")
+    return ", ".join(parts or [f"{key} {value}" for key, value in result.items() if isinstance(value, (int, float))])
 
 
 def print_card(path: str, card: Any) -> None:
-    """What a checkpoint says about itself, shortly."""
+    """Print a summary of a checkpoint's card."""
     more = ", …" if len(card.classes) > 10 else ""
     print(f"{path}: {card.model}, {len(card.classes)} classes ({', '.join(card.classes[:10])}{more})")
     changed = {key: value for key, value in card.fields.items() if key != "num_classes"}
@@ -73,9 +73,9 @@ def print_card(path: str, card: Any) -> None:
     }
     for split in ("validation", "test"):
         if split in card.metrics:
-            lines[split] = _measured(card.metrics[split])
+            lines[split] = _format_metrics(card.metrics[split])
     if published := card.metrics.get("published"):
-        lines["published"] = f"{_measured(published)} on {published.get('data', 'what it was published for')}"
+        lines["published"] = f"{_format_metrics(published)} on {published.get('data', 'its original data')}"
     for key, value in lines.items():
         if value:
             print(f"  {key:<12}{value}")

@@ -13,17 +13,17 @@ from zoo.text import csv_cell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint's folder or name")
-    parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="image files, or folders of them")
-    parser.add_argument("--top", metavar="N", type=count, default=5, help="how many classes to show (default: 5)")
-    parser.add_argument("--json", action="store_true", help="one JSON object per image and line")
-    parser.add_argument("-o", "--output", metavar="FILE.csv", help="write a table")
+    parser.add_argument("checkpoint", metavar="CKPT", help="folder or name of a checkpoint")
+    parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="image files or folders of images")
+    parser.add_argument("--top", metavar="N", type=count, default=5, help="number of classes to show (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per image and line")
+    parser.add_argument("-o", "--output", metavar="FILE.csv", help="also write a table to this file")
     parser.add_argument(
-        "--tta", metavar="HOW", default="", help="average flip, five-crop, ten-crop or multi-scale views"
+        "--tta", metavar="VIEWS", default="", help="average over views: flip, five-crop, ten-crop or multi-scale"
     )
 
 
-GROUP = 32  # images that are classified at a time
+GROUP = 32  # images classified per batch of files
 
 
 def run(options: argparse.Namespace) -> int:
@@ -58,32 +58,32 @@ def run(options: argparse.Namespace) -> int:
 
 
 def predictions(loaded: Any, files: Sequence[Path], top: int, tta: str, problems: list[str]) -> Iterator[tuple]:
-    """(file, its Prediction) in order; files are read ahead by threads. What cannot be read is added to `problems`."""
+    """Yield (file, its Prediction) in order. Threads read ahead; unreadable files are appended to `problems`."""
     from zoo.data.images.decode import read_image
     from zoo.data.threads import prefetch
     from zoo.inference.evaluate import prediction_batch
     from zoo.inference.predict import classify, preprocess_image
 
-    size = prediction_batch(len(files), GROUP)  # of all groups: the network is compiled once, whatever can be read
+    size = prediction_batch(len(files), GROUP)  # the same for all groups, so that one compilation serves them
 
-    def read(file: Path, found: dict[Path, Any]) -> None:
+    def read(file: Path, images: dict[Path, Any]) -> None:
         try:
-            found[file] = preprocess_image(read_image(file), loaded.card.preprocess, tta)
+            images[file] = preprocess_image(read_image(file), loaded.card.preprocess, tta)
         except (ValueError, OSError) as error:
-            found[file] = one_line(error)
+            images[file] = one_line(error)
 
-    def planned() -> Iterator[tuple[dict[Path, Any], list[Callable[[], None]]]]:
+    def tasks() -> Iterator[tuple[dict[Path, Any], list[Callable[[], None]]]]:
         for start in range(0, len(files), GROUP):
-            found: dict[Path, Any] = {}
-            yield found, [partial(read, file, found) for file in files[start : start + GROUP]]
+            images: dict[Path, Any] = {}
+            yield images, [partial(read, file, images) for file in files[start : start + GROUP]]
 
-    for number, found in enumerate(prefetch(planned(), None)):
+    for number, images in enumerate(prefetch(tasks(), None)):
         group = files[number * GROUP : (number + 1) * GROUP]
-        problems += [found[file] for file in group if isinstance(found[file], str)]
-        good = [file for file in group if not isinstance(found[file], str)]
-        pixels = [found[file] for file in good]
-        named = classify(loaded.model, loaded.variables, loaded.card, pixels, top, size)
-        yield from zip(good, named, strict=True)
+        problems += [images[file] for file in group if isinstance(images[file], str)]
+        readable = [file for file in group if not isinstance(images[file], str)]
+        pixels = [images[file] for file in readable]
+        answers = classify(loaded.model, loaded.variables, loaded.card, pixels, top, size)
+        yield from zip(readable, answers, strict=True)
 
 
 def write_table(path: Path, rows: Sequence[tuple[str, Any]], width: int) -> None:
@@ -91,7 +91,7 @@ def write_table(path: Path, rows: Sequence[tuple[str, Any]], width: int) -> None
 
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as table:
         writer = csv.writer(table)
-        writer.writerow(["file", *(f"{what}{i}" for i in range(1, width + 1) for what in ("class", "probability"))])
+        writer.writerow(["file", *(f"{column}{i}" for i in range(1, width + 1) for column in ("class", "probability"))])
         for name, prediction in rows:
             writer.writerow([csv_cell(name), *(csv_cell(cell) for pair in prediction.top for cell in pair)])
 
@@ -101,9 +101,11 @@ def _line(name: str, prediction: Any) -> str:
 
 
 def image_files(names: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The files named, and the images in the folders named, sorted; and lines on folders that cannot be read.
+    """Return the images among files and folders, in the order given, and a line for every unreadable folder.
 
-    FileNotFoundError, ValueError for none.
+    Raises:
+        FileNotFoundError: for a name that does not exist.
+        ValueError: for a folder without images.
     """
     from zoo.data.sources.folders import FolderWalk
 
@@ -115,11 +117,11 @@ def image_files(names: Sequence[str]) -> tuple[list[Path], list[str]]:
             walk = FolderWalk(name)
             inside = [path / image for image in walk.images("")]
             if not inside and not walk.unreadable:
-                raise ValueError(f"{path}: has no images in it")
+                raise ValueError(f"{path}: has no images")
             files += sorted(inside)
             problems += [f"{path}{os.sep}{fault}" for fault in walk.unreadable]
         elif path.exists():
             files.append(path)
         else:
-            raise FileNotFoundError(f"{path}: there is no such file or folder")
+            raise FileNotFoundError(f"{path}: no such file or folder")
     return list(dict.fromkeys(files)), problems

@@ -1,4 +1,4 @@
-"""`zoo probe`: a linear classifier on a checkpoint's features."""
+"""`zoo probe`: train a linear classifier on a checkpoint's features."""
 
 import argparse
 
@@ -7,10 +7,10 @@ from zoo.commands.features import add_extraction, extract
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT|FILE.npz", help="a checkpoint, or a file of `zoo features`")
+    parser.add_argument("checkpoint", metavar="CKPT|FILE.npz", help="a checkpoint, or a file written by `zoo features`")
     add_extraction(parser)
-    parser.add_argument("--svm", action="store_true", help="a linear SVM instead of a softmax")
-    parser.add_argument("--json", action="store_true", help="every number, the confusion matrix too, as JSON")
+    parser.add_argument("--svm", action="store_true", help="train a linear SVM instead of a softmax classifier")
+    parser.add_argument("--json", action="store_true", help="print all metrics as JSON, with the confusion matrix")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -21,21 +21,21 @@ def run(options: argparse.Namespace) -> int:
     from zoo.inference import metrics
 
     if options.checkpoint.lower().endswith(".npz"):
-        given = {"--data": options.data, "--data-dir": options.data_dir, "--limit": options.limit,
+        ignored = {"--data": options.data, "--data-dir": options.data_dir, "--limit": options.limit,
                  "--at": options.at != "features", "--pool": options.pool != "mean"}  # fmt: skip
-        if any(given.values()):
-            flags = ", ".join(flag for flag, value in given.items() if value)
-            raise ValueError(f"{options.checkpoint} has its features already; {flags} would change nothing")
-        found = probe.load_features(options.checkpoint)
+        if any(ignored.values()):
+            flags = ", ".join(flag for flag, value in ignored.items() if value)
+            raise ValueError(f"{options.checkpoint} already holds features; remove {flags}, which would have no effect")
+        features = probe.load_features(options.checkpoint)
     else:
-        found = extract(options, None)
+        features = extract(options, None)
     kind = "svm" if options.svm else "softmax"
-    probed = probe.probe(found, kind)
+    probed = probe.probe(features, kind)
     if options.json:
-        print(json.dumps(probed.metrics, indent=1))
+        print(json.dumps(probed.metrics.to_json(), indent=1))
         return 0
     print(
-        f"linear {kind} on {found.about}; C {probed.strength:g} per 1,000 examples, by {probed.folds}-fold "
+        f"linear {kind} on {features.about}; C {probed.strength:g} per 1,000 examples, by {probed.folds}-fold "
         f"cross-validation on train and validation ({100 * probed.cross_validated:.2f} %); test split:"
     )
     print(metrics.format_report(probed.metrics))

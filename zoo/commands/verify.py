@@ -1,4 +1,4 @@
-"""`zoo verify`: every file and leaf of a checkpoint against the hashes that were written with it."""
+"""`zoo verify`: check every file and leaf of a checkpoint against its hashes."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from zoo.commands import amount
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint's folder or name")
+    parser.add_argument("checkpoint", metavar="CKPT", help="folder or name of a checkpoint")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
     if not problems:
         try:
             loaded = api.load(folder)
-        except ValueError as error:  # intact, but not of its model
+        except ValueError as error:  # intact, but does not match its model
             problems = [str(error)]
     for problem in problems:
         print(f"{options.checkpoint}: {problem}", file=sys.stderr)

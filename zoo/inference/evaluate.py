@@ -1,7 +1,7 @@
-"""Evaluation and prediction with given variables: exact over a split, one compilation per model and batch size."""
+"""Exact evaluation over a split, and prediction, with one compilation per model and batch size."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -23,26 +23,35 @@ from zoo.inference.folding import fold, folded_on_device
 Batch = dict[str, Any]
 
 BATCH_SIZE = 256
-# From 2 to 8 images XLA:CPU, told what parallel.py tells it, takes seven times as long for a wide dense layer.
+# No batches of 2 to 8 images: with the options of distributed/compile.py, XLA:CPU is seven times slower on wide dense
+# layers at these sizes.
 PREDICTION_BATCHES = (64, 32, 16, 1)
 
 
 def make_eval_step(
     model: nn.Module, preprocess: Preprocess, *, axis_name: str | None = None
 ) -> Callable[[dict, Batch], tuple[metrics.Sums, jax.Array]]:
-    """The pure function (variables, batch) -> (sums of metrics.batch_sums, probabilities [B, K]).
+    """Build the pure evaluation step.
 
-    The loss of evaluation is softmax cross-entropy, whatever the model was trained with, so that it can be compared.
-    Where the batch's images are views [B, V, H, W, C], their probabilities are averaged.
+    The loss is softmax cross-entropy regardless of the training loss, so that models can be compared.
+
+    Args:
+        model: the network.
+        preprocess: supplies the mean and standard deviation that normalise the images.
+        axis_name: axis of `pmap` or `vmap` over which the sums are added up; None if there is none.
+
+    Returns:
+        A function of (variables, batch) that returns (the sums of `metrics.batch_sums`, probabilities float [B, K]).
+        The images of a batch are uint8 [B, H, W, C], or [B, V, H, W, C] for views, whose probabilities are averaged.
     """
 
     def eval_step(variables: dict, batch: Batch):
         images = batch["image"]
         views = images.shape[1] if images.ndim == 5 else 1
         logits, _ = model.apply(variables, normalise(images.reshape(-1, *images.shape[-3:]), preprocess))
-        if views > 1:  # the mean of their probabilities
-            shares = jax.nn.softmax(logits).reshape(-1, views, logits.shape[-1]).mean(1)
-            logits = jnp.log(jnp.maximum(shares, jnp.finfo(shares.dtype).tiny))
+        if views > 1:
+            probabilities = jax.nn.softmax(logits).reshape(-1, views, logits.shape[-1]).mean(1)
+            logits = jnp.log(jnp.maximum(probabilities, jnp.finfo(probabilities.dtype).tiny))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         sums = metrics.batch_sums(logits, batch["label"], batch["weight"], losses)
         if axis_name is not None:
@@ -74,58 +83,86 @@ def evaluate(
     tta: str = "",
     parallelism: Parallelism = SINGLE_DEVICE,
 ) -> metrics.Metrics:
-    """Every metric of `metrics.summarise` over the whole split; each example counts once at any batch size.
+    """Evaluate a model on a whole split. Every example counts once, at any batch size.
 
-    `on_batch` is called with the number of images done. `tta` names the VIEWS of each image that are averaged. Every
-    process gets the same result; pmap is treated as jit. Raises ValueError for an empty split.
+    With several processes all must call this, and all get the same result. With pmap the evaluation runs under jit.
+
+    Args:
+        model: the network, with a head.
+        variables: {"params": …, "batch_stats": …}.
+        split: the examples.
+        preprocess: how an image becomes the network's input.
+        class_names: one name per output.
+        batch_size: images per batch, views included. Affects speed and memory only.
+        on_batch: called with the number of images evaluated so far.
+        tta: name in VIEWS for test-time augmentation, or "".
+        parallelism: devices to evaluate on.
+
+    Returns:
+        The metrics over the split.
+
+    Raises:
+        ValueError: if the split is empty.
     """
     parallelism = SINGLE_DEVICE if parallelism.is_single_device else dataclasses.replace(parallelism, method="jit")
     step = _eval_step(model, preprocess, parallelism)
-    variables = shard_variables(parallelism, model, fold(model, variables, _shape(preprocess)))
-    put = None if parallelism.is_single_device else partial(shard_batch, parallelism)
-    views = VIEWS[tta].num_views if tta else 1
-    size = min(max(1, batch_size // views), _power_of_two(len(split)))
-    size = -(-size // parallelism.devices) * parallelism.devices
-    gather = len(split) * len(class_names) <= metrics.SCORE_LIMIT
-    total, scores, done = None, [], 0
-
-    def results():
-        """What the devices made of each batch, one batch late, so that the host reads on meanwhile."""
-        late = None
-        batches = eval_batches(split, preprocess, batch_size=size, shard=process_shard(parallelism), tta=tta)
-        for batch in prefetch_to_device(batches, put):
-            now = step(variables, batch)
-            if late is not None:
-                yield late
-            late = now
-        if late is not None:
-            yield late
-
-    for sums, probabilities in results():
+    variables = shard_variables(parallelism, model, fold(model, variables, preprocess.input_shape))
+    place = None if parallelism.is_single_device else partial(shard_batch, parallelism)
+    size = _images_per_batch(len(split), batch_size, tta, parallelism.devices)
+    keep_scores = len(split) * len(class_names) <= metrics.SCORE_LIMIT
+    batches = eval_batches(split, preprocess, batch_size=size, shard=process_shard(parallelism), tta=tta)
+    results = (step(variables, batch) for batch in prefetch_to_device(batches, place))
+    total: Any = None
+    scores, done = [], 0
+    for sums, probabilities in _one_step_behind(results):
         total = metrics.add(total, sums)
-        real = min(size, len(split) - done)
-        if gather:
-            scores.append(np.asarray(probabilities)[:real])
-        done += real
+        count = min(size, len(split) - done)
+        if keep_scores:
+            scores.append(np.asarray(probabilities)[:count])
+        done += count
         if on_batch:
             on_batch(done)
-    if total is None:
-        raise ValueError("there is nothing to evaluate: the split has no examples")
-    if not gather:
+    if not keep_scores:
         return metrics.summarise(total, class_names)
     return metrics.summarise(total, class_names, np.concatenate(scores), np.asarray(split.labels))
+
+
+def _images_per_batch(examples: int, batch_size: int, tta: str, devices: int) -> int:
+    """Return the number of images per batch, a multiple of `devices`, such that views count towards `batch_size`."""
+    views = VIEWS[tta].num_views if tta else 1
+    power_of_two = 1 << max(examples - 1, 0).bit_length()
+    return -(-min(max(1, batch_size // views), power_of_two) // devices) * devices
+
+
+def _one_step_behind(results: Iterable[Any]) -> Iterator[Any]:
+    """Yield every result after the next one was requested, so that the host reads on while the devices compute."""
+    previous = None
+    for result in results:
+        if previous is not None:
+            yield previous
+        previous = result
+    if previous is not None:
+        yield previous
 
 
 def predict(
     model: nn.Module, variables: dict, images: np.ndarray, preprocess: Preprocess, batch_size: int = 0
 ) -> np.ndarray:
-    """Probabilities float32 [N, K] for fitted images uint8 [N, H, W, C], or views of them [N, V, H, W, C].
+    """Compute class probabilities of preprocessed images.
 
-    `batch_size`: of every batch, the last one filled up, so that calls with the same one share a compilation; 0: of
-    `prediction_batch`, so that four compilations do for any number of images.
+    Args:
+        model: the network, with a head.
+        variables: {"params": …, "batch_stats": …}.
+        images: uint8 [N, H, W, C] of the network's input size, or their views [N, V, H, W, C].
+        preprocess: supplies the mean and standard deviation that normalise the images.
+        batch_size: images per batch; the last batch is padded, so that calls with the same size share a compilation. 0:
+            the size that `prediction_batch` returns, so that four compilations serve any number of images.
+
+    Returns:
+        Probabilities float32 [N, K], averaged over views.
     """
     step = _eval_step(model, preprocess)
-    variables = folded_on_device(model, variables, _shape(preprocess))
+    variables = folded_on_device(model, variables, preprocess.input_shape)
     size = batch_size or prediction_batch(len(images))
     rows = []
     for start in range(0, len(images), size):
@@ -138,13 +175,5 @@ def predict(
 
 
 def prediction_batch(count: int, limit: int = PREDICTION_BATCHES[0]) -> int:
-    """The batch for `count` images in all: the largest of PREDICTION_BATCHES that fills up at most a quarter."""
+    """Return the largest of PREDICTION_BATCHES, up to `limit`, that pads `count` images by at most a quarter."""
     return next(size for size in PREDICTION_BATCHES if size <= limit and -count % size <= count / 4)
-
-
-def _shape(preprocess: Preprocess) -> tuple[int, int, int]:
-    return preprocess.input_shape
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << max(count - 1, 0).bit_length()

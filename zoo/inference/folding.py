@@ -1,10 +1,10 @@
-"""Batch norm folded into the convolution before it, for inference (Jacob et al. 2017, arXiv:1712.05877, section 3.2).
+"""Folding of batch norm into the preceding convolution for inference (Jacob et al. 2017, arXiv:1712.05877, 3.2).
 
-With stored statistics a norm is multiplier * x + shift for each channel. Where x is what a convolution puts out, and
-nothing else reads it, the multiplier goes into the kernel and a bias is left. The same function to rounding.
+With stored statistics a norm is multiplier * x + shift per channel. If x is the output of a convolution that nothing
+else reads, the multiplier goes into the kernel and the shift becomes a bias. The function is the same up to rounding.
 
-It is a way to run a network, not another network: folded variables live in memory only, and no checkpoint holds them.
-Models know nothing of it; a `BatchNorm` that finds a bias in the collection "folded" adds it, and that is all.
+Folded variables exist in memory only and are never saved. Models need no change: a `BatchNorm` that has a bias in the
+collection "folded" adds it instead of normalising.
 """
 
 import weakref
@@ -24,7 +24,7 @@ from zoo.trees import flatten, unflatten
 
 
 class Pair(NamedTuple):
-    """A convolution and the norm that alone reads what it puts out, by their paths."""
+    """Paths of a convolution and of the norm that is the only reader of its output."""
 
     conv: str
     norm: str
@@ -32,20 +32,27 @@ class Pair(NamedTuple):
 
 
 def fold(model: nn.Module, variables: dict, image_shape: tuple[int, int, int]) -> dict:
-    """Variables for `model.apply(…, train=False)`, on the host, with what can be folded in the collection "folded".
+    """Fold every batch norm that can be folded.
 
-    image_shape: [H, W, C] of what the variables are for. The parameters and statistics of a folded norm are not among
-    them any more, so they cannot be trained. Where there is nothing to fold, `variables` come back as they are.
+    Args:
+        model: the network.
+        variables: {"params": …, "batch_stats": …}.
+        image_shape: (H, W, C) of the network's input.
+
+    Returns:
+        Variables on the host for `model.apply(…, train=False)`. They lack the parameters and statistics of the folded
+        norms, so they cannot be trained; the collection "folded" holds the biases. `variables` itself if there is
+        nothing to fold.
     """
-    found = pairs(model, tuple(image_shape)) if variables.get("batch_stats") else ()
-    if not found:
+    foldable = foldable_pairs(model, tuple(image_shape)) if variables.get("batch_stats") else ()
+    if not foldable:
         return variables
     flat = flatten(variables)
 
     def take(path: str, default: float) -> np.ndarray:
         return np.asarray(flat.pop(path, default), np.float64)
 
-    for conv, norm, epsilon in found:
+    for conv, norm, epsilon in foldable:
         mean, var = take(f"batch_stats/{norm}/mean", 0), take(f"batch_stats/{norm}/var", 1)
         multiplier = take(f"params/{norm}/scale", 1) / np.sqrt(var + epsilon)
         flat[f"folded/{norm}/bias"] = (take(f"params/{norm}/bias", 0) - mean * multiplier).astype(np.float32)
@@ -56,33 +63,34 @@ def fold(model: nn.Module, variables: dict, image_shape: tuple[int, int, int]) -
 
 
 def folded_on_device(model: nn.Module, variables: dict, image_shape: tuple[int, int, int]) -> dict:
-    """`fold`, on the device; not done anew while the same arrays of JAX are given (others may have changed inside)."""
+    """Return `fold(…)` on the device. The last result is cached for the same JAX arrays; NumPy arrays are mutable."""
     leaves, tree = jax.tree.flatten(variables)
     key = (model, tuple(image_shape), tree)
-    for known, refs, placed in tuple(_last):
-        if known == key and all(ref() is leaf for ref, leaf in zip(refs, leaves, strict=True)):
+    for cached_key, refs, placed in tuple(_cache):
+        if cached_key == key and all(ref() is leaf for ref, leaf in zip(refs, leaves, strict=True)):
             return placed
     folded = fold(model, variables, image_shape)
     placed = jax.device_put(folded)
     if folded is not variables and all(isinstance(leaf, jax.Array) for leaf in leaves):
-        _last[:] = [(key, [weakref.ref(leaf) for leaf in leaves], placed)]
-        weakref.finalize(leaves[0], _last.clear).atexit = False  # what was folded goes when its source does
+        _cache[:] = [(key, [weakref.ref(leaf) for leaf in leaves], placed)]
+        weakref.finalize(leaves[0], _cache.clear).atexit = False  # free the folded copy together with its source
     return placed
 
 
-_last: list[tuple[Any, list[weakref.ref], dict]] = []
+_cache: list[tuple[Any, list[weakref.ref], dict]] = []
 
 
 @lru_cache(maxsize=16)
-def pairs(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Pair, ...]:
-    """What can be folded, read off a trace of the network, so that it holds for any order of layers.
+def foldable_pairs(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Pair, ...]:
+    """Find the pairs of convolution and norm that can be folded, in a trace of the network.
 
-    Every convolution's output and every norm's input passes through a mark; a pair is two marks in a row.
+    The trace names the output of every convolution and the input of every norm. A pair is foldable if the norm's input
+    is the convolution's output, and nothing else reads it.
     """
     epsilons: dict[str, float] = {}
-    calls: Counter[str] = Counter()  # a layer may be run several times with the same parameters
+    calls: Counter[str] = Counter()  # layers that are called twice share their parameters and cannot be folded
 
-    def mark(call, args, kwargs, context):
+    def name_values(call, args, kwargs, context):
         module, path = context.module, "/".join(context.module.path)
         if context.method_name != "__call__" or not isinstance(module, (Conv, BatchNorm)):
             return call(*args, **kwargs)
@@ -93,31 +101,31 @@ def pairs(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Pair, ..
         return call(checkpoint_name(args[0], f"norm:{path}"), *args[1:], **kwargs)
 
     def network(variables, images):
-        with nn.intercept_methods(mark):
+        with nn.intercept_methods(name_values):
             return model.apply(variables, images)
 
-    model = with_runtime(model, remat=False)  # its blocks would be functions of their own in the trace
+    model = with_runtime(model, remat=False)  # remat would hide blocks in nested functions of the trace
     images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
     traced = jax.make_jaxpr(network)(abstract_variables(model, image_shape), images)
-    found = _marks_in_a_row(traced.jaxpr)
-    return tuple(Pair(conv, norm, epsilons[norm]) for conv, norm in found if calls[conv] == calls[norm] == 1)
+    adjacent = _adjacent_names(traced.jaxpr)
+    return tuple(Pair(conv, norm, epsilons[norm]) for conv, norm in adjacent if calls[conv] == calls[norm] == 1)
 
 
-def _marks_in_a_row(jaxpr: Any) -> Iterator[tuple[str, str]]:
-    """(conv, norm) of each mark "conv:…" whose result only a mark "norm:…" reads."""
+def _adjacent_names(jaxpr: Any) -> Iterator[tuple[str, str]]:
+    """Yield (conv, norm) for every value named "conv:…" whose only reader is the name "norm:…"."""
     readers: dict[Any, list[str]] = {}
     for equation in jaxpr.eqns:
         for variable in equation.invars:
-            if not hasattr(variable, "val"):  # a literal
-                readers.setdefault(variable, []).append(_mark(equation))
-    results = {id(variable) for variable in jaxpr.outvars}
+            if not hasattr(variable, "val"):  # literals have no readers
+                readers.setdefault(variable, []).append(_name(equation))
+    outputs = {id(variable) for variable in jaxpr.outvars}
     for equation in jaxpr.eqns:
-        kind, _, conv = _mark(equation).partition(":")
-        if kind == "conv" and id(equation.outvars[0]) not in results:
-            reading = [mark.partition(":") for mark in readers.get(equation.outvars[0], [])]
-            if len(reading) == 1 and reading[0][0] == "norm":
-                yield conv, reading[0][2]
+        kind, _, conv = _name(equation).partition(":")
+        if kind == "conv" and id(equation.outvars[0]) not in outputs:
+            names = [name.partition(":") for name in readers.get(equation.outvars[0], [])]
+            if len(names) == 1 and names[0][0] == "norm":
+                yield conv, names[0][2]
 
 
-def _mark(equation: Any) -> str:
+def _name(equation: Any) -> str:
     return equation.params["name"] if equation.primitive.name == "name" else ""

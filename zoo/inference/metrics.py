@@ -79,7 +79,7 @@ class Metrics:
 
 
 def batch_sums(logits: Array, labels: Array, weights: Array, losses: Array) -> dict[str, Array]:
-    """Sums over one batch; weight 0 marks padding, which counts nowhere, whatever stands in its row.
+    """Compute the sums over one batch. Rows of weight 0 are padding and never count, whatever their content.
 
     Args:
         logits: float [B, K].
@@ -88,12 +88,12 @@ def batch_sums(logits: Array, labels: Array, weights: Array, losses: Array) -> d
         losses: float [B], the loss of each example.
 
     Returns:
-        "loss": sum of weight times loss, float32; "weight": sum of weights, float32; "top1", "top5": int32, examples
-        whose true class is among the highest one and five logits (all K where K < 5); "confusion": int32 [K, K], rows
-        true and columns predicted; "invalid": int32 [K], examples of each class with a logit that is not finite. Those
-        are wrong in all and have no prediction, so they are not in "confusion".
+        "loss": sum of weight times loss, float32. "weight": sum of weights, float32. "top1", "top5": int32, number of
+        examples with the true class among the highest one or five logits (all K if K < 5). "confusion": int32 [K, K],
+        rows true, columns predicted. "invalid": int32 [K], number of examples of each class with a logit that is not
+        finite; they count as wrong and have no prediction, so they are not in "confusion".
 
-        Equal logits are ranked by class index, so top-1 is exactly `argmax`.
+        Equal logits are ranked by class index, so that top-1 agrees with `argmax`.
     """
     classes = logits.shape[-1]
     counted = weights > 0
@@ -114,7 +114,7 @@ def batch_sums(logits: Array, labels: Array, weights: Array, losses: Array) -> d
 
 
 def add(total: Sums | None, sums: Mapping[str, Any]) -> Sums:
-    """total + sums on the host, in float64 and int64. The first total is None; neither argument is changed."""
+    """Return total + sums on the host, in float64 and int64. The first total is None; neither argument is changed."""
     exact = {}
     for name, value in sums.items():
         array = np.asarray(value)
@@ -123,38 +123,42 @@ def add(total: Sums | None, sums: Mapping[str, Any]) -> Sums:
 
 
 def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
-    """Area under the ROC curve, one class against the rest, averaged over the classes that occur; ties count half.
+    """Compute the area under the ROC curve, one class against the rest, averaged over classes. Ties count half.
 
-    Equal to `sklearn.metrics.roc_auc_score` of each class; with 50,000 examples of 1,000 classes that takes 22 s of one
-    core and this 1.2 s.
+    Equal to `sklearn.metrics.roc_auc_score` per class, but 18 times as fast for 50,000 examples of 1,000 classes.
 
     Args:
-        scores: float [N, K]; of two classes only the second column counts, as usual.
-        labels: int [N].
+        scores: float [N, K]. With two classes only the second column is used, as is customary.
+        labels: int [N], the true classes.
 
     Returns:
-        The mean over classes with an example of their own and one of another; None where there is no such class.
+        The mean over the classes that occur, or None if all examples are of one class.
     """
     areas = []
-    for name in [1] if scores.shape[1] == 2 else np.unique(labels):
-        own, rest = scores[labels == name, name], np.sort(scores[labels != name, name])
-        if len(own) and len(rest):
-            below = np.searchsorted(rest, own, "left").sum() + np.searchsorted(rest, own, "right").sum()
-            areas.append(below / (2 * len(own) * len(rest)))
+    for label in [1] if scores.shape[1] == 2 else np.unique(labels):
+        positives, negatives = scores[labels == label, label], np.sort(scores[labels != label, label])
+        if len(positives) and len(negatives):
+            ranks = [np.searchsorted(negatives, positives, side).sum() for side in ("left", "right")]
+            areas.append(sum(ranks) / (2 * len(positives) * len(negatives)))
     return float(np.mean(areas)) if areas else None
 
 
 def calibration_error(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599): 15 bins of equal width, ]0, 1/15] … ]14/15, 1].
+    """Compute the expected calibration error over 15 bins of equal width (Guo et al. 2017, arXiv:1706.04599).
+
+    The bins are open on the left: (0, 1/15], …, (14/15, 1].
 
     Args:
-        scores: probabilities [N, K].
-        labels: int [N].
+        scores: probabilities float [N, K].
+        labels: int [N], the true classes.
+
+    Returns:
+        The mean absolute gap between confidence and accuracy of a bin, weighted by its number of examples.
     """
     confidence = scores.max(axis=1).astype(np.float64)
-    right = scores.argmax(axis=1) == labels
+    correct = scores.argmax(axis=1) == labels
     bins = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(np.int64)
-    gaps = np.bincount(bins, weights=right - confidence, minlength=BINS)
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=BINS)
     return float(np.abs(gaps).sum() / len(labels))
 
 

@@ -90,15 +90,15 @@ def predict(
 
 
 def preprocess_image(image: np.ndarray, preprocess: Preprocess, tta: str = "") -> np.ndarray:
-    """What the model sees of an image from anywhere: uint8 [h, w, c], or [V, h, w, c] where `tta` names views."""
-    make = VIEWS[tta].function if tta else image_to_input
-    return make(image, preprocess, match_polarity=True)
+    """Return the network's input for an image of any size: uint8 [h, w, c], or its views [V, h, w, c] with `tta`."""
+    transform = VIEWS[tta].function if tta else image_to_input
+    return transform(image, preprocess, match_polarity=True)
 
 
 def classify(
     model: nn.Module, variables: dict, card: Card, pixels: Sequence[np.ndarray], top: int = 5, batch_size: int = 0
 ) -> list[Prediction]:
-    """One Prediction per image that `preprocess_image` made; `batch_size` as in `evaluation.predict`."""
+    """Return a Prediction per result of `preprocess_image`; `batch_size` as in `zoo.inference.evaluate.predict`."""
     if not pixels:
         return []
     require_head(card)
@@ -107,19 +107,19 @@ def classify(
 
 
 def require_head(card: Card) -> None:
-    """ValueError for a checkpoint that gives features and no classes."""
+    """Raise ValueError for a checkpoint without a head."""
     if not card.classes:
-        raise ValueError(f"this {card.model} has no head: train one (zoo train --init), or take its features")
+        raise ValueError(f"{card.model}: the checkpoint has no head; train one (zoo train --init) or use its features")
 
 
 def _prediction(row: np.ndarray, classes: Sequence[str], top: int) -> Prediction:
-    order = np.argsort(-row, kind="stable")[:top]
-    best = tuple((classes[i], float(row[i])) for i in order)
-    return Prediction(*best[0], best)
+    ranking = np.argsort(-row, kind="stable")[:top]
+    pairs = tuple((classes[i], float(row[i])) for i in ranking)
+    return Prediction(*pairs[0], pairs)
 
 
 def _images(images: Any) -> list[np.ndarray]:
-    """One list of uint8 images [H, W, C] from whatever `predict` takes."""
+    """Convert the argument of `predict` to a list of uint8 images [H, W, C]."""
     if isinstance(images, (str, Path)):
         return [read_image(images)]
     if isinstance(images, (list, tuple)):
@@ -130,17 +130,19 @@ def _images(images: Any) -> list[np.ndarray]:
     elif array.ndim == 3:
         if array.shape[-1] not in (1, 3):
             raise ValueError(
-                f"an array of shape {array.shape} is ambiguous: give one image as [H, W] or [H, W, C] with 1 or 3 "
-                "channels, several as [N, H, W, C]"
+                f"an array of shape {array.shape} is ambiguous: pass one image as [H, W] or [H, W, C] with 1 or 3 "
+                "channels, or several as [N, H, W, C]"
             )
         array = array[None]
     elif array.ndim != 4:
-        raise ValueError(f"predict takes [H, W], [H, W, C] or [N, H, W, C]; got an array of shape {array.shape}")
+        raise ValueError(f"expected an array of shape [H, W], [H, W, C] or [N, H, W, C], got {array.shape}")
     if array.dtype == bool:
         array = array.astype(np.uint8) * np.uint8(255)
     if array.dtype != np.uint8:
         if not np.isfinite(array).all() or array.min(initial=0) < 0 or array.max(initial=0) > 255:
-            raise ValueError("pixel values must be uint8, or floats in [0, 1] or [0, 255]")
+            raise ValueError(
+                f"pixels must be uint8, or lie in [0, 1] or [0, 255]; got {array.dtype} values outside these ranges"
+            )
         scale = 255.0 if np.issubdtype(array.dtype, np.floating) and array.max(initial=0) <= 1 else 1.0
         array = np.rint(array * scale).astype(np.uint8)
     return list(array)
