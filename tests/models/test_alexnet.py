@@ -1,4 +1,4 @@
-"""AlexNet: towers that keep to themselves, what is bound to the image size and what is not, the paper's beginnings."""
+"""AlexNet: separate towers, image sizes, initialisation and the order of its layers."""
 
 from functools import partial
 
@@ -33,8 +33,8 @@ def test_activations_have_the_sizes_of_figure_2():
     }
 
 
-def test_towers_exchange_maps_only_before_conv3():
-    """Section 3.5: with other kernels in the second tower's conv1, the first tower's conv2 stays as it was."""
+def test_towers_exchange_channels_only_before_conv3():
+    """Section 3.5: the first tower's conv2 does not depend on the second tower's conv1."""
     model = create("alexnet_small", **TINY, image_size=15)
     variables = seeded_variables(models.abstract_variables(model))
     other = jax.tree.map(jnp.asarray, variables)
@@ -49,17 +49,17 @@ def test_towers_exchange_maps_only_before_conv3():
     assert not np.allclose(before["conv3"][..., :half], after["conv3"][..., :half])
 
 
-def test_normalisation_is_that_of_section_3_3_within_each_tower():
+def test_response_normalisation_of_section_3_3_within_each_tower():
     x = 30 * seeded_images((1, 2, 3, 12))
-    ours = normalise_within_towers(jnp.asarray(x))
+    normalised = normalise_within_towers(jnp.asarray(x))
     for i in range(12):
         tower = range(0, 6) if i < 6 else range(6, 12)
         near = [j for j in tower if abs(i - j) <= 2]
         expected = x[..., i] / (2 + 1e-4 * np.square(x[..., near]).sum(-1)) ** 0.75
-        np.testing.assert_allclose(ours[..., i], expected, rtol=1e-5)
+        np.testing.assert_allclose(normalised[..., i], expected, rtol=1e-5)
 
 
-def test_beginnings_of_section_5():
+def test_initialisation_of_section_5():
     model = create("alexnet", width=0.25, image_size=67)
     params = models.init(model, 0)["params"]
     biases = {name: set(np.unique(layer["bias"]).tolist()) for name, layer in params.items()}
@@ -69,7 +69,7 @@ def test_beginnings_of_section_5():
         assert np.std(layer["kernel"]) == pytest.approx(0.01, rel=0.03), name
 
 
-def test_dense_layers_bind_two_towers_to_their_size():
+def test_two_towers_take_one_image_size():
     model = create("alexnet_small", image_size=28)
     assert model.input_shape == (28, 28, 3)
     with pytest.raises(ValueError, match=r"28x28.*got 32x32.*image_size=32"):
@@ -78,7 +78,7 @@ def test_dense_layers_bind_two_towers_to_their_size():
 
 
 def test_one_tower_adapts_to_any_size():
-    """The mean before the dense layers always leaves pool_size x pool_size cells."""
+    """Adaptive pooling always leaves pool_size x pool_size cells for the dense layers."""
     at = partial(models.abstract_variables, create("alexnet_owt"))
     assert at((63, 63, 3)) == at((224, 224, 3)) == at((300, 200, 3))
     small = models.abstract_variables(create("alexnet_owt_small"))["params"]["dense6"]["kernel"]
@@ -86,18 +86,18 @@ def test_one_tower_adapts_to_any_size():
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("alexnet", 67), ("alexnet_small", 15), ("alexnet_owt", 63), ("alexnet_owt_small", 15)]
+    ("name", "minimum"), [("alexnet", 67), ("alexnet_small", 15), ("alexnet_owt", 63), ("alexnet_owt_small", 15)]
 )
-def test_the_smallest_image(name, least):
+def test_the_smallest_image(name, minimum):
     def at(side):
         return create(name, **({"image_size": side} if "owt" not in name else {}))
 
-    assert min(shapes(at(least), (least, least, 3))["conv5"]) >= 3  # what the last pool needs
-    with pytest.raises(ValueError, match=f"at least {least}x{least} pixels; got {least - 1}x{least - 1}"):
-        models.abstract_variables(at(least - 1), (least - 1, least - 1, 3))
+    assert min(shapes(at(minimum), (minimum, minimum, 3))["conv5"]) >= 3  # the window of the last pool
+    with pytest.raises(ValueError, match=f"{minimum}x{minimum} pixels; got {minimum - 1}x{minimum - 1}"):
+        models.abstract_variables(at(minimum - 1), (minimum - 1, minimum - 1, 3))
 
 
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_owt"])
-def test_stems_are_two(name):
-    with pytest.raises(ValueError, match="stems imagenet and small"):
+def test_unknown_stem_raises(name):
+    with pytest.raises(ValueError, match="tiny"):
         models.abstract_variables(create(name, stem="tiny"))

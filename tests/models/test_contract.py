@@ -1,4 +1,4 @@
-"""What holds for every model of MODELS: at full size through shapes alone, in numbers on reduced instances."""
+"""The contract of all models: shapes of the full networks by abstract evaluation, and numbers of small instances."""
 
 from functools import cache, partial
 
@@ -89,7 +89,7 @@ PARAMETERS = {
     "highway_conv": 38_730,
 }
 
-# One small instance of each kind of block, with the image shape it is tried at: (model, fields, image shape).
+# A small instance of each kind of block: (model, fields, image shape).
 REDUCED = {
     "softmax": ("softmax", {"image_size": 8}, (8, 8, 1)),
     "mlp": ("mlp", {"image_size": 8, "widths": (32, 16)}, (8, 8, 1)),
@@ -141,7 +141,7 @@ NO_BATCH_NORM = {
     "softmax", "mlp", "lenet5", "lenet5_1998", "alexnet_small", "alexnet_owt_small", "googlenet_small",
     "highway", "highway_conv",
 }  # fmt: skip
-# What takes long to compile, or differs little from what does not: in numbers only with `-m slow`.
+# Instances that take long to compile; they run only with `-m slow`.
 SLOW_TO_COMPILE = {
     "alexnet",
     "alexnet_owt",
@@ -171,15 +171,15 @@ def paths(tree) -> set[str]:
 
 @cache
 def traced(model, image_shape=None):
-    """Shapes of (variables, logits, endpoints) for two images; traced once for all tests."""
+    """Return the shapes of (variables, logits, endpoints) for two images; cached for all tests."""
     images = jax.ShapeDtypeStruct((2, *(image_shape or model.input_shape)), jnp.float32)
-    with jax.numpy_dtype_promotion("strict"):  # nothing widens by accident
+    with jax.numpy_dtype_promotion("strict"):  # no accidental promotion to a wider type
         (logits, ends), variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
     return {"batch_stats": {}, **variables}, logits, ends
 
 
 def shallow(name, **fields):
-    """The model with one block a stage if it has many alike: tracing them all takes seconds, and shows no more."""
+    """Create a model with one block per stage; tracing all blocks takes seconds and tests nothing more."""
     blocks = models.defining_fields(create(name)).get("blocks")
     return create(name, **({} if blocks is None else {"blocks": (1,) * len(blocks)}), **fields)
 
@@ -195,12 +195,12 @@ def test_every_model_has_a_count_and_a_reduced_instance():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_have_the_right_number_and_belong_to_stages(name):
-    """Freezing by stage needs every parameter to lie under the name of a stage or of an auxiliary head."""
+    """Freezing by stage needs every path to begin with a stage or an auxiliary head."""
     model = create(name)
     variables = models.abstract_variables(model)
     assert models.count_parameters(variables) == PARAMETERS[name]
-    strangers = [path for path in paths(variables["params"]) if not path.startswith((*model.stages, "aux"))]
-    assert not strangers
+    others = [path for path in paths(variables["params"]) if not path.startswith((*model.stages, "aux"))]
+    assert not others
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -224,7 +224,7 @@ def test_without_classes_there_is_no_head(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_fields_are_few_and_hashable(name):
+def test_models_are_hashable_and_rebuilt_from_their_defining_fields(name):
     model = create(name)
     assert hash(model) == hash(create(name))
     rebuilt = create(name, **models.defining_fields(model))
@@ -232,14 +232,14 @@ def test_fields_are_few_and_hashable(name):
     assert not set(models.defining_fields(model)) & set(models.RUNTIME_FIELDS)
 
 
-# --- in numbers, on reduced instances ---------------------------------------------------------------------------
+# --- numbers of small instances ----------------------------------------------------------------------------------
 
-# A few steps of tiny networks: nearly all the time goes into compiling, which takes half of it without optimisation.
+# Tiny networks run for a few steps, so nearly all the time goes into compiling; without optimisation it is half.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def randomise(variables, seed=0):
-    """Every leaf of this shape drawn anew: no zero-initialised scale hides a branch; variances stay positive."""
+    """Draw every leaf at random, so that no zero-initialised scale hides a branch; variances stay positive."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -265,7 +265,7 @@ def build(case, **runtime):
 
 @pytest.mark.parametrize("case", [*CASES, *QUICK])
 def test_training_reaches_every_parameter_and_can_overfit_one_batch(case):
-    """Gradients are finite and nonzero, batch statistics change, and four images are learnt by heart."""
+    """Gradients are finite and nonzero, batch statistics change, and four images can be memorised."""
     model, variables, images, labels = build(case)
     optimiser = optax.adam(3e-3)
 
@@ -306,24 +306,24 @@ def test_training_reaches_every_parameter_and_can_overfit_one_batch(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_evaluation_is_pure_and_bfloat16_computes_what_float32_does_roughly(case):
+def test_evaluation_is_pure_and_bfloat16_is_close_to_float32(case):
     model, variables, images, _ = build(case)
     low = models.with_runtime(model, dtype=jnp.bfloat16)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(models.abstract_variables(low, images.shape[1:])))
     evaluate = partial(model.apply, mutable=["batch_stats"])
-    (exact, _), kept = jit(evaluate)(variables, images)
-    jax.tree.map(np.testing.assert_array_equal, kept.get("batch_stats", {}), variables["batch_stats"])
-    rough = jit(low.apply)(variables, images)[0]
-    assert rough.dtype == jnp.float32
-    np.testing.assert_allclose(rough, exact, atol=0.1 * float(jnp.abs(exact).max()))
+    (exact, _), updates = jit(evaluate)(variables, images)
+    jax.tree.map(np.testing.assert_array_equal, updates.get("batch_stats", {}), variables["batch_stats"])
+    approximate = jit(low.apply)(variables, images)[0]
+    assert approximate.dtype == jnp.float32
+    np.testing.assert_allclose(approximate, exact, atol=0.1 * float(jnp.abs(exact).max()))
 
 
-# --- any size and channels, clear errors ------------------------------------------------------------------------
+# --- image sizes, channels and errors ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(set(MODELS) - ONE_CHANNEL_ONLY))
 def test_any_number_of_channels_and_classes(name):
-    """Neither three channels nor one, which the small forms are given below."""
+    """Four channels; the small forms are tested with one and three elsewhere."""
     model = shallow(name, **({} if name in TEN_CLASSES_ONLY else {"num_classes": 7}))
     _, logits, _ = traced(model, (*model.input_shape[:2], 4))
     assert logits.shape == (2, model.num_classes)
@@ -332,15 +332,15 @@ def test_any_number_of_channels_and_classes(name):
 @pytest.mark.parametrize("name", [name for name in MODELS if name.endswith("_small")])
 @pytest.mark.parametrize("side", [28, pytest.param(64, marks=pytest.mark.slow)])
 def test_small_forms_take_small_images(name, side):
-    bound = "image_size" in models.defining_fields(create(name))
-    model = shallow(name, **({"image_size": side} if bound else {}))
-    assert model.input_shape[:2] == ((side, side) if bound else (32, 32))
+    has_fixed_size = "image_size" in models.defining_fields(create(name))
+    model = shallow(name, **({"image_size": side} if has_fixed_size else {}))
+    assert model.input_shape[:2] == ((side, side) if has_fixed_size else (32, 32))
     _, _, ends = traced(model, (side, side, 1))
     assert all(min(end.shape) > 0 for end in ends.values())
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_too_small_images_are_refused_in_words(name):
+def test_too_small_images_raise(name):
     model = shallow(name)
     with pytest.raises(ValueError, match=r"pixels.*got 3x3"):
         models.abstract_variables(model, (3, 3, 1))
@@ -348,10 +348,10 @@ def test_too_small_images_are_refused_in_words(name):
         jax.eval_shape(partial(model.apply, train=False), traced(model)[0], jnp.zeros((28, 28)))
 
 
-def test_unknown_names_and_fields_are_answered_with_the_nearest():
-    with pytest.raises(ValueError, match="did you mean lenet5"):
+def test_unknown_names_and_fields_suggest_similar_ones():
+    with pytest.raises(ValueError, match="lenet5"):
         create("lenet")
-    with pytest.raises(ValueError, match="did you mean widths"):
+    with pytest.raises(ValueError, match="widths"):
         create("mlp", width=(3,))
     with pytest.raises(ValueError, match=r"num_classes=26.*lenet5 "):
         models.init(create("lenet5_1998", num_classes=26), 0)

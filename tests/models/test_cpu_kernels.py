@@ -1,4 +1,4 @@
-"""The CPU formulations against plain lax: the same values and gradients, in float64 to 1e-10."""
+"""Layers for CPUs against plain lax: equal values and gradients, in float64 to 1e-10."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from zoo import models
-from zoo.models import layers
+from zoo.models import cpu_kernels, layers
 
 
 def random(seed, *shape, dtype=np.float64):
@@ -15,8 +15,8 @@ def random(seed, *shape, dtype=np.float64):
 
 
 def both(function, *args):
-    """Values and gradients of sum(cotangents * function(*args)), plain and as on a CPU."""
-    found = []
+    """Return values and gradients of sum(cotangents * function(*args)), plain and for CPUs."""
+    results = []
     for name in ("plain", "cpu"):
 
         def run(*args, name=name):
@@ -25,9 +25,9 @@ def both(function, *args):
             cotangents = [random(i, *v.shape, dtype=v.dtype) for i, v in enumerate(jax.tree.leaves(values))]
             return values, pull(jax.tree.unflatten(jax.tree.structure(values), cotangents))
 
-        # What is compared is the mathematics; without optimisation it compiles in half the time.
-        found.append(jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(*args))
-    return found
+        # Compiling takes half the time without optimisation.
+        results.append(jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(*args))
+    return results
 
 
 def assert_same(function, *args, tolerance=1e-10):
@@ -57,7 +57,7 @@ def test_maximum_over_windows(size, window, stride, padding, ceil):
     with jax.enable_x64(True):
         x = random(0, 2, *size, 3)
         assert_same(lambda x: layers.max_pool(x, window, stride, padding, ceil), x)
-        # Equal maxima: the first takes the gradient.
+        # Rounding makes equal maxima, of which the first gets the gradient.
         assert_same(lambda x: layers.max_pool(x, window, stride, padding, ceil), jnp.round(x))
 
 
@@ -96,14 +96,14 @@ def test_batch_norm_of_batch(shape):
 
 
 def test_batch_norm_shared_over_devices():
-    """Two devices with half the batch each: as one device with all of it, gradients too."""
+    """Values and gradients on two devices with half the batch each equal those on one device."""
     with jax.enable_x64(True):
         x, scale, bias, g = random(0, 6, 4, 3) * 2 + 1, random(1, 3), random(2, 3), random(3, 6, 4, 3)
 
         def gradients(x, g, axis_name):
             with layers.formulation("cpu" if axis_name else "plain"):
                 values, pull = jax.vjp(lambda *args: layers.batch_norm_of_batch(*args, 1e-5, axis_name), x, scale, bias)
-            # What mean and variance are used for counts as much: every device has them, one part each.
+            # Every device returns the shared mean and variance, so each takes its part of their cotangents.
             parts = 1 if axis_name is None else lax.psum(1, axis_name)
             grads = pull((g, jnp.arange(3.0) / parts, jnp.ones(3) / parts))
             return values, grads[0], grads[1:] if axis_name is None else lax.psum(grads[1:], axis_name)
@@ -112,9 +112,9 @@ def test_batch_norm_shared_over_devices():
         (y, mean, var), x_grad, rest = jax.pmap(
             lambda x, g: gradients(x, g, "devices"), axis_name="devices", devices=jax.devices()[:2]
         )(*halves)
-        found = (y.reshape(x.shape), mean[0], var[0]), x_grad.reshape(x.shape), jax.tree.map(lambda v: v[0], rest)
+        results = (y.reshape(x.shape), mean[0], var[0]), x_grad.reshape(x.shape), jax.tree.map(lambda v: v[0], rest)
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), found, gradients(x, g, None)
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), results, gradients(x, g, None)
         )
 
 
@@ -150,7 +150,7 @@ def as_64(model, image_shape):
     ],
 )
 def test_training_of_a_family(name, fields, shape):
-    """Every stage in training, the new batch statistics, and the gradients of all of them."""
+    """All stages in training, the updated batch statistics, and the gradients of both."""
     with jax.enable_x64(True):
         model, variables = as_64(models.create(name, num_classes=None, **fields), shape)
 
@@ -173,3 +173,12 @@ def test_other_precisions(dtype):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance * np.abs(a).max()), *as_32
         )
+
+
+@pytest.mark.parametrize(
+    ("channels", "features", "block"),
+    [(1, 6, 2), (16, 8, 2), (6, 16, 1), (1, 9, 1), (16, 32, 1), (17, 6, 0), (1, 33, 0)],
+)
+def test_block_size_of_conv_pool(channels, features, block):
+    """Blocks of 2 fill registers with few features; layers with many channels take the plain convolution."""
+    assert cpu_kernels.block_for_conv_pool(channels, features) == block

@@ -1,7 +1,7 @@
-"""Our networks with weights of the reference implementations' shapes give the numbers that those gave.
+"""Networks reproduce recorded outputs of the reference implementations for the same seeded weights.
 
-Recorded by tests/parity, which compares far more; here are a few logits and the mean of every endpoint, so that
-everyone has them without PyTorch or Keras.
+Recorded by tests/parity, which compares far more and needs PyTorch and Keras: a few logits and the mean of every
+endpoint.
 """
 
 import importlib
@@ -30,8 +30,8 @@ def test_recorded_numbers(path):
     key_map = source.key_map(model, abstract)
     variables = convert(key_map, tensors, abstract, source.IGNORED)
     images = seeded_images((len(card["logits"]), *card["image_shape"]))
-    quickly = {"xla_backend_optimization_level": 0}  # to compile, that is: each runs once
-    logits, ends = jax.device_get(jax.jit(model.apply, compiler_options=quickly)(variables, images))
+    options = {"xla_backend_optimization_level": 0}  # compiles faster; each function runs once
+    logits, ends = jax.device_get(jax.jit(model.apply, compiler_options=options)(variables, images))
     expected = np.array(card["logits"])
     np.testing.assert_allclose(logits[:, : expected.shape[1]], expected, atol=1e-4 * np.abs(expected).max())
     for end, mean in card["means"].items():

@@ -1,4 +1,4 @@
-"""GoogLeNet, Inception-v2 and Inception-v3: the tables of the papers, auxiliary heads, pools, remat, Keras's names."""
+"""GoogLeNet, Inception-v2 and Inception-v3: tables of the papers, auxiliary heads, pools, remat, Keras's names."""
 
 from functools import partial
 
@@ -66,7 +66,7 @@ def test_parameters_without_auxiliary_heads(name, parameters):
 
 
 def test_parameters_of_inception_v2_follow_from_the_figure():
-    """Each convolution once more by hand: kernel, and a scale and a bias from batch norm."""
+    """Counted by hand: the kernel of each convolution, and the scale and bias of its batch norm."""
 
     def conv(before, after, kernel):
         return before * after * kernel**2 + 2 * after
@@ -82,11 +82,11 @@ def test_parameters_of_inception_v2_follow_from_the_figure():
 
 
 @pytest.mark.parametrize(
-    ("name", "least", "least_small"),
+    ("name", "minimum", "minimum_small"),
     [("googlenet", 31, 8), ("googlenet_bn", 15, 4), ("inception_v2", 7, 8), ("inception_v3", 75, 13)],
 )
-def test_the_smallest_image(name, least, least_small):
-    for model, side in ((create(name, **ONE_EACH), least), (create(f"{name}_small", **ONE_EACH), least_small)):
+def test_the_smallest_image(name, minimum, minimum_small):
+    for model, side in ((create(name, **ONE_EACH), minimum), (create(f"{name}_small", **ONE_EACH), minimum_small)):
         assert all(min(end.shape) > 0 for end in ends_of(model, (side, side, 3)).values())
         with pytest.raises(ValueError, match=f"{name} needs images of at least {side}x{side} pixels"):
             models.abstract_variables(model, (side, side - 1, 3))
@@ -94,7 +94,7 @@ def test_the_smallest_image(name, least, least_small):
 
 @pytest.mark.parametrize("name", ["googlenet", "googlenet_bn", "inception_v3"])
 def test_auxiliary_heads_take_any_size(name):
-    """Their cells are as many at every size, so that one set of parameters serves all."""
+    """The number of cells, and with it the shape of the parameters, does not depend on the size."""
     model = create(f"{name}_small", **ONE_EACH)
     assert models.abstract_variables(model, (28, 28, 3)) == models.abstract_variables(model, (90, 61, 3))
     assert ends_of(model, (61, 90, 3))["aux1"].shape == (1, 10)
@@ -155,8 +155,8 @@ def test_the_paper_has_a_true_5x5_branch_and_biases():
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
-def test_heads_on_the_side_vanish_with_the_modules_they_read(name):
-    """`blocks` counts modules from the first; what is left keeps its name."""
+def test_auxiliary_heads_are_omitted_with_the_modules_they_read(name):
+    """`blocks` keeps the first modules of each size, under their names."""
     model = create(name, **ONE_EACH)
     params = models.abstract_variables(model)["params"]
     assert set(params) == {*model.stages, "aux1"}
@@ -176,7 +176,7 @@ def test_remat_wraps_every_module_and_keeps_the_paths(name):
     assert wrapped == [0, sum(stage.startswith(("inception", "mixed")) for stage in model.stages)]
 
 
-def test_branches_are_joined_in_the_order_of_their_table():
+def test_branches_are_concatenated_in_the_order_of_their_table():
     conv = partial(ConvNorm, norm=BatchNorm)
 
     def unit(features, kernel, stride, padding, *, name):
@@ -206,24 +206,24 @@ def test_branches_are_joined_in_the_order_of_their_table():
     np.testing.assert_allclose(joined[..., 13:19], alone("down", reduced), atol=1e-6)
 
 
-def test_mean_pools_count_their_padding_or_not():
-    """Inside the image both are the same; at a corner 4 of 9 values are there."""
+def test_average_pools_with_and_without_counted_padding():
+    """A window at a corner has 4 of its 9 values inside the image."""
     x = np.ones((1, 4, 4, 1), np.float32)
     zeros, nothing = (Branches(((Pool(kind),),), None).apply({}, x, False) for kind in ("avg", "avg_inside"))
     assert np.array_equal(nothing, x) and zeros[0, 1, 1, 0] == 1
     assert zeros[0, 0, 0, 0] == pytest.approx(4 / 9) and zeros[0, 0, 1, 0] == pytest.approx(6 / 9)
-    with pytest.raises(ValueError, match="not one of zeros, nothing"):
+    with pytest.raises(ValueError, match="reflect"):
         models.abstract_variables(create("inception_v3", pool_padding="reflect"))
 
 
-def test_the_strided_modules_of_inception_v2_pass_their_maps_through():
+def test_strided_modules_of_inception_v2_have_no_pool_projection():
     table = inception_v2.inception(*inception_v2.INCEPTIONS["inception3c"])
     assert [step.stride for branch in table for step in branch[-1:]] == [2, 2, 2]
     assert table[-1] == (Pool("max", 2),)
 
 
 def test_keras_numbers_the_layers_of_inception_v3_in_the_order_of_the_tables():
-    """Keras 3.15: 94 convolutions; those of mixed9 fan out after the unit they read."""
+    """Keras 3.15 numbers 94 convolutions; parallel ones follow the unit that they read."""
     model = create("inception_v3", aux_heads=False, pool_padding="nothing")
     abstract = models.abstract_variables(model)
     key_map = keras.key_map(model, abstract)

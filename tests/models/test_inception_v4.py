@@ -1,4 +1,4 @@
-"""Inception-v4 and Inception-ResNet-v2: the sizes in the figures, the smallest images, the scaled residuals."""
+"""Inception-v4 and Inception-ResNet-v2: sizes of the figures, smallest images, scaled residuals."""
 
 from functools import partial
 
@@ -15,11 +15,11 @@ from zoo.models.branches import chain
 from zoo.models.inception_resnet_v2 import InceptionResNet
 from zoo.models.layers import BatchNorm, ConvNorm
 
-FEW = {"blocks": (1, 1, 1)}  # blocks of a run are alike, and tracing all of them takes seconds
+FEW = {"blocks": (1, 1, 1)}  # tracing all blocks takes seconds
 
 
 def stages(model, side):
-    """Stage -> (height, width, channels)."""
+    """Return stage -> (height, width, channels)."""
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     _, ends = jax.eval_shape(model.apply, models.abstract_variables(model, (side, side, 3)), images)
     return {stage: ends[stage].shape[1:] for stage in model.stages if stage != "head"}
@@ -47,17 +47,17 @@ def test_activations_have_the_sizes_of_the_figures():
 
 
 @pytest.mark.parametrize("family", ["inception_v4", "inception_resnet_v2"])
-@pytest.mark.parametrize(("form", "least"), [("", 75), ("_small", 15)])
-def test_the_smallest_image_leaves_one_pixel(family, form, least):
+@pytest.mark.parametrize(("form", "minimum"), [("", 75), ("_small", 15)])
+def test_the_smallest_image_leaves_one_pixel(family, form, minimum):
     model = create(family + form, **FEW)
-    last = list(stages(model, least).values())[-1]
+    last = list(stages(model, minimum).values())[-1]
     assert last[:2] == (1, 1)
-    with pytest.raises(ValueError, match=f"{family} needs images of at least {least}x{least} pixels"):
-        models.abstract_variables(model, (least - 1, least, 3))
+    with pytest.raises(ValueError, match=f"{family} needs images of at least {minimum}x{minimum} pixels"):
+        models.abstract_variables(model, (minimum - 1, minimum, 3))
 
 
 @pytest.mark.parametrize("family", ["inception_v4", "inception_resnet_v2"])
-def test_small_forms_have_all_blocks_and_rematerialisation_keeps_paths(family):
+def test_small_forms_have_all_blocks_and_remat_keeps_paths(family):
     assert create(f"{family}_small").blocks == create(family).blocks
     model = create(f"{family}_small", **FEW)
     plain, again = (models.abstract_variables(models.with_runtime(model, remat=remat)) for remat in (False, True))
@@ -75,6 +75,6 @@ def test_a_residual_block_adds_its_scaled_branches():
     last = InceptionResNet(conv, branches, 1.0, None, jnp.float32)
     x = np.random.default_rng(0).normal(size=(1, 3, 3, 6)).astype(np.float32)
     variables = seeded_variables(jax.eval_shape(partial(scaled.init, train=False), jax.random.key(0), x))
-    ours, whole = jax.jit(lambda v, x: (scaled.apply(v, x, False), last.apply(v, x, False)))(variables, x)
-    assert np.abs(whole - x).max() > 0.1
-    np.testing.assert_allclose(ours, np.maximum(x + 0.17 * (whole - x), 0), atol=1e-5)
+    output, last_output = jax.jit(lambda v, x: (scaled.apply(v, x, False), last.apply(v, x, False)))(variables, x)
+    assert np.abs(last_output - x).max() > 0.1
+    np.testing.assert_allclose(output, np.maximum(x + 0.17 * (last_output - x), 0), atol=1e-5)

@@ -19,7 +19,7 @@ def test_model_satisfies_the_protocol(name):
     assert isinstance(model.model_parallel, tuple)
 
 
-# A network with each family's every pattern, and the number of parameters that the patterns match.
+# Networks that have all patterns of their family, and the number of parameters that the patterns match.
 SPLIT_PARAMETERS = {
     "softmax": 0,
     "mlp": 4,  # two hidden layers: kernel and bias

@@ -1,4 +1,4 @@
-"""What is special about the residual networks: shortcuts, strides, stochastic depth, initialisation, remat."""
+"""Residual networks: shortcuts, strides, stochastic depth, initialisation, remat."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ from zoo.trees import flatten
 
 TINY = {"blocks": (1, 1), "width": 8}
 
-# Nearly all the time goes into compiling, which takes half of it without optimisation.
+# Nearly all the time goes into compiling, and without optimisation it is half.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -41,7 +41,7 @@ def test_option_a_subsamples_and_pads_with_zeros():
     assert not np.any(padded[..., :2]) and not np.any(padded[..., 4:])
 
 
-def test_the_mean_of_four_at_the_edge_is_the_mean_of_what_is_there():
+def test_halving_averages_the_pixels_inside_the_image():
     x = normal(1, 3, 5, 2)
     means = resnet.halve(x)
     assert means.shape == (1, 2, 3, 2)
@@ -52,16 +52,16 @@ def test_the_mean_of_four_at_the_edge_is_the_mean_of_what_is_there():
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet50_v2_small", "wide_resnet16_8"])
 def test_stochastic_depth_grows_linearly(name):
-    """Huang et al. 2016, section 3: block l of L is dropped with probability l / L times the last one's."""
+    """Huang et al. 2016, section 3: block l of L is dropped with l / L times the probability of the last."""
     blocks = {"depth": 16} if name.startswith("wide") else {"blocks": (2, 2, 2), "width": 8}
     model, rates = create(name, stochastic_depth=0.6, **blocks), []
 
-    def note(call, args, kwargs, context):
+    def record(call, args, kwargs, context):
         if isinstance(context.module, StochasticDepth):
             rates.append(context.module.rate)
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(note):
+    with nn.intercept_methods(record):
         jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     np.testing.assert_allclose(rates, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
 
@@ -75,7 +75,7 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_zero_init_starts_as_the_shortcut(kind):
+def test_zero_init_starts_every_block_as_its_shortcut(kind):
     x = nn.relu(normal(2, 4, 4, 8))
     output, _ = jit(partial(BLOCKS[kind].init_with_output, train=True))(jax.random.key(0), x)
     assert np.array_equal(output, x)
@@ -85,8 +85,8 @@ REMAT = {"resnet50_small": TINY, "resnet50_v2_small": TINY, "wide_resnet16_8": {
 
 
 @pytest.mark.parametrize("name", REMAT)
-def test_remat_changes_only_how_it_is_run(name):
-    """The parameters are the same, every block is computed again."""
+def test_remat_recomputes_every_block(name):
+    """The parameters are the same, and every block is wrapped."""
     model = create(name, **REMAT[name])
     saving = models.with_runtime(model, remat=True)
     variables, again = (models.abstract_variables(m, (8, 8, 3)) for m in (model, saving))
@@ -98,8 +98,8 @@ def test_remat_changes_only_how_it_is_run(name):
         assert sum(name in ("remat2", "remat", "checkpoint") for name in names) == count
 
 
-def test_remat_leaves_the_gradients():
-    """Stochastic depth included: a block that is computed again must draw the same mask."""
+def test_remat_does_not_change_gradients():
+    """A recomputed block must draw the same mask of stochastic depth."""
     model = create("resnet50_v2_small", blocks=(1,), width=4, stochastic_depth=0.5)
     variables, images = models.init(model, 0, (4, 4, 3)), normal(4, 4, 4, 3)
 
@@ -130,7 +130,7 @@ def test_the_smallest_image_leaves_one_pixel(name, smallest):
         jax.eval_shape(model.apply, variables, images[:, 1:])
 
 
-def test_the_stride_of_keras_sits_one_block_later():
+def test_keras_strides_one_block_later():
     sides = {}
     for where in ("first", "last"):
         model = create("resnet50_v2", blocks=(2, 2), width=8, stride_at=where)
@@ -154,14 +154,14 @@ def test_the_stride_of_keras_sits_one_block_later():
         ("wide_resnet16_8", {"depth": 18}, "6n \\+ 4"),
     ],
 )
-def test_impossible_fields_are_refused_in_words(name, fields, message):
+def test_unsuitable_fields_raise(name, fields, message):
     with pytest.raises(ValueError, match=message):
         models.abstract_variables(create(name, **fields))
 
 
-def test_dropout_of_a_wide_block_acts_in_training_only():
+def test_a_wide_block_applies_dropout_in_training_only():
     model, images = create("wide_resnet16_8", depth=10, widen=1, dropout=0.5), jnp.zeros((2, 8, 8, 3))
     variables = models.abstract_variables(model)
     jax.eval_shape(model.apply, variables, images)
-    with pytest.raises(InvalidRngError):  # it asks for a key
+    with pytest.raises(InvalidRngError):  # needs a random key
         jax.eval_shape(partial(model.apply, train=True, mutable=["batch_stats"]), variables, images)

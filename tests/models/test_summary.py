@@ -1,4 +1,4 @@
-"""The table of layers, and the totals that `zoo list` shows without tracing every model."""
+"""Tables of layers, and the totals that `zoo list` reads instead of tracing every model."""
 
 import json
 
@@ -16,12 +16,12 @@ def test_every_model_is_listed():
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
-def test_listed_totals_are_what_tracing_gives(name):
+def test_listed_totals_equal_traced_ones(name):
     assert LISTED[name] == totals(layers(create(name)))
 
 
 def test_published_multiply_adds():
-    """He et al. 2015, table 1: 3.8 G for the original ResNet-50; the form with the stride in the 3x3 has 4.09 G."""
+    """He et al. 2015, table 1: 3.8 G for the original ResNet-50. With the stride in the 3x3 it has 4.09 G."""
     assert round(LISTED["resnet50"]["multiply_adds"] / 1e9, 2) == 4.09
     assert 3.8e9 <= LISTED["resnet50_v1"]["multiply_adds"] < 3.9e9
 

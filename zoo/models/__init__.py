@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -24,13 +24,14 @@ from zoo.models.inception_v3 import InceptionV3
 from zoo.models.inception_v4 import InceptionV4
 from zoo.models.lenet import LeNet5, LeNet51998
 from zoo.models.mlp import MLP
+from zoo.models.protocol import ImageClassifier
 from zoo.models.resnet import RESNET18, RESNET34, RESNET50, RESNET101, RESNET152, ResNet, cifar
 from zoo.models.resnet_v2 import RESNET50_V2, RESNET101_V2, RESNET152_V2, ResNetV2
 from zoo.models.wide_resnet import WideResNet
 from zoo.models.xception import Xception
 from zoo.suggest import did_you_mean
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, Callable[..., ImageClassifier]] = {
     "softmax": partial(MLP, widths=()),
     "mlp": MLP,
     "lenet5": LeNet5,
@@ -97,6 +98,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 RUNTIME_FIELDS = ("axis_name", "dtype", "remat")
 _LINEN_FIELDS = ("parent", "name")
 
+M = TypeVar("M", bound=ImageClassifier)
+
 #: Words in the names of fields that are probabilities.
 _PROBABILITIES = ("dropout", "rate", "stochastic_depth")
 
@@ -128,7 +131,8 @@ def create(name: str, **fields: Any) -> nn.Module:
             raise ValueError(f"{name} has no field {field!r}; {hint}")
         _check_field(name, field, known[field], value)
     # JSON has lists, but a hashable dataclass needs tuples.
-    return MODELS[name](**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+    hashable = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return cast(nn.Module, MODELS[name](**hashable))
 
 
 def _check_field(model: str, field: str, default: Any, value: Any) -> None:
@@ -158,7 +162,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def init(model: nn.Module, key: jax.Array | int, image_shape: tuple[int, int, int] | None = None) -> dict:
+def init(model: ImageClassifier, key: jax.Array | int, image_shape: tuple[int, int, int] | None = None) -> dict:
     """Initialise the variables of a model.
 
     Args:
@@ -173,18 +177,18 @@ def init(model: nn.Module, key: jax.Array | int, image_shape: tuple[int, int, in
     return _jit_init(model, key, image_shape and tuple(image_shape))
 
 
-def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] | None = None) -> dict:
+def abstract_variables(model: ImageClassifier, image_shape: tuple[int, int, int] | None = None) -> dict:
     """Return the tree of `init` with `jax.ShapeDtypeStruct` leaves, without computing anything."""
     return jax.tree.map(lambda leaf: leaf, _abstract_variables(model, image_shape and tuple(image_shape)))
 
 
 @lru_cache(maxsize=64)
-def _abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] | None) -> dict:
+def _abstract_variables(model: ImageClassifier, image_shape: tuple[int, int, int] | None) -> dict:
     """Cache the trees: tracing a deep network takes seconds, and loading a checkpoint needs its tree several times."""
     return jax.eval_shape(partial(_init, model, image_shape=image_shape), jax.random.key(0))
 
 
-def _init(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int] | None = None) -> dict:
+def _init(model: ImageClassifier, key: jax.Array, image_shape: tuple[int, int, int] | None = None) -> dict:
     variables = model.init(key, jnp.zeros((1, *(image_shape or model.input_shape))), train=False)
     return {"params": variables.get("params", {}), "batch_stats": variables.get("batch_stats", {})}
 
@@ -198,18 +202,18 @@ def count_parameters(variables: Mapping) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
-def defining_fields(model: nn.Module) -> dict[str, Any]:
+def defining_fields(model: ImageClassifier) -> dict[str, Any]:
     """Return the fields that determine the function, which a card stores beside the name of the model."""
     skipped = (*RUNTIME_FIELDS, *_LINEN_FIELDS)
     return {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in skipped}
 
 
-def runtime_fields(model: nn.Module) -> dict[str, Any]:
+def runtime_fields(model: ImageClassifier) -> dict[str, Any]:
     """Return those of RUNTIME_FIELDS that the model has."""
     return {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name in RUNTIME_FIELDS}
 
 
-def name_of(model: nn.Module) -> str:
+def name_of(model: ImageClassifier) -> str:
     """Return the key of MODELS whose entry shares the most defining fields with a model.
 
     A card stores every defining field beside the name, so any entry of the same class rebuilds the same function.
@@ -225,7 +229,7 @@ def name_of(model: nn.Module) -> str:
     return max(candidates, key=lambda name: sum(defining_fields(entries[name])[key] == fields[key] for key in fields))
 
 
-def with_runtime(model: nn.Module, **fields: Any) -> nn.Module:
+def with_runtime(model: M, **fields: Any) -> M:
     """Return a copy of the model that computes the same function with other runtime fields.
 
     Args:

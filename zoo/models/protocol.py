@@ -1,13 +1,14 @@
 """The contract that every model in MODELS satisfies."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 
 @runtime_checkable
 class ImageClassifier(Protocol):
     """An image classifier: a frozen `flax.linen` dataclass used as a pair of pure functions, `init` and `apply`.
 
-    Training, fine-tuning, sharding and the checkpoint card rely on these attributes and on nothing else about a model.
+    Training, fine-tuning, sharding and checkpoint cards need only these attributes of a model. `__hash__` makes it a
+    static argument of `jax.jit`.
 
     `apply(variables, images, train=False)` takes images [B, H, W, C] and returns `(logits, endpoints)`. Logits are
     float32 [B, num_classes], or the features [B, D] if `num_classes` is None. `endpoints` maps names to activations:
@@ -17,15 +18,16 @@ class ImageClassifier(Protocol):
 
     Attributes:
         num_classes: number of classes, or None for a network without a head.
-        family: name shared by the variants of one architecture; recipes are looked up by it.
+        family: name shared by the variants of one architecture; recipes are found by it.
         paper: authors, year, title and arXiv id of the publication.
         stages: parts of the network in order, ending in "head". Each parameter path begins with the name of a stage or
-            with "aux"; freezing and layer-wise learning rates go by them.
+            with "aux"; freezing and layer-wise learning rates select by them.
         input_shape: native shape [H, W, C] of an image.
         model_parallel: regular expressions that match whole paths of parameters. Matching parameters are split along
-            their last axis, the output features, over the "model" axis of a mesh. () for no split.
+            their last axis, the output features, over the "model" axis of a mesh. () if there are none.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     num_classes: int | None
 
     @property
@@ -46,3 +48,7 @@ class ImageClassifier(Protocol):
     def init(self, rngs: Any, images: Any, *, train: bool = False) -> Any: ...
 
     def apply(self, variables: Any, images: Any, *, train: bool = False, **kwargs: Any) -> Any: ...
+
+    def __hash__(self) -> int: ...
+
+    def clone(self, **fields: Any) -> Any: ...

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo.models import MODELS, abstract_variables, create
+from zoo.models.protocol import ImageClassifier
 
 FIGURES = Path(__file__).with_name("figures.json")
 
@@ -36,7 +37,7 @@ class Layer(NamedTuple):
     multiply_adds: int
 
 
-def layers(model: nn.Module, image_shape: tuple[int, int, int] | None = None) -> list[Layer]:
+def layers(model: ImageClassifier, image_shape: tuple[int, int, int] | None = None) -> list[Layer]:
     """Return the layers of a model in the order of their calls, without computing anything.
 
     Multiply-adds are counted for convolutions and dense layers only, as in the papers: biases, norms, activations and

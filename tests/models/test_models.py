@@ -1,0 +1,122 @@
+"""Functions of zoo.models: creating, initialising, naming and re-running models."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo.models as models
+from zoo.models import MODELS, create
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("lenet5", "dropout", 0),
+        ("lenet5", "dropout", 0.99),
+        ("resnet20", "stochastic_depth", 0.0),
+        ("lenet5", "num_classes", 1),
+        ("lenet5", "num_classes", None),
+        ("resnet20", "width", 0),
+        ("resnet20", "epsilon", 1),
+        ("highway", "gate_bias", -3.5),
+        ("resnet20", "squeeze", 4),
+        ("mlp", "widths", ()),
+    ],
+)
+def test_suitable_field_values(name, field, value):
+    assert getattr(create(name, **{field: value}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("lenet5", "dropout", 1),
+        ("lenet5", "dropout", -0.01),
+        ("lenet5", "dropout", True),
+        ("lenet5", "dropout", "0.5"),
+        ("googlenet", "aux_dropout", 1.0),
+        ("resnet20", "stochastic_depth", 1.0),
+        ("lenet5", "num_classes", 0),
+        ("lenet5", "num_classes", 2.0),
+        ("lenet5", "num_classes", True),
+        ("resnet20", "width", -1),
+        ("resnet20", "width", 8.0),
+        ("resnet20", "width", True),
+        ("resnet20", "epsilon", float("nan")),
+        ("resnet20", "epsilon", float("inf")),
+        ("resnet20", "bottleneck", 1),
+        ("resnet20", "stem", 3),
+        ("mlp", "widths", 16),
+        ("mlp", "widths", (16, -1)),
+        ("mlp", "widths", (16, 8.0)),
+    ],
+)
+def test_unsuitable_field_values_raise(name, field, value):
+    with pytest.raises(ValueError, match=name) as caught:
+        create(name, **{field: value})
+    assert f"{field}={value!r}" in str(caught.value)
+
+
+def test_lists_become_tuples():
+    """JSON has no tuples, and a model must be hashable."""
+    model = create("mlp", widths=[3, 2])
+    assert model.widths == (3, 2) and hash(model) == hash(create("mlp", widths=(3, 2)))
+
+
+def test_unknown_names_without_a_similar_one():
+    with pytest.raises(ValueError, match="zoo list"):
+        create("zzzzzz")
+    with pytest.raises(ValueError, match=r"widths, activation"):
+        create("mlp", zzzzzz=1)
+
+
+def test_init_takes_a_seed_or_a_key_and_an_image_shape():
+    model = create("mlp", widths=(4,), image_size=3)
+    seeded, keyed = models.init(model, 7), models.init(model, jax.random.key(7))
+    assert set(seeded) == {"params", "batch_stats"} and seeded["batch_stats"] == {}
+    jax.tree.map(np.testing.assert_array_equal, seeded, keyed)
+    assert not np.array_equal(
+        seeded["params"]["hidden1"]["kernel"], models.init(model, 8)["params"]["hidden1"]["kernel"]
+    )
+    assert models.init(model, 7, [3, 3, 2])["params"]["hidden1"]["kernel"].shape == (18, 4)
+
+
+def test_abstract_variables_are_those_of_init_and_may_be_changed():
+    model = create("mlp", widths=(4,), image_size=3)
+    abstract = models.abstract_variables(model)
+    assert jax.tree.map(jnp.shape, models.init(model, 0)) == jax.tree.map(jnp.shape, abstract)
+    del abstract["params"]["head"]
+    assert "head" in models.abstract_variables(model)["params"]
+
+
+def test_batch_statistics_are_not_parameters():
+    variables = {"params": {"a": np.zeros((2, 3)), "b": {"c": np.zeros(4)}}, "batch_stats": {"mean": np.zeros(5)}}
+    assert models.count_parameters(variables) == 10
+
+
+def test_defining_and_runtime_fields_share_no_field_and_leave_none_out():
+    model = create("resnet20", dtype=jnp.bfloat16, remat=True)
+    defining, runtime = models.defining_fields(model), models.runtime_fields(model)
+    assert runtime == {"axis_name": None, "dtype": jnp.bfloat16, "remat": True}
+    assert defining["blocks"] == (3, 3, 3) and not defining.keys() & {*runtime, "parent", "name"}
+    assert models.runtime_fields(create("lenet5")) == {"dtype": jnp.float32}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_names_are_recovered_from_fields(name):
+    named = models.name_of(create(name))
+    assert models.defining_fields(create(named)) == models.defining_fields(create(name))
+
+
+def test_names_of_changed_models_are_the_nearest():
+    assert models.name_of(create("resnet50d", num_classes=3)) == "resnet50d"
+    with pytest.raises(ValueError, match="Dense"):
+        models.name_of(nn.Dense(3))
+
+
+def test_runtime_fields_that_a_model_lacks_are_ignored():
+    model = models.with_runtime(create("lenet5"), dtype=jnp.bfloat16, remat=True, axis_name="batch")
+    assert model == create("lenet5", dtype=jnp.bfloat16)
+    assert models.with_runtime(create("resnet20"), axis_name="batch").axis_name == "batch"
