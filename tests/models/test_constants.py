@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import zoo.models as models
-from zoo.models import MODELS, alexnet, create, googlenet
+from zoo.models import MODELS, alexnet, create, googlenet, inception_resnet_v2
 from zoo.models.layers import BatchNorm, Conv, ConvPool
 
 
@@ -164,8 +164,11 @@ def one_block_a_stage(name):
 
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_published_constants(name):
-    expected = CONSTANTS[name]
-    calls = trace(one_block_a_stage(name))
+    """Runtime fields and epsilon are changed, to see that they reach every layer."""
+    expected, model = CONSTANTS[name], one_block_a_stage(name)
+    assert getattr(model, "epsilon", None) == (expected.batch_norm and expected.batch_norm[1])
+    changes = {"dtype": jnp.bfloat16} | ({"axis_name": "batch", "epsilon": 0.125} if expected.batch_norm else {})
+    calls = trace(model.clone(**changes))
     dropout = {}
     for i, (path, layer) in enumerate(calls):
         if isinstance(layer, nn.Dropout):
@@ -173,11 +176,12 @@ def test_published_constants(name):
             later = (name for name, layer in calls[i:] if not isinstance(layer, nn.Dropout))
             dropout[path] = (layer.rate, next(later))
     assert dropout == expected.dropout
-    norms = {(layer.momentum, layer.epsilon) for _, layer in calls if isinstance(layer, BatchNorm)}
-    assert norms == ({expected.batch_norm} if expected.batch_norm else set())
+    norms = {(layer.momentum, layer.epsilon, layer.axis_name) for _, layer in calls if isinstance(layer, BatchNorm)}
+    assert norms == ({(expected.batch_norm[0], 0.125, "batch")} if expected.batch_norm else set())
     names: dict[Any, str] = {}
     for path, layer in calls:
         if isinstance(layer, (Conv, ConvPool, nn.Dense)):
+            assert layer.dtype == jnp.bfloat16, path
             if layer.kernel_init not in names:
                 names[layer.kernel_init] = initialiser(layer.kernel_init)
             assert names[layer.kernel_init] == lookup(expected.kernels, path, None), path
@@ -261,3 +265,42 @@ def test_lenet5_of_1998_starts_as_in_appendix_a():
         assert 0.5 * 2.4 / (25 * maps) < np.abs(kernel).max() <= 2.4 / (25 * maps) * (1 + 1e-6)
     for name in ("s2", "s4"):
         assert np.all(params[name]["coefficient"] == 0.25) and not np.any(params[name]["bias"])
+
+
+def test_factors_of_residual_branches():
+    """TF-Slim inception_resnet_v2.py: 0.17, 0.1 and 0.2, within the range of Szegedy et al. 2016, section 3.3."""
+    scales = {name[-1]: row.scale for name, row in inception_resnet_v2.INCEPTION_RESNETS.items()}
+    assert scales == {"A": 0.17, "B": 0.1, "C": 0.2}
+
+
+# arXiv ids of the papers, or words of a title that is not on arXiv.
+PAPERS = {
+    "softmax": "1986, Learning representations by back-propagating errors",
+    "lenet5": "1998, Gradient-based learning applied to document recognition",
+    "lenet5_1998": "1998, Gradient-based learning applied to document recognition",
+    "alexnet": "2012, ImageNet classification with deep convolutional neural networks",
+    "alexnet_owt": "2014, One weird trick",
+    "googlenet": "arXiv:1409.4842",
+    "googlenet_bn": "arXiv:1409.4842",
+    "inception_v2": "arXiv:1502.03167",
+    "inception_v3": "arXiv:1512.00567",
+    "inception_v4": "arXiv:1602.07261",
+    "inception_resnet_v2": "arXiv:1602.07261",
+    "xception": "arXiv:1610.02357",
+    "resnet50": "arXiv:1512.03385",
+    "resnet50_v1": "arXiv:1512.03385",
+    "resnet20": "arXiv:1512.03385",
+    "resnet50_v2": "arXiv:1603.05027",
+    "resnet50d": "arXiv:1812.01187",
+    "resnext50_32x4d": "arXiv:1611.05431",
+    "wide_resnet50_2": "arXiv:1605.07146",
+    "se_resnet50": "arXiv:1709.01507",
+    "wide_resnet28_10": "arXiv:1605.07146",
+    "highway": "arXiv:1505.00387",
+    "highway_conv": "arXiv:1507.06228",
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_models_cite_their_papers(name):
+    assert PAPERS[name] in create(name).paper

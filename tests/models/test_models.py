@@ -120,3 +120,28 @@ def test_runtime_fields_that_a_model_lacks_are_ignored():
     model = models.with_runtime(create("lenet5"), dtype=jnp.bfloat16, remat=True, axis_name="batch")
     assert model == create("lenet5", dtype=jnp.bfloat16)
     assert models.with_runtime(create("resnet20"), axis_name="batch").axis_name == "batch"
+
+
+FAMILIES = sorted(name for name in MODELS if f"{name}_small" in MODELS and "next" not in name and "wide" not in name)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_unknown_stems_raise(name):
+    with pytest.raises(ValueError, match="'tiny'") as caught:
+        models.abstract_variables(create(name, stem="tiny"))
+    label = {"resnet50_v2": "ResNetV2"}.get(name, "ResNet" if "resnet" in name and "inception" not in name else name)
+    assert str(caught.value).startswith(f"{label}") and "small" in str(caught.value)
+
+
+FIXED_SIZE = [name for name in MODELS if "image_size" in models.defining_fields(create(name))]
+
+
+@pytest.mark.parametrize("name", [*FIXED_SIZE, "lenet5_1998"])
+def test_models_with_a_fixed_size_refuse_all_others(name):
+    model = create(name)
+    height, width, channels = model.input_shape
+    for shape in [(height + 1, width, channels), (height, width + 1, channels)]:
+        with pytest.raises(ValueError, match=f"{height}x{width}"):
+            models.abstract_variables(model, shape)
+    if name != "lenet5_1998":
+        assert create(name, image_size=height + 1).input_shape == (height + 1, width + 1, channels)

@@ -11,7 +11,7 @@ from flax.errors import InvalidRngError
 
 import zoo.models as models
 from zoo.models import create, resnet, resnet_v2, wide_resnet
-from zoo.models.layers import BatchNorm, StochasticDepth
+from zoo.models.layers import BatchNorm, Conv, StochasticDepth
 from zoo.trees import flatten
 
 TINY = {"blocks": (1, 1), "width": 8}
@@ -128,6 +128,40 @@ def test_the_smallest_image_leaves_one_pixel(name, smallest):
     assert ends[model.stages[-2]].shape[1:3] == (1, 1)
     with pytest.raises(ValueError, match=f"at least {smallest}x{smallest} pixels"):
         jax.eval_shape(model.apply, variables, images[:, 1:])
+
+
+def conv_strides(model, block):
+    """Return the stride of each convolution in a block, by name."""
+    strides = {}
+
+    def record(call, args, kwargs, context):
+        path = context.module.path
+        if isinstance(context.module, Conv) and block in path:
+            strides["/".join(path[path.index(block) + 1 :]).removesuffix("/conv")] = context.module.stride
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, *model.input_shape)))
+    return strides
+
+
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [
+        ("resnet50", {"conv1": 1, "conv2": 2, "conv3": 1, "shortcut": 2}),
+        ("resnet50_v1", {"conv1": 2, "conv2": 1, "conv3": 1, "shortcut": 2}),
+        ("resnet50d", {"conv1": 1, "conv2": 2, "conv3": 1, "shortcut": 1}),  # its shortcut averages over 2x2 first
+        ("resnet18", {"conv1": 2, "conv2": 1, "shortcut": 2}),
+        ("resnet20", {"conv1": 2, "conv2": 1}),
+        ("resnet50_v2", {"conv1": 1, "conv2": 2, "conv3": 1, "shortcut": 2}),
+        ("wide_resnet16_8", {"conv1": 2, "conv2": 1, "shortcut": 2}),
+    ],
+)
+def test_strides_of_the_first_block_of_a_stage(name, strides):
+    model = create(name, **({"depth": 10} if name.startswith("wide") else {"blocks": (1, 1)}))
+    assert conv_strides(model, "stage2_block1") == strides
+    first = dict.fromkeys(conv_strides(model, "stage1_block1"), 1)
+    assert conv_strides(model, "stage1_block1") == first
 
 
 def test_keras_strides_one_block_later():
