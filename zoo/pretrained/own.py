@@ -9,7 +9,7 @@ from zoo.pretrained.convert import SAME, KeyMap
 from zoo.trees import flatten
 
 IGNORED = ()
-MAPS: dict[type[nn.Module], type[nn.Module]] = {type(build()): type(build()) for build in MODELS.values()}
+MAPS: dict[type, type] = {type(build()): type(build()) for build in MODELS.values()}
 
 
 def key_map(model: nn.Module, variables: Mapping) -> KeyMap:
