@@ -13,7 +13,7 @@ checkpoint.predict("photo.png")
 from importlib import import_module
 from typing import Any
 
-#: name -> where it lives. Imported when first used, so that `import zoo` is light and changes nothing in JAX.
+#: name -> module. Modules are imported on first use, so that `import zoo` is fast and changes nothing in JAX.
 _PUBLIC = {
     "MODELS": "zoo.models",
     "RECIPES": "zoo.training.recipes",
@@ -37,7 +37,10 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
-        raise AttributeError(f"module 'zoo' has no attribute {name!r}; it has {', '.join(_PUBLIC)}")
+        from zoo.suggest import did_you_mean
+
+        hint = did_you_mean(name, _PUBLIC) or f"it has {', '.join(_PUBLIC)}"
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}; {hint}")
     value = getattr(import_module(_PUBLIC[name]), name)
     globals()[name] = value
     return value

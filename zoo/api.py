@@ -1,6 +1,7 @@
 """The Python interface: fit, evaluate, load and save."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from zoo.inference import evaluate as evaluation
 from zoo.inference.metrics import Metrics
 from zoo.inference.predict import Checkpoint, require_head
 from zoo.pretrained import weights
+from zoo.suggest import did_you_mean
 from zoo.training import loop, run
 from zoo.training.finetune import InitCheckpoint
 from zoo.training.plan import DEFAULT_DATA, TrainRequest, make_plan
@@ -65,7 +67,7 @@ def open_init(init: str | Path | Checkpoint, model: str | None = None) -> InitCh
 
     Args:
         init: what `load` takes or returns.
-        model: name in MODELS, for a weight file that does not say what it is for.
+        model: name in MODELS, for a weight file whose model is not recognised.
     """
     if not isinstance(init, (str, Path)):
         return InitCheckpoint(f"a {init.card.model} in memory", init.card, jax.device_get(init.variables))
@@ -99,6 +101,11 @@ def save(
 
     Raises:
         ValueError: if classes or variables do not match the model, or variables are not finite.
+
+    Example:
+        >>> model = zoo.create("lenet5", num_classes=2)
+        >>> preprocess = Preprocess(size=(32, 32), resize=(32, 32), channels="L")
+        >>> zoo.save("cats-and-dogs", model, zoo.init(model, 0), ("cat", "dog"), preprocess)
     """
     classes = tuple(str(name) for name in classes)
     if len(classes) != (model.num_classes or 0):
@@ -165,7 +172,8 @@ def fit(
             f"fit: data is a {type(data).__name__}; give a name, a folder, a Dataset, or a tuple (images, labels)"
         )
     if unknown := sorted(set(changes) - RECIPE_FIELDS):
-        raise ValueError(f"fit: {', '.join(unknown)} is neither an argument nor a field of Recipe")
+        hint = did_you_mean(unknown[0], [*RECIPE_FIELDS, *inspect.signature(fit).parameters]) or "see `zoo.Recipe`"
+        raise ValueError(f"fit: {', '.join(unknown)} is neither an argument nor a field of Recipe; {hint}")
     request = TrainRequest(
         model=model,
         data=str(data) if isinstance(data, Path) else data,
@@ -207,8 +215,14 @@ def evaluate(
         tta: test-time augmentation, a name in VIEWS, whose probabilities are averaged.
         image_size: side of the input in pixels; 0 for the checkpoint's own.
 
+    Returns:
+        The metrics over the split; `result.accuracy` and `result["accuracy"]` are the same.
+
     Raises:
         ValueError: if the data has no such split, or a class that the model does not have.
+
+    Example:
+        >>> zoo.evaluate("lenet5-mnist", "mnist").accuracy
     """
     loaded = load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     require_head(loaded.card)

@@ -8,10 +8,11 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from zoo.commands import SIGNAL_EXIT, one_line
+from zoo.commands import SIGNAL_EXIT
 from zoo.commands.streams import leave, prepare_streams
 from zoo.host_memory import retain_freed_memory
 from zoo.suggest import did_you_mean
+from zoo.text import error_line
 
 #: command -> (module in zoo.commands, help text)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("ZOO_TRACEBACK"):
             raise
-        print(f"zoo {options.command}: {one_line(error)}", file=sys.stderr)
+        print(f"zoo {options.command}: {error_line(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) or os.environ.get("ZOO_TRACEBACK"):

@@ -24,3 +24,10 @@ def csv_cell(value: Any) -> Any:
 def unescaped(stream: Any) -> Any:
     """Return the stream under one that escapes, for progress bars that move the cursor themselves."""
     return getattr(stream, "unescaped", stream)
+
+
+def error_line(error: BaseException) -> str:
+    """Return the message of an error on one line; for an error of the operating system, the file first."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -212,16 +212,16 @@ def test_scores_over_the_limit_are_left_out_with_a_reason(monkeypatch):
     result = summarise(total_of(logits, labels), list("abcdefg"))
     assert result["roc_auc"] is result["ece"] is None
     assert result["notes"] == [
-        "ROC-AUC and calibration error are left out: the table of 60 x 7 scores is over the limit of 419 entries"
+        "ROC-AUC and calibration error are not computed: 60 x 7 scores exceed the limit of 419 entries"
     ]
 
 
 def test_what_does_not_fit_is_refused():
     logits, labels = table("random")
     sums = total_of(logits, labels)
-    with pytest.raises(ValueError, match="6 class names are given for 7 classes"):
+    with pytest.raises(ValueError, match="6 class names for 7 classes"):
         summarise(sums, list("abcdef"))
-    with pytest.raises(ValueError, match=r"scores \(59, 7\) and labels \(60,\) do not fit 60 examples of 7 classes"):
+    with pytest.raises(ValueError, match=r"scores \(59, 7\) and labels \(60,\) do not match 60 examples of 7 classes"):
         summarise(sums, list("abcdefg"), softmax(logits)[1:], labels)
     with pytest.raises(ValueError, match="no examples"):
         summarise(add(None, {key: 0 * value for key, value in sums.items()}), list("abcdefg"))

@@ -197,18 +197,22 @@ def probe(features: Features, kind: str = "softmax", *, seed: int = 0) -> Probed
     """
     for name in ("train", "test"):
         if name not in features.splits:
-            raise ValueError(f"a probe needs a train and a test split; the features have {', '.join(features.splits)}")
+            raise ValueError(
+                f"a probe requires a train and a test split; the features have {', '.join(features.splits)}"
+            )
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import cross_val_score
 
     parts = [features.splits[name] for name in ("train", "validation") if name in features.splits]
     rows, labels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     if len(np.unique(labels)) < 2:
-        raise ValueError("a probe needs training examples of at least two classes")
+        raise ValueError("a probe requires training examples of at least two classes")
     subset = np.random.default_rng(seed).permutation(len(labels))[:CROSS_VALIDATED]
     folds = _folds(labels[subset], seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # happens at the weakest penalties, which then do not win
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # expected for the weakest penalties, which are then not chosen
         accuracy = {}
         for strength in STRENGTHS:
             # C multiplies a sum over examples; scaled like this, the penalty per example is independent of N.
@@ -232,7 +236,7 @@ def _folds(labels: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]
     folds = kind(min(FOLDS, count), shuffle=True, random_state=seed).split(labels[:, None], labels)
     usable = [(train, validation) for train, validation in folds if len(np.unique(labels[train])) > 1]
     if not usable:
-        raise ValueError("a probe needs a class with more than one training example to choose its penalty")
+        raise ValueError("a probe requires a class with more than one training example to choose its penalty")
     return usable
 
 

@@ -13,13 +13,6 @@ from pathlib import Path
 SIGNAL_EXIT = 128
 
 
-def one_line(error: BaseException) -> str:
-    """Return the message of an error on one line; for an error of the operating system, the file first."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror.lower()}"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def start_jax() -> None:
     """Set up JAX's compilation cache in the user's cache folder. A folder set in the environment is kept."""
     import jax

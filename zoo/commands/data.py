@@ -10,21 +10,24 @@ import re
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import count, one_line, require_writable
+from zoo.commands import count, require_writable
+from zoo.text import error_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("data", metavar="DATA", help="folder of class folders, table, tar shards, tfds:NAME, …, as in zoo train --data")
-    add("--data-dir", metavar="DIR", help="folder of TensorFlow Datasets and Hugging Face datasets")
-    add("--sheet", metavar="FILE.png", help="contact sheet of each class (default: a file in the cache folder)")
-    add("--augmented", metavar="FILE.png", nargs="?", const="", help="also draw augmented training images")
-    add("--augment", metavar="OPS", help="with --augmented: operations, as in zoo train (default: the recipe's)")
-    add("--recipe", metavar="NAME", help="with --augmented: recipe (default: chosen by model and data)")
+    add(
+        "data", metavar="DATA", help="Folder of class folders, table, tar shards, tfds:NAME, …, as in zoo train --data."
+    )
+    add("--data-dir", metavar="DIR", help="Folder of TensorFlow Datasets and Hugging Face datasets.")
+    add("--sheet", metavar="FILE.png", help="Contact sheet of each class (default: a file in the cache folder).")
+    add("--augmented", metavar="FILE.png", nargs="?", const="", help="Also draw augmented training images.")
+    add("--augment", metavar="OPS", help="With --augmented: operations, as in zoo train (default: the recipe's).")
+    add("--recipe", metavar="NAME", help="With --augmented: recipe (default: chosen by model and data).")
     add("--image-size", metavar="PIXELS", type=count, default=0,
-        help="with --augmented: side of the input; 0: the median image, at most 224")  # fmt: skip
-    add("--workers", metavar="N", type=count, default=None, help="threads that decode images (default: one per core)")
-    add("--json", action="store_true", help="print all figures and files as JSON")
+        help="With --augmented: side of the input; 0: the median image, at most 224.")  # fmt: skip
+    add("--workers", metavar="N", type=count, default=None, help="Threads that decode images (default: one per core).")
+    add("--json", action="store_true", help="Print all figures and files as JSON.")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -68,7 +71,7 @@ def _draw_sheets(options: argparse.Namespace, dataset: Any, figures: Any) -> tup
     except OSError as error:  # the default sheet is optional: the cache folder may not be writable
         if options.sheet:
             raise
-        lines.append(f"contact sheet: not drawn ({one_line(error)}); name a file with --sheet FILE.png")
+        lines.append(f"contact sheet: not drawn ({error_line(error)}); name a file with --sheet FILE.png")
     if options.augmented is not None:
         sheet = _sheet_file(options.augmented, options.data, "augmented")
         lines.append(f"augmented: {sheet} ({_draw_augmented(options, dataset, figures, sheet)})")
@@ -115,5 +118,5 @@ def _draw_augmented(options: argparse.Namespace, dataset: Any, figures: Any, fil
     try:
         augmented_sheet(dataset, preprocess_for(dataset, (side, side)), augment, file)
     except ValueError as error:
-        raise ValueError(f"--augmented: {one_line(error)}") from None
+        raise ValueError(f"--augmented: {error_line(error)}") from None
     return "; ".join(augment) or "the recipe does not augment"

@@ -10,11 +10,16 @@ from zoo.commands import count
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that select devices and processes, which several commands share."""
     add = parser.add_argument
-    add("--parallel", metavar="NAME", default="jit", help="jit (default) or pmap")
-    add("--mesh", metavar="AXES", default="", help="data=4,model=2 or fsdp=8 (default: $ZOO_MESH, or data=all devices)")
-    add("--coordinator", metavar="HOST:PORT", default="", help="address of process 0, auto or none (default: detect)")
-    add("--processes", metavar="N", type=count, help="number of processes")
-    add("--process", metavar="I", type=count, help="index of this process, from 0")
+    add("--parallel", metavar="NAME", default="jit", help="Method: jit (default) or pmap.")
+    add(
+        "--mesh",
+        metavar="AXES",
+        default="",
+        help="Axes such as data=4,model=2 or fsdp=8 (default: $ZOO_MESH, or data=all devices).",
+    )
+    add("--coordinator", metavar="HOST:PORT", default="", help="Address of process 0, auto or none (default: detect).")
+    add("--processes", metavar="N", type=count, help="Number of processes.")
+    add("--process", metavar="I", type=count, help="Index of this process, from 0.")
 
 
 def parallelism_of(options: argparse.Namespace) -> Any:

@@ -4,30 +4,33 @@ import argparse
 import sys
 from typing import Any
 
-from zoo.commands import count, counter, one_line, start_jax
+from zoo.commands import count, counter, start_jax
 from zoo.host_memory import release_freed_memory
+from zoo.text import error_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="folder or name of a checkpoint")
-    parser.add_argument("--data", metavar="DATA", help="data set (default: the one it was trained on)")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of TensorFlow Datasets")
-    parser.add_argument("--split", metavar="NAME", default="", help="train, validation, test or all (default: test)")
-    parser.add_argument("--limit", metavar="N", type=count, default=0, help="use at most N records; 0: all")
+    parser.add_argument("checkpoint", metavar="CKPT", help="Folder or name of a checkpoint.")
+    parser.add_argument("--data", metavar="DATA", help="Data set (default: the one it was trained on).")
+    parser.add_argument("--data-dir", metavar="DIR", help="Folder of TensorFlow Datasets.")
+    parser.add_argument(
+        "--split", metavar="NAME", default="", help="Split: train, validation, test or all (default: test)."
+    )
+    parser.add_argument("--limit", metavar="N", type=count, default=0, help="Use at most N records; 0: all.")
     parser.add_argument(
         "--batch-size",
         metavar="N",
         type=count,
         default=256,
-        help="images per batch (default: 256); affects speed and memory only",
+        help="Images per batch (default: 256); affects speed and memory only.",
     )
     parser.add_argument(
-        "--tta", metavar="VIEWS", default="", help="average over views: flip, five-crop, ten-crop or multi-scale"
+        "--tta", metavar="VIEWS", default="", help="Average over views: flip, five-crop, ten-crop or multi-scale."
     )
     parser.add_argument(
-        "--image-size", metavar="PIXELS", type=count, default=0, help="side of the input; 0: as trained"
+        "--image-size", metavar="PIXELS", type=count, default=0, help="Side of the input; 0: as trained."
     )
-    parser.add_argument("--json", action="store_true", help="print all metrics as JSON, with the confusion matrix")
+    parser.add_argument("--json", action="store_true", help="Print all metrics as JSON, with the confusion matrix.")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--batch-size must be at least 1")
     if options.tta:
         check_views(options.tta, loaded.card.preprocess)
-    dataset = dataset_of(options.checkpoint, loaded.card, options.data, options.data_dir)
+    dataset = open_data_of(options.checkpoint, loaded.card, options.data, options.data_dir)
     notes_before, dataset = dataset.notes, with_classes(dataset, loaded.card.classes)
     for note in dataset.notes[len(notes_before) :]:
         print(note, file=sys.stderr)
@@ -77,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def dataset_of(checkpoint: str, card: Any, data: str | None, data_dir: str | None) -> Any:
+def open_data_of(checkpoint: str, card: Any, data: str | None, data_dir: str | None) -> Any:
     """Open the data set given by --data, or the one the checkpoint was trained on. Report unreadable files on stderr.
 
     Raises:
@@ -105,5 +108,5 @@ def _open(checkpoint: str, card: Any, data: str | None, data_dir: str | None) ->
         return open_dataset(source, data_dir)
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"{checkpoint} was trained on {source!r}, which cannot be opened; pass --data ({one_line(error)})"
+            f"{checkpoint} was trained on {source!r}, which cannot be opened; pass --data ({error_line(error)})"
         ) from None

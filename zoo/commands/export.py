@@ -10,23 +10,23 @@ SUFFIXES = {"safetensors": ".safetensors", "stablehlo": ".stablehlo", "onnx": ".
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("checkpoint", metavar="CKPT", help="folder or name of a checkpoint")
+    add("checkpoint", metavar="CKPT", help="Folder or name of a checkpoint.")
     add(
         "--to",
         choices=SUFFIXES,
         required=True,
-        help="format: safetensors holds the weights only, the others the network too",
+        help="Format: safetensors holds the weights only, the others the network too.",
     )
     add(
         "-o",
         "--output",
         metavar="FILE",
-        help="file to write (default: the checkpoint's name with the suffix of the format)",
+        help="File to write (default: the checkpoint's name with the suffix of the format).",
     )
     add(
         "--keys",
         metavar="NAMES",
-        help="tensor names of safetensors: torchvision, timm, akamaster, keras or zoo (default: the first that fits)",
+        help="Tensor names of safetensors: torchvision, timm, akamaster, keras or zoo (default: the first that fits).",
     )
 
 

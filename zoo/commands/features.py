@@ -8,33 +8,38 @@ from zoo.commands import count, counter, require_writable, start_jax
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="folder or name of a checkpoint")
+    parser.add_argument("checkpoint", metavar="CKPT", help="Folder or name of a checkpoint.")
     add_extraction(parser)
     parser.add_argument(
-        "--split", action="append", metavar="NAME", help="train, validation or test; may be repeated (default: all)"
+        "--split",
+        action="append",
+        metavar="NAME",
+        help="Split: train, validation or test; may be repeated (default: all).",
     )
-    parser.add_argument("-o", "--output", metavar="FILE.npz", required=True, help="file to write")
+    parser.add_argument("-o", "--output", metavar="FILE.npz", required=True, help="File to write.")
 
 
 def add_extraction(parser: argparse.ArgumentParser) -> None:
     """Add the options that `zoo probe` shares."""
-    parser.add_argument("--data", metavar="DATA", help="data set (default: the one it was trained on)")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of TensorFlow Datasets")
-    parser.add_argument("--at", metavar="ENDPOINT", default="features", help="a stage, features (default) or logits")
+    parser.add_argument("--data", metavar="DATA", help="Data set (default: the one it was trained on).")
+    parser.add_argument("--data-dir", metavar="DIR", help="Folder of TensorFlow Datasets.")
     parser.add_argument(
-        "--pool", default="mean", metavar="POOL", help="pooling of stages: mean over positions (default) or flatten"
+        "--at", metavar="ENDPOINT", default="features", help="Endpoint: a stage, features (default) or logits."
     )
-    parser.add_argument("--limit", metavar="N", type=count, default=0, help="use at most N records of each split")
+    parser.add_argument(
+        "--pool", default="mean", metavar="POOL", help="Pooling of stages: mean over positions (default) or flatten."
+    )
+    parser.add_argument("--limit", metavar="N", type=count, default=0, help="Use at most N records of each split.")
 
 
 def extract(options: argparse.Namespace, splits: list[str] | None) -> Any:
     """Compute the features selected by the options."""
     from zoo import api
     from zoo.analysis import probe
-    from zoo.commands.evaluate import dataset_of
+    from zoo.commands.evaluate import open_data_of
 
     loaded = api.load(options.checkpoint)
-    dataset = dataset_of(options.checkpoint, loaded.card, options.data, options.data_dir)
+    dataset = open_data_of(options.checkpoint, loaded.card, options.data, options.data_dir)
     return probe.features(
         loaded, dataset, options.at, splits=splits, pool=options.pool, limit=options.limit, on_batch=counter("images"),
     )  # fmt: skip

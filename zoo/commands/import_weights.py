@@ -9,30 +9,37 @@ from zoo.commands import start_jax
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("file", metavar="FILE", help=".safetensors, .pt, .pth, .ckpt, .bin, .h5 or .keras, or the index of its shards")
+    add(
+        "file",
+        metavar="FILE",
+        help="Weight file: .safetensors, .pt, .pth, .ckpt, .bin, .h5 or .keras, or the index of its shards.",
+    )
     add(
         "--as",
         metavar="NAME",
         dest="target",
-        help="published weights (torchvision:resnet50) or a model (resnet50); by default recognised from the tensors",
+        help="Published weights (torchvision:resnet50) or a model (resnet50); by default recognised from the tensors.",
     )
     add(
-        "-o", "--output", metavar="FOLDER", help="checkpoint to write (default for published weights: the user's cache)"
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="Checkpoint to write (default for published weights: the user's cache).",
     )
-    add("--set", metavar="FIELD=VALUE", action="append", default=[], help="set a field of the model")
+    add("--set", metavar="FIELD=VALUE", action="append", default=[], help="Set a field of the model.")
     add(
         "--classes",
         metavar="FILE|FOLDER",
-        help="class names, one per line, or the training folder, whose class folders are sorted as in torchvision",
+        help="Class names, one per line, or the training folder, whose class folders are sorted as in torchvision.",
     )
-    add("--weights", metavar="NAME", help="set of weights to read if the file holds several, such as state_dict_ema")
-    add("--mean", metavar="NUMBERS", help="mean per channel of pixels in [0, 1]: 0.485,0.456,0.406 (or one number)")
-    add("--std", metavar="NUMBERS", help="standard deviation per channel of pixels in [0, 1]")
-    add("--size", metavar="PIXELS", help="input size of the network, 224 or HEIGHTxWIDTH")
-    add("--resize", metavar="PIXELS", help="size to which images are resized before the crop to --size")
-    add("--resize-mode", metavar="MODE", help="crop, pad or squash (ignore the aspect ratio)")
-    add("--interpolation", metavar="NAME", help="nearest, bilinear, bicubic, lanczos or box")
-    add("--channels", metavar="ORDER", help="L (grey), RGB or BGR")
+    add("--weights", metavar="NAME", help="Set of weights to read if the file holds several, such as state_dict_ema.")
+    add("--mean", metavar="NUMBERS", help="Mean per channel of pixels in [0, 1]: 0.485,0.456,0.406 (or one number).")
+    add("--std", metavar="NUMBERS", help="Standard deviation per channel of pixels in [0, 1].")
+    add("--size", metavar="PIXELS", help="Input size of the network, 224 or HEIGHTxWIDTH.")
+    add("--resize", metavar="PIXELS", help="Size to which images are resized before the crop to --size.")
+    add("--resize-mode", metavar="MODE", help="Resize rule: crop, pad or squash (ignore the aspect ratio).")
+    add("--interpolation", metavar="NAME", help="Interpolation: nearest, bilinear, bicubic, lanczos or box.")
+    add("--channels", metavar="ORDER", help="Channel order: L (grey), RGB or BGR.")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -8,8 +8,8 @@ from zoo.commands import amount
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME|CKPT", help="name of a model, or folder or name of a checkpoint")
-    parser.add_argument("--json", action="store_true", help="print the layers or the card as JSON")
+    parser.add_argument("name", metavar="NAME|CKPT", help="Name of a model, or folder or name of a checkpoint.")
+    parser.add_argument("--json", action="store_true", help="Print the layers or the card as JSON.")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -9,8 +9,13 @@ COMMANDS = ("train", "devices")  # what can be launched
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--processes", metavar="N", type=count, required=True, help="number of processes to start")
-    add("command_words", metavar="COMMAND", nargs=argparse.REMAINDER, help="-- train …, or -- devices")
+    add("--processes", metavar="N", type=count, required=True, help="Number of processes to start.")
+    add(
+        "command_words",
+        metavar="COMMAND",
+        nargs=argparse.REMAINDER,
+        help="Command to start: -- train …, or -- devices.",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -8,9 +8,9 @@ from zoo.commands import amount
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipes", action="store_true", help="list the recipes instead of the models")
-    parser.add_argument("--weights", action="store_true", help="list the weights that can be loaded by name")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--recipes", action="store_true", help="List the recipes instead of the models.")
+    parser.add_argument("--weights", action="store_true", help="List the weights that can be loaded by name.")
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,10 +7,12 @@ from zoo.commands.features import add_extraction, extract
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT|FILE.npz", help="a checkpoint, or a file written by `zoo features`")
+    parser.add_argument(
+        "checkpoint", metavar="CKPT|FILE.npz", help="A checkpoint, or a file written by `zoo features`."
+    )
     add_extraction(parser)
-    parser.add_argument("--svm", action="store_true", help="train a linear SVM instead of a softmax classifier")
-    parser.add_argument("--json", action="store_true", help="print all metrics as JSON, with the confusion matrix")
+    parser.add_argument("--svm", action="store_true", help="Train a linear SVM instead of a softmax classifier.")
+    parser.add_argument("--json", action="store_true", help="Print all metrics as JSON, with the confusion matrix.")
 
 
 def run(options: argparse.Namespace) -> int:

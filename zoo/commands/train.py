@@ -15,27 +15,30 @@ if TYPE_CHECKING:
     from zoo.distributed.mesh import Parallelism
     from zoo.training.plan import TrainRequest
 
-#: Flags that are recipe fields, and what help says of them; `--set` reaches the rest.
+#: option -> (metavar, help text) for the fields of Recipe with an option of their own; `--set` sets any field.
 RECIPE_FLAGS = {
-    "epochs": "passes over the training images",
-    "batch-size": "images per step; 0: all of them",
-    "optimizer": "",
-    "learning-rate": "the highest one",
-    "schedule": "",
-    "weight-decay": "decoupled; --set l2=… is the classic penalty",
-    "augment": "operations with commas between, such as flip,pad_crop(pad=4)",
-    "precision": "",
-    "image-size": "side in pixels of what the model sees",
-    "progressive": "sides in pixels that training grows through in equal parts, such as 128,160,192",
-    "test-size": "side in pixels that validation, test and the checkpoint see; 0: as training",
-    "monitor": "what on the validation split chooses the best checkpoint: ",
-    "patience": "stop after so many evaluations without a better one; 0: never",
-    "seed": "of everything that is drawn",
-    "head-epochs": "with --init: the new head is trained alone for so long",
-    "head-lr": "highest learning rate of the head; 0: as everything",
-    "layer-decay": "each stage learns at so much times the rate of the one after it",
-    "freeze": "stages, body (all but the head), or regular expressions for paths, with commas between",
-    "unfreeze-at": "the epoch at which what is frozen joins; 0: never",
+    "epochs": ("N", "Passes over the training images."),
+    "batch-size": ("N", "Images per step; 0: the whole training split."),
+    "optimizer": ("NAME", "Optimiser: {choices}."),
+    "learning-rate": ("RATE", "Peak learning rate."),
+    "schedule": ("NAME", "Learning-rate schedule: {choices}."),
+    "weight-decay": ("RATE", "Decoupled weight decay; --set l2=… is the classic L2 penalty."),
+    "augment": ("OPS", "Comma-separated augmentation operations, such as flip,pad_crop(pad=4)."),
+    "precision": ("DTYPE", "Type of the computation: {choices}."),
+    "image-size": ("PIXELS", "Side of the input."),
+    "progressive": ("PIXELS,…", "Sides of the input in consecutive, equal parts of training, such as 128,160,192."),
+    "test-size": ("PIXELS", "Side of the input for validation, test and the checkpoint; 0: as in training."),
+    "monitor": ("METRIC", "Validation metric that selects the best checkpoint: {choices}."),
+    "patience": ("N", "Stop after N evaluations without improvement; 0: never."),
+    "seed": ("N", "Random seed."),
+    "head-epochs": ("N", "With --init: epochs at the start in which only the new head is trained."),
+    "head-lr": ("RATE", "Peak learning rate of the head; 0: that of the other parameters."),
+    "layer-decay": ("FACTOR", "Ratio of the learning rates of each stage and the one after it."),
+    "freeze": (
+        "PARTS",
+        "Comma-separated parts to freeze: stages, body (all but the head), or regexes of paths.",
+    ),
+    "unfreeze-at": ("EPOCH", "Epoch at which frozen parts start to be trained; 0: never."),
 }
 
 
@@ -43,31 +46,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from zoo.training.recipe import choices_of
 
     add = parser.add_argument
-    add("--model", metavar="NAME", help="a name of `zoo list` (default: lenet5, or that of --init)")
-    add("--init", metavar="CKPT", help="fine-tune this checkpoint: a folder, or a name that zoo.load takes")
+    add("--model", metavar="NAME", help="Model, see `zoo list` (default: lenet5, or the model of --init).")
+    add("--init", metavar="CKPT", help="Checkpoint to fine-tune: a folder, or a name that zoo.load takes.")
+    add("--data", metavar="DATA", help="Folder of class folders, .csv, .tar, .npz, tfds:NAME, … (default: digits).")
+    add("--data-dir", metavar="DIR", help="Folder of TensorFlow Datasets.")
+    add("--recipe", metavar="NAME", help="Recipe, see `zoo list --recipes` (default: chosen by model and data).")
+    for flag, (metavar, text) in RECIPE_FLAGS.items():
+        add(f"--{flag}", metavar=metavar, help=text.format(choices=", ".join(choices_of(_field(flag)))))
     add(
-        "--data",
-        metavar="DATA",
-        help="a folder of class folders, .csv, .tar, .npz, tfds:NAME, … (default: digits)",
+        "--micro-batch",
+        metavar="N",
+        help="Images per pass, with accumulated gradients; auto: the most that fit in memory.",
     )
-    add("--data-dir", metavar="DIR", help="where TensorFlow Datasets keeps its data")
-    add("--recipe", metavar="NAME", help="one of `zoo list --recipes` (default: the one that suits)")
-    for flag, text in RECIPE_FLAGS.items():
-        add(f"--{flag}", metavar="X", help=text + ", ".join(choices_of(_field(flag))))
-    add("--micro-batch", metavar="N", help="images per pass, gradients are accumulated; auto: the most that fit")
-    add("--set", metavar="FIELD=VALUE", action="append", default=[], help="any field of the recipe or the model")
-    add("--config", metavar="FILE", help="a run's config.json: train it anew, with what else is given changed")
-    add("--workdir", metavar="DIR", help="the run's folder (default: one under runs/)")
-    add("--limit", metavar="N", type=count, default=None, help="use at most N records of each split")
-    add(
-        "--workers", metavar="N", type=count, default=None, help="threads that read images (default: one per processor)"
-    )
-    add("--dry-run", action="store_true", help="shapes, memory and a time estimate; nothing is trained")
-    add("--save-every", metavar="SECONDS", type=seconds, default=60.0, help="commit the state this often (default: 60)")
-    add("--save-steps", metavar="N", type=count, default=0, help="and every N steps")
+    add("--set", metavar="FIELD=VALUE", action="append", default=[],
+        help="Set any field of the recipe or the model; may be repeated.")  # fmt: skip
+    add("--config", metavar="FILE", help="Train the config.json of a run anew; other options override it.")
+    add("--workdir", metavar="DIR", help="Folder of the run (default: one under runs/).")
+    add("--limit", metavar="N", type=count, default=None, help="Use at most N records of each split; 0: all.")
+    add("--workers", metavar="N", type=count, default=None, help="Threads that read images (default: one per core).")
+    add("--dry-run", action="store_true", help="Print shapes, memory and a time estimate without training.")
+    add("--save-every", metavar="SECONDS", type=seconds, default=60.0,
+        help="Time between saves of the run's state (default: 60).")  # fmt: skip
+    add("--save-steps", metavar="N", type=count, default=0, help="Also save every N steps; 0: by time only.")
     add_device_options(parser)
-    add("--deterministic", action="store_true", help="the same bits every time on a GPU too, where that is slower")
-    add("--quiet", action="store_true", help="print nothing but errors")
+    add(
+        "--deterministic",
+        action="store_true",
+        help="Reproduce results to the bit on GPU too, at some cost in speed.",
+    )
+    add("--quiet", action="store_true", help="Print errors only.")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from zoo.commands import amount
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="folder or name of a checkpoint")
+    parser.add_argument("checkpoint", metavar="CKPT", help="Folder or name of a checkpoint.")
 
 
 def run(options: argparse.Namespace) -> int:

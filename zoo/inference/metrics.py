@@ -1,8 +1,8 @@
 """Metrics that are exact over a whole split.
 
 On the device `batch_sums` gives sums that add up over batches, devices (psum) and processes; on the host `add`
-accumulates them in float64 and int64, and `summarise` turns the total into `Metrics`. ROC-AUC and calibration
-are no sums: they need the table of all scores, up to `SCORE_LIMIT` entries.
+accumulates them in float64 and int64, and `summarise` turns the total into `Metrics`. ROC-AUC and calibration error
+are not sums: they are computed from the table of all scores, which has at most `SCORE_LIMIT` entries.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 SCORE_LIMIT = 100_000_000  # entries (examples x classes) of the score table: 400 MB of float32
-BINS = 15  # of the calibration error, as in Guo et al. 2017
+BINS = 15  # number of bins of the calibration error, as in Guo et al. 2017
 
 Sums = dict[str, Any]
 
@@ -30,6 +30,7 @@ class ClassMetrics:
     support: int
 
     def to_json(self) -> dict[str, Any]:
+        """Return the metrics as plain values for JSON."""
         values = asdict(self)
         return {"class": values.pop("name"), **values}
 
@@ -40,19 +41,19 @@ class Metrics:
 
     Attributes:
         examples: number of examples.
-        loss: mean cross-entropy; not finite if that of an example was not.
+        loss: mean cross-entropy; not finite if the loss of any example is not.
         accuracy: share of examples whose class has the highest logit.
         top5: share of examples whose class is among the five highest (of K classes if K < 5).
-        macro_precision: mean over the classes that occur, in truth or predicted; likewise recall and F1. An undefined
-            ratio is 0, as in scikit-learn with zero_division=0.
-        macro_recall: see macro_precision.
-        macro_f1: see macro_precision.
-        roc_auc: area under the ROC curve, one class against the rest, averaged over the classes that occur in truth;
-            None without a score table.
+        macro_precision: mean over the classes that occur as true or predicted class. An undefined ratio is 0, as in
+            scikit-learn with zero_division=0.
+        macro_recall: likewise.
+        macro_f1: likewise.
+        roc_auc: area under the ROC curve, one class against the rest, averaged over the classes that occur as true
+            class; None without a score table.
         ece: expected calibration error; None without a score table.
         per_class: metrics of each class.
         confusion: counts [K][K], rows true and columns predicted.
-        notes: lines on what is missing and why.
+        notes: one line for each metric that is missing, with the reason.
     """
 
     examples: int
@@ -171,11 +172,13 @@ def summarise(
     """Compute the metrics of a whole split from the total of its `batch_sums`.
 
     Args:
-        sums: the total of `add`. class_names: K names. scores: probabilities float [N, K] of all examples, padding left
-        out; None beyond SCORE_LIMIT or where not wanted. labels: int [N], the true classes of those.
+        sums: the total returned by `add`.
+        class_names: K names.
+        scores: probabilities float [N, K] of all examples without padding, or None to skip ROC-AUC and calibration.
+        labels: int [N], the true classes.
 
     Raises:
-        ValueError: nothing was counted, or names, scores and labels do not fit the sums.
+        ValueError: if there are no examples, or names, scores and labels do not match the sums.
     """
     confusion = np.asarray(sums["confusion"], np.int64)
     invalid = np.asarray(sums["invalid"], np.int64)
@@ -183,9 +186,9 @@ def summarise(
     support = confusion.sum(axis=1) + invalid
     examples = int(support.sum())
     if examples == 0:
-        raise ValueError("there is nothing to evaluate: the split has no examples")
+        raise ValueError("nothing to evaluate: the split has no examples")
     if len(class_names) != classes:
-        raise ValueError(f"{len(class_names)} class names are given for {classes} classes")
+        raise ValueError(f"{len(class_names)} class names for {classes} classes")
     hits, predicted = np.diag(confusion), confusion.sum(axis=0)
     precision, recall = _ratio(hits, predicted), _ratio(hits, support)
     f1 = _ratio(2 * hits, predicted + support)
@@ -195,23 +198,9 @@ def summarise(
         notes.append(
             f"{int(invalid.sum())} of {examples} examples have logits that are not finite; they count as wrong"
         )
-    area = error = None
-    if scores is None or labels is None:
-        if examples * classes > SCORE_LIMIT:
-            notes.append(
-                f"ROC-AUC and calibration error are left out: the table of {examples:,} x {classes:,} scores is over "
-                f"the limit of {SCORE_LIMIT:,} entries"
-            )
-    elif scores.shape != (examples, classes) or labels.shape != (examples,):
-        raise ValueError(
-            f"scores {scores.shape} and labels {labels.shape} do not fit {examples} examples of {classes} classes"
-        )
-    elif not np.isfinite(scores).all():
-        notes.append("ROC-AUC and calibration error are left out: there are scores that are not finite")
-    else:
-        area, error = roc_auc(scores, labels), calibration_error(scores, labels)
-        if area is None:
-            notes.append("ROC-AUC is left out: all examples are of one class")
+    area, error, reason = _score_metrics(scores, labels, examples, classes)
+    if reason:
+        notes.append(reason)
     return Metrics(
         examples=examples,
         loss=float(sums["loss"] / sums["weight"]),
@@ -231,12 +220,35 @@ def summarise(
     )
 
 
+def _score_metrics(
+    scores: np.ndarray | None, labels: np.ndarray | None, examples: int, classes: int
+) -> tuple[float | None, float | None, str]:
+    """Return ROC-AUC, calibration error, and the reason if one is missing that was requested or is usually present."""
+    if scores is None or labels is None:
+        if examples * classes <= SCORE_LIMIT:
+            return None, None, ""
+        table = f"{examples:,} x {classes:,} scores exceed the limit of {SCORE_LIMIT:,} entries"
+        return None, None, f"ROC-AUC and calibration error are not computed: {table}"
+    if scores.shape != (examples, classes) or labels.shape != (examples,):
+        raise ValueError(
+            f"scores {scores.shape} and labels {labels.shape} do not match {examples} examples of {classes} classes"
+        )
+    if not np.isfinite(scores).all():
+        return None, None, "ROC-AUC and calibration error are not computed: some scores are not finite"
+    area = roc_auc(scores, labels)
+    return (
+        area,
+        calibration_error(scores, labels),
+        "ROC-AUC is undefined: all examples are of one class" if area is None else "",
+    )
+
+
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator > 0)
 
 
 def format_report(result: Metrics) -> str:
-    """Format metrics as a table; of more than 30 classes the ten worst by F1 are shown."""
+    """Format metrics as a table. With more than 30 classes only the ten with the lowest F1 are listed."""
     classes = result.per_class
     top = f"top-5 of {len(classes)}" if len(classes) < 5 else "top-5"
     rows = [
@@ -250,20 +262,20 @@ def format_report(result: Metrics) -> str:
         ("ROC-AUC (macro)", _percent(result.roc_auc)),
         ("calibration error", _percent(result.ece)),
     ]
-    wide = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{wide}}  {value:>10}" for name, value in rows]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value:>10}" for name, value in rows]
     lines += [f"note: {note}" for note in result.notes]
     shown = classes
     lines.append("")
     if len(classes) > 30:
         shown = tuple(sorted((row for row in classes if row.support), key=lambda row: row.f1)[:10])
-        lines.append(f"the {len(shown)} worst of {len(classes)} classes by F1")
-    wide = max([len("class"), *(min(len(row.name), 32) for row in shown)])
-    lines.append(f"{'class':<{wide}}  {'precision':>10}  {'recall':>10}  {'F1':>10}  {'support':>8}")
+        lines.append(f"the {len(shown)} of {len(classes)} classes with the lowest F1")
+    width = max([len("class"), *(min(len(row.name), 32) for row in shown)])
+    lines.append(f"{'class':<{width}}  {'precision':>10}  {'recall':>10}  {'F1':>10}  {'support':>8}")
     for row in shown:
         name = row.name if len(row.name) <= 32 else row.name[:31] + "…"
         cells = "  ".join(f"{_percent(getattr(row, key)):>10}" for key in ("precision", "recall", "f1"))
-        lines.append(f"{name:<{wide}}  {cells}  {row.support:>8,}")
+        lines.append(f"{name:<{width}}  {cells}  {row.support:>8,}")
     return "\n".join(lines)
 
 

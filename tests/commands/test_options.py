@@ -1,0 +1,199 @@
+"""Options: their help texts, and each one reaches the setting that it names."""
+
+import argparse
+import importlib
+import re
+
+import pytest
+from helpers import run_command
+
+from zoo import api, cli
+from zoo.commands import devices, train
+from zoo.distributed import mesh, processes
+
+FRAGMENTS = ("Of ", "What ", "Whether ", "Where ", "Who ", "How ", "Those ", "As ", "When ")
+
+
+def parser_of(command):
+    """Return the parser of a command, with its options."""
+    parser = argparse.ArgumentParser(command, allow_abbrev=False)
+    importlib.import_module(f"zoo.commands.{cli.COMMANDS[command][0]}").add_arguments(parser)
+    return parser
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_texts_are_sentences_and_values_have_names(command):
+    for action in parser_of(command)._actions:
+        if action.dest == "help":
+            continue
+        assert action.help and action.help.endswith((".", "…")), action.dest
+        assert action.help[0].isupper() and not action.help.startswith(FRAGMENTS), action.help
+        if action.nargs != 0 and not action.choices:
+            assert action.metavar and action.metavar != "X", action.dest
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        ("epochs", "7"), ("batch-size", "12"), ("optimizer", "lion"), ("learning-rate", "0.25"), ("schedule", "linear"),
+        ("weight-decay", "0.5"), ("augment", "flip"), ("precision", "bfloat16"), ("image-size", "20"),
+        ("progressive", "16,20"), ("test-size", "24"), ("monitor", "macro_f1"), ("patience", "9"), ("seed", "11"),
+        ("head-epochs", "2"), ("head-lr", "0.125"), ("layer-decay", "0.75"), ("freeze", "stem"), ("unfreeze-at", "3"),
+        ("micro-batch", "4"),
+    ],
+)  # fmt: skip
+def test_recipe_options_become_settings_of_their_field(flag, text):
+    request = train.train_request(parser_of("train").parse_args([f"--{flag}", text]))
+    (setting,) = request.settings
+    assert setting == (f"--{flag}", f"recipe.{flag.replace('-', '_')}", text)
+
+
+def test_every_recipe_option_is_tested_above():
+    mark = next(
+        mark for mark in test_recipe_options_become_settings_of_their_field.pytestmark if mark.name == "parametrize"
+    )
+    assert [flag for flag, _ in mark.args[1]] == [*train.RECIPE_FLAGS, "micro-batch"]
+
+
+def test_train_has_defaults_only_where_nothing_depends_on_the_recipe():
+    options = vars(parser_of("train").parse_args([]))
+    assert {name: value for name, value in options.items() if value} == {"save_every": 60.0, "parallel": "jit"}
+
+
+def test_train_passes_each_option_on(monkeypatch, tmp_path, capsys):
+    from zoo.training import loop, plan
+
+    calls = []
+    monkeypatch.setattr(train, "start_jax", lambda: None)
+    monkeypatch.setattr(plan, "make_plan", lambda request, say: calls.append(request) or "the plan")
+    monkeypatch.setattr(loop, "fit", lambda *arguments, **options: calls.append((arguments, options)))
+    words = ("train", "--model", "mlp", "--data", "x", "--data-dir", "d", "--recipe", "mnist", "--workdir", tmp_path)
+    words += ("--limit", 5, "--workers", 3, "--save-every", 2.5, "--save-steps", 8, "--quiet", "--set", "l2=0.5")
+    assert run_command(capsys, *words)[0] == 0
+    request, (arguments, options) = calls
+    assert (request.model, request.data, request.data_dir, request.recipe) == ("mlp", "x", "d", "mnist")
+    assert (request.workdir, request.limit, request.init, request.base) == (str(tmp_path), 5, None, None)
+    assert [setting.text for setting in request.settings] == ["0.5"]
+    assert arguments == ("the plan",)
+    assert (options["save_seconds"], options["save_steps"], options["workers"], options["quiet"]) == (2.5, 8, 3, True)
+    assert options["command"].startswith("zoo train --model mlp --data x")
+
+
+def test_eval_passes_each_option_on(monkeypatch, capsys):
+    calls = []
+    loaded = api.load("lenet5-mnist")
+    monkeypatch.setattr("zoo.commands.evaluate.start_jax", lambda: None)
+    monkeypatch.setattr(api, "load", lambda spec: loaded)
+
+    class Stop(ValueError):
+        pass
+
+    def evaluate(*arguments, **options):
+        calls.append((arguments, options))
+        raise Stop("stopped")
+
+    monkeypatch.setattr(api, "evaluate", evaluate)
+    words = ("eval", "lenet5-mnist", "--data", "digits", "--split", "validation", "--limit", 4, "--batch-size", 3)
+    code, _, err = run_command(capsys, *words, "--tta", "five-crop", "--image-size", 28)
+    assert code == 2 and err.endswith("stopped\n")
+    ((checkpoint, dataset, split), options) = calls[0]
+    assert (checkpoint, dataset.name, split) == (loaded, "digits", "validation")
+    options.pop("on_batch")
+    assert options == {"limit": 4, "batch_size": 3, "tta": "five-crop", "image_size": 28}
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "expected"),
+    [
+        ([], {}, ("", None, None)),
+        (["--coordinator", "a:1", "--processes", "4", "--process", "3"], {}, ("a:1", 4, 3)),
+        ([], {"ZOO_COORDINATOR": "b:2", "ZOO_PROCESSES": "2", "ZOO_PROCESS": "1"}, ("b:2", 2, 1)),
+        (["--coordinator", "none"], {"ZOO_COORDINATOR": "b:2"}, ("none", None, None)),  # options override
+    ],
+)
+def test_processes_are_taken_from_options_or_the_launcher(words, environment, expected, monkeypatch):
+    calls = []
+    monkeypatch.setattr(processes, "initialize", lambda *arguments: calls.append(arguments))
+    for name in ("COORDINATOR", "PROCESSES", "PROCESS"):
+        monkeypatch.delenv(f"ZOO_{name}", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    parallelism = devices.parallelism_of(parser_of("devices").parse_args([*words, "--mesh", "data=1"]))
+    assert calls == [expected] and parallelism == mesh.Parallelism("jit", (("data", 1),))
+
+
+@pytest.mark.parametrize(
+    ("option", "valid", "invalid"),
+    [
+        ("--save-every", {"0": 0.0, "0.5": 0.5, "1e3": 1000.0}, ["-1", "inf", "nan", "soon", ""]),
+        ("--save-steps", {"0": 0, "12": 12}, ["-1", "1.5", "many", ""]),
+    ],
+)
+def test_numbers_are_parsed_at_their_limits(option, valid, invalid, capsys):
+    name = option[2:].replace("-", "_")
+    for text, value in valid.items():
+        assert getattr(parser_of("train").parse_args([option, text]), name) == value
+    for text in invalid:
+        code, _, err = run_command(capsys, "train", f"{option}={text}")
+        assert code == 2 and re.search(rf"{option}.*{text}", err) and err.count("\n") == 1
+
+
+def test_misspelt_options_and_commands_get_a_suggestion(capsys):
+    for words, hint in (
+        (("trian",), "train"),
+        (("eval", "x", "--splitt", "test"), "--split"),
+        (("--versio",), "--ver"),
+    ):
+        code, _, err = run_command(capsys, *words)
+        assert code == 2 and f"did you mean {hint}" in err and err.count("\n") == 1
+    code, _, err = run_command(capsys, "zzzz")
+    assert code == 2 and "train, eval" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ValueError("two\n  lines"), 2, "zoo list: two lines\n"),
+        (FileNotFoundError(2, "No such file", "a.png"), 2, "zoo list: a.png: no such file\n"),
+        (ImportError("needs onnx"), 2, "zoo list: needs onnx\n"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 9 GiB"), 2, "--batch-size"),
+        (KeyboardInterrupt(), 130, ""),
+        (ValueError(), 2, "zoo list: ValueError\n"),
+    ],
+)
+def test_exit_codes(error, code, words, monkeypatch, capsys):
+    from zoo.commands import list as command
+
+    def fail(options):
+        raise error
+
+    monkeypatch.setattr(command, "run", fail)
+    actual, out, err = run_command(capsys, "list")
+    assert actual == code and not out and words in err and err.count("\n") == (words != "")
+
+
+def test_other_errors_are_not_hidden(monkeypatch):
+    from zoo.commands import list as command
+
+    for error in (RuntimeError("a bug"), KeyError("a bug")):
+        monkeypatch.setattr(command, "run", lambda options, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error), match="a bug"):
+            cli.main(["list"])
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1 k"),
+        (61_706, "61.7 k"),
+        (1e6, "1 M"),
+        (4089184256, "4.09 G"),
+        (5e12, "5e+03 G"),
+    ],
+)
+def test_amounts_have_three_digits_and_a_unit(number, text):
+    from zoo.commands import amount
+
+    assert amount(number) == text

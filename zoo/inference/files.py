@@ -1,0 +1,75 @@
+"""Prediction for many image files."""
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from zoo.data.images.decode import read_image
+from zoo.data.sources.folders import FolderWalk
+from zoo.data.threads import DecodeTask, prefetch
+from zoo.inference.evaluate import prediction_batch
+from zoo.inference.predict import Checkpoint, Prediction, classify, preprocess_image
+from zoo.text import error_line
+
+GROUP = 32  # number of files that are read, and then classified, at a time
+
+
+def image_files(names: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Return the images among files and folders, in the order given, and a line for every unreadable folder.
+
+    Raises:
+        FileNotFoundError: for a name that does not exist.
+        ValueError: for a folder without images.
+    """
+    files: list[Path] = []
+    problems: list[str] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            walk = FolderWalk(name)
+            inside = [path / image for image in walk.images("")]
+            if not inside and not walk.unreadable:
+                raise ValueError(f"{path}: has no images")
+            files += sorted(inside)
+            problems += [f"{path}{os.sep}{fault}" for fault in walk.unreadable]
+        elif path.exists():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"{path}: no such file or folder")
+    return list(dict.fromkeys(files)), problems
+
+
+def predict_files(
+    checkpoint: Checkpoint, files: Sequence[Path], top: int, tta: str, problems: list[str]
+) -> Iterator[tuple[Path, Prediction]]:
+    """Classify image files, yielding (file, its Prediction) in order. Threads read ahead.
+
+    Args:
+        checkpoint: a checkpoint with a head.
+        files: the image files.
+        top: number of (class, probability) pairs per image.
+        tta: name in VIEWS for test-time augmentation, or "".
+        problems: receives a line for every file that cannot be read; these files are skipped.
+    """
+    size = prediction_batch(len(files), GROUP)  # the same for all groups, so that one compilation serves them
+
+    def read(file: Path, images: dict[Path, Any]) -> None:
+        try:
+            images[file] = preprocess_image(read_image(file), checkpoint.card.preprocess, tta)
+        except (ValueError, OSError) as error:
+            images[file] = error_line(error)
+
+    def tasks() -> Iterator[tuple[dict[Path, Any], list[DecodeTask]]]:
+        for start in range(0, len(files), GROUP):
+            images: dict[Path, Any] = {}
+            yield images, [partial(read, file, images) for file in files[start : start + GROUP]]
+
+    for number, images in enumerate(prefetch(tasks(), None)):
+        group = files[number * GROUP : (number + 1) * GROUP]
+        problems += [images[file] for file in group if isinstance(images[file], str)]
+        readable = [file for file in group if not isinstance(images[file], str)]
+        pixels = [images[file] for file in readable]
+        answers = classify(checkpoint.model, checkpoint.variables, checkpoint.card, pixels, top, size)
+        yield from zip(readable, answers, strict=True)
