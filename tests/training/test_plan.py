@@ -117,6 +117,7 @@ def test_a_request_may_change_an_earlier_run(start):
     assert plan.recipe == RECIPES["small"] and plan.config.fields == base.fields
     plan = plan_of(TrainRequest(base=base, data=dataset(classes=4), limit=0, fields={"image_size": 8}))
     assert plan.config.fields["num_classes"] == 4 and plan.config.fields["widths"] == (4,)
+    assert plan.config.limit == 0 and len(plan.dataset.splits["train"]) == 45
     arrays = dataclasses.replace(base, data="arrays")
     with pytest.raises(ValueError, match="--data"):
         plan_of(TrainRequest(base=arrays))

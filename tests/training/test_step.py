@@ -25,7 +25,7 @@ from zoo.training.step import (
 )
 from zoo.trees import flatten
 
-PREPROCESS = Preprocess(size=(8, 8), resize=(8, 8), channels="L", polarity="light-on-dark", mean=(0.3,), std=(0.4,))
+PREPROCESS = Preprocess(size=(8, 8), resize=(8, 8), channels="L", mean=(0.3,), std=(0.4,))
 PLAIN = Recipe(optimizer="sgd", learning_rate=0.1, schedule="constant", batch_size=8)
 MODEL = models.create("mlp", widths=(16,), image_size=8, num_classes=5)
 RNG = np.random.default_rng(0)
