@@ -13,9 +13,10 @@ import torch_bytes as tb
 from networks import small
 
 import zoo
-from zoo import checkpoint
+from zoo import checkpoint, download
 from zoo.cache import cache_folder
-from zoo.pretrained import download, weights
+from zoo.pretrained import weights
+from zoo.pretrained.download import fetch
 from zoo.pretrained.registry import WEIGHTS
 
 
@@ -245,7 +246,7 @@ def test_the_digest_of_the_registry_wins_over_the_announced_one(server, publishe
     server.redirect[path], server.files["/cdn"] = "/cdn", data
     server.headers["X-Linked-ETag"] = f'"{announced}"'
     with pytest.raises(download.HashMismatchError, match="00000000"):
-        download.fetch(row, tmp_path / "downloads")
+        fetch(row, tmp_path / "downloads")
     assert list((tmp_path / "downloads").iterdir()) == []
 
 

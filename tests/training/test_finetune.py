@@ -252,6 +252,8 @@ def test_parts_are_named_by_stage_body_or_pattern():
     assert select("stage1", "stage2_block1/conv2") >= {"stage1_block1/conv1/conv", "stage2_block1/conv2/norm"}
     assert "stage2_block1/conv1/conv" not in select("stage1", "stage2_block1/conv2")
     assert all(part.endswith("norm") for part in select(".*/(mean|var)"))
+    with pytest.raises(ValueError, match=r"freeze 'satge1' .*did you mean stage1"):
+        finetune.select_paths(model, paths, ("satge1",))
     with pytest.raises(ValueError, match=r"freeze 'stage3' .*stem, stage1, stage2, head"):
         select("stage3")
 

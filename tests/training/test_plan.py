@@ -50,6 +50,7 @@ SAME = [
     ("--recipe small --set milestones=0.2,0.4 --augment flip,pad_crop(pad=2)",
      {"model": "lenet5", "recipe": "small", "milestones": (0.2, 0.4), "augment": ("flip", "pad_crop(pad=2)")}),
     ("--augment=", {"model": "lenet5", "augment": ()}),
+    ("--augment none", {"model": "lenet5", "augment": ()}),
     ("--batch-size 0 --micro-batch 7", {"model": "lenet5", "batch_size": 0, "micro_batch": 7}),
     ("--limit 50", {"model": "lenet5", "limit": 50}),
     ("--image-size 36", {"model": "lenet5", "image_size": 36}),

@@ -112,7 +112,8 @@ def _draw_augmented(options: argparse.Namespace, dataset: Any, figures: Any, fil
     if operations is not None:
         augment = parse_field("augment", operations)
     else:
-        augment = find_recipe(options.recipe or default_recipe(suggestion["--model"], options.data)).augment
+        default = default_recipe(suggestion["--model"], options.data) if "--model" in suggestion else "fine-tune"
+        augment = find_recipe(options.recipe or default).augment
     median = figures["sizes"].get("median", [224, 224])
     side = options.image_size or min(224, *median)
     try:

@@ -23,7 +23,7 @@ RECIPE_FLAGS = {
     "learning-rate": ("RATE", "Peak learning rate."),
     "schedule": ("NAME", "Learning-rate schedule: {choices}."),
     "weight-decay": ("RATE", "Decoupled weight decay; --set l2=… is the classic L2 penalty."),
-    "augment": ("OPS", "Comma-separated augmentation operations, such as flip,pad_crop(pad=4)."),
+    "augment": ("OPS", "Comma-separated augmentation operations, such as flip,pad_crop(pad=4); none: no augmentation."),
     "precision": ("DTYPE", "Type of the computation: {choices}."),
     "image-size": ("PIXELS", "Side of the input."),
     "progressive": ("PIXELS,…", "Sides of the input in consecutive, equal parts of training, such as 128,160,192."),
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from zoo.training.recipe import choices_of
 
     add = parser.add_argument
-    add("--model", metavar="NAME", help="Model, see `zoo list` (default: lenet5, or the model of --init).")
+    add("--model", metavar="NAME", help="Model, see `zoo list` (default: that of --init, or what suits the images).")
     add("--init", metavar="CKPT", help="Checkpoint to fine-tune: a folder, or a name that zoo.load takes.")
     add("--data", metavar="DATA", help="Folder of class folders, .csv, .tar, .npz, tfds:NAME, … (default: digits).")
     add("--data-dir", metavar="DIR", help="Folder of TensorFlow Datasets.")
@@ -131,6 +131,7 @@ def train_request(options: argparse.Namespace, parallelism: "Parallelism | None"
         limit=options.limit,
         parallelism=parallelism,
         workdir=options.workdir,
+        open_init=api.open_init,
     )
 
 

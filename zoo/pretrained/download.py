@@ -1,49 +1,16 @@
-"""Download weight files: resume interrupted transfers, show progress, and verify the hash before use.
+"""Download weight files.
 
-Proxies are taken from the environment (https_proxy, …). Two environment variables select mirrors: HF_ENDPOINT replaces
-https://huggingface.co, as in Hugging Face's own tools; ZOO_WEIGHTS_URL is the URL of a folder that holds all other
-files under their own names.
+Two environment variables select mirrors: HF_ENDPOINT replaces https://huggingface.co, as in Hugging Face's own tools;
+ZOO_WEIGHTS_URL is the URL of a folder that holds all other files under their own names.
 """
 
-import hashlib
-import http.client
 import os
-import re
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
-from email.message import Message
 from pathlib import Path
 
+from zoo.download import download
 from zoo.pretrained.registry import Weights
-from zoo.text import unescaped
 
 HUB = "https://huggingface.co"
-CHUNK = 2**20
-TIMEOUT = 30  # seconds without receiving a byte
-ATTEMPTS = 5  # consecutive failures without receiving a byte
-
-
-class HashMismatchError(ValueError):
-    """The hash of a file differs from the expected one."""
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects and remember the sha256 that the Hugging Face Hub sends with them."""
-
-    announced = ""
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        self.announced = self.announced or _announced(headers)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _announced(headers: Message) -> str:
-    """Return the sha256 in a response of the Hub (the ETag of a file in large-file storage), or "" without one."""
-    tag = (headers.get("X-Linked-ETag") or headers.get("ETag") or "").removeprefix("W/").strip('"')
-    return f"sha256:{tag}" if re.fullmatch(r"[0-9a-f]{64}", tag) else ""
 
 
 def address(weights: Weights) -> str:
@@ -53,31 +20,6 @@ def address(weights: Weights) -> str:
         return f"{mirror.rstrip('/')}/{weights.file.rpartition('/')[2]}" if mirror else weights.file
     repository, _, file = weights.file.rpartition("/")
     return f"{(os.environ.get('HF_ENDPOINT') or HUB).rstrip('/')}/{repository}/resolve/main/{file}"
-
-
-def check_digest(file: Path, digest: str) -> str:
-    """Compute the sha256 of a file and compare the file with `digest`.
-
-    Args:
-        file: the file to read.
-        digest: "sha256:PREFIX", "md5:PREFIX", or "" to skip the comparison.
-
-    Returns:
-        The sha256 of the file, in hexadecimal.
-
-    Raises:
-        HashMismatchError: if the hash of the file does not begin with that of `digest`.
-    """
-    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            sha256.update(chunk)
-            md5.update(chunk)
-    kind, _, expected = digest.partition(":")
-    actual = {"sha256": sha256, "md5": md5}.get(kind, sha256).hexdigest()
-    if not actual.startswith(expected):
-        raise HashMismatchError(f"its {kind} is {actual[: max(len(expected), 8)]}… instead of {expected}")
-    return sha256.hexdigest()
 
 
 def fetch(weights: Weights, folder: Path) -> Path:
@@ -96,108 +38,9 @@ def fetch(weights: Weights, folder: Path) -> Path:
         ConnectionError: if the download fails; the message says how to import a file downloaded by other means.
         HashMismatchError: if the hash differs; the file is deleted.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     url = address(weights)
-    target = folder / f"{weights.name.replace(':', '-')}-{url.rpartition('/')[2]}"
-    part = target.with_name(f"{target.name}.part")
-    resumed = part.exists()
+    file = url.rpartition("/")[2]
     try:
-        announced = _transfer(url, part, weights.name)
-        digest = weights.digest or announced
-        if not digest:
-            raise HashMismatchError(f"{url} announces no sha256, so the file cannot be checked")
-        try:
-            check_digest(part, digest)
-        except HashMismatchError:
-            part.unlink()
-            if not resumed:
-                raise
-            # The partial file of an earlier call may belong to another version of the file.
-            _transfer(url, part, weights.name)
-            check_digest(part, digest)
-    except HashMismatchError as error:
-        part.unlink(missing_ok=True)
-        raise HashMismatchError(
-            f"{weights.name}: {url} is not the expected file ({error}); the download was deleted"
-        ) from None
-    except (OSError, http.client.HTTPException) as error:
-        reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", None) or error
-        raise ConnectionError(
-            f"{weights.name}: {url} cannot be downloaded ({' '.join(str(reason).split()) or type(error).__name__}); "
-            f"download the file and run: zoo import {url.rpartition('/')[2]} --as {weights.name}"
-        ) from None
-    os.replace(part, target)
-    return target
-
-
-def _transfer(url: str, part: Path, name: str) -> str:
-    """Download `url` into `part`, resuming after its present size, and return the hash announced by the server."""
-    failures, announced = 0, ""
-    with _progress(name) as show:
-        while True:
-            have = part.stat().st_size if part.exists() else 0
-            try:
-                done, announced = _request(url, part, have, show)
-                if done:
-                    return announced
-                problem: Exception = ConnectionError("the connection was cut")
-            except urllib.error.HTTPError:
-                raise
-            except (OSError, http.client.HTTPException) as error:
-                problem = error
-            more = part.exists() and part.stat().st_size > have
-            failures = 0 if more else failures + 1
-            unreachable = isinstance(problem, urllib.error.URLError)
-            if failures >= ATTEMPTS or (unreachable and not have):
-                raise problem
-            time.sleep(min(2**failures / 10, 5))
-
-
-def _request(url: str, part: Path, have: int, show: Callable[[int, int], None]) -> tuple[bool, str]:
-    """Request the bytes after the first `have`. Return (True if the file is complete, the announced hash)."""
-    redirects = _Redirects()
-    request = urllib.request.Request(url, headers={"User-Agent": "jax-model-zoo", "Accept-Encoding": "identity"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    try:
-        response = urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code != 416:
-            raise
-        size = (error.headers.get("Content-Range") or "").rpartition("/")[2]
-        if size == str(have):  # the partial file was already complete
-            return True, redirects.announced or _announced(error.headers)
-        part.unlink()
-        return False, ""
-    with response:
-        announced = redirects.announced or _announced(response.headers)
-        start = have if response.status == 206 else 0
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else 0
-        with part.open("ab" if start else "wb") as out:
-            while chunk := response.read(CHUNK):
-                out.write(chunk)
-                start += len(chunk)
-                show(start, total)
-    return not total or start >= total, announced
-
-
-class _progress:
-    """Show a progress bar on stderr if it is a terminal."""
-
-    def __init__(self, name: str):
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(file=unescaped(sys.stderr))
-        columns = (TextColumn("Downloading {task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
-        self.task = self.bar.add_task(name, total=None)
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        self.bar.start()
-        return lambda done, total: self.bar.update(self.task, completed=done, total=total or None)
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        return download(url, folder / f"{weights.name.replace(':', '-')}-{file}", weights.digest, weights.name)
+    except ConnectionError as error:
+        raise ConnectionError(f"{error}; download the file and run: zoo import {file} --as {weights.name}") from None

@@ -12,8 +12,8 @@ from zoo.checkpoint import Card
 from zoo.data.dataset import require_distinct_names
 from zoo.data.imagenet import class_names
 from zoo.data.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from zoo.download import HashMismatchError, check_digest
 from zoo.pretrained.convert import convert
-from zoo.pretrained.download import HashMismatchError, check_digest
 from zoo.pretrained.names import find
 from zoo.pretrained.readers import Tensors, read_tensors
 from zoo.pretrained.recognise import HEAD, SOURCES, Match, best_match, loaded_leaf, recognise

@@ -21,16 +21,14 @@ from zoo import checkpoint, models
 from zoo.checkpoint import Card
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.images.tta import at_size
+from zoo.suggest import did_you_mean
 from zoo.training.recipe import Recipe
-from zoo.training.recipes import default_recipe, find_recipe
+from zoo.training.recipes import SMALL_IMAGE, default_recipe, find_recipe
 from zoo.training.timeline import Segment, Span, optimizer_span
 from zoo.trees import flatten, merge, path_matches, unflatten
 
 #: Name for everything but the head and the auxiliary heads in `freeze`.
 BODY = "body"
-
-#: Largest image side in pixels for which the recipe "fine-tune-small" is the default.
-SMALL_IMAGE = 64
 
 
 # --- the initial checkpoint ------------------------------------------------------------------------------------------
@@ -223,16 +221,23 @@ def resolve_model(
     return card.model, {key: value for key, value in card.fields.items() if key != "num_classes"} | dict(fields)
 
 
-def resolve_recipe(name: str | None, init: InitCheckpoint | None, model: str, data: str) -> Recipe:
+def resolve_recipe(name: str | None, init: InitCheckpoint | None, model: str, data: str, image_size: int = 0) -> Recipe:
     """Return the recipe called `name`, or the default one.
 
     The default for fine-tuning mirrors and crops photographs, but not drawings.
+
+    Args:
+        name: name in RECIPES, or None.
+        init: the initial checkpoint.
+        model: name in MODELS.
+        data: name of the data set.
+        image_size: side in pixels of what the model sees, if known.
     """
     if name is None and init is not None:
         preprocess = init.card.preprocess
         small = "fine-tune-small" if max(preprocess.size) <= SMALL_IMAGE else "fine-tune"
         name = small if preprocess.polarity is None else "fine-tune-drawings"
-    return find_recipe(name or default_recipe(model, data))
+    return find_recipe(name or default_recipe(model, data, image_size))
 
 
 # --- stages ----------------------------------------------------------------------------------------------------------
@@ -277,9 +282,11 @@ def select_paths(model: nn.Module, paths: Iterable[str], names: Sequence[str]) -
         else:
             matching = {path for path in paths if path_matches(name, path)}
         if not matching and name != BODY:
+            hint = did_you_mean(name, [*model.stages, BODY])
             raise ValueError(
-                f"freeze {name!r} matches no part of the model; use one of its stages ({', '.join(model.stages)}), "
-                f"{BODY} (all but the head), or a regular expression for paths such as {paths[0]}"
+                f"freeze {name!r} matches no part of the model; {f'{hint} Or ' if hint else ''}use one of its stages "
+                f"({', '.join(model.stages)}), {BODY} (all but the head), or a regular expression for paths such as "
+                f"{paths[0]}"
             )
         chosen |= matching
     return frozenset(chosen)

@@ -23,6 +23,7 @@ from zoo.data.dataset import Dataset, limited
 from zoo.data.images.measure import preprocess_for
 from zoo.data.images.polarity import match_polarity
 from zoo.data.images.preprocess import Preprocess
+from zoo.data.inspect import advice
 from zoo.data.loader import prefetch_to_device, train_batches
 from zoo.data.sources import open_dataset
 from zoo.distributed import compile, mesh, pmap, processes
@@ -38,7 +39,7 @@ from zoo.training.settings import Setting, apply_settings
 from zoo.training.step import TrainState, create_state, make_train_step, reset_optimizer
 from zoo.training.timeline import Segment, build_timeline, optimizer_span, segment_at
 
-DEFAULT_MODEL, DEFAULT_DATA = "lenet5", "digits"
+DEFAULT_DATA = "digits"
 
 _DTYPES = {"float32": jax.numpy.float32, "bfloat16": jax.numpy.bfloat16}
 
@@ -62,6 +63,7 @@ class TrainRequest:
         limit: maximum number of records per split, 0 for all; None for that of `base`.
         parallelism: the devices and how they share the work; None for all devices along "data".
         workdir: folder of the run; None for one under runs/.
+        open_init: opens pretrained weights by name, for photographs without `model` and `init`.
     """
 
     model: str | None = None
@@ -76,6 +78,7 @@ class TrainRequest:
     limit: int | None = None
     parallelism: Parallelism | None = None
     workdir: str | Path | None = None
+    open_init: Callable[[str], InitCheckpoint] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,6 +247,10 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
         OutOfMemoryError: if no micro-batch fits into memory.
     """
     parallelism = request.parallelism or mesh.parse_parallelism()
+    opened = None
+    if request.model is None and request.init is None and request.base is None:
+        opened = _open_data(request)
+        request = _with_default_model(request, opened, say)
     name, fields = _resolve_model(request)
     recipe_fields, model_fields = apply_settings(request.settings, models.create(name, **fields))
     changes = {**request.changes, **recipe_fields}
@@ -252,8 +259,8 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
         changes["micro_batch"] = 0
     fields |= model_fields
     models.create(name, **fields)  # check the names before reading data
-    recipe = dataclasses.replace(_resolve_recipe(request, name), **changes)
-    dataset = _open_data(request)
+    recipe = dataclasses.replace(_resolve_recipe(request, name, fields, changes), **changes)
+    dataset = _open_data(request) if opened is None else opened
     fields.setdefault("num_classes", dataset.num_classes)
     if fields["num_classes"] != dataset.num_classes:
         raise ValueError(f"num_classes={fields['num_classes']}, but {dataset.name} has {dataset.num_classes} classes")
@@ -303,7 +310,7 @@ def _resolve_model(request: TrainRequest) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"{init.spec}: is not the checkpoint that this run started from; give another with --init")
         name, fields = finetune.resolve_model(init, request.model, request.fields)
     else:
-        name = request.model or (base.model if base else DEFAULT_MODEL)
+        name = request.model or (base.model if base else "")
         fields = dict(request.fields)
     if base and base.model == name and (init is None or base.init == init.spec):
         fields = {**base.fields, **request.fields}
@@ -312,13 +319,35 @@ def _resolve_model(request: TrainRequest) -> tuple[str, dict[str, Any]]:
     return name, fields
 
 
-def _resolve_recipe(request: TrainRequest, model: str) -> Recipe:
+def _with_default_model(request: TrainRequest, dataset: Dataset, say: Say) -> TrainRequest:
+    """Return the request with the model that suits the data, and for photographs with pretrained weights.
+
+    Raises:
+        ConnectionError: the weights are not on this machine and cannot be downloaded.
+    """
+    kind = advice.kind_of_images(dataset)
+    scratch, pretrained = advice.MODELS[kind], advice.PRETRAINED[kind]
+    if kind != "photographs" or request.open_init is None:
+        return dataclasses.replace(request, model=scratch)
+    say(
+        f"No --model given: the images are photographs, so {pretrained} is fine-tuned (--model {scratch}: from scratch)"
+    )
+    try:
+        init = request.open_init(pretrained)
+    except ConnectionError as error:
+        raise ConnectionError(f"{error}; or train from scratch with --model {scratch}") from None
+    return dataclasses.replace(request, init=init)
+
+
+def _resolve_recipe(request: TrainRequest, model: str, fields: Mapping[str, Any], changes: Mapping[str, Any]) -> Recipe:
     if isinstance(request.recipe, Recipe):
         return request.recipe
     if request.base and request.recipe is None:
         return request.base.recipe
     data = request.data.name if isinstance(request.data, Dataset) else str(_data_name(request))
-    return finetune.resolve_recipe(request.recipe, request.init, model, data)
+    sizes = [changes.get("image_size") or 0, *(changes.get("progressive") or ())]
+    side = max(sizes) or models.create(model, **fields).input_shape[0]
+    return finetune.resolve_recipe(request.recipe, request.init, model, data, side)
 
 
 def _data_name(request: TrainRequest) -> Any:

@@ -230,7 +230,7 @@ def recipe_from_json(data: dict[str, Any]) -> Recipe:
 
 
 def parse_field(name: str, text: str, option: str = "") -> Any:
-    """Parse the value of a recipe field from a command line; tuples are separated by commas.
+    """Parse the value of a recipe field from a command line; tuples are separated by commas, "none" is an empty one.
 
     Args:
         name: the field.
@@ -241,6 +241,8 @@ def parse_field(name: str, text: str, option: str = "") -> Any:
     expected = _TYPES[name]
     if not isinstance(expected, types.GenericAlias):
         return _parse_value(option, expected, text)
+    if text.strip().lower() == "none":
+        return ()
     item = typing.get_args(expected)[0]
     return tuple(_parse_value(option, item, part.strip()) for part in _split_outside_brackets(text) if part.strip())
 

@@ -5,6 +5,9 @@ import fnmatch
 from zoo.suggest import did_you_mean
 from zoo.training.recipe import Recipe
 
+#: Largest image side in pixels for which the recipes for small images are the default.
+SMALL_IMAGE = 64
+
 _DISTORTIONS = ("affine(rotate=10, scale=0.1, shear=0.1, shift=2)",)
 _CIFAR = ("pad_crop(pad=4)", "flip")
 _IMAGENET = ("resized_crop", "flip")
@@ -38,6 +41,12 @@ RECIPES: dict[str, Recipe] = {
         epochs=10, batch_size=64, optimizer="nesterov", learning_rate=0.1, schedule="one-cycle", l2=5e-4,
         augment=_CIFAR,
         source="this project: small for networks with batch norm; one-cycle schedule of Smith 2018 (arXiv:1803.09820)",
+    ),
+    "photos": Recipe(
+        epochs=30, batch_size=32, learning_rate=3e-4, weight_decay=0.05, warmup_epochs=5, clip_norm=1.0,
+        label_smoothing=0.1,
+        augment=_IMAGENET,
+        source="this project: a cautious rate for networks of any family on photographs, from scratch",
     ),
     # From a checkpoint
     "fine-tune": Recipe(
@@ -147,6 +156,7 @@ DEFAULT_RECIPES: tuple[tuple[str, str, str], ...] = (
     ("highway", "*", "default"),
     ("*", "digits", "digits"),
     ("lenet5", "tfds:mnist*", "mnist"),
+    ("lenet5", "mnist", "mnist"),
     ("lenet5*", "*", "default"),
     ("alexnet*", "*", "small"),
     ("googlenet", "*", "small"),
@@ -155,11 +165,18 @@ DEFAULT_RECIPES: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def default_recipe(model: str, data: str) -> str:
-    """Return the name of the default recipe for training a model from scratch on a data set."""
+def default_recipe(model: str, data: str, image_size: int = 0) -> str:
+    """Return the name of the default recipe for training a model from scratch on a data set.
+
+    Args:
+        model: name in MODELS.
+        data: name of the data set.
+        image_size: side in pixels of what the model sees, if known. Images of more than SMALL_IMAGE pixels are cropped
+            in other sizes rather than shifted.
+    """
     for model_pattern, data_pattern, name in DEFAULT_RECIPES:
         if fnmatch.fnmatch(model, model_pattern) and fnmatch.fnmatch(data, data_pattern):
-            return name
+            return "photos" if image_size > SMALL_IMAGE and RECIPES[name].augment == _CIFAR else name
     raise AssertionError("the last row of DEFAULT_RECIPES matches everything")
 
 

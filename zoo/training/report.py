@@ -6,6 +6,7 @@ import json
 import jax
 
 from zoo import checkpoint
+from zoo.data.inspect import advice
 from zoo.data.sources.listing import describe_left_out
 from zoo.distributed import mesh, processes
 from zoo.inference.evaluate import evaluate
@@ -30,6 +31,8 @@ def describe(plan: Plan, say: Say) -> None:
     say(f"data: {plan.dataset.name}, {plan.dataset.num_classes} classes; {counts}")
     for line in (*map(str, plan.dataset.notes), *describe_left_out(plan.dataset)):
         say(f"      {line}")
+    for line in describe_advice(plan):
+        say(f"      {line}")
     for line in (*describe_recipe(plan), *describe_parallelism(plan)):
         say(line)
     devices = ""
@@ -38,6 +41,13 @@ def describe(plan: Plan, say: Say) -> None:
     elif jax.device_count() > 1:
         devices = f" (one of {jax.device_count()} devices)"
     say(f"run: {plan.folder} on {jax.devices()[0].device_kind}{devices}, {plan.recipe.precision}")
+
+
+def describe_advice(plan: Plan) -> list[str]:
+    """Return lines on too few images and on unbalanced classes, unless the plan takes care of them."""
+    few = "" if plan.init is not None else advice.describe_few_images(plan.dataset)
+    unbalanced = advice.describe_imbalance(plan.dataset) if plan.recipe.class_weights == "none" else ""
+    return [line for line in (few, unbalanced) if line]
 
 
 def describe_recipe(plan: Plan) -> list[str]:

@@ -8,6 +8,7 @@ from photos import encoded, folder_of, photo
 
 from zoo import cli
 from zoo.data.dataset import Note
+from zoo.data.inspect import advice
 from zoo.data.inspect.survey import describe, survey, wrongly_named
 from zoo.data.sources import ArraySplit, Dataset, EncodedSplit
 from zoo.data.splits import record_keys
@@ -66,20 +67,73 @@ def test_figures_of_sizes():
         (200, {"--model": "resnet18", "--image-size": "224", "--augment": "resized_crop,flip"}),
     ],
 )
-def test_the_suggestion_depends_on_the_shorter_side(side, options):
+def test_the_suggestion_depends_on_the_shorter_side(side, options, monkeypatch):
+    monkeypatch.setattr(advice, "FEW_PHOTOS", 1)
+    monkeypatch.setattr(advice, "FEW_SMALL", 1)
     dataset = dataset_of_sizes((side, side + 50), (side + 9, side), (side, side))
-    assert survey(dataset)["suggestion"] == {"--data": "mine", **options}
+    assert survey(dataset)["suggestion"] == {"--data": "mine", **options} and survey(dataset)["advice"] == []
+
+
+def test_few_images_are_fine_tuned():
+    for side, init in ((64, "resnet20-cifar10"), (65, "torchvision:resnet18")):
+        figures = survey(dataset_of_sizes((side, side), (side, side)))
+        assert figures["suggestion"] == {"--data": "mine", "--init": init}
+        (line,) = figures["advice"]
+        assert "2 training images of 2 classes" in line and f"--init {init}" in line and line in describe(figures)
+
+
+def grey(counts, side=8):
+    """A data set of different drawings with so many images of each class."""
+    labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+    images = np.zeros((len(labels), side, side, 1), np.uint8)
+    images[:, 2:6, 3] = 255
+    images[:, 2, 3, 0] = 100 + np.arange(len(labels)) % 150
+    return Dataset("my data", {"train": ArraySplit(images, labels)}, tuple("abcdef"[: len(counts)]))
+
+
+@pytest.mark.parametrize(
+    "counts, few, unbalanced",
+    [
+        ((50, 50), False, ""),
+        ((50, 49), True, ""),
+        ((149, 50), False, ""),
+        ((50, 150), False, "150 training images of b, 50 of a"),
+        ((0, 100), False, ""),  # a class without images is named elsewhere
+        ((0, 60, 20, 90), True, "90 training images of d, 20 of c"),
+    ],
+)
+def test_advice(counts, few, unbalanced):
+    assert bool(advice.describe_few_images(grey(counts))) == few
+    line = advice.describe_imbalance(grey(counts))
+    assert unbalanced in line and bool(line) == bool(unbalanced)
+    assert not line or "--set class_weights=balanced" in line
+
+
+@pytest.mark.parametrize(
+    "images, kind",
+    [
+        (np.zeros((3, 64, 64, 1), np.uint8), "grey"),
+        (np.zeros((3, 64, 64, 3), np.uint8), "colour"),
+        (np.zeros((3, 65, 90, 1), np.uint8), "photographs"),
+        (np.zeros((3, 90, 64, 3), np.uint8), "colour"),
+    ],
+)
+def test_kinds_of_images(images, kind):
+    dataset = Dataset("mine", {"train": ArraySplit(images, np.arange(3, dtype=np.int32) % 2)}, ("a", "b"))
+    assert advice.kind_of_images(dataset) == kind
+
+
+def test_advice_without_a_train_split():
+    dataset = dataset_of_sizes((9, 9), (9, 9), split="test")
+    assert not advice.describe_few_images(dataset) and not advice.describe_imbalance(dataset)
 
 
 def test_the_suggestion_for_drawings_and_for_unknown_sizes():
-    images = np.zeros((120, 8, 8, 1), np.uint8)
-    images[:, 2:6, 3] = 255
-    images[np.arange(120), 2, 3, 0] = 100 + np.arange(120)
-    drawings = Dataset("my data", {"train": ArraySplit(images, np.arange(120, dtype=np.int32) % 2)}, ("a", "b"))
-    assert survey(drawings)["command"] == "zoo train --data 'my data' --model lenet5"
+    assert survey(grey((50, 50)))["command"] == "zoo train --data 'my data' --model lenet5"
+    assert survey(grey((5, 5)))["command"] == "zoo train --data 'my data' --init lenet5-mnist"
     photographs = dataset_of_sizes((9, 9), (9, 9)).splits["train"]
     unknown = Dataset("mine", {"train": dataclasses.replace(photographs, sizes=None)}, ("a", "b"))
-    assert survey(unknown)["suggestion"]["--image-size"] == "128" and survey(unknown)["sizes"] == {}
+    assert survey(unknown)["suggestion"]["--init"] == "torchvision:resnet18" and survey(unknown)["sizes"] == {}
     assert survey(dataset_of_sizes((9, 9), (9, 9), split="test"))["command"] == "zoo eval CKPT --data mine"
 
 
@@ -126,7 +180,7 @@ def test_suffixes_of_another_format(name, kind):
 def test_only_thirty_classes_are_listed(classes, rest):
     counts = {f"class {k}": {"train": 1} for k in range(classes)}
     figures = {"name": "mine", "splits": {"train": classes}, "classes": counts, "sizes": {}, "kinds": {}, "repeated": 0,
-               "notes": [], "wrongly_named": [], "contradictions": [], "leaks": []}  # fmt: skip
+               "notes": [], "advice": [], "wrongly_named": [], "contradictions": [], "leaks": []}  # fmt: skip
     lines = describe(figures)
     assert (rest in lines) == (rest is not None) and sum(line.startswith("  class ") for line in lines) == 31
     figures |= {

@@ -12,13 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.dataset import Dataset
+from zoo.data.inspect.advice import (
+    MODELS,
+    PRETRAINED,
+    describe_few_images,
+    describe_imbalance,
+    kind_of_images,
+    known_sizes,
+    median_side,
+)
 from zoo.data.sources.listing import Listing, leakage
 from zoo.data.sources.scan import Scan
-from zoo.data.splits import content_keys, image_sizes, record_name
+from zoo.data.splits import content_keys, record_name
 
 MAX_CLASSES = 30  # classes listed
 MAX_LINES = 10  # lines listed of each kind of problem
-SMALL = 64  # pixels; larger images suit the models for photographs
 
 
 def survey(dataset: Dataset, listing: Listing | None = None, scanned: Scan | None = None) -> dict[str, Any]:
@@ -42,14 +50,15 @@ def survey(dataset: Dataset, listing: Listing | None = None, scanned: Scan | Non
             contradictions: lines about images that have several classes.
             repeated: number of images that repeat another one in their split.
             notes: other notes on the data set.
+            advice: lines on too few images and on unbalanced classes.
             suggestion: options of `zoo train`.
             command: a command line with these options.
     """
     keys = {name: content_keys(split) for name, split in dataset.splits.items()}
     counts = {name: np.bincount(split.labels, minlength=dataset.num_classes) for name, split in dataset.splits.items()}
-    sizes = _sizes(dataset)
+    sizes = known_sizes(dataset)
     names = enumerate(dataset.class_names)
-    options = suggestion(dataset, sizes)
+    options = suggestion(dataset)
     words = [f"{flag} {shlex.quote(value)}" for flag, value in options.items()]
     return {
         "name": dataset.name,
@@ -63,15 +72,10 @@ def survey(dataset: Dataset, listing: Listing | None = None, scanned: Scan | Non
         "contradictions": contradictions(dataset, keys),
         "repeated": sum(len(part) - len(set(part)) for part in keys.values()),
         "notes": [str(note) for note in dataset.notes if note.kind != "leakage"],
+        "advice": [line for line in (describe_few_images(dataset), describe_imbalance(dataset)) if line],
         "suggestion": options,
         "command": " ".join(["zoo train" if "train" in dataset.splits else "zoo eval CKPT", *words]),
     }
-
-
-def _sizes(dataset: Dataset) -> NDArray[np.int32]:
-    """Return (height, width) of all images whose size is known without decoding them, int32 [N, 2]."""
-    sizes = [image_sizes(split) for split in dataset.splits.values()]
-    return np.concatenate([np.zeros((0, 2), np.int32), *(part for part in sizes if part is not None)])
 
 
 def _size_figures(sizes: NDArray[np.int32]) -> dict[str, Any]:
@@ -122,20 +126,18 @@ def contradictions(dataset: Dataset, keys: Mapping[str, Sequence[bytes]]) -> lis
     return lines
 
 
-def suggestion(dataset: Dataset, sizes: NDArray[np.int32]) -> dict[str, str]:
+def suggestion(dataset: Dataset) -> dict[str, str]:
     """Return options of `zoo train` that suit the data. Options that are not in it have suitable defaults."""
-    from zoo.data.images.polarity import measure_polarity
-
     options = {"--data": dataset.name}
     if "train" not in dataset.splits:
         return options
-    side = float(np.median(sizes.min(axis=1))) if len(sizes) else 2.0 * SMALL
-    if side > SMALL:
-        size = "224" if side >= 200 else "128"
-        return {**options, "--model": "resnet18", "--image-size": size, "--augment": "resized_crop,flip"}
-    split = dataset.splits["train"]
-    images = split.read(np.arange(min(100, len(split))) * len(split) // min(100, len(split)))
-    return {**options, "--model": "resnet20" if measure_polarity(images) is None else "lenet5"}
+    kind = kind_of_images(dataset)
+    if describe_few_images(dataset):
+        return {**options, "--init": PRETRAINED[kind]}
+    if kind == "photographs":
+        size = "224" if median_side(dataset) >= 200 else "128"
+        return {**options, "--model": MODELS[kind], "--image-size": size, "--augment": "resized_crop,flip"}
+    return {**options, "--model": MODELS[kind]}
 
 
 def describe(figures: Mapping[str, Any]) -> list[str]:
@@ -165,6 +167,7 @@ def describe(figures: Mapping[str, Any]) -> list[str]:
         if figures[key]:
             lines.append(f"{title}: {len(figures[key]):,} images")
             lines += [f"   {line}" for line in _first_lines(figures[key])]
+    lines += figures["advice"]
     lines += [f"*** {line}" for line in figures["leaks"]]
     return lines
 

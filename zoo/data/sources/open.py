@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from zoo.data.dataset import Dataset, nearest_names
 from zoo.data.sources.folders import has_images, list_folder
 from zoo.data.sources.hf import list_hf
 from zoo.data.sources.listing import Listing, open_listing
+from zoo.data.sources.named import NAMED_SETS, is_named, named_set
 from zoo.data.sources.npz_idx import digits, idx_files, idx_folder, idx_prefix, is_idx_prefix, npz
 from zoo.data.sources.shards import is_tar, list_shards, tar_files
 from zoo.data.sources.tables import is_table, list_table
@@ -38,6 +40,14 @@ class Source(NamedTuple):
 def _named(name: str, load: Callable[[], Dataset]) -> Source:
     """Return a source with a fixed name."""
     return Source(lambda spec: spec == name, lambda spec, data_dir: load(), name)
+
+
+def _is_name(name: str, spec: Spec) -> bool:
+    return os.fspath(spec) == name and is_named(spec)
+
+
+def _open_named(name: str, spec: Spec, data_dir: Spec | None) -> Dataset:
+    return named_set(name)
 
 
 def _scheme(scheme: str, load: Callable[[str, Spec | None], Dataset | Listing]) -> Source:
@@ -63,6 +73,7 @@ def _file(recognise: Callable[[Path], Any], load: Callable[[Path], Dataset | Lis
 
 SOURCES: tuple[Source, ...] = (  # the first one that recognises the data opens it
     _named("digits", digits),
+    *(Source(partial(_is_name, name), partial(_open_named, name), name) for name in NAMED_SETS),
     _scheme("tfds", tfds_dataset),
     _scheme("hf", list_hf),
     _folder(idx_files, idx_folder),
@@ -75,8 +86,9 @@ SOURCES: tuple[Source, ...] = (  # the first one that recognises the data opens 
 )
 
 SUPPORTED = (
-    "digits, tfds:NAME[/CONFIG], hf:NAME, a folder of class folders (with or without train, val and test folders above "
-    "them), a .csv, .tsv or .jsonl table of paths and labels, .tar shards, an .npz file, or a folder of IDX files"
+    "digits, mnist, fashion-mnist, cifar10, tfds:NAME[/CONFIG], hf:NAME, a folder of class folders (with or without "
+    "train, val and test folders above them), a .csv, .tsv or .jsonl table of paths and labels, .tar shards, an .npz "
+    "file, or a folder of IDX files"
 )
 
 
@@ -149,5 +161,6 @@ def _unrecognised(spec: Spec) -> Exception:
         return FileNotFoundError(f"{path}: no such file or folder")
     local = [name for name in os.listdir() if not name.startswith(".")]
     scheme, colon, _ = text.partition(":")
-    hint = nearest_names(text, (*keywords, *local)) or (colon and nearest_names(scheme + colon, keywords))
+    schemes = [keyword for keyword in keywords if keyword.endswith(":")]
+    hint = (colon and nearest_names(scheme + colon, schemes)) or nearest_names(text, (*keywords, *local))
     return ValueError(f"unknown data {text!r}: no such file or folder{hint}; supported are {SUPPORTED}")
