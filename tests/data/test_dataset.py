@@ -13,7 +13,7 @@ from zoo.data.dataset import (
     record_keys,
     with_classes,
 )
-from zoo.data.sources import Dataset, from_arrays, open_dataset
+from zoo.data.sources import ArraySplit, Dataset, from_arrays, open_dataset
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 33, 80])
@@ -237,3 +237,29 @@ def test_notes_print_as_their_text():
 
 def test_first_line_of_an_error():
     assert first_line(ValueError("  one\ntwo")) == "one" and first_line(MemoryError()) == "MemoryError"
+
+
+@pytest.mark.parametrize(
+    "classes, names, labels",
+    [
+        (("Cat", "Dog"), ("bird", "cat", "dog"), [1, 2]),
+        (("cat ", "DOG"), ("dog", "cat"), [1, 0]),
+        (("00", "01", "02"), ("0", "1", "2", "3"), [0, 1, 2]),
+        (("cafe\u0301", "x"), ("x", "caf\u00e9"), [1, 0]),
+        (("a", "B"), ("A", "B", "a"), [2, 1]),  # letters
+    ],
+)
+def test_classes_of_a_model_in_another_spelling(classes, names, labels):
+    split = ArraySplit(np.zeros((len(classes), 4, 4, 1), np.uint8), np.arange(len(classes), dtype=np.int32))
+    dataset = with_classes(Dataset("mine", {"test": split}, classes), names)
+    assert dataset.splits["test"].labels.tolist() == labels and dataset.class_names == names
+    assert ("spelt differently" in dataset.notes[-1]) == (not set(classes) <= set(names))
+
+
+@pytest.mark.parametrize(
+    "classes, names", [(("A",), ("a", "b")), (("CAT",), ("cat", "Cat")), (("Cat", "CAT"), ("cat", "x"))]
+)
+def test_ambiguous_spellings_are_not_matched(classes, names):
+    split = ArraySplit(np.zeros((len(classes), 4, 4, 1), np.uint8), np.arange(len(classes), dtype=np.int32))
+    with pytest.raises(ValueError, match="classes not in the checkpoint"):
+        with_classes(Dataset("mine", {"test": split}, classes), names)

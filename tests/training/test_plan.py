@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import make_plan, random_images
+from helpers import assert_one_line, make_plan, random_images
 
 import zoo
 from zoo import cli, models
@@ -14,11 +14,12 @@ from zoo.data.dataset import limited
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.sources import from_arrays
 from zoo.distributed.mesh import Parallelism, parse_parallelism
-from zoo.training import loop
+from zoo.training import loop, report
 from zoo.training.plan import TrainRequest
 from zoo.training.plan import make_plan as plan_of
 from zoo.training.recipe import Recipe
 from zoo.training.recipes import RECIPES
+from zoo.training.settings import Setting
 
 MLP = {"widths": (4,), "image_size": 8}
 PLAIN = Recipe(epochs=3, batch_size=10, learning_rate=0.1, optimizer="sgd")
@@ -290,3 +291,66 @@ def test_the_parallelism_of_a_request_is_not_part_of_the_run(monkeypatch):
     data2 = parse_parallelism(mesh="data=2")
     plan = mlp_plan(parallelism=data2)
     assert plan.parallelism == data2 and plan.config == mlp_plan().config
+
+
+# --- the default model ------------------------------------------------------------------------------------------------
+
+
+def pictures(side, channels, count=40):
+    images = np.random.default_rng(side).integers(0, 256, (count, side, side, channels), np.uint8)
+    return from_arrays((images, np.arange(count) % 2), name="made")
+
+
+def default_plan(data, open_init=None):
+    lines = []
+    request = TrainRequest(data=data, recipe=PLAIN, open_init=open_init)
+    return plan_of(request, lines.append), lines
+
+
+@pytest.mark.parametrize(
+    "side, channels, model", [(28, 1, "lenet5"), (64, 1, "lenet5"), (32, 3, "resnet20"), (65, 1, "resnet18")]
+)
+def test_the_default_model_suits_the_images(side, channels, model):
+    plan, lines = default_plan(pictures(side, channels))
+    assert plan.config.model == model and plan.init is None and not lines
+
+
+def test_photographs_are_fine_tuned_by_default(start):
+    names = []
+
+    def open_init(name):
+        names.append(name)
+        return zoo.api.open_init(start)
+
+    plan, (line,) = default_plan(pictures(70, 3), open_init)
+    assert names == ["torchvision:resnet18"] and plan.init is not None and plan.config.model == "resnet20"
+    assert "torchvision:resnet18 is fine-tuned" in line and "--model resnet18" in line
+    assert default_plan(pictures(64, 3), open_init)[0].init is None and len(names) == 1
+
+
+def test_photographs_without_a_network():
+    def offline(name):
+        raise ConnectionError(f"{name}: cannot be downloaded; run: zoo import FILE --as {name}")
+
+    with pytest.raises(ConnectionError) as caught:
+        default_plan(pictures(70, 3), offline)
+    assert_one_line(caught, "zoo import FILE --as torchvision:resnet18", "from scratch with --model resnet18")
+
+
+def test_the_default_recipe_for_photographs_from_scratch():
+    """The augmentation is the one that `zoo data` recommends, never a shift by 4 of 224 pixels."""
+    plan = make_plan("resnet18", pictures(70, 3))
+    assert plan.recipe == RECIPES["photos"] and plan.recipe.augment == ("resized_crop", "flip")
+    small = [Setting("--image-size", "recipe.image_size", "64")]
+    assert make_plan("resnet18", pictures(70, 3), settings=small).recipe.augment == ("pad_crop(pad=4)", "flip")
+
+
+def test_few_images_and_unbalanced_classes_are_named():
+    labels = np.array([0] * 30 + [1] * 10)
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+    data = from_arrays((images, labels), validation=(images, labels), name="made", class_names=["cat", "dog"])
+    lines = report.describe_advice(mlp_plan(data=data))
+    assert len(lines) == 2 and "40 training images" in lines[0] and "--init lenet5-mnist" in lines[0]
+    assert "30 training images of cat, 10 of dog" in lines[1] and "--set class_weights=balanced" in lines[1]
+    balanced = dataclasses.replace(PLAIN, class_weights="balanced")
+    assert len(report.describe_advice(mlp_plan(balanced, data=data))) == 1

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.data.spelling import are_numbers, class_key
 from zoo.data.splits import (
     ArraySplit,
     EncodedSplit,
@@ -130,7 +131,7 @@ class Dataset:
 def with_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
     """Return the data set with its labels renumbered to a model's classes, matched by name.
 
-    If the classes of the data are named only "0", "1", … and are as many as the model's, they are taken to be the
+    Names may differ in case, blanks, Unicode form or the format of a number, if that is unambiguous. If the classes of the data are named only "0", "1", … and are as many as the model's, they are taken to be the
     model's classes in order.
 
     Args:
@@ -147,13 +148,28 @@ def with_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
     if dataset.class_names == numbers and not set(numbers) & set(names):
         text = f"the classes are numbers only; taken to be the model's, in order: {', '.join(names[:3])}, …"
         return replace(dataset, class_names=names, notes=(*dataset.notes, Note("classes", text)))
-    new_label = {name: k for k, name in enumerate(names)}
+    new_label = {name: k for k, name in enumerate(names)} | _other_spellings(dataset.class_names, names)
     if unknown := [name for name in dataset.class_names if name not in new_label]:
         raise ValueError(f"{dataset.name}: classes not in the checkpoint: {_listed(unknown)} (it has {_listed(names)})")
     table = np.array([new_label[name] for name in dataset.class_names], np.int32)
     splits = {name: relabel(split, table[split.labels]) for name, split in dataset.splits.items()}
     text = f"classes matched by name: {len(dataset.class_names)} of the model's {len(names)}"
+    if respelt := [f"{name} is {names[new_label[name]]}" for name in dataset.class_names if name not in names]:
+        text += f"; spelt differently: {_listed(respelt)}"
     return replace(dataset, splits=splits, class_names=names, notes=(*dataset.notes, Note("classes", text)))
+
+
+def _other_spellings(classes: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """Return {class: index of the name that is spelt differently} for classes that are not among the names."""
+    is_number = are_numbers((*classes, *names))
+    keys = Counter(class_key(name, is_number) for name in names)
+    used = Counter(class_key(name, is_number) for name in classes)
+    index = {class_key(name, is_number): k for k, name in enumerate(names)}
+    return {
+        name: index[key]
+        for name in classes
+        if name not in names and keys[key := class_key(name, is_number)] == 1 == used[key]
+    }
 
 
 def _listed(names: Sequence[str], limit: int = 5) -> str:

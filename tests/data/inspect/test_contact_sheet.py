@@ -19,7 +19,7 @@ def test_contact_sheet_and_augmented_sheet(tmp_path, capsys, monkeypatch):
     assert cli.main(words) == 0
     out = capsys.readouterr().out
     assert "try: zoo train --data photos --init torchvision:resnet18" in out
-    assert "made.png (resized_crop; flip)" in out
+    assert "made.png (resized_crop(area=0.6); flip)" in out
     sheet, made = read_image("all.png"), read_image("made.png")
     assert sheet.shape[2] == made.shape[2] == 3 and made.shape[0] > sheet.shape[0] > 200
     first, second = made[58:136, 4:100], made[58:136, 104:200]

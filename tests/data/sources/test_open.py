@@ -1,3 +1,5 @@
+import zipfile
+
 import numpy as np
 import pytest
 from helpers import assert_one_line
@@ -99,3 +101,11 @@ def test_public_names():
 
     for name in ("open_dataset", "from_arrays", "Dataset", "Split", "ArraySplit", "EncodedSplit"):
         assert name in sources.__all__ and hasattr(sources, name)
+
+
+def test_a_zip_archive(tmp_path):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("cat/0.png", b"")
+    with pytest.raises(ValueError) as caught:
+        open_source(tmp_path / "photos.zip")
+    assert_one_line(caught, f"unzip {tmp_path / 'photos.zip'}")

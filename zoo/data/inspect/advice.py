@@ -58,7 +58,7 @@ def describe_few_images(dataset: Dataset) -> str:
         return ""
     return (
         f"Only {count:,} training images of {dataset.num_classes} classes: few to train from scratch. Fine-tune with "
-        f"--init {PRETRAINED[kind]} (instead of --model)."
+        f"--init {PRETRAINED[kind]}, without --model."
     )
 
 

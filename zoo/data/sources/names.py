@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from zoo.data.dataset import Note
+from zoo.data.spelling import are_numbers, class_key, clean_class_name, printable
 
 # Usual names of the splits, without "_", "-", ".", " " and one of SPLIT_ENDINGS
 SPELLINGS: dict[str, tuple[str, ...]] = {
@@ -32,15 +33,6 @@ SYSTEM_FOLDERS = frozenset({
     "$recycle.bin", "$recycle", "$extend", "system volume information", "found.000", "_gsdata_",  # Windows
     "__pycache__", "cvs",
 })  # fmt: skip
-
-BLANKS = re.compile(r"[ \t\u00a0\u2000-\u200a\u202f\u3000]+")
-INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))  # zero-width characters and the soft hyphen
-WHOLE = re.compile(r"\d+(\.0*)?", re.ASCII)
-
-
-def printable(text: str) -> str:
-    """Return a file name with line ends, control characters and undecodable bytes escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def first_few(items: Sequence[str], limit: int = 5) -> str:
@@ -105,28 +97,6 @@ def describe_misspelt_split(word: str) -> str:
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------
-
-
-def clean_class_name(name: str) -> str:
-    """Return a class name in Unicode form NFC, without invisible characters and superfluous blanks, printable."""
-    composed = unicodedata.normalize("NFC", name).translate(INVISIBLE)
-    return printable(BLANKS.sub(" ", composed).strip())
-
-
-def class_key(name: str, is_number: bool = False) -> str:
-    """Return a key that is equal for spellings of one class: "Cat" and "cat ", or "1", "01" and "1.0".
-
-    Single letters keep their case, because the classes of handwritten letters differ in nothing else.
-    """
-    name = clean_class_name(name)
-    if is_number:
-        return name.split(".")[0].lstrip("0") or "0"
-    return name if len(name) == 1 else clean_class_name(unicodedata.normalize("NFKC", name).casefold())
-
-
-def are_numbers(names: Iterable[str]) -> bool:
-    """Return True if all names are whole numbers, possibly written as decimals: "7", "07", "7.0"."""
-    return all(WHOLE.fullmatch(name) for name in names)
 
 
 def unify_class_names(labels: Iterable[str]) -> tuple[dict[str, str], list[Note]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -155,6 +156,8 @@ def _unrecognised(spec: Spec) -> Exception:
         )
     if path.exists() and not path.is_file() and not path.is_dir():
         return ValueError(f"{path}: is a pipe, a socket or a device; write the data to a file")
+    if path.is_file() and zipfile.is_zipfile(path) and path.suffix.lower() == ".zip":
+        return ValueError(f"{path}: is an archive; unpack it (unzip {path}) and type --data and the folder")
     if path.is_file():
         return ValueError(f"{path}: unsupported file type; supported are {SUPPORTED}")
     if re.search(r"\.\w{2,6}$", path.name) or os.sep in text:
