@@ -131,8 +131,9 @@ class Dataset:
 def with_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
     """Return the data set with its labels renumbered to a model's classes, matched by name.
 
-    Names may differ in case, blanks, Unicode form or the format of a number, if that is unambiguous. If the classes of the data are named only "0", "1", … and are as many as the model's, they are taken to be the
-    model's classes in order.
+    Names may differ in case, blanks, Unicode form or the format of a number, if that is unambiguous. If the classes of
+    the data are named only "0", "1", … and are as many as the model's, they are taken to be the model's classes in
+    order.
 
     Args:
         dataset: the data.
