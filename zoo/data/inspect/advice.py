@@ -1,4 +1,4 @@
-"""What suits a data set: which model, whether to start from pretrained weights, whether to weight the classes."""
+"""Advice for a data set: the model that suits it, pretrained weights, class weights."""
 
 from __future__ import annotations
 
