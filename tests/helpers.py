@@ -69,14 +69,14 @@ def run_bits(folder: Path) -> dict[str, Any]:
 
 
 def make_plan(model: str | None, data: Any, recipe: Any = None, *, auto_micro_batch: bool = False, **arguments: Any):
-    """Return the plan of a run; arguments as of TrainRequest."""
+    """Return the plan of a run; the arguments are those of TrainRequest."""
     changes = {"micro_batch": "auto"} if auto_micro_batch else {}
     arguments = {key: value for key, value in arguments.items() if value is not None}
     return plan.make_plan(plan.TrainRequest(model, data, recipe, changes=changes, **arguments))
 
 
 def train(model: str | None, data: Any, recipe: Any = None, **arguments: Any):
-    """Train, or resume, a run; arguments as of TrainRequest and of loop.fit."""
+    """Train or resume a run; the arguments are those of TrainRequest and loop.fit."""
     options = {
         key: arguments.pop(key)
         for key in ("save_seconds", "save_steps", "command", "quiet", "workers")

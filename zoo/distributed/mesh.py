@@ -43,6 +43,7 @@ class Parallelism:
 
     @property
     def devices(self) -> int:
+        """Number of devices."""
         return math.prod(size for _, size in self.axes)
 
     @property
@@ -52,6 +53,7 @@ class Parallelism:
 
     @property
     def is_pmap(self) -> bool:
+        """True if devices share the batch by pmap instead of jit."""
         return self.method == "pmap"
 
     @property

@@ -83,7 +83,7 @@ class InitCheckpoint:
         """Return `fresh` with every variable that the checkpoint has for the model.
 
         Rows of the heads are matched by class name. Where channels differ, the kernels of the first layer are mixed.
-        A head that only one of the two has stays as in `fresh`, or is left out.
+        A head that the checkpoint lacks is that of `fresh`; one that the model lacks is left out.
 
         Args:
             model: the network to train.
@@ -122,18 +122,18 @@ class InitCheckpoint:
         """Return lines on what is taken from the checkpoint and what is initialised."""
         old, lines = self.card, []
         source = f"{self.spec} ({old.model}, {len(old.classes)} classes)"
-        kept, new = [c for c in classes if c in old.classes], [c for c in classes if c not in old.classes]
+        shared, new = [c for c in classes if c in old.classes], [c for c in classes if c not in old.classes]
         if not _has_head(model):
             lines.append(f"init: {source}; all variables are kept, the outputs are fixed codes")
         elif not new:
-            dropped = len(old.classes) - len(kept)
+            dropped = len(old.classes) - len(shared)
             order = " matched by class name" if tuple(classes) != tuple(old.classes) else ""
             loss = f", {dropped} class{'es' if dropped > 1 else ''} dropped" if dropped else ""
             lines.append(f"init: {source}; head kept{order}{loss}")
         else:
             lines.append(f"init: {source}; new head rows for {len(new)} of {len(classes)} classes: {_shorten(new)}")
-            if kept:
-                lines.append(f"      head rows kept for {_shorten(kept)}")
+            if shared:
+                lines.append(f"      head rows kept for {_shorten(shared)}")
         if preprocess.channels != old.preprocess.channels:
             lines.append(f"      first layer adapted from {old.preprocess.channels} to {preprocess.channels}")
         return lines

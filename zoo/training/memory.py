@@ -51,7 +51,7 @@ def available_bytes(parallelism: Parallelism | None = None) -> int | None:
     CPU devices share the memory of the machine or container evenly among the devices of all processes on it.
 
     Args:
-        parallelism: the devices to look at; None for all.
+        parallelism: the devices to consider; None for all.
     """
     used = set(mesh.devices_of(parallelism)) if parallelism else set(jax.devices())
     devices = [device for device in jax.local_devices() if device in used]

@@ -48,7 +48,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class TrainRequest:
-    """A training run as a user asks for it.
+    """A training run as a user requests it.
 
     Attributes:
         model: name in MODELS; None for that of `init`, of `base`, or the default.
@@ -83,7 +83,7 @@ class TrainRequest:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A training run with everything decided.
+    """A fully resolved training run.
 
     Attributes:
         config: the configuration, as written into the run.
@@ -240,10 +240,10 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
 
     Args:
         request: the request.
-        say: prints a line of progress while steps are compiled to choose a micro-batch.
+        say: called with each line of progress while steps are compiled to choose a micro-batch.
 
     Raises:
-        ValueError: naming what does not go together and valid values.
+        ValueError: naming the option or field and valid values.
         OutOfMemoryError: if no micro-batch fits into memory.
     """
     parallelism = request.parallelism or mesh.parse_parallelism()
@@ -251,15 +251,7 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
     if request.model is None and request.init is None and request.base is None:
         opened = _open_data(request)
         request = _with_default_model(request, opened, say)
-    name, fields = _resolve_model(request)
-    recipe_fields, model_fields = apply_settings(request.settings, models.create(name, **fields))
-    changes = {**request.changes, **recipe_fields}
-    micro_batch = changes.get("micro_batch")
-    if micro_batch == "auto":
-        changes["micro_batch"] = 0
-    fields |= model_fields
-    models.create(name, **fields)  # check the names before reading data
-    recipe = dataclasses.replace(_resolve_recipe(request, name, fields, changes), **changes)
+    name, fields, recipe, auto_micro_batch = _resolve_settings(request)
     dataset = _open_data(request) if opened is None else opened
     fields.setdefault("num_classes", dataset.num_classes)
     if fields["num_classes"] != dataset.num_classes:
@@ -278,7 +270,8 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
     train = dataset.splits["train"]
     batch_size = _resolve_batch_size(recipe, len(train), parallelism)
     if parallelism.is_pmap:
-        pmap.require_supported(batch_size, parallelism.devices, micro_batch or recipe.micro_batch, recipe.augment)
+        micro_batch = "auto" if auto_micro_batch else recipe.micro_batch
+        pmap.require_supported(batch_size, parallelism.devices, micro_batch, recipe.augment)
     steps_per_epoch = max(len(train) / batch_size, recipe.min_epoch_steps)
     total_steps = max(math.ceil(recipe.epochs * steps_per_epoch), 1)
     new_head = request.init is not None and request.init.needs_new_rows(dataset.class_names)
@@ -297,7 +290,21 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
         config, runs.run_folder(request.workdir, config), network, dataset, preprocess, batch_size, steps_per_epoch,
         total_steps, segments, abstract, _balanced_weights(recipe, dataset), request.init, parallelism,
     )  # fmt: skip
-    return _resolve_micro_batch(plan, say) if micro_batch == "auto" else plan
+    return _resolve_micro_batch(plan, say) if auto_micro_batch else plan
+
+
+def _resolve_settings(request: TrainRequest) -> tuple[str, dict[str, Any], Recipe, bool]:
+    """Return (model, its fields, recipe, True if the micro-batch is to be chosen) without reading any data."""
+    name, fields = _resolve_model(request)
+    recipe_fields, model_fields = apply_settings(request.settings, models.create(name, **fields))
+    fields |= model_fields
+    models.create(name, **fields)  # check the fields before reading data
+    changes = {**request.changes, **recipe_fields}
+    auto_micro_batch = changes.get("micro_batch") == "auto"
+    if auto_micro_batch:
+        changes["micro_batch"] = 0
+    recipe = dataclasses.replace(_resolve_recipe(request, name, fields, changes), **changes)
+    return name, fields, recipe, auto_micro_batch
 
 
 def _resolve_model(request: TrainRequest) -> tuple[str, dict[str, Any]]:

@@ -1,9 +1,9 @@
 """Image sizes over a training run: growing during training, and another one for evaluation.
 
-Progressive resizing uses small images first, which is cheaper, and on large ones at the end (Howard 2018, fast.ai's
-DAWNBench entries; Tan and Le 2021, arXiv:2104.00298, section 4, in equal parts). FixRes evaluates at a larger size than
-in training: random crops magnify objects compared with centre crops, and a larger test image compensates (Touvron et
-al. 2019, arXiv:1906.06423). Optimiser, schedule and state continue across changes of size.
+Progressive resizing trains on small images first, which is cheaper, and on large ones at the end (Howard 2018, fast.ai
+entries to DAWNBench; Tan and Le 2021, arXiv:2104.00298, section 4, in equal parts). FixRes evaluates at a larger size
+than in training: random crops magnify objects compared with centre crops, and a larger test image compensates (Touvron
+et al. 2019, arXiv:1906.06423). Optimiser, schedule and state continue across changes of size.
 """
 
 from collections.abc import Sequence

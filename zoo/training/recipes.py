@@ -71,8 +71,8 @@ RECIPES: dict[str, Recipe] = {
     "alexnet-2012": Recipe(
         epochs=90, batch_size=128, optimizer="momentum", learning_rate=0.01, schedule="step",
         milestones=(0.4, 0.65, 0.85), l2=5e-4, decay_bias_and_norm=True, augment=_IMAGENET,
-        source="Krizhevsky et al. 2012, sections 4 and 5; the three divisions of the rate were made by hand, their "
-        "places are ours, and the paper's crops are of one size",
+        source="Krizhevsky et al. 2012, sections 4 and 5; the paper divides the rate three times by hand, without "
+        "the epochs, which are this project's, and crops at one size",
     ),
     "googlenet-2014": Recipe(
         epochs=250, batch_size=256, optimizer="momentum", learning_rate=0.01, schedule="exponential", decay_factor=0.96,

@@ -1,4 +1,4 @@
-"""A run: a folder that holds everything about one training and can be resumed after a kill at any moment.
+"""The folder of a training run, which can be resumed after a kill at any moment.
 
 config.json        model, data and recipe; versions, command line, git revision
 metrics.jsonl      one row per evaluation (without times: the same run gives the same bytes)

@@ -252,10 +252,10 @@ def update_ema(ema: dict, variables: dict, decay: float, step: jax.Array, frozen
     values.
     """
     step = step.astype(jnp.float32)
-    share = jnp.minimum(decay, (1 + step) / (10 + step))
+    rate = jnp.minimum(decay, (1 + step) / (10 + step))
     old = flatten(ema)
     new = {
-        path: old[path] if path.split("/", 1)[1] in frozen else share * old[path] + (1 - share) * leaf
+        path: old[path] if path.split("/", 1)[1] in frozen else rate * old[path] + (1 - rate) * leaf
         for path, leaf in flatten(variables).items()
     }
     return {**ema, **unflatten(new)}
