@@ -11,10 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 #: Files and folders that do not follow the rules yet. This list only shrinks.
-UNFINISHED = (
-    "benchmarks/mutants.py", "zoo/analysis/", "zoo/cli.py", "zoo/commands/", "zoo/export.py", "zoo/inference/",
-    "zoo/pretrained/", "zoo/training/",
-)  # fmt: skip
+UNFINISHED = ("benchmarks/mutants.py", "zoo/commands/train.py", "zoo/pretrained/", "zoo/training/")
 
 
 def relative(path: Path) -> str:
@@ -125,12 +122,14 @@ def test_metavars_say_what_to_type(path):
 
 @pytest.mark.parametrize("path", [path for path in FINISHED if relative(path).startswith("zoo/")], ids=relative)
 def test_public_functions_and_classes_have_docstrings(path):
+    """Each command defines `add_arguments` and `run`, which zoo/commands/__init__.py describes."""
     module = tree(path)
     missing = [
         f"{relative(path)}:{node.lineno}: {node.name}"
         for node in module.body
         if isinstance(node, (ast.FunctionDef, ast.ClassDef))
         and not node.name.startswith("_")
+        and not (relative(path).startswith("zoo/commands/") and node.name in ("add_arguments", "run"))
         and not ast.get_docstring(node)
     ]
     assert not missing, "\n".join(missing)
