@@ -133,20 +133,26 @@ def with_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
 
     Names may differ in case, blanks, Unicode form or the format of a number, if that is unambiguous. If the classes of
     the data are named only "0", "1", … and are as many as the model's, they are taken to be the model's classes in
-    order.
+    order. A model without class names (`placeholder_names`) must have at most ten classes for that: from eleven on,
+    sorting numbers as text, as torchvision does, gives another order.
 
     Args:
         dataset: the data.
         names: class names of the model, in the order of its outputs.
 
     Raises:
-        ValueError: a class of the data is not one of the model's.
+        ValueError: a class of the data is not one of the model's, or the order of numbered classes is ambiguous.
     """
     names = tuple(names)
     if dataset.class_names == names:
         return dataset
     numbers = tuple(map(str, range(len(names))))
     if dataset.class_names == numbers and not set(numbers) & set(names):
+        if len(names) > 10 and names == placeholder_names(len(names)):
+            raise ValueError(
+                f"{dataset.name}: the checkpoint does not name its {len(names)} classes, so the order of numbered "
+                "folders is ambiguous (0, 1, 2, … or 0, 1, 10, …); import the weights again with --classes FILE or FOLDER"
+            )
         text = f"the classes are numbers only; taken to be the model's, in order: {', '.join(names[:3])}, …"
         return replace(dataset, class_names=names, notes=(*dataset.notes, Note("classes", text)))
     new_label = {name: k for k, name in enumerate(names)} | _other_spellings(dataset.class_names, names)
@@ -171,6 +177,11 @@ def _other_spellings(classes: Sequence[str], names: Sequence[str]) -> dict[str, 
         for name in classes
         if name not in names and keys[key := class_key(name, is_number)] == 1 == used[key]
     }
+
+
+def placeholder_names(count: int) -> tuple[str, ...]:
+    """Return the class names "class 0", "class 1", … of a model whose classes are not named."""
+    return tuple(f"class {i}" for i in range(count))
 
 
 def _listed(names: Sequence[str], limit: int = 5) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from zoo import models
 from zoo.checkpoint import Card
-from zoo.data.dataset import require_distinct_names
+from zoo.data.dataset import placeholder_names, require_distinct_names
 from zoo.data.imagenet import class_names
 from zoo.data.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from zoo.download import HashMismatchError, check_digest
@@ -172,9 +172,14 @@ def _import_own(
     if name is None:
         architecture, similar = recognise(tensors)
         if architecture is None:
-            hint = f"its tensors are most like those of {similar}; " if similar else ""
+            if not similar:
+                first = ", ".join(list(tensors.arrays)[:3])
+                raise ValueError(
+                    f"its tensors are those of no model here (first: {first}); `zoo list` lists the models"
+                )
             raise ValueError(
-                f"no model has exactly its tensors; {hint}name the model and its fields: --as MODEL --set FIELD=VALUE"
+                f"no model has exactly its tensors; most similar: {similar}; name the model and its fields: --as MODEL "
+                "--set FIELD=VALUE"
             )
         name, fields = architecture.name, {**architecture.fields, **fields}
         notes.append(f"recognised {' '.join([name, *(f'{k}={v}' for k, v in architecture.fields.items())])}")
@@ -326,4 +331,4 @@ def _classes(
         if count >= AMBIGUOUS_CLASS_COUNT:
             note += "; numbered folders are ambiguous: torchvision sorts them as text (0, 1, 10, 11, 2, …)"
         notes.append(note)
-    return tuple(f"class {i}" for i in range(count))
+    return placeholder_names(count)

@@ -103,6 +103,8 @@ def match_source(source: str, model: Any, tensors: Tensors, explicit: frozenset[
     head = loaded_leaf(key_map, f"{HEAD}kernel", inside)
     if head is not None and "num_classes" not in explicit and head.ndim:
         model = model.clone(num_classes=head.shape[-1])
+    if model.num_classes is None and "num_classes" in explicit:
+        _drop_head(source, model, inside, outside, notes)
     problem = problem or _leftover_problem(outside, None if features is None else features.shape[0], notes)
     body = all_keys({path: entry for path, entry in key_map.items() if not path.startswith(HEAD)})
     coverage = len(body & set(inside)) / max(len(body), 1)
@@ -212,6 +214,24 @@ def _match_head(
     return False, ""
 
 
+def _drop_head(source: str, model: Any, inside: dict, outside: dict, notes: list[str]) -> None:
+    """Leave out the head of a file, and layers beside the network, for a model that is to have no head."""
+    with_head = model.clone(num_classes=2)
+    key_map = SOURCES[source].key_map(with_head, models.abstract_variables(with_head))
+    modules = {key.split("/" if source == "keras" else ".")[0] for key in all_keys(key_map) if key not in inside}
+    body = all_keys(SOURCES[source].key_map(model, models.abstract_variables(model)))
+    dropped = []
+    for key in [key for key in inside if key not in body]:
+        if re.split(r"[./]", key)[0] in modules or (source == "keras" and _is_dense(inside[key])):
+            dropped.append(key)
+            del inside[key]
+    for key in [key for key in outside if not BESIDE_NETWORK.search(key.partition(".")[0])]:
+        dropped.append(key)
+        del outside[key]
+    if dropped:
+        notes.append(f"the head is left out: {', '.join(dropped[:4])}{', …' if len(dropped) > 4 else ''}")
+
+
 def _is_dense(array: np.ndarray) -> bool:
     return array.ndim == 2 or (array.ndim == 4 and array.shape[2:] == (1, 1))
 
@@ -313,7 +333,7 @@ def recognise(tensors: Tensors) -> tuple[Architecture | None, str]:
                 match = match_source(source, model, tensors, frozenset(fields))
             except ValueError:
                 continue
-            if match.coverage == 1 and _same_shapes(match):
+            if match.coverage == 1 and _same_shapes(match, strict=not match.problem):
                 return Architecture(name, fields, match), ""
             if match.coverage > 0.5:
                 similar.append((match.coverage, name))
@@ -368,9 +388,9 @@ def _block_counts(arrays: Mapping[str, np.ndarray]) -> tuple[int, ...]:
     return ()
 
 
-def _same_shapes(match: Match) -> bool:
+def _same_shapes(match: Match, strict: bool = True) -> bool:
     """Return True if every leaf but those of the heads and the image channels has the shape of the model's."""
-    if match.problem or set(match.arrays) - all_keys(match.key_map) - _ignored(match):
+    if strict and set(match.arrays) - all_keys(match.key_map) - _ignored(match):
         return False
     for path, leaf in flatten(models.abstract_variables(match.model.clone(num_classes=None))).items():
         entry, transform = match.key_map[path]
