@@ -151,7 +151,7 @@ def with_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
         if len(names) > 10 and names == placeholder_names(len(names)):
             raise ValueError(
                 f"{dataset.name}: the checkpoint does not name its {len(names)} classes, so the order of numbered "
-                "folders is ambiguous (0, 1, 2, … or 0, 1, 10, …); import the weights again with --classes FILE or FOLDER"
+                "folders is ambiguous (0, 1, 2, … or 0, 1, 10, …); import the weights again with --classes FOLDER"
             )
         text = f"the classes are numbers only; taken to be the model's, in order: {', '.join(names[:3])}, …"
         return replace(dataset, class_names=names, notes=(*dataset.notes, Note("classes", text)))

@@ -70,7 +70,7 @@ def preprocessing(config: Any, arrays: Mapping[str, np.ndarray]) -> Metadata:
         return Metadata(preprocess=fields)
     if not np.all(np.isfinite(scale) & np.isfinite(offset) & (scale > 0)):
         raise ValueError("normalises its input in an unknown way; give --mean and --std")
-    fields |= {"mean": tuple(-offset / (255 * scale)), "std": tuple(1 / (255 * scale))}
+    fields |= {"mean": tuple((0 - offset) / (255 * scale)), "std": tuple(1 / (255 * scale))}
     note = f"the normalisation is that of the model's own layers: {', '.join(arithmetic)}"
     return Metadata(preprocess=fields, preprocess_note=note)
 
