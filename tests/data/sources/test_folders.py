@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from helpers import assert_one_line, make_plan, split_sizes
 from photos import encoded, folder_of, photo
@@ -435,3 +437,19 @@ def test_folders_nested_too_deeply(tmp_path):
     folder_of(tmp_path, {"a/" + "x/" * 120: 1, "a": 1, "b": 1}, size=(2, 2))
     source = open_source(tmp_path)
     assert len(source.labels) == 2 and len(source.unreadable) == 1 and "100 folders deep" in source.unreadable[0]
+
+
+def test_an_unreadable_system_folder(tmp_path, monkeypatch):
+    """On ext4 only root may read lost+found."""
+    folder_of(tmp_path, {"cat": 1, "dog": 1, "lost+found": 1}, size=(4, 4))
+
+    list_all = os.listdir
+
+    def listdir(path):
+        if str(path).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", path)
+        return list_all(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    source = open_source(tmp_path)
+    assert source.labels == ("cat", "dog") and not source.notes and not source.unreadable

@@ -371,3 +371,14 @@ def test_a_pipe_in_a_table_is_left_out(pictures):
     dataset = open_dataset(pictures / "pipe.csv")
     assert dataset.left_out == ("pipe.png: is not a file",) and sum(split_sizes(dataset).values()) == 20
     (pictures / "pipe.png").unlink()
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train_labels.csv", "Training-set.csv"])
+def test_ids_that_train_and_test_have_in_common(name, tmp_path):
+    """As in competitions: train/1.png and test/1.png, and a table of the former."""
+    folder_of(tmp_path, {"train": 3, "test": 3}, size=(4, 4))
+    (tmp_path / name).write_text("name,label\n0,a\n1,b\n2,a\n")
+    assert open_source(tmp_path / name).store.names == ("train/0.png", "train/1.png", "train/2.png")
+    (tmp_path / name).rename(tmp_path / "labels.csv")
+    with pytest.raises(ValueError, match=r"'0' may mean test/0\.png or train/0\.png"):
+        open_source(tmp_path / "labels.csv")

@@ -213,10 +213,18 @@ def _notes_on_files(walk: FolderWalk) -> list[Note]:
     if walk.not_images:
         examples = first_few([*map(printable, walk.not_images)], 3)
         notes.append(Note("unused", f"not used: {len(walk.not_images):,} files that are not images ({examples})"))
-    if folders := [path for path in walk.system_folders if os.listdir(os.path.join(walk.root, path))]:
+    if folders := [path for path in walk.system_folders if not _is_empty(os.path.join(walk.root, path))]:
         names = first_few(sorted({printable(os.path.basename(path)) for path in folders}), 3)
         notes.append(Note("unused", f"not used: {len(folders):,} folders that the system or a NAS created ({names})"))
     return notes
+
+
+def _is_empty(folder: str) -> bool:
+    """Return True for a folder without entries, and for one that cannot be read, as lost+found usually is."""
+    try:
+        return not os.listdir(folder)
+    except OSError:
+        return True
 
 
 @dataclass

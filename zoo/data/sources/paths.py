@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 
 from zoo.data.dataset import Note
 from zoo.data.sources.folders import IMAGE_SUFFIXES, FolderWalk
-from zoo.data.sources.names import first_few, printable
+from zoo.data.sources.names import canonical_split, first_few, printable
 
 DRIVE = re.compile(r"[A-Za-z]:(?=[\\/])|file://")
 
 
-def resolve_paths(root: Path, names: Sequence[str]) -> tuple[list[str], list[Note]]:
+def resolve_paths(root: Path, names: Sequence[str], split: str = "") -> tuple[list[str], list[Note]]:
     """Find the files that a table means.
 
     Names of existing files stay. Others are compared with the files below `root`, without regard to case, with
@@ -25,6 +25,8 @@ def resolve_paths(root: Path, names: Sequence[str]) -> tuple[list[str], list[Not
     Args:
         root: the folder that paths are relative to.
         names: the paths in the table.
+        split: the split of the whole table, as in train.csv; a name that may mean files in several folders means that
+            in the folder of this split.
 
     Returns:
         The paths relative to `root`, or the names themselves where there is no such file; and a note if some of them
@@ -37,11 +39,12 @@ def resolve_paths(root: Path, names: Sequence[str]) -> tuple[list[str], list[Not
     if not missing:
         return list(names), []
     files = _index_files(root)
-    found = {name: path for name in missing if (path := _find(name, files, root))}
+    found = {name: path for name in missing if (path := _find(name, files, root, split))}
     meaning: dict[str, str] = {}
+    given = set(names)
     for name, path in found.items():
-        if path in names or meaning.setdefault(path, name) != name:
-            other = path if path in names else meaning[path]
+        if path in given or meaning.setdefault(path, name) != name:
+            other = path if path in given else meaning[path]
             raise ValueError(
                 f"{root}: {printable(other)!r} and {printable(name)!r} may both mean the file {printable(path)}; "
                 "write paths relative to the table"
@@ -75,7 +78,7 @@ def _index_files(root: Path) -> dict[str, list[tuple[tuple[str, ...], str]]]:
     return index
 
 
-def _find(name: str, files: dict[str, list[tuple[tuple[str, ...], str]]], root: Path) -> str | None:
+def _find(name: str, files: dict[str, list[tuple[tuple[str, ...], str]]], root: Path, split: str) -> str | None:
     """Return the file that a name means, or None."""
     parts = _parts(name)
     if not parts:
@@ -92,6 +95,8 @@ def _find(name: str, files: dict[str, list[tuple[tuple[str, ...], str]]], root: 
             matches.append((shared, path))
     best = max((shared for shared, _ in matches), default=0)
     paths = [path for shared, path in matches if shared == best]
+    if len(paths) > 1 and split:
+        paths = [path for path in paths if split in map(canonical_split, Path(path).parts[:-1])] or paths
     if len(paths) > 1:
         raise ValueError(
             f"{root}: {printable(name)!r} may mean {' or '.join(map(printable, paths[:3]))}; write paths relative "

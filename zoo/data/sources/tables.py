@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,8 @@ def list_table(file: Path) -> Listing:
                 raise ValueError(f"{file}, line {number}: has no {role}{written}")
         if "\0" in row["path"]:
             raise ValueError(f"{file}, line {number}: the path has a NUL character in it")
-    names, spelling = resolve_paths(file.parent, [row["path"] for _, row in rows])
+    split = next(filter(None, map(canonical_split, re.split(r"[^A-Za-z]+", file.stem))), "")
+    names, spelling = resolve_paths(file.parent, [row["path"] for _, row in rows], split)
     used = _distinct_rows(rows, names, splits, file, notes)
     names = [names[i] for i in used]
     return Listing(
