@@ -1,4 +1,4 @@
-"""The command line as its user sees it: what it prints, what it writes, and one line for each mistake."""
+"""The command line: its output, its files, and one line for each mistake."""
 
 import json
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import run_command
 
 import zoo
 from zoo import cli
@@ -19,26 +20,16 @@ TRAIN = ["train", "--model", "mlp", "--set", "widths=16", "--image-size", "8", "
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_global_cache():
-    """The compilation cache is a process-wide setting of the command line, not of the tests."""
+    """Leave the process-wide compilation cache of JAX unchanged."""
     with pytest.MonkeyPatch.context() as patch:
         for module, _ in cli.COMMANDS.values():
             patch.setattr(f"zoo.commands.{module}.start_jax", lambda: None, raising=False)
         yield
 
 
-def run(capsys, *words):
-    """(exit code, stdout, stderr) of one command."""
-    try:
-        code = cli.main([str(word) for word in words])
-    except SystemExit as stop:
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run made by the command line, shared by the tests that read it."""
+    """Train a run once for the tests that read it."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     assert cli.main([*TRAIN, "--workdir", str(folder), "--learning-rate", "0.01"]) == 0
     return folder
@@ -46,7 +37,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory):
-    """Two test digits in dark ink on light paper, as PNG files."""
+    """Save two test digits as PNG files, dark on light."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("drawings")
@@ -57,8 +48,8 @@ def drawings(tmp_path_factory):
     return folder
 
 
-def test_training_says_what_it_does_and_how_to_go_on(capsys, tmp_path):
-    code, out, err = run(capsys, *TRAIN, "--workdir", tmp_path / "run")
+def test_training_reports_its_configuration_results_and_next_steps(capsys, tmp_path):
+    code, out, err = run_command(capsys, *TRAIN, "--workdir", tmp_path / "run")
     assert code == 0 and not err
     for words in (
         "model: mlp",
@@ -71,11 +62,11 @@ def test_training_says_what_it_does_and_how_to_go_on(capsys, tmp_path):
     ):
         assert words in out
     assert (tmp_path / "run" / "best" / "card.json").exists()
-    code, out, _ = run(capsys, *TRAIN, "--workdir", tmp_path / "run")
+    code, out, _ = run_command(capsys, *TRAIN, "--workdir", tmp_path / "run")
     assert code == 0 and "This run is finished" in out
 
 
-def test_every_part_of_a_run_can_be_set(trained):
+def test_options_are_stored_in_the_config(trained):
     config = read_config(trained)
     assert (config.model, config.data) == ("mlp", "digits")
     assert config.fields["widths"] == [16] and config.fields["image_size"] == 8
@@ -83,62 +74,62 @@ def test_every_part_of_a_run_can_be_set(trained):
     assert json.loads((trained / "config.json").read_text())["made_with"]["command"].startswith("zoo train --model mlp")
 
 
-def test_a_config_is_trained_anew(capsys, tmp_path, trained):
-    code, out, _ = run(capsys, "train", "--config", trained / "config.json", "--workdir", tmp_path / "again")
+def test_config_repeats_a_run_exactly(capsys, tmp_path, trained):
+    code, out, _ = run_command(capsys, "train", "--config", trained / "config.json", "--workdir", tmp_path / "again")
     assert code == 0 and "validation" in out
     assert (tmp_path / "again" / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
     seed = ["train", "--config", trained, "--seed", "1", "--dry-run"]
-    code, out, _ = run(capsys, *seed, "--workdir", tmp_path / "other")
+    code, out, _ = run_command(capsys, *seed, "--workdir", tmp_path / "other")
     assert code == 0 and "images/s" in out and "nothing was trained" in out and not (tmp_path / "other").exists()
 
 
 def test_eval(capsys, trained):
-    code, out, _ = run(capsys, "eval", trained / "best", "--split", "validation")
+    code, out, _ = run_command(capsys, "eval", trained / "best", "--split", "validation")
     assert code == 0 and "accuracy (top-1)" in out and "support" in out
     results = []
     for batch_size in (7, 256):
-        code, out, _ = run(capsys, "eval", trained / "best", "--json", "--batch-size", batch_size)
+        code, out, _ = run_command(capsys, "eval", trained / "best", "--json", "--batch-size", batch_size)
         results.append(json.loads(out))
     assert results[0]["confusion"] == results[1]["confusion"]
-    told = json.loads((trained / "results.json").read_text())["test"]
-    assert told["accuracy"] == results[0]["accuracy"] and told["confusion"] == results[0]["confusion"]
+    stored = json.loads((trained / "results.json").read_text())["test"]
+    assert stored["accuracy"] == results[0]["accuracy"] and stored["confusion"] == results[0]["confusion"]
 
 
 def test_predict(capsys, trained, drawings, tmp_path):
-    code, out, _ = run(capsys, "predict", trained / "best", drawings, "--top", 3)
+    code, out, _ = run_command(capsys, "predict", trained / "best", drawings, "--top", 3)
     lines = out.strip().splitlines()
     assert code == 0 and len(lines) == 2 and all(line.count("%") == 3 for line in lines)
-    code, out, _ = run(capsys, "predict", trained / "best", drawings, "--json", "-o", tmp_path / "table.csv")
+    code, out, _ = run_command(capsys, "predict", trained / "best", drawings, "--json", "-o", tmp_path / "table.csv")
     answers = [json.loads(line) for line in out.splitlines()]
     assert len(answers[0]["top"]) == 5 and sum(p for _, p in answers[0]["top"]) <= 1.0001
     table = (tmp_path / "table.csv").read_text().splitlines()
     assert table[0].startswith("file,class1,probability1") and len(table) == 3
 
 
-def test_predict_goes_on_past_what_is_no_image(capsys, trained, drawings, tmp_path):
+def test_predict_skips_files_that_are_not_images(capsys, trained, drawings, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_text("no image")
     good = sorted(drawings.iterdir())[0]
-    code, out, err = run(capsys, "predict", trained / "best", bad, good)
+    code, out, err = run_command(capsys, "predict", trained / "best", bad, good)
     assert code == 2 and good.name in out and "bad.png" in err.splitlines()[0]
     assert err.splitlines()[1:] == ["zoo predict: 1 of 2 files could not be read"]
 
 
 def test_list_and_info(capsys, trained):
-    code, out, _ = run(capsys, "info", "lenet5")
+    code, out, _ = run_command(capsys, "info", "lenet5")
     assert code == 0 and "61,706 parameters, 417 k multiply-adds" in out and "conv1" in out
-    code, out, _ = run(capsys, "info", trained / "best")
+    code, out, _ = run_command(capsys, "info", trained / "best")
     assert code == 0 and "mlp, 10 classes (0, 1, 2" in out and "test" in out
-    code, out, _ = run(capsys, "info", trained / "best", "--json")
+    code, out, _ = run_command(capsys, "info", trained / "best", "--json")
     assert json.loads(out)["model"] == "mlp"
-    code, out, _ = run(capsys, "list", "--recipes")
+    code, out, _ = run_command(capsys, "list", "--recipes")
     assert code == 0 and "LeCun" in out
 
 
-def test_no_words_and_help_are_answered(capsys):
-    assert run(capsys)[0] == 0
+def test_help_of_every_command(capsys):
+    assert run_command(capsys)[0] == 0
     for command in cli.COMMANDS:
-        code, out, _ = run(capsys, command, "--help")
+        code, out, _ = run_command(capsys, command, "--help")
         assert code == 0 and "usage: zoo " + command in out
 
 
@@ -185,18 +176,18 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("words", "answer"), MISTAKES, ids=[" ".join(words)[:60] for words, _ in MISTAKES])
-def test_each_mistake_gets_one_line_that_helps(capsys, tmp_path, monkeypatch, trained, words, answer):
+def test_each_mistake_is_reported_in_one_line(capsys, tmp_path, monkeypatch, trained, words, answer):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "EMPTY").mkdir()
     words = [word.replace("TRAINED", str(trained / "best")) for word in words]
-    code, _, err = run(capsys, *words)
+    code, _, err = run_command(capsys, *words)
     assert code == 2 and answer in err
     assert err.count("\n") == 1 and "Traceback" not in err
     assert not (tmp_path / "runs").exists()  # nothing is left behind
 
 
-def test_help_is_light():
-    """What `zoo --help` imports, in a process of its own: none of the heavy libraries."""
+def test_help_imports_no_heavy_libraries():
+    """`zoo --help` imports none of the heavy libraries."""
     code = (
         "import sys, zoo.cli; zoo.cli.main([]); heavy = {'jax', 'flax', 'orbax', 'tensorflow_datasets', 'matplotlib',"
     )
@@ -214,19 +205,19 @@ def test_import_changes_nothing_in_jax():
 
 def test_train_py_is_zoo_train():
     root = Path(__file__).parents[1]
-    ours, theirs = (
+    script, command = (
         subprocess.run([sys.executable, *words, "--help"], capture_output=True, text=True, cwd=root).stdout
         for words in (["train.py"], ["-c", "import sys, zoo.cli; sys.exit(zoo.cli.main())", "train"])
     )
-    assert ours == theirs and "--data" in ours
+    assert script == command and "--data" in script
 
 
 def test_list_shows_every_model(capsys):
-    code, out, _ = run(capsys, "list")
+    code, out, _ = run_command(capsys, "list")
     assert code == 0 and all(f" {name} " in out for name in MODELS) and "61,706" in out
 
 
-def test_where_the_data_lies_reaches_the_run():
+def test_data_options_reach_the_request():
     import argparse
 
     parser = argparse.ArgumentParser()

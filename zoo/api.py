@@ -66,7 +66,7 @@ def open_init(init: str | Path | Checkpoint, model: str | None = None) -> InitCh
     """Open a checkpoint to start training from.
 
     Args:
-        init: what `load` takes or returns.
+        init: a Checkpoint, or a folder or name that `load` takes.
         model: name in MODELS, for a weight file whose model is not recognised.
     """
     if not isinstance(init, (str, Path)):
@@ -138,11 +138,12 @@ def fit(
 
     Args:
         model: name in MODELS; None for that of `init`.
-        data: what `open_dataset` takes, a Dataset, or arrays (images, labels), from which validation and test splits
-            are held out.
+        data: a name or folder that `open_dataset` takes, a Dataset, or arrays (images, labels), from which validation
+            and test splits are held out.
         recipe: a Recipe, a name in RECIPES, or None for the default.
-        init: fine-tune this checkpoint: what `load` takes or returns. Model, fields, image size and normalisation are
-            the checkpoint's. Heads are replaced where classes differ; rows of classes with equal names are kept.
+        init: checkpoint to fine-tune: a Checkpoint, or a folder or name that `load` takes. Model, fields, image size and
+            normalisation are the checkpoint's. Heads are replaced where classes differ; rows of classes with equal
+            names are kept.
         fields: fields of the model to change.
         workdir: folder of the run; by default one under runs/.
         data_dir: folder of TensorFlow Datasets.
@@ -205,8 +206,8 @@ def evaluate(
     """Evaluate a checkpoint on a whole split, counting each example once.
 
     Args:
-        checkpoint: what `load` takes or returns.
-        data: what `open_dataset` takes, or a Dataset.
+        checkpoint: a Checkpoint, or a folder or name that `load` takes.
+        data: a Dataset, or a name or folder that `open_dataset` takes.
         split: "train", "validation", "test", or "all" for all of them together.
         data_dir: folder of TensorFlow Datasets.
         limit: maximum number of records per split; 0 for all.

@@ -13,17 +13,17 @@ from zoo.data.sources import from_arrays
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A random network; its features are good enough for digits all the same."""
+    """Save a network with random weights, which are good enough to tell digits apart."""
     folder = tmp_path_factory.mktemp("ckpt") / "random"
     model = models.create("resnet20", blocks=(1, 1), width=8, num_classes=2)
-    plan = Preprocess(size=(16, 16), resize=(16, 16), channels="L", mean=(0.3,), std=(0.4,))
-    zoo.save(folder, model, models.init(model, 0, (16, 16, 1)), ("a", "b"), plan)
+    preprocess = Preprocess(size=(16, 16), resize=(16, 16), channels="L", mean=(0.3,), std=(0.4,))
+    zoo.save(folder, model, models.init(model, 0, (16, 16, 1)), ("a", "b"), preprocess)
     return folder
 
 
 def test_features_are_the_endpoint_of_every_image_in_order(checkpoint):
     digits = zoo.open_dataset("digits")
-    found = zoo.features(checkpoint, digits, splits=["validation"], batch_size=64)
+    extracted = zoo.features(checkpoint, digits, splits=["validation"], batch_size=64)
     loaded = zoo.load(checkpoint)
     from zoo.data.images.preprocess import images_to_input, normalise
 
@@ -31,8 +31,8 @@ def test_features_are_the_endpoint_of_every_image_in_order(checkpoint):
     preprocess = loaded.card.preprocess
     images = normalise(images_to_input(split.read(np.arange(len(split))), preprocess), preprocess)
     ends = loaded.model.apply(loaded.variables, images)[1]
-    rows, labels = found.splits["validation"]
-    assert list(found.splits) == ["validation"] and np.array_equal(labels, split.labels)
+    rows, labels = extracted.splits["validation"]
+    assert list(extracted.splits) == ["validation"] and np.array_equal(labels, split.labels)
     np.testing.assert_allclose(rows, ends["features"], atol=1e-5)
     mean, flat = (
         zoo.features(checkpoint, digits, "stage1", splits=["validation"], pool=pool).splits["validation"][0]
@@ -54,7 +54,7 @@ def test_endpoints_are_named_in_order(checkpoint):
 
 
 def blobs(classes, counts, seed=0, width=6):
-    """Features [N, width] around a centre per class: some of the numbers are only noise of a larger scale."""
+    """Return features [N, width + 4]: clusters around a centre per class, and four columns of large noise."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(1).normal(0, 2, (classes, width))
 
@@ -69,33 +69,33 @@ def blobs(classes, counts, seed=0, width=6):
 
 @pytest.mark.parametrize("kind", ["softmax", "svm"])
 @pytest.mark.parametrize("classes", [2, 4])
-def test_a_probe_finds_what_is_linear(kind, classes):
-    found = blobs(classes, (60, 20, 200))
-    probed = zoo.probe(found, kind)
+def test_a_probe_separates_linear_clusters(kind, classes):
+    extracted = blobs(classes, (60, 20, 200))
+    probed = zoo.probe(extracted, kind)
     assert probed.metrics["accuracy"] > 0.85 and probed.metrics["examples"] == 200 and probed.folds == 5
-    rows, labels = found.splits["test"]
+    rows, labels = extracted.splits["test"]
     assert probed.metrics["accuracy"] == pytest.approx((probed.classifier.predict(rows) == labels).mean())
-    if kind == "softmax":  # its own probabilities are those that were judged
-        sure = probed.classifier.predict_proba(rows)[np.arange(200), labels]
-        assert probed.metrics["loss"] == pytest.approx(-np.log(sure).mean(), rel=1e-3)
+    if kind == "softmax":  # the loss is that of the classifier's own probabilities
+        probabilities = probed.classifier.predict_proba(rows)[np.arange(200), labels]
+        assert probed.metrics["loss"] == pytest.approx(-np.log(probabilities).mean(), rel=1e-3)
 
 
-def test_the_test_split_chooses_nothing():
-    found = blobs(3, (60, 20, 100))
-    rows, labels = found.splits["test"]
-    other = found._replace(splits={**found.splits, "test": (rows + 5, (labels + 1) % 3)})
-    one, two = zoo.probe(found), zoo.probe(other)
+def test_the_test_split_does_not_influence_training():
+    extracted = blobs(3, (60, 20, 100))
+    rows, labels = extracted.splits["test"]
+    other = extracted._replace(splits={**extracted.splits, "test": (rows + 5, (labels + 1) % 3)})
+    one, two = zoo.probe(extracted), zoo.probe(other)
     assert (one.strength, one.cross_validated) == (two.strength, two.cross_validated)
     assert np.array_equal(one.classifier[-1].coef_, two.classifier[-1].coef_)
     assert one.metrics["accuracy"] != two.metrics["accuracy"]
 
 
-def test_classes_with_one_example_or_none():
+def test_classes_with_one_training_example_or_none():
     rng = np.random.default_rng(0)
     rows, labels = rng.normal(0, 1, (13, 3)).astype(np.float32), np.array([0] * 6 + [2] * 6 + [3], np.int32)
     rows[:, 0] += 5 * labels
-    found = Features({"train": (rows, labels), "test": (rows, labels)}, tuple("abcd"))
-    probed = zoo.probe(found)
+    extracted = Features({"train": (rows, labels), "test": (rows, labels)}, tuple("abcd"))
+    probed = zoo.probe(extracted)
     assert probed.metrics["per_class"][1]["support"] == 0 and probed.metrics["accuracy"] > 0.8
     with pytest.raises(ValueError, match=r"test split.* train"):
         zoo.probe(Features({"train": (rows, labels)}, tuple("abcd")))
@@ -103,7 +103,7 @@ def test_classes_with_one_example_or_none():
         zoo.probe(Features({"train": (rows, labels * 0), "test": (rows, labels)}, tuple("abcd")))
 
 
-def test_one_example_of_a_class_still_leaves_something_to_choose_by():
+def test_a_penalty_is_chosen_although_a_class_has_a_single_example():
     rng = np.random.default_rng(0)
     rows, labels = rng.normal(0, 1, (41, 3)).astype(np.float32), np.array([0] * 40 + [1], np.int32)
     rows[40] += 9
@@ -116,12 +116,12 @@ def test_one_example_of_a_class_still_leaves_something_to_choose_by():
     assert any("no training examples of c" in note for note in unknown.metrics["notes"])
 
 
-def test_the_commands(checkpoint, tmp_path, capsys):
+def test_the_commands_features_and_probe(checkpoint, tmp_path, capsys):
     file = str(tmp_path / "digits.npz")
     assert main(["features", str(checkpoint), "--data", "digits", "--at", "stage2", "-o", file]) == 0
     assert "16 features per image (stage2 of resnet20 on digits); train 1,258" in capsys.readouterr().out
-    found = load_features(file)
-    assert found.splits["test"][0].shape == (359, 16) and found.class_names == tuple("0123456789")
+    extracted = load_features(file)
+    assert extracted.splits["test"][0].shape == (359, 16) and extracted.class_names == tuple("0123456789")
     assert main(["probe", file]) == 0
     out = capsys.readouterr().out
     assert "linear softmax on stage2 of resnet20 on digits" in out and "5-fold" in out and "macro" in out
@@ -143,8 +143,8 @@ def test_drawings_of_the_other_polarity_give_the_same_features(tmp_path):
     labels = np.arange(100) % 2
     light, dark = (from_arrays((pixels, labels), name="drawn") for pixels in (images, 255 - images))
     model = models.create("mlp", widths=(8,), image_size=8, num_classes=2)
-    plan = Preprocess(size=(8, 8), resize=(8, 8), channels="L", polarity="light-on-dark", mean=(0.3,), std=(0.4,))
-    zoo.save(tmp_path / "ckpt", model, models.init(model, 0, (8, 8, 1)), ("a", "b"), plan)
+    preprocess = Preprocess(size=(8, 8), resize=(8, 8), channels="L", polarity="light-on-dark", mean=(0.3,), std=(0.4,))
+    zoo.save(tmp_path / "ckpt", model, models.init(model, 0, (8, 8, 1)), ("a", "b"), preprocess)
     one, two = (zoo.features(tmp_path / "ckpt", data).splits for data in (light, dark))
     keys = [np.sort(rows, axis=0) for rows in (np.concatenate([s[n][0] for n in s]) for s in (one, two))]
     np.testing.assert_allclose(*keys, atol=1e-5)
@@ -198,8 +198,8 @@ def test_the_strength_is_the_cross_validated_best_and_the_smallest_of_equals():
     from zoo.analysis.probe import STRENGTHS
 
     assert STRENGTHS == (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-    found = blobs(3, (40, 20, 50))
-    rows, labels = (np.concatenate([found.splits[name][i] for name in ("train", "validation")]) for i in (0, 1))
+    extracted = blobs(3, (40, 20, 50))
+    rows, labels = (np.concatenate([extracted.splits[name][i] for name in ("train", "validation")]) for i in (0, 1))
     order = np.random.default_rng(3).permutation(60)
     folds = StratifiedKFold(5, shuffle=True, random_state=3)
     scores = {}
@@ -207,12 +207,12 @@ def test_the_strength_is_the_cross_validated_best_and_the_smallest_of_equals():
         pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=1000 * strength / 60, max_iter=1000))
         scores[strength] = cross_val_score(pipeline, rows[order], labels[order], cv=folds).mean()
     best = max(scores.values())
-    probed = zoo.probe(found, seed=3)
+    probed = zoo.probe(extracted, seed=3)
     assert probed.strength == min(strength for strength, score in scores.items() if score > best - 1e-6)
     assert probed.cross_validated == pytest.approx(best) and 1000 * probed.strength / 60 == probed.classifier[-1].C
 
 
-def test_at_most_so_many_examples_choose_the_strength(monkeypatch):
+def test_the_number_of_examples_that_choose_the_strength_is_limited(monkeypatch):
     from zoo.analysis import probe as probing
 
     assert (probing.CROSS_VALIDATED, probing.FOLDS, probing.UNKNOWN) == (10_000, 5, 20.0)
@@ -229,12 +229,12 @@ def test_an_unknown_kind_of_probe_is_named():
 
 
 def test_a_file_of_features_is_read_as_written(tmp_path):
-    found = blobs(3, (5, 2, 3))._replace(about="features of x on y")
-    found.save(tmp_path / "name.of.mine")  # no suffix is appended
+    extracted = blobs(3, (5, 2, 3))._replace(about="features of x on y")
+    extracted.save(tmp_path / "name.of.mine")  # no suffix is appended
     again = load_features(tmp_path / "name.of.mine")
-    assert (again.class_names, again.about) == (found.class_names, found.about)
+    assert (again.class_names, again.about) == (extracted.class_names, extracted.about)
     assert list(again.splits) == ["train", "validation", "test"]
-    for name, pair in found.splits.items():
+    for name, pair in extracted.splits.items():
         for actual, expected in zip(again.splits[name], pair, strict=True):
             assert actual.dtype == expected.dtype and np.array_equal(actual, expected)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.npz"):
@@ -246,8 +246,8 @@ def test_features_do_not_depend_on_the_batch_size(batch_size, checkpoint):
     rng = np.random.default_rng(0)
     data = from_arrays((rng.integers(0, 256, (10, 16, 16), np.uint8), np.arange(10) % 2), name="mine")
     progress = []
-    found = zoo.features(checkpoint, data, "stem", batch_size=batch_size, on_batch=progress.append)
-    total = sum(len(rows) for rows, _ in found.splits.values())
-    assert total == progress[-1] == 10 and found.about == "stem of resnet20 on mine"
-    for name, (rows, labels) in found.splits.items():
+    extracted = zoo.features(checkpoint, data, "stem", batch_size=batch_size, on_batch=progress.append)
+    total = sum(len(rows) for rows, _ in extracted.splits.values())
+    assert total == progress[-1] == 10 and extracted.about == "stem of resnet20 on mine"
+    for name, (rows, labels) in extracted.splits.items():
         assert rows.shape == (len(data.splits[name]), 8) and labels.dtype == np.int32

@@ -30,7 +30,7 @@ NETWORKS = [
 
 
 def random(variables):
-    """Every leaf drawn: scales and variances about one, kernels that keep the size of what passes through them."""
+    """Return random variables: scales and variances around one, kernels that preserve the magnitude of activations."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -56,8 +56,8 @@ def assert_same_function(model, variables, folded, images):
 
 
 @pytest.mark.parametrize(("name", "fields", "shape", "foldable", "every"), NETWORKS)
-def test_every_family(name, fields, shape, foldable, every):
-    """Logits and all endpoints, to 1e-5 of their largest."""
+def test_folding_preserves_the_outputs_of_every_family(name, fields, shape, foldable, every):
+    """Folding keeps logits and all endpoints within 1e-5 of their largest magnitude."""
     model = models.create(name, **fields)
     variables = random(models.abstract_variables(model, shape))
     assert len(flatten(variables["batch_stats"])) == 2 * every
@@ -70,7 +70,7 @@ def test_every_family(name, fields, shape, foldable, every):
 
 
 class Odd(nn.Module):
-    """Every way of a convolution and a norm that the zoo has or could have."""
+    """Contain every combination of convolution and norm, foldable or not."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -89,7 +89,7 @@ class Odd(nn.Module):
         return x, {"end": end}
 
 
-def test_only_what_a_norm_alone_reads(monkeypatch):
+def test_only_convolutions_read_by_a_single_norm_are_folded(monkeypatch):
     variables = random(jax.eval_shape(Odd().init, jax.random.key(0), np.zeros((1, 6, 6, 2), np.float32)))
     monkeypatch.setattr(folding, "abstract_variables", lambda model, shape: variables)
     monkeypatch.setattr(folding, "with_runtime", lambda model, **fields: model)
@@ -114,8 +114,8 @@ def network():
     return model, random(models.abstract_variables(model, (8, 8, 3)))
 
 
-def test_prediction_folds_and_notices_other_variables(network, monkeypatch):
-    """It folds once for the same arrays, and again for others, and always for those that can change inside."""
+def test_prediction_caches_folded_variables_and_notices_other_ones(network, monkeypatch):
+    """JAX arrays are folded once; other arrays, and NumPy arrays, which can change in place, are folded again."""
     model, variables = network
     folds, fold = [], folding.fold
     monkeypatch.setattr(folding, "fold", lambda *args: folds.append(1) or fold(*args))

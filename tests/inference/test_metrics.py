@@ -1,4 +1,4 @@
-"""The sums against plain counting and scikit-learn, over every way to divide a split."""
+"""Metrics against scikit-learn and NumPy, for every division of a split into batches."""
 
 import json
 
@@ -20,7 +20,7 @@ def softmax(logits):
 
 
 def table(name, n=60, k=7, seed=0):
-    """Logits and labels, some of them degenerate."""
+    """Return logits [n, k] and labels [n] of a named, possibly degenerate, case."""
     rng = np.random.default_rng(seed)
     if name == "two classes":
         k = 2
@@ -57,7 +57,7 @@ every_table = pytest.mark.parametrize("name", TABLES)
 
 
 def total_of(logits, labels, losses=None, batch=16, padding=4):
-    """The sums over batches of one size, each with rubbish in its padding."""
+    """Return the sums over batches of one size, with NaN and infinity in the padding."""
     total, k = None, logits.shape[1]
     losses = np.ones(len(labels), np.float32) if losses is None else losses
     for start in range(0, len(labels), batch):
@@ -77,7 +77,7 @@ def total_of(logits, labels, losses=None, batch=16, padding=4):
 
 
 @every_table
-def test_agrees_with_scikit_learn(name):
+def test_metrics_agree_with_scikit_learn(name):
     logits, labels = table(name)
     (n, k), predicted, scores = logits.shape, logits.argmax(1), softmax(logits)
     result = summarise(total_of(logits, labels), [f"class {i}" for i in range(k)], scores, labels)
@@ -120,7 +120,7 @@ def test_top1_and_top5_by_sorting(name):
 
 
 @pytest.mark.parametrize("name", ["random", "ties", "two classes"])
-def test_no_division_into_batches_changes_the_sums(name):
+def test_sums_do_not_depend_on_the_division_into_batches(name):
     logits, labels = table(name, n=50)
     losses = np.random.default_rng(1).exponential(size=50).astype(np.float32)
     whole = total_of(logits, labels, losses, batch=50, padding=0)
@@ -152,7 +152,7 @@ def test_weights_scale_the_loss_and_nothing_else():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_row_that_is_not_finite_is_wrong_in_all(bad):
+def test_logits_that_are_not_finite_count_as_wrong(bad):
     logits = np.zeros((4, 3), np.float32)
     logits[np.arange(4), [0, 1, 2, 2]] = 1
     labels = np.array([0, 1, 2, 2], np.int32)
@@ -170,7 +170,7 @@ def test_a_row_that_is_not_finite_is_wrong_in_all(bad):
     assert "1 of 4 examples have logits that are not finite" in format_report(result)
 
 
-def test_totals_do_not_overflow_or_lose_ones():
+def test_totals_are_exact_for_large_counts():
     sums = {"weight": np.float32(2**24), "top1": np.int32(2**31 - 1)}
     total = add(add(None, sums), {"weight": np.float32(1), "top1": np.int32(2)})
     assert (total["weight"], total["top1"]) == (2**24 + 1, 2**31 + 1)
@@ -191,13 +191,13 @@ def test_calibration_error_by_bins():
     assert calibration_error(scores, labels) == pytest.approx(expected, abs=1e-12)
 
 
-def test_calibration_error_of_the_perfect_and_of_the_sure_and_wrong():
+def test_calibration_error_of_a_perfect_and_of_a_confidently_wrong_model():
     sure = np.eye(3)[[0, 1, 2, 1]]
     assert calibration_error(sure, np.array([0, 1, 2, 1])) == 0
     assert calibration_error(sure, np.array([1, 2, 0, 0])) == 1
 
 
-def test_result_is_plain_and_the_same_every_time():
+def test_results_are_deterministic_and_serialise_to_json():
     logits, labels = table("random")
     results = [summarise(total_of(logits, labels), list("abcdefg"), softmax(logits), labels) for _ in range(2)]
     assert results[0] == results[1]
@@ -206,7 +206,7 @@ def test_result_is_plain_and_the_same_every_time():
     assert {type(v) for v in plain.values()} == {int, float, list}
 
 
-def test_scores_over_the_limit_are_left_out_with_a_reason(monkeypatch):
+def test_metrics_of_scores_are_skipped_above_the_limit(monkeypatch):
     logits, labels = table("random")
     monkeypatch.setattr(metrics, "SCORE_LIMIT", 419)
     result = summarise(total_of(logits, labels), list("abcdefg"))
@@ -216,7 +216,7 @@ def test_scores_over_the_limit_are_left_out_with_a_reason(monkeypatch):
     ]
 
 
-def test_what_does_not_fit_is_refused():
+def test_sizes_that_do_not_match_are_rejected():
     logits, labels = table("random")
     sums = total_of(logits, labels)
     with pytest.raises(ValueError, match="6 class names for 7 classes"):
@@ -237,7 +237,7 @@ def test_report_of_few_classes_shows_all():
     assert max(map(len, lines)) <= 80
 
 
-def test_report_of_many_classes_shows_the_worst():
+def test_report_of_many_classes_shows_those_with_the_lowest_f1():
     confusion = np.diag(np.full(40, 10))
     confusion[7] = 0
     confusion[7, 8] = 10

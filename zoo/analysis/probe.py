@@ -107,7 +107,7 @@ def features(
     """Compute the activations of an endpoint for every image of a data set, in evaluation mode.
 
     Args:
-        checkpoint: what `load` takes, or what it or `fit` returned. Its card decides how images are preprocessed.
+        checkpoint: a Checkpoint, or a folder or name that `load` takes. Its card decides how images are preprocessed.
         data: a data set, or its name or folder. Its classes may differ from the checkpoint's.
         at: the endpoint: a stage, "features" or "logits".
         splits: names of the splits; all by default.
@@ -184,7 +184,7 @@ def probe(features: Features, kind: str = "softmax", *, seed: int = 0) -> Probed
     Features are standardised. The strength of the penalty is chosen by cross-validation within train and validation.
 
     Args:
-        features: what `zoo.features` or `load_features` returned.
+        features: the result of `zoo.features` or `load_features`.
         kind: "softmax" (multinomial logistic regression, L2 penalty) or "svm" (linear, one against the rest, squared
             hinge loss).
         seed: seed of the folds.

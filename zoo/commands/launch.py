@@ -4,7 +4,7 @@ import argparse
 
 from zoo.commands import count
 
-COMMANDS = ("train", "devices")  # what can be launched
+COMMANDS = ("train", "devices")  # commands that can be launched
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint:
-    """A network with its variables and metadata: what `zoo.load` and `zoo.fit` return.
+    """A network with its variables and metadata, as `zoo.load` and `zoo.fit` return it.
 
     Attributes:
         model: the network; `model.apply(variables, images)` returns (logits, endpoints).
