@@ -141,8 +141,8 @@ def fit(
         data: a name or folder that `open_dataset` takes, a Dataset, or arrays (images, labels), from which validation
             and test splits are held out.
         recipe: a Recipe, a name in RECIPES, or None for the default.
-        init: checkpoint to fine-tune: a Checkpoint, or a folder or name that `load` takes. Model, fields, image size and
-            normalisation are the checkpoint's. Heads are replaced where classes differ; rows of classes with equal
+        init: checkpoint to fine-tune: a Checkpoint, or a folder or name that `load` takes. Model, fields, image size
+            and normalisation are the checkpoint's. Heads are replaced where classes differ; rows of classes with equal
             names are kept.
         fields: fields of the model to change.
         workdir: folder of the run; by default one under runs/.

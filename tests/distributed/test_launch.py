@@ -44,7 +44,9 @@ def test_no_gpus_are_assigned_on_cpu_or_if_none_are_visible(four_gpus):
 
 def test_the_highest_exit_code_is_returned():
     assert launch.wait_for_all([child("pass"), child("pass")]) == 0
-    assert launch.wait_for_all([child("raise SystemExit(4)"), child("raise SystemExit(3)")]) == 4
+    failed = [child("raise SystemExit(4)"), child("raise SystemExit(3)")]
+    assert [process.wait() for process in failed] == [4, 3]
+    assert launch.wait_for_all([*failed, child("import time; time.sleep(0.2)")]) == 4
 
 
 @pytest.mark.parametrize("failing", [0, 1])
@@ -64,6 +66,15 @@ def test_a_process_that_ignores_sigterm_is_killed(monkeypatch):
     stubborn = child(code)
     assert launch.wait_for_all([stubborn, child("raise SystemExit(2)")]) == 2
     assert stubborn.returncode == -signal.SIGKILL
+
+
+def test_a_terminated_process_has_time_to_save(monkeypatch):
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 1.0)
+    code = "import signal, sys, time\n"
+    code += "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.4), sys.exit(0))); time.sleep(60)"
+    saving = child(code)
+    assert launch.wait_for_all([saving, child("raise SystemExit(2)")]) == 2
+    assert saving.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -89,7 +100,8 @@ def test_the_command_and_the_number_of_processes_reach_the_launcher(monkeypatch,
 def test_each_process_knows_its_number_and_the_coordinator(monkeypatch, capfd):
     """With a stub in place of Python: process 0 writes to the terminal, the output of process 1 is numbered."""
     code = 'import os; print("|".join(os.environ[f"ZOO_{name}"] for name in '
-    code += '("COORDINATOR", "PROCESSES", "PROCESS", "LOCAL_PROCESSES", "LAUNCHED")), flush=True)'
+    code += '("COORDINATOR", "PROCESSES", "PROCESS", "LOCAL_PROCESSES", "LAUNCHED")), '
+    code += "os.getsid(0) == os.getpid(), flush=True)"
     original = subprocess.Popen
     monkeypatch.setattr(
         subprocess, "Popen", lambda words, **options: original([sys.executable, "-S", "-c", code], **options)
@@ -100,7 +112,7 @@ def test_each_process_knows_its_number_and_the_coordinator(monkeypatch, capfd):
     assert launch.launch(["train"], 2) == 0
     assert signal.getsignal(signal.SIGTERM) is handler
     assert sorted(capfd.readouterr().out.splitlines()) == [
-        "127.0.0.1:4321|2|0|2|launch --processes 2 --",
-        "[1] 127.0.0.1:4321|2|1|2|launch --processes 2 --",
+        "127.0.0.1:4321|2|0|2|launch --processes 2 -- True",
+        "[1] 127.0.0.1:4321|2|1|2|launch --processes 2 -- True",
     ]
     assert "ZOO_PROCESS" not in os.environ

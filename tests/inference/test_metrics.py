@@ -246,3 +246,22 @@ def test_report_of_many_classes_shows_those_with_the_lowest_f1():
     result = summarise(sums, [f"n{i:02}" for i in range(40)])
     shown = [line[:3] for line in format_report(result).splitlines() if line[:1] == "n" and line[1:3].isdigit()]
     assert len(shown) == 10 and shown[:2] == ["n07", "n08"] and "n09" not in shown
+
+
+def test_bins_of_the_calibration_error_include_their_upper_edge():
+    """0.6 = 9/15 is in the bin (8/15, 9/15], together with 0.55; the gaps of a bin cancel."""
+    scores = np.array([[0.6, 0.4], [0.55, 0.45]])
+    assert calibration_error(scores, np.array([0, 1])) == pytest.approx(abs(0.4 - 0.55) / 2)
+
+
+def test_no_reason_is_given_up_to_the_limit_of_scores(monkeypatch):
+    logits, labels = table("random")
+    monkeypatch.setattr(metrics, "SCORE_LIMIT", logits.size)
+    assert summarise(total_of(logits, labels), "abcdefg").notes == ()
+
+
+def test_thirty_classes_are_all_listed():
+    for classes, listed in ((30, 30), (31, 10)):
+        logits = np.eye(classes, dtype=np.float32)
+        result = summarise(total_of(logits, np.arange(classes, dtype=np.int32)), [f"name{i}" for i in range(classes)])
+        assert format_report(result).count("\nname") == listed
