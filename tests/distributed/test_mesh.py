@@ -216,13 +216,14 @@ def test_partition_spec(axes, path, shape, spec):
 def test_optimizer_state_and_moving_average_are_split_like_their_parameters():
     model, parallelism = SimpleNamespace(model_parallel=("wide/.*",)), parse_parallelism(mesh="model=2")
     params = {"wide": {"kernel": np.zeros((4, 6))}}
-    tree = {"params": params, "mu": params, "count": np.zeros(()), "other": {"wide": {"kernel": np.zeros((4, 4))}}}
+    tree = {"params": params, "mu": params, "count": np.zeros(())}
     specs = jax.tree.map(lambda sharding: sharding.spec, mesh.shardings(parallelism, model, tree, params))
     split = PartitionSpec(None, "model")
     assert specs["params"]["wide"]["kernel"] == split and specs["count"] == PartitionSpec()
-    assert specs["other"]["wide"]["kernel"] == PartitionSpec()  # of another shape
     trace = optax.trace(0.9).init(params)  # the fields of its named tuple are no part of the path
     assert mesh.shardings(parallelism, model, trace, params).trace["wide"]["kernel"].spec == split
+    other = trace._replace(trace={"wide": {"kernel": np.zeros((2, 4, 6))}})  # of another shape
+    assert mesh.shardings(parallelism, model, other, params).trace["wide"]["kernel"].spec == PartitionSpec()
     assert mesh.count_sharded(parallelism, model, params) == 24
 
 
