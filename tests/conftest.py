@@ -14,9 +14,7 @@ if "ZOO_TEST_CACHE" not in os.environ:  # created by the first process, shared b
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["ZOO_TEST_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = (
-    "1"  # more would compete with other workers
-)
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # more would compete with other workers
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most of the time is compilation; this saves a fifth
 
 import pytest

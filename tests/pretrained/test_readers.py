@@ -13,6 +13,7 @@ import pytest
 import torch_bytes as tb
 from torch_bytes import called, named, number, state_dict, storage, tensor, text, tuple_of
 
+from zoo.pretrained.keras_config import preprocessing
 from zoo.pretrained.readers import read_tensors
 from zoo.pretrained.unpickle import ALLOWED
 
@@ -424,6 +425,112 @@ def test_names_of_keras_1(tmp_path):
             for name, array in zip(names, weights.values(), strict=True):
                 group[name] = array
     assert_equal(read_tensors(tmp_path / "model.h5").arrays, KERAS)
+
+
+@pytest.mark.parametrize("form", [".h5", ".weights.h5", ".keras"])
+def test_a_keras_model_inside_a_model(form, tmp_path):
+    """Transfer learning leaves a backbone as one layer; its weights have the names of its own layers."""
+    h5py = pytest.importorskip("h5py")
+    kernel, bias, head = np.ones((1, 1, 3, 4), np.float32), np.full(4, 2, np.float32), np.full((4, 2), 3, np.float32)
+    file = tmp_path / f"model{form}"
+    with h5py.File(tmp_path / "inner.h5", "w") as out:
+        if form == ".h5":
+            out.attrs["layer_names"] = [b"rescaling", b"resnet", b"dense_7"]
+            out.create_group("rescaling").attrs["weight_names"] = []
+            # Keras 2 repeats the name of the outer model, or not.
+            for outer, names in (
+                ("resnet", ["resnet/conv1/kernel:0", "conv1/bias"]),
+                ("dense_7", ["model/dense_7/kernel"]),
+            ):
+                group = out.create_group(outer)
+                group.attrs["weight_names"] = [name.encode() for name in names]
+                for name in names:
+                    group[name] = head if outer == "dense_7" else kernel if "kernel" in name else bias
+        else:
+            inner = out.create_group("layers/functional/layers/conv2d/vars")
+            inner.attrs["name"], inner["0"], inner["1"] = "conv1", kernel, bias
+            outer = out.create_group("layers/dense/vars")
+            outer.attrs["name"], outer["0"] = "dense_7", head
+    data = (tmp_path / "inner.h5").read_bytes()
+    if form == ".keras":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("model.weights.h5", data)
+    else:
+        file.write_bytes(data)
+    assert_equal(read_tensors(file).arrays, {"conv1/kernel": kernel, "conv1/bias": bias, "dense_7/kernel": head})
+
+
+def test_two_keras_layers_of_one_name_are_ambiguous(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "model.weights.h5", "w") as out:
+        for place in ("layers/functional/layers/conv2d/vars", "layers/functional_1/layers/conv2d/vars"):
+            group = out.create_group(place)
+            group.attrs["name"], group["0"] = "conv1", np.ones((1, 1, 3, 4), np.float32)
+    with pytest.raises(ValueError, match=r"two layers called conv1"):
+        read_tensors(tmp_path / "model.weights.h5")
+
+
+def layer(kind, *constants, **config):
+    """Return a layer of a model's configuration, called with an input and constants."""
+    return {"class_name": kind, "config": config, "inbound_nodes": [{"args": [{}, *constants], "kwargs": {}}]}
+
+
+def channel(name, index):
+    return layer("GetItem", [{}, index], name=name)
+
+
+STACK = {
+    "class_name": "Stack", "config": {},
+    "inbound_nodes": [{"args": [[{"config": {"keras_history": [name, 0, 0]}} for name in ("r", "g", "b")]]}],
+}  # fmt: skip
+CAFFE_MEAN = {"class_name": "__tensor__", "config": {"value": [[[[-103.939, -116.779, -123.68]]]]}}
+INPUT = layer("InputLayer", batch_shape=[None, 160, 96, 3])
+
+
+@pytest.mark.parametrize(
+    ("layers", "function"),  # of pixels in 0..255, as Keras computes it
+    [
+        ([layer("Rescaling", scale=1 / 255, offset=0.0)], lambda x: x / 255),
+        ([layer("Rescaling", scale=1 / 127.5, offset=-1)], lambda x: x / 127.5 - 1),
+        ([layer("RandomFlip"), layer("TrueDivide", 127.5), layer("Subtract", 1.0)], lambda x: x / 127.5 - 1),
+        ([layer("Multiply", 2.0), layer("Add", 3.0)], lambda x: 2 * x + 3),
+        ([layer("Sequential", layers=[layer("RandomRotation"), layer("Rescaling", scale=2, offset=[1, 2, 3])])],
+         lambda x: 2 * x + [1, 2, 3]),
+        ([layer("Normalization", name="n", mean=[1.0, 2, 3], variance=[4.0, 9, 16])],
+         lambda x: (x - [1, 2, 3]) / [2, 3, 4]),
+        ([layer("Normalization", name="normalization", mean=None)], lambda x: (x - 5) / 3),
+        ([channel("r", 2), channel("g", 1), channel("b", 0), STACK, layer("Add", CAFFE_MEAN)],
+         lambda x: x[::-1] - [103.939, 116.779, 123.68]),
+    ],
+    ids=["rescaling", "offset", "tf mode", "multiply", "nested", "normalization", "adapted", "caffe mode"],
+)  # fmt: skip
+def test_preprocessing_layers_of_a_keras_model(layers, function):
+    arrays = {"normalization/mean": np.full(3, 5.0), "normalization/variance": np.full(3, 9.0)}
+    config = {"class_name": "Functional", "config": {"layers": [INPUT, *layers, layer("Conv2D"), layer("Rescaling")]}}
+    fields = preprocessing(config, arrays).preprocess
+    assert fields["size"] == (160, 96)
+    pixels = np.array([10.0, 100.0, 200.0])
+    ordered = pixels[::-1] if fields.get("channels") == "BGR" else pixels
+    ours = (ordered / 255 - np.array(fields["mean"])) / np.array(fields["std"])
+    np.testing.assert_allclose(ours, function(pixels), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [[layer("Multiply", -1.0)], [layer("TrueDivide", 0.0)], [layer("Add", [1, 2])], [layer("Subtract")],
+     [channel("r", 0), channel("g", 1), channel("b", 2), STACK], [layer("Normalization", name="other", mean=None)]],
+    ids=["negative", "by zero", "two channels", "no constant", "order", "no statistics"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
+def test_preprocessing_layers_that_are_not_understood_name_the_options(layers):
+    with pytest.raises(ValueError, match="--mean"):
+        preprocessing({"class_name": "Sequential", "config": {"layers": layers}}, {})
+
+
+def test_keras_models_without_preprocessing_layers():
+    assert preprocessing(None, {}).preprocess == {}
+    base = [layer("InputLayer", batch_shape=[None, None, None, 3]), layer("Conv2D")]
+    assert preprocessing({"class_name": "Functional", "config": {"layers": base}}, {}).preprocess == {}
 
 
 def test_keras_files_with_links_or_unwritten_arrays_are_refused(tmp_path):

@@ -30,7 +30,6 @@ def preprocessing(config: Any, arrays: Mapping[str, np.ndarray]) -> Metadata:
     arithmetic: list[str] = []
     picked: dict[str, int] = {}  # name of a GetItem operation -> the channel that it takes
     for kind, layer, node in _first_layers(config):
-        a, b = np.ones(3), np.zeros(3)
         if kind == "InputLayer":
             shape = layer.get("batch_shape") or layer.get("batch_input_shape") or ()
             if len(shape) == 4 and all(isinstance(side, int) for side in shape[1:3]):
@@ -55,15 +54,7 @@ def preprocessing(config: Any, arrays: Mapping[str, np.ndarray]) -> Metadata:
             fields["channels"] = "BGR"
             scale, offset = scale[::-1], offset[::-1]
             continue
-        if kind == "Rescaling":
-            a, b = _three(layer["scale"]), _three(layer["offset"])
-        elif kind == "Normalization":
-            a, b = _normalization(layer, arrays)
-        elif kind in ("TrueDivide", "Multiply"):
-            factor = _three(_constant(node, 1))
-            a = factor if kind == "Multiply" else 1 / factor
-        else:  # Add, Subtract
-            b = _three(_constant(node, 1)) * (1 if kind == "Add" else -1)
+        a, b = _affine(kind, layer, node, arrays)
         scale, offset = a * scale, a * offset + b
         arithmetic.append(kind)
     if not arithmetic:
@@ -73,6 +64,18 @@ def preprocessing(config: Any, arrays: Mapping[str, np.ndarray]) -> Metadata:
     fields |= {"mean": tuple((0 - offset) / (255 * scale)), "std": tuple(1 / (255 * scale))}
     note = f"the normalisation is that of the model's own layers: {', '.join(arithmetic)}"
     return Metadata(preprocess=fields, preprocess_note=note)
+
+
+def _affine(kind: str, layer: Mapping, node: Mapping, arrays: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
+    """Return (factor, summand) of a layer that scales and shifts its input."""
+    if kind == "Rescaling":
+        return _three(layer["scale"]), _three(layer["offset"])
+    if kind == "Normalization":
+        return _normalization(layer, arrays)
+    constant = _three(_constant(node, 1))
+    if kind in ("TrueDivide", "Multiply"):
+        return (constant if kind == "Multiply" else 1 / constant), 0.0
+    return 1.0, (constant if kind == "Add" else -constant)
 
 
 _ARITHMETIC = frozenset({

@@ -1,15 +1,16 @@
-"""WEIGHTS: every published set of weights that a model here can take, and what is known of it. Nothing but a table.
+"""WEIGHTS: the table of published weights that the models here can load.
 
-Read off the sources themselves: torchvision 0.28 (its weight enumerations), timm 1.0.31 (its default configurations;
-accuracies from its results/results-imagenet.csv, at the set's own image size), Keras 3.15 (keras.applications;
-accuracies from keras.io's table, licences from its last pages that name them; how it resized is not said, 256 / 224 is
-the usual), akamaster/pytorch_resnet_cifar10 (its README).
+Sources: torchvision 0.28 (its weight enumerations), timm 1.0.31 (its default configurations; accuracies from
+results/results-imagenet.csv, at the image size of the set), Keras 3.15 (keras.applications; accuracies and licences
+from keras.io, which does not state how images were resized: 256 / 224 is assumed), akamaster/pytorch_resnet_cifar10
+(its README).
 
-The first set of each network is its default, as in the source. How a file is known to be the right one:
-- torchvision, akamaster: the name of the file carries the first eight digits of its sha256;
-- Keras: md5, as its source has it; it publishes nothing better;
-- timm: the Hugging Face hub announces the sha256 of each file of its large-file storage before it sends it. That guards
-  against damage on the way, not against a hub that lies; the digest of what was read stands in the card.
+The first set of each network is its default, as in the source. Files are verified as follows:
+
+- torchvision, akamaster: the file name contains the first eight digits of the sha256;
+- Keras: md5, from its source code; it publishes no other hash;
+- timm: the Hugging Face hub announces the sha256 of a file before it sends the file. That protects against damage in
+  transit, not against the hub itself. The card records the sha256 of the file that was read.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from zoo.data.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 HALF = ((0.5,) * 3, (0.5,) * 3)
-#: Keras's "caffe" mode: the mean colour is taken off in 0..255, in the order BGR.
+#: Keras's "caffe" mode: the mean colour is subtracted in 0..255, in the order BGR.
 CAFFE = ((103.939 / 255, 116.779 / 255, 123.68 / 255), (1 / 255,) * 3)
 
 APACHE, BSD, MIT, NON_COMMERCIAL = "Apache-2.0", "BSD-3-Clause", "MIT", "CC-BY-NC-4.0"
@@ -30,15 +31,19 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 @dataclass(frozen=True)
 class Weights:
-    """One published set of weights.
+    """A published set of weights.
 
     Attributes:
-        name: what it is asked for by, "source:network.tag"; Keras and akamaster have one set each and no tag.
-        file: its address, or for the hub "repository/file".
-        digest: "sha256:PREFIX" or "md5:…"; "" where the hub announces it.
-        model, fields: the model of MODELS it is for.
-        accuracy: published top-1 and top-5 in percent, single crop, of ImageNet's validation split or CIFAR-10's test
-            split; None where it was not published.
+        name: "source:network.tag"; without a tag for Keras and akamaster, which have one set per network.
+        file: URL of the file, or "repository/file" on the Hugging Face hub.
+        digest: "sha256:PREFIX" or "md5:PREFIX"; "" if the hub announces it.
+        model: name in MODELS.
+        preprocess: preprocessing of the published evaluation.
+        accuracy: published (top-1, top-5) in percent, single crop, on ImageNet's validation split or CIFAR-10's test
+            split; None if not published.
+        licence: licence of the weights.
+        fields: fields of the model that differ from its defaults.
+        data: training data, "ImageNet-1k" or "CIFAR-10".
     """
 
     name: str
@@ -53,15 +58,17 @@ class Weights:
 
     @property
     def source(self) -> str:
+        """The project that published the weights."""
         return self.name.partition(":")[0]
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the outputs."""
         return CIFAR10 if self.data == "CIFAR-10" else class_names()
 
 
 def _square(size: int, resize: int, norm: tuple, interpolation: str = "bilinear", channels: str = "RGB") -> Preprocess:
-    """The centre of an image whose shorter side was brought to `resize`."""
+    """Return the preprocessing that resizes the shorter side to `resize` and crops the centre."""
     return Preprocess(
         size=(size, size), resize=(resize, resize), interpolation=interpolation, channels=channels,
         mean=norm[0], std=norm[1],
@@ -75,8 +82,8 @@ def _digest_in_name(file: str) -> str:
 # --- torchvision ------------------------------------------------------------------------------------------------
 
 TORCHVISION_URL = "https://download.pytorch.org/models/"
-# network.tag, file, resize, top-1, top-5[, size, normalisation]. GoogLeNet and Inception-v3 change the normalisation of
-# their input (`transform_input`) from ImageNet's to that of the weights' origin: here stands the latter.
+# network.tag, file, resize, top-1, top-5[, size, normalisation]. GoogLeNet and Inception-v3 convert their input
+# (`transform_input`) from ImageNet's normalisation to the one listed here, with which the weights were trained.
 TORCHVISION: tuple[tuple, ...] = (
     ("alexnet.IMAGENET1K_V1", "alexnet-owt-7be5be79.pth", 256, 56.522, 79.066),
     ("googlenet.IMAGENET1K_V1", "googlenet-1378be20.pth", 256, 69.778, 89.530, 224, HALF),
@@ -99,7 +106,7 @@ TORCHVISION: tuple[tuple, ...] = (
     ("wide_resnet101_2.IMAGENET1K_V2", "wide_resnet101_2-d733dc28.pth", 232, 82.510, 96.020),
     ("wide_resnet101_2.IMAGENET1K_V1", "wide_resnet101_2-32ee1156.pth", 256, 78.848, 94.284),
 )  # fmt: skip
-TORCHVISION_MODELS = {"alexnet": "alexnet_owt", "googlenet": "googlenet_bn"}  # the others have their names
+TORCHVISION_MODELS = {"alexnet": "alexnet_owt", "googlenet": "googlenet_bn"}  # the others have the same name here
 
 
 def _torchvision(name: str, file: str, resize: int, top1: float, top5: float, size: int = 224,
@@ -114,7 +121,7 @@ def _torchvision(name: str, file: str, resize: int, top1: float, top5: float, si
 # --- timm -------------------------------------------------------------------------------------------------------
 
 _D: dict[str, Any] = {"stem": "deep", "shortcut": "pool"}
-# Its networks as models of ours with some fields changed.
+# timm's networks: model and the fields that differ from its defaults.
 TIMM_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet18": ("resnet18", {}),
     "resnet34": ("resnet34", {}),
@@ -149,8 +156,8 @@ TIMM_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "inception_resnet_v2": ("inception_resnet_v2", {}),
     "legacy_xception": ("xception", {}),
 }  # fmt: skip
-# network.tag, size, crop (size / resize), interpolation, top-1, top-5[, normalisation[, licence]]; all on the hub under
-# timm/network.tag but those of TIMM_FILES.
+# network.tag, size, crop (size / resize), interpolation, top-1, top-5[, normalisation[, licence]]; on the hub under
+# timm/network.tag, except those in TIMM_FILES.
 TIMM: tuple[tuple, ...] = (
     ("resnet18.a1_in1k", 224, 0.95, "bicubic", 71.504, 90.086),
     ("resnet18.a2_in1k", 224, 0.95, "bicubic", 70.634, 89.486),
