@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="Number of processes.")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "mutants", metavar="FOLDER",
                         help="Folder of the coverage data and of unfinished results.")  # fmt: skip
-    parser.add_argument("--output", type=Path, default=RESULT, metavar="FILE", help="Where to write the results.")
+    parser.add_argument("--output", type=Path, default=RESULT, metavar="FILE", help="File of the results.")
     options = parser.parse_args(arguments)
     tree, work = options.tree.resolve(), options.work.resolve()
     (work / "cache").mkdir(parents=True, exist_ok=True)

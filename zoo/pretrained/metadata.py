@@ -19,7 +19,7 @@ OPTION_KEYS = ("hyper_parameters", "hparams", "args", "config", "cfg", "meta", "
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a weight file states beside its tensors.
+    """Facts that a weight file states beside its tensors.
 
     Attributes:
         classes: class names in the order of the outputs, by the entry that they were read from.

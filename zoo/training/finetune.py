@@ -254,6 +254,7 @@ def stage_of(model: nn.Module, path: str) -> str:
 
 
 def is_head(model: nn.Module, path: str) -> bool:
+    """Return True if a parameter belongs to the model's last stage."""
     return stage_of(model, path) == model.stages[-1]
 
 

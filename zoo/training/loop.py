@@ -190,6 +190,7 @@ def compile_segment(plan: Plan, segment: Segment, state: TrainState, say: Say) -
 
 
 def has_several_sizes(plan: Plan) -> bool:
+    """Return True if the image size changes during training."""
     return len({segment.preprocess.size for segment in plan.segments}) > 1
 
 

@@ -1,4 +1,4 @@
-"""What a run prints before it starts, its best checkpoint, and the results and figures it writes at the end."""
+"""Reports of a run: its description before the start, its best checkpoint, results and figures at the end."""
 
 import dataclasses
 import json
