@@ -413,10 +413,15 @@ def test_a_folder_of_loose_images_beside_a_table_names_the_table(tmp_path):
     assert_one_line(caught, f"type --data {tmp_path / 'labels.csv'}")
 
 
-def test_the_root_of_the_file_system():
+@pytest.mark.parametrize("folder", ["/", "//", "/proc", "/proc/self", "/sys", "link"])
+def test_the_root_of_the_file_system(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.symlink("/", "link")
+    if not os.path.isdir(folder):
+        pytest.skip(f"no {folder} here")
     with pytest.raises(ValueError) as caught:
-        open_source("/")
-    assert_one_line(caught, "/: ", "name the folder")
+        open_source(folder)
+    assert_one_line(caught, f"{folder}: ", "name the folder")
 
 
 def test_a_folder_with_few_images_among_many_files(tmp_path, monkeypatch):

@@ -212,3 +212,14 @@ def test_splits_of_a_table_without_a_class_in_common(tmp_path):
     with pytest.raises(ValueError) as caught:
         open_dataset(tmp_path / "t.csv")
     assert_one_line(caught, "t.csv: the test images have the classes kat", "train has cat, dog")
+
+
+def test_files_too_large_for_an_image_are_not_read(tmp_path):
+    """A sparse file takes no space on the disk; reading it would take memory."""
+    for name, size in (("large.png", 2**30 + 1), ("small.png", 10)):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+    store = FileStore(str(tmp_path), ("large.png", "small.png"))
+    with pytest.raises(ValueError, match=r"large\.png: has 1,073,741,825 bytes"):
+        store.fetch([0])
+    assert store.fetch([1]) == [bytes(10)]

@@ -420,3 +420,12 @@ def test_brace_patterns_without_end():
         with pytest.raises(ValueError, match="must count upwards, to at most"):
             expand_braces(pattern)
     assert expand_braces("{0.." + "9" * 5000 + "}") == ["{0.." + "9" * 5000 + "}"]
+
+
+def test_members_too_large_for_an_image_are_not_read(tmp_path):
+    path = tmp_path / "train.tar"
+    path.write_bytes(header(b"c0/x.png", 2**31))
+    with path.open("r+b") as file:
+        file.truncate(512 + 2**31 + 1024)
+    with pytest.raises(ValueError, match=r"train\.tar/c0/x\.png: has 2,147,483,648 bytes"):
+        open_source(path).store.fetch([0])

@@ -20,6 +20,7 @@ from zoo.data.sources.scan import Scan, scan
 from zoo.data.splits import EncodedSplit, Split, Store, content_keys, record_name
 from zoo.files import atomic_writer
 
+MAX_IMAGE_BYTES = 2**30  # a sparse file or a header can claim any size
 MAX_LINES = 10  # lines printed of a list that may be long
 # Without O_NONBLOCK, opening a named pipe waits for ever
 OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -76,6 +77,7 @@ class FileStore:
                 status = os.fstat(file)
                 if not stat.S_ISREG(status.st_mode):
                     raise ValueError(f"{self.name(record)}: is not a file")
+                require_image_size(status.st_size, self.name(record))
                 parts = [os.read(file, status.st_size)]
                 while sum(map(len, parts)) < status.st_size and parts[-1]:  # os.read may return fewer bytes
                     parts.append(os.read(file, status.st_size))
@@ -89,6 +91,12 @@ class FileStore:
 
     def name(self, record: int) -> str:
         return printable(self.names[record])
+
+
+def require_image_size(size: int, name: str) -> None:
+    """Raise ValueError for an encoded image of more than MAX_IMAGE_BYTES; the message begins with `name`."""
+    if size > MAX_IMAGE_BYTES:
+        raise ValueError(f"{name}: has {size:,} bytes, too many for an image (at most {MAX_IMAGE_BYTES:,})")
 
 
 def hash_parts(parts: Iterable[object]) -> str:

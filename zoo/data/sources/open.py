@@ -107,8 +107,8 @@ def open_source(spec: Spec, data_dir: Spec | None = None) -> Dataset | Listing:
         FileNotFoundError: the path does not exist.
         ValueError: the source is not supported or not valid; one line.
     """
-    if _is_folder(spec) and _path(spec).resolve() == Path(_path(spec).resolve().anchor):
-        raise ValueError(f"{spec}: is the root of the file system; name the folder that contains the class folders")
+    if _is_folder(spec) and _is_system_root(_path(spec).resolve()):
+        raise ValueError(f"{spec}: is not a folder of data; name the folder that contains the class folders")
     for source in SOURCES:
         if source.recognise(spec):
             return source.open(spec, data_dir)
@@ -141,6 +141,11 @@ def _path(spec: Spec) -> Path:
 
 def _is_folder(spec: Spec) -> bool:
     return bool(os.fspath(spec)) and _path(spec).is_dir()  # Path("") is the current folder
+
+
+def _is_system_root(path: Path) -> bool:
+    """Return True for the root of a file system, and below /proc and /sys, whose files have no end."""
+    return path == Path(path.anchor) or (os.name == "posix" and path.parts[1] in ("proc", "sys"))
 
 
 def _unrecognised(spec: Spec) -> Exception:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from zoo.cache import cached
 from zoo.data.dataset import Note, first_line
 from zoo.data.sources.folders import IMAGE_SUFFIXES, begins_like_an_image, class_folders
-from zoo.data.sources.listing import Listing, stamp_files
+from zoo.data.sources.listing import Listing, require_image_size, stamp_files
 from zoo.data.sources.names import (
     canonical_split,
     describe_misspelt_split,
@@ -65,6 +65,7 @@ class TarStore:
 
     def _read(self, record: int) -> bytes:
         shard, start, length = self.places[record].tolist()
+        require_image_size(length, self.name(record))
         try:
             with open(self.shards[shard], "rb") as file:
                 file.seek(start)
