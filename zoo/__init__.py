@@ -25,6 +25,7 @@ _PUBLIC = {
     "fit": "zoo.api",
     "evaluate": "zoo.api",
     "Checkpoint": "zoo.inference.predict",
+    "preprocess": "zoo.inference.predict",
     "save": "zoo.api",
     "load": "zoo.api",
     "features": "zoo.analysis.probe",

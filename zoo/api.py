@@ -12,10 +12,11 @@ import jax
 from zoo import checkpoint, models
 from zoo.checkpoint import Card
 from zoo.data.dataset import Dataset, all_splits, limited, with_classes
-from zoo.data.images.polarity import match_polarity
+from zoo.data.images.measure import as_trained
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.images.tta import at_size
 from zoo.data.sources import from_arrays, open_dataset
+from zoo.data.sources.arrays import evaluation_split
 from zoo.data.sources.names import canonical_split
 from zoo.distributed.mesh import parse_parallelism
 from zoo.inference import evaluate as evaluation
@@ -193,7 +194,7 @@ def fit(
 
 def evaluate(
     checkpoint: Checkpoint | str | Path,
-    data: str | Path | Dataset,
+    data: str | Path | Dataset | tuple,
     split: str = "test",
     *,
     data_dir: str | None = None,
@@ -207,7 +208,8 @@ def evaluate(
 
     Args:
         checkpoint: a Checkpoint, or a folder or name that `load` takes.
-        data: a Dataset, or a name or folder that `open_dataset` takes.
+        data: a Dataset, a name or folder that `open_dataset` takes, or arrays (images, labels), which are the test
+            split. Their labels are class names, or positions in the checkpoint's classes.
         split: "train", "validation", "test", or "all" for all of them together.
         data_dir: folder of TensorFlow Datasets.
         limit: maximum number of records per split; 0 for all.
@@ -227,10 +229,17 @@ def evaluate(
     """
     loaded = load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     require_head(loaded.card)
-    dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
+    if isinstance(data, tuple):
+        dataset = evaluation_split(data, loaded.card.classes, loaded.card.preprocess.white)
+    elif isinstance(data, (str, Path, Dataset)):
+        dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
+    else:
+        raise ValueError(
+            f"evaluate: data is a {type(data).__name__}; give a name, a folder, a Dataset, or a tuple (images, labels)"
+        )
     if limit:
         dataset = limited(dataset, limit)
-    dataset = match_polarity(with_classes(dataset, loaded.card.classes), loaded.card.preprocess.polarity)
+    dataset = as_trained(with_classes(dataset, loaded.card.classes), loaded.card.preprocess)
     split = canonical_split(split) or split
     if split != "all" and split not in dataset.splits:
         raise ValueError(f"{dataset.name}: no split {split!r}; choose from {', '.join(dataset.splits)}, all")

@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 from photos import encoded, folder_of, photo
+from PIL import Image
 
 import zoo
 from zoo.data.augment.host_crop import Crop, place_augmentation
 from zoo.data.dataset import Dataset, all_splits, create_missing_splits, limited, with_classes
-from zoo.data.images.polarity import match_polarity
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.inspect import contact_sheet, survey
 from zoo.data.loader import eval_batches, train_batches
 from zoo.data.sources import ArraySplit, EncodedSplit, Split, from_arrays, open_dataset
 from zoo.data.splits import (
     JoinedSplit,
+    SubsetSplit,
     content_keys,
     encoded_reader,
     image_sizes,
@@ -23,6 +24,8 @@ from zoo.data.splits import (
     record_name,
     relabel,
     subset,
+    white_level,
+    with_white,
 )
 from zoo.training.recipe import Recipe
 
@@ -246,14 +249,24 @@ def test_built_in_splits_stay_of_their_kind(tmp_path):
     assert join([unknown, files["test"]]).sizes is None and image_sizes(subset(unknown, train.labels == 0)) is None
 
 
-def test_inverted_splits_can_be_limited_matched_and_joined():
-    """Splits of light digits for a model of dark ones, and one after the other."""
-    images = np.zeros((12, 8, 8, 1), np.uint8)
-    images[:, 3:5, 2:6] = 255
-    images[np.arange(12), 3, 2, 0] = 200 + np.arange(12)
-    dataset = from_arrays((images, np.arange(12) % 2), validation=(images, np.arange(12) % 2), class_names=["a", "b"])
-    inverted = match_polarity(dataset, "dark-on-light")
-    assert inverted.notes[-1].kind == "images"
-    whole = all_splits(with_classes(limited(inverted, 5), ["b", "a"]))
-    records = [0, 3, 6, 8, 11] * 2  # of twelve, evenly spaced
-    same_records(whole, 255 - images[records], [1 - record % 2 for record in records])
+def test_the_value_of_white_survives_what_is_done_with_splits(tmp_path):
+    """16-bit files of 12 bits, limited, matched by class and joined: 4095 becomes 255, and 2048 128 (127.53)."""
+    for n in range(12):
+        path = tmp_path / ("train" if n < 9 else "test") / "ab"[n % 2] / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.array([[0, 2048, 4095 - n]], np.uint16)).save(path)
+    dataset = open_dataset(tmp_path)
+    whole = all_splits(with_classes(limited(dataset, 5), ["b", "a"]))
+    assert white_level(whole) == 4095 and {tuple(image.ravel()) for image in whole.read(np.arange(len(whole)))} <= {
+        (0, 128, 254), (0, 128, 255)
+    }  # fmt: skip
+    assert white_level(subset(whole, whole.labels == 0)) == 4095
+    (image,) = with_white(whole, 65535.0).read([0])
+    assert image.ravel().tolist() == [0, 8, 16]
+    shown = SubsetSplit(whole, np.arange(2), whole.labels[:2])
+    assert white_level(shown) == 4095 and white_level(with_white(shown, 65535.0)) == 65535
+    joined = JoinedSplit((whole, shown), np.concatenate([whole.labels, shown.labels]))
+    assert with_white(joined, 65535.0).read([len(whole)])[0].ravel().tolist() == [0, 8, 16]
+    arrays = ArraySplit(np.zeros((3, 2, 2, 1), np.uint8), np.arange(3), 1.0)
+    assert white_level(join([arrays, arrays])) == white_level(subset(arrays, arrays.labels > 0)) == 1
+    assert with_white(arrays, 4095.0) is arrays

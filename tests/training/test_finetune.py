@@ -13,8 +13,8 @@ from helpers import make_plan, run_bits, train
 import zoo
 from zoo import api, checkpoint, models
 from zoo.checkpoint import Card
-from zoo.data.images.polarity import match_polarity
-from zoo.data.images.preprocess import Preprocess
+from zoo.data.images.measure import adapt_preprocess, preprocess_for
+from zoo.data.images.preprocess import Preprocess, images_to_input
 from zoo.data.sources import from_arrays
 from zoo.inference.evaluate import make_eval_step
 from zoo.training import finetune, loop, run
@@ -215,14 +215,12 @@ def test_drawings_of_the_other_polarity_are_inverted():
     paper = np.full((60, 12, 12), 250, np.uint8)
     paper[:, 4:8, 4:8] = rng.integers(0, 60, (60, 4, 4))
     ink = from_arrays((paper, np.arange(60) % 3), name="ink")
-    matched = match_polarity(ink, "light-on-dark")
-    for name, split in ink.splits.items():
-        everything = np.arange(len(split))
-        assert np.array_equal(matched.splits[name].read(everything), 255 - split.read(everything))
-        assert np.array_equal(matched.splits[name].labels, split.labels)
-    assert any("inverted" in str(note) for note in matched.notes)
-    assert match_polarity(ink, "dark-on-light") is ink and match_polarity(ink, None) is ink
-    assert match_polarity(matched, "light-on-dark") is matched
+    dark = dataclasses.replace(preprocess_for(ink, (12, 12)), polarity="light-on-dark", ink_extent=0.5)
+    adapted = adapt_preprocess(dark, ink)
+    assert (adapted.polarity, adapted.ink_extent) == ("light-on-dark", 0.3333)
+    for split in ink.splits.values():
+        images = split.read(np.arange(len(split)))
+        assert np.array_equal(images_to_input(images, adapted), 255 - images)
 
 
 # --- stages and parts -------------------------------------------------------------------------------------------------

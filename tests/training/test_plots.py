@@ -1,6 +1,9 @@
 """Figures show the numbers that they are given, for every shape of data a run may have, and are written atomically."""
 
 import io
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -250,3 +253,17 @@ def test_a_failure_leaves_the_old_figure(tmp_path, monkeypatch):
 def test_missing_folders_are_created(tmp_path):
     draw_curves(HISTORY[:2], tmp_path / "a" / "b" / "figure.png")
     assert (tmp_path / "a" / "b" / "figure.png").exists()
+
+
+def test_a_backend_that_is_not_installed_does_not_matter(tmp_path):
+    """Jupyter names its own backend to every process that is started from a notebook."""
+    code = (
+        "import os, sys; from zoo.training.plots import draw_confusion\n"
+        "draw_confusion([[3, 1], [0, 2]], ['a', 'b'], 'picture.png')\n"
+        "assert os.environ['MPLBACKEND'] == sys.argv[1]"
+    )
+    for backend in ("module://no_such_package.backend", "no-such-backend"):
+        environment = {**os.environ, "MPLBACKEND": backend}
+        subprocess.run([sys.executable, "-c", code, backend], cwd=tmp_path, env=environment, check=True, timeout=120)
+        assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+        (tmp_path / "picture.png").unlink()

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from helpers import make_plan, random_images, train
 
+import zoo
 from zoo import checkpoint
 from zoo.data.sources import from_arrays
 from zoo.distributed.mesh import parse_parallelism
-from zoo.training import report, run
+from zoo.training import plots, report, run
 from zoo.training.recipe import Recipe
 
 MLP = {"widths": (4,), "image_size": 8}
@@ -156,3 +157,26 @@ class _Silent:
 
     def show_evaluation(self, split, total):
         return lambda done: None
+
+
+DATA = np.random.default_rng(0).integers(0, 256, (40, 6, 6)).astype(np.uint8), np.arange(40) % 2
+
+
+def fit_arrays(folder):
+    return zoo.fit("softmax", DATA, epochs=1, image_size=6, workdir=folder)
+
+
+@pytest.mark.parametrize("name", ["draw_curves", "draw_confusion"])
+def test_a_figure_that_cannot_be_drawn_does_not_fail_the_run(name, tmp_path, monkeypatch, capsys):
+    written = []
+
+    def fail(*arguments, **options):
+        written.append((tmp_path / "run" / "results.json").read_text())
+        raise RuntimeError("no fonts\nat all")
+
+    monkeypatch.setattr(plots, name, fail)
+    fitted = fit_arrays(tmp_path / "run")
+    assert json.loads(written[0])["test"]["examples"] == len(fitted.card.classes) * 4
+    lines = [line for line in capsys.readouterr().out.splitlines() if "no fonts" in line]
+    assert len(lines) == 1 and "not drawn" in lines[0]
+    assert fit_arrays(tmp_path / "run").card == fitted.card  # the same command again: finished

@@ -17,7 +17,7 @@ import numpy as np
 
 from zoo import api
 from zoo.data.dataset import Dataset, limited
-from zoo.data.images.polarity import match_polarity
+from zoo.data.images.measure import as_trained
 from zoo.data.images.preprocess import Preprocess, normalise
 from zoo.data.loader import eval_batches
 from zoo.data.sources import open_dataset
@@ -128,7 +128,7 @@ def features(
     if limit:
         dataset = limited(dataset, limit)
     preprocess = loaded.card.preprocess
-    dataset = match_polarity(dataset, preprocess.polarity)
+    dataset = as_trained(dataset, preprocess)
     known = endpoints(loaded.model, preprocess)
     if at not in known:
         raise ValueError(f"{loaded.card.model} has no endpoint {at!r}; it has {', '.join(known)}")

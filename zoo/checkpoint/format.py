@@ -47,6 +47,9 @@ CARD = "card.json"
 #: Orbax's saves and loads are not thread-safe: calls from several threads wait for each other without end.
 _ORBAX = threading.Lock()
 
+#: Fields that cards written before them lack; they have defaults.
+OPTIONAL_FIELDS = {"white"}
+
 #: Field names of format 1 that format 2 renamed, by part of the card.
 RENAMED_SINCE_FORMAT_1 = {
     "preprocess": {"fit": "resize_mode", "ink": "ink_extent"},
@@ -118,8 +121,10 @@ def card_from_json(data: Any, where: str) -> Card:
         data = {**data, **{part: upgrade_names(part, data.get(part)) for part in RENAMED_SINCE_FORMAT_1}}
     for kind, part in ((Card, data), (Preprocess, data.get("preprocess"))):
         names = {f.name for f in dataclasses.fields(kind)}
-        if not isinstance(part, dict) or set(part) != names:
-            unmatched = sorted(set(part) ^ names) if isinstance(part, dict) else ["preprocess"]
+        unmatched = ["preprocess"]
+        if isinstance(part, dict):
+            unmatched = sorted((set(part) ^ names) - (names & OPTIONAL_FIELDS))
+        if unmatched:
             raise ValueError(f"{where}: missing or unknown fields for format {version}: {', '.join(unmatched)}")
     check_card(data, where)
     try:

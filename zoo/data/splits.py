@@ -8,6 +8,8 @@ what else it can do through optional methods, and fall back to `read` where a me
     in_memory() -> uint8 [N, H, W, C] | None     all images as one array, if they are in memory already
     encoded_reader() -> Callable | None          a function from indices to the encoded files of these records
     name(index) -> str                           the name of a record in messages
+    white: float | None                          value of white in 16-bit, 32-bit and float images, as in `Preprocess`
+    with_white(white) -> Split                   the same records, read with another value of white
     subset(indices) -> Split                     the records at these indices, in this order
     relabel(labels) -> Split                     the same records with other labels
     read_chunk: int                              records that one thread reads at a time
@@ -61,10 +63,12 @@ class ArraySplit:
     Attributes:
         images: uint8 [N, H, W, C].
         labels: int32 [N].
+        white: the value that was scaled to 255, if it is not the usual one of the arrays' type.
     """
 
     images: Pixels
     labels: Labels
+    white: float | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,7 +83,7 @@ class ArraySplit:
         return np.tile(np.array(self.images.shape[1:3], np.int32), (len(self), 1))
 
     def subset(self, indices: NDArray[np.int64]) -> ArraySplit:
-        return ArraySplit(self.images[indices], self.labels[indices])
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def relabel(self, labels: Labels) -> ArraySplit:
         return replace(self, labels=labels)
@@ -112,6 +116,7 @@ class EncodedSplit:
         labels: int32 [N].
         keys: hash of each encoded image.
         sizes: int32 [N, 2], (height, width) after EXIF orientation; None if unknown.
+        white: value of white in 16-bit, 32-bit and float images; None if there are none, or if it is the usual one.
     """
 
     store: Store
@@ -119,6 +124,7 @@ class EncodedSplit:
     labels: Labels
     keys: tuple[bytes, ...]
     sizes: NDArray[np.int32] | None = None
+    white: float | None = None
 
     read_chunk = 8
 
@@ -135,7 +141,10 @@ class EncodedSplit:
     def read(self, indices: Any) -> list[Pixels]:
         records = self.records[indices].tolist()
         encoded = zip(records, self.store.fetch(records), strict=True)
-        return [decode(data, self.store.name(record)) for record, data in encoded]
+        return [decode(data, self.store.name(record), self.white) for record, data in encoded]
+
+    def with_white(self, white: float | None) -> EncodedSplit:
+        return replace(self, white=white)
 
     def encoded_reader(self) -> Callable[[Any], list[bytes]]:
         return self.encoded
@@ -193,6 +202,13 @@ class SubsetSplit:
         read = encoded_reader(self.split)
         return None if read is None else lambda indices: read(self.indices[indices])
 
+    @property
+    def white(self) -> float | None:
+        return white_level(self.split)
+
+    def with_white(self, white: float | None) -> SubsetSplit:
+        return replace(self, split=with_white(self.split, white))
+
     def content_keys(self) -> Sequence[bytes] | None:
         keys = known_keys(self.split)
         return None if keys is None else [keys[i] for i in self.indices.tolist()]
@@ -235,6 +251,9 @@ class JoinedSplit:
         starts = self._starts()
         part = int(np.searchsorted(starts, index, side="right")) - 1
         return record_name(self.splits[part], index - int(starts[part]))
+
+    def with_white(self, white: float | None) -> JoinedSplit:
+        return replace(self, splits=tuple(with_white(split, white) for split in self.splits))
 
     def read(self, indices: Any) -> list[Pixels]:
         wanted = np.arange(len(self))[indices]
@@ -322,6 +341,17 @@ def record_name(split: Split, index: int) -> str:
     return str(name(index)) if callable(name) else f"record {index}"
 
 
+def white_level(split: Split) -> float | None:
+    """Return the value of white in the split's 16-bit, 32-bit and float images; None if it is the usual one."""
+    return cast("float | None", getattr(split, "white", None))
+
+
+def with_white(split: Split, white: float | None) -> Split:
+    """Return the records of `split`, read with the value of white of a model's training data."""
+    method = getattr(split, "with_white", None)
+    return cast(Split, method(white)) if callable(method) else split
+
+
 def subset(split: Split, mask: NDArray[np.bool_]) -> Split:
     """Return the records of `split` where `mask` [N] is true, in their order."""
     indices = np.flatnonzero(mask)
@@ -344,21 +374,21 @@ def join(splits: Sequence[Split]) -> Split:
     labels = np.concatenate([split.labels for split in splits])
     arrays = [split.images for split in splits if isinstance(split, ArraySplit)]
     if len(arrays) == len(splits) and len({array.shape[1:] for array in arrays}) == 1:
-        return ArraySplit(np.concatenate(arrays), labels)
+        return ArraySplit(np.concatenate(arrays), labels, white_level(splits[0]))
     encoded = [split for split in splits if isinstance(split, EncodedSplit)]
     if len(encoded) == len(splits) and len({id(split.store) for split in encoded}) == 1:
         sizes = [split.sizes for split in encoded if split.sizes is not None]
         return EncodedSplit(
             encoded[0].store, np.concatenate([split.records for split in encoded]), labels,
             tuple(key for split in encoded for key in split.keys),
-            np.concatenate(sizes) if len(sizes) == len(encoded) else None,
+            np.concatenate(sizes) if len(sizes) == len(encoded) else None, encoded[0].white,
         )  # fmt: skip
     return JoinedSplit(tuple(splits), labels)
 
 
-def decode(encoded: bytes, name: str) -> Pixels:
+def decode(encoded: bytes, name: str, white: float | None = None) -> Pixels:
     """Decode an image as `read_image` does, with the record's name in error messages."""
     try:
-        return read_image(encoded)
+        return read_image(encoded, white)
     except ValueError as error:
         raise ValueError(f"{name}{str(error).removeprefix('image')}") from None

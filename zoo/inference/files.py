@@ -53,11 +53,12 @@ def predict_files(
         tta: name in VIEWS for test-time augmentation, or "".
         problems: receives a line for every file that cannot be read; these files are skipped.
     """
+    preprocess = checkpoint.card.preprocess
     size = prediction_batch(len(files), GROUP)  # the same for all groups, so that one compilation serves them
 
     def read(file: Path, images: dict[Path, Any]) -> None:
         try:
-            images[file] = preprocess_image(read_image(file), checkpoint.card.preprocess, tta)
+            images[file] = preprocess_image(read_image(file, preprocess.white), preprocess, tta)
         except (ValueError, OSError) as error:
             images[file] = error_line(error)
 

@@ -1,5 +1,6 @@
 """From an image to named classes: `Checkpoint.predict`."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,8 @@ import flax.linen as nn
 import numpy as np
 
 from zoo.checkpoint import Card
-from zoo.data.images.decode import read_image
-from zoo.data.images.preprocess import Preprocess, image_to_input
+from zoo.data.images.decode import decode_images, is_collection
+from zoo.data.images.preprocess import Preprocess, image_to_input, normalise
 from zoo.data.images.tta import VIEWS, check_views
 from zoo.inference import evaluate as evaluation
 from zoo.models import count_parameters
@@ -46,7 +47,9 @@ class Checkpoint:
         """Classify images. Size, channels, normalisation and polarity follow the card.
 
         Args:
-            images: a path; an array, uint8 or float in [0, 1], of shape [H, W], [H, W, C] or [N, H, W, C]; or a list.
+            images: a path, bytes, an open binary file, a PIL image, an array of any integer or float type of shape
+                [H, W], [H, W, C], [N, H, W] or [N, H, W, C] with C = 1, 3 or 4, or a list of these, also of different
+                sizes. They are decoded as in training and evaluation; see `zoo.data.images.decode`.
             top: number of (class, probability) pairs per image.
             tta: test-time augmentation, a name in VIEWS.
 
@@ -54,7 +57,9 @@ class Checkpoint:
             One Prediction per image.
 
         Raises:
-            ValueError: for a file that is not an image or an array of another shape.
+            FileNotFoundError: if there is no such file.
+            ValueError: for a file that is not an image, for an array of another shape, for pixel values whose range
+                could mean two things, and for `top` below 1.
         """
         return predict(self.model, self.variables, self.card, images, top, tta)
 
@@ -82,17 +87,47 @@ def predict(
     model: nn.Module, variables: dict, card: Card, images: Any, top: int = 5, tta: str = ""
 ) -> list[Prediction]:
     """Classify images: see `Checkpoint.predict`."""
+    _require_positive(top)
     if tta:
         check_views(tta, card.preprocess)
-    return classify(
-        model, variables, card, [preprocess_image(image, card.preprocess, tta) for image in _images(images)], top
-    )
+    decoded = decode_images(images, card.preprocess.white)
+    return classify(model, variables, card, [preprocess_image(image, card.preprocess, tta) for image in decoded], top)
+
+
+def preprocess(image: Any, card: Card | Checkpoint | Preprocess, *, normalised: bool = True) -> np.ndarray:
+    """Bring an image to a checkpoint's input, exactly as evaluation and prediction do.
+
+    Args:
+        image: one image or several, whatever `Checkpoint.predict` takes.
+        card: a card, the checkpoint that has it, or its Preprocess.
+        normalised: return the floats that `model.apply` takes; False returns the pixels that exported networks take.
+
+    Returns:
+        float32 [h, w, c] for one image, [N, h, w, c] for a list or a stack; uint8 if not normalised.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: as `Checkpoint.predict`.
+
+    Example:
+        >>> checkpoint = zoo.load("lenet5-mnist")
+        >>> images = zoo.preprocess(["a.png", "b.jpg"], checkpoint.card)
+        >>> logits, endpoints = checkpoint.model.apply(checkpoint.variables, images)
+    """
+    how = card.card.preprocess if isinstance(card, Checkpoint) else card.preprocess if isinstance(card, Card) else card
+    if not isinstance(how, Preprocess):
+        raise ValueError(f"preprocess: give a card, a checkpoint or a Preprocess, not a {type(card).__name__}")
+    decoded = decode_images(image, how.white)
+    pixels = np.stack([image_to_input(pixels, how) for pixels in decoded]) if decoded else np.zeros(
+        (0, *how.input_shape), np.uint8
+    )  # fmt: skip
+    inputs = np.asarray(normalise(pixels, how)) if normalised else pixels
+    return inputs if is_collection(image) else inputs[0]
 
 
 def preprocess_image(image: np.ndarray, preprocess: Preprocess, tta: str = "") -> np.ndarray:
     """Return the network's input for an image of any size: uint8 [h, w, c], or its views [V, h, w, c] with `tta`."""
-    transform = VIEWS[tta].function if tta else image_to_input
-    return transform(image, preprocess, match_polarity=True)
+    return VIEWS[tta].function(image, preprocess) if tta else image_to_input(image, preprocess)
 
 
 def classify(
@@ -118,31 +153,11 @@ def _prediction(row: np.ndarray, classes: Sequence[str], top: int) -> Prediction
     return Prediction(*pairs[0], pairs)
 
 
-def _images(images: Any) -> list[np.ndarray]:
-    """Convert the argument of `predict` to a list of uint8 images [H, W, C]."""
-    if isinstance(images, (str, Path)):
-        return [read_image(images)]
-    if isinstance(images, (list, tuple)):
-        return [image for item in images for image in _images(item)]
-    array = np.asarray(images)
-    if array.ndim == 2:
-        array = array[None, :, :, None]
-    elif array.ndim == 3:
-        if array.shape[-1] not in (1, 3):
-            raise ValueError(
-                f"an array of shape {array.shape} is ambiguous: pass one image as [H, W] or [H, W, C] with 1 or 3 "
-                "channels, or several as [N, H, W, C]"
-            )
-        array = array[None]
-    elif array.ndim != 4:
-        raise ValueError(f"expected an array of shape [H, W], [H, W, C] or [N, H, W, C], got {array.shape}")
-    if array.dtype == bool:
-        array = array.astype(np.uint8) * np.uint8(255)
-    if array.dtype != np.uint8:
-        if not np.isfinite(array).all() or array.min(initial=0) < 0 or array.max(initial=0) > 255:
-            raise ValueError(
-                f"pixels must be uint8, or lie in [0, 1] or [0, 255]; got {array.dtype} values outside these ranges"
-            )
-        scale = 255.0 if np.issubdtype(array.dtype, np.floating) and array.max(initial=0) <= 1 else 1.0
-        array = np.rint(array * scale).astype(np.uint8)
-    return list(array)
+def _require_positive(top: int) -> None:
+    """Raise ValueError unless `top` is a whole number of at least 1."""
+    try:
+        valid = operator.index(top) >= 1 and not isinstance(top, bool)
+    except TypeError:
+        valid = False
+    if not valid:
+        raise ValueError(f"top={top!r}: must be a whole number of at least 1, the number of classes per image")

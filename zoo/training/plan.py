@@ -20,8 +20,8 @@ import optax
 from zoo import models
 from zoo.data.augment.host_crop import place_augmentation
 from zoo.data.dataset import Dataset, limited
-from zoo.data.images.measure import preprocess_for
-from zoo.data.images.polarity import match_polarity
+from zoo.data.images.measure import adapt_preprocess, preprocess_for
+from zoo.data.images.polarity import note_polarity
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.inspect import advice
 from zoo.data.loader import prefetch_to_device, train_batches
@@ -259,7 +259,7 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
     fingerprint = dataset.fingerprint()
     network, train_preprocess = _resolve_network(request.init, name, fields, recipe, dataset)
     if request.init:
-        dataset = match_polarity(dataset, train_preprocess.polarity)
+        dataset = note_polarity(dataset, train_preprocess.polarity)
     abstract = models.abstract_variables(network, train_preprocess.input_shape)  # raises if the sizes are impossible
     progressive.require_sizes_supported(network, recipe, train_preprocess)
     preprocess = progressive.eval_preprocess(recipe, train_preprocess)
@@ -394,7 +394,7 @@ def _resolve_network(
     if side and "image_size" in models.defining_fields(network):
         network = models.create(name, **{**fields, "image_size": side})
     if init:
-        preprocess = init.preprocess(side, recipe.channels)
+        preprocess = adapt_preprocess(init.preprocess(side, recipe.channels), dataset)
     else:
         size = (side, side) if side else network.input_shape[:2]
         preprocess = preprocess_for(dataset, size, recipe.channels or getattr(network, "channels", None))

@@ -4,8 +4,10 @@ They use matplotlib's objects, never pyplot, so drawing changes no global state 
 atomically, and the same numbers give the same bytes.
 """
 
+import contextlib
 import math
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,9 +36,9 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | Path, *, best_
         path: the PNG to write.
         best_step: the step of the best checkpoint, marked in both panels.
     """
+    figure = _figure(9, 3.4, gap=0.06)
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(9, 3.4, gap=0.06)
     by_epoch = all(row.get("epoch") is not None for row in history)
     position = {row["step"]: row["epoch"] if by_epoch else row["step"] for row in history}
     panels = [("loss", "loss", 1.0), ("accuracy", "accuracy (%)", 100.0)]
@@ -82,6 +84,7 @@ def draw_confusion(
         path: the PNG to write.
         title: title of the figure.
     """
+    import_matplotlib()
     from matplotlib.colors import PowerNorm
 
     counts = np.asarray(confusion, np.int64)
@@ -158,11 +161,29 @@ def draw_images(images: np.ndarray, captions: Sequence[str], path: str | Path) -
 
 def _figure(width: float, height: float, gap: float = 0.02) -> "Figure":
     """Return a blank figure; sizes in inches, the gap between panels as a fraction of the width."""
+    import_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(wspace=gap)
     return Figure(figsize=(width, height), dpi=120, layout=layout, facecolor="white")
+
+
+def import_matplotlib() -> None:
+    """Import matplotlib, also if MPLBACKEND names a backend that is not installed.
+
+    Jupyter sets it for all processes that are started from a notebook. No backend is needed here.
+    """
+    backend = os.environ.get("MPLBACKEND")
+    if backend is None or "matplotlib" in sys.modules:
+        return
+    del os.environ["MPLBACKEND"]  # matplotlib fails to import with an unknown backend, and then a second time too
+    try:
+        import matplotlib
+    finally:
+        os.environ["MPLBACKEND"] = backend
+    with contextlib.suppress(ValueError):
+        matplotlib.rcParams["backend"] = backend  # as matplotlib does, for the caller's own figures
 
 
 def _style_axes(axes: "Axes", x: str, y: str) -> None:

@@ -136,7 +136,7 @@ def save_best(plan: Plan, variables: dict, progress: Progress, results: dict) ->
 
 
 def finish(plan: Plan, best: dict, progress: Progress, display: Display) -> None:
-    """Evaluate the best variables on every held-out split, draw the figures and write results.json last."""
+    """Evaluate the best variables on every held-out split, then write results.json and the figures."""
     results = {
         name: evaluate_split(plan, best, name, display)
         for name in ("validation", "test")
@@ -147,19 +147,28 @@ def finish(plan: Plan, best: dict, progress: Progress, display: Display) -> None
     processes.run_on_primary(lambda: write_results(plan, progress, results, display))
 
 
-def write_results(plan: Plan, progress: Progress, results: dict[str, Metrics], display: Display) -> None:
-    """Write the figures and results.json, and print the results."""
-    from zoo.training import plots
-
-    plots.draw_curves(progress.history, plan.folder / "curves.png", best_step=progress.best_step)
+def draw_figures(plan: Plan, progress: Progress, results: dict[str, Metrics], display: Display) -> None:
+    """Draw curves.png and confusion.png. A failure is reported and does not fail the run, which is finished."""
     shown = "test" if "test" in results else "validation"
-    plots.draw_confusion(
-        results[shown].confusion, plan.dataset.class_names, plan.folder / "confusion.png",
-        title=f"{plan.config.model} on {plan.config.data}, {shown} split",
-    )  # fmt: skip
+    try:
+        from zoo.training import plots
+
+        plots.draw_curves(progress.history, plan.folder / "curves.png", best_step=progress.best_step)
+        plots.draw_confusion(
+            results[shown].confusion, plan.dataset.class_names, plan.folder / "confusion.png",
+            title=f"{plan.config.model} on {plan.config.data}, {shown} split",
+        )  # fmt: skip
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        display.say(f"Figures of the run were not drawn: {reason:.200}")
+
+
+def write_results(plan: Plan, progress: Progress, results: dict[str, Metrics], display: Display) -> None:
+    """Write results.json and then the figures, and print the results."""
     summary = {"stopped": progress.stopped, "best_step": progress.best_step}
     summary |= {name: result.to_json() for name, result in results.items()}
     runs.write_atomically(plan.folder / runs.RESULTS, json.dumps(summary, indent=1) + "\n")
+    draw_figures(plan, progress, results, display)
     epoch = min(progress.best_step / plan.steps_per_epoch, plan.recipe.epochs)
     display.say(f"{progress.stopped}; best checkpoint: epoch {epoch:.1f} (step {progress.best_step:,})")
     for name, result in results.items():

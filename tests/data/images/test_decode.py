@@ -1,5 +1,6 @@
 import io
 import struct
+import tracemalloc
 import zlib
 from functools import lru_cache
 
@@ -11,6 +12,7 @@ from PIL import Image
 from zoo.data.images.decode import (
     apply_orientation,
     composite,
+    decode_images,
     exif_orientation,
     luma,
     open_image,
@@ -191,35 +193,55 @@ def test_missing_file_and_folder(tmp_path):
 
 @pytest.mark.parametrize(
     "low, high, dtype, expected",
-    [  # the smallest of the usual ranges that holds all values
+    [  # ranges that cannot be mistaken
         (0, 255, np.int32, [0, 255]),
-        (0, 256, np.int32, [0, 1]),
+        (0, 128, np.int32, [0, 128]),
         (0, 65535, np.int32, [0, 255]),
-        (0, 65536, np.int32, [0, 0]),
+        (0, 32768, np.int32, [0, 128]),  # 127.5, rounded to even
         (0, 2**31 - 1, np.int32, [0, 255]),
         (0.0, 1.0, np.float32, [0, 255]),
         (0.25, 0.5, np.float32, [64, 128]),  # 63.75 and 127.5, rounded to even
-        (0.0, 1.5, np.float32, [0, 2]),
+        (-0.01, 1.02, np.float32, [0, 255]),
         (0.0, 255.0, np.float32, [0, 255]),
-        (0.0, 256.0, np.float32, [0, 1]),
-        (0.0, 65535.0, np.float32, [0, 255]),
+        (0.0, 260.0, np.float32, [0, 255]),
+        (0, 4096, np.uint16, [0, 16]),
+        (0, 8, np.uint16, [0, 0]),  # black, whether white is 4095 or 65535
     ],
 )
-def test_deep_pixels_are_scaled_from_the_smallest_usual_range(low, high, dtype, expected):
+def test_deep_pixels_of_a_lone_file(low, high, dtype, expected):
     data = encoded(Image.fromarray(np.array([[low, high]], dtype)), "TIFF")
     assert read_image(data)[0, :, 0].tolist() == expected
 
 
-def test_deep_pixels_beyond_every_range_are_rejected():
-    with pytest.raises(ValueError, match="65536"):
-        read_image(encoded(Image.fromarray(np.array([[0, 65536.0]], np.float32)), "TIFF"))
+@pytest.mark.parametrize(
+    "values, dtype",
+    [([0, 127], np.int32), ([0, 256], np.int32), ([0.0, 1.5], np.float32), ([0.0, 300.0], np.float32),
+     ([-0.1, 1.0], np.float32), ([0, 65536.0], np.float32), ([0, 4095], np.uint16), ([0, 9], np.uint16)],
+)  # fmt: skip
+def test_deep_pixels_of_an_ambiguous_range_are_refused_without_the_white_of_the_data(values, dtype):
+    data = encoded(Image.fromarray(np.array([values], dtype)), "TIFF")
+    with pytest.raises(ValueError, match=f"range from {values[0]:g} to {values[1]:g}".replace("+", r"\+")):
+        read_image(data)
+    if values[0] == 0:
+        assert read_image(data, white=131071.0)[0, 1, 0] == round(values[1] * 255 / 131071)
+        assert read_image(data, white=values[1])[0].ravel().tolist() == [0, 255]
 
 
-def test_dark_16_bit_png_is_not_stretched():
-    """PNG and PPM always have the range of 16 bits, whatever the largest value."""
-    grey = np.array([[0, 100, 257]], np.uint16)
-    assert read_image(encoded(Image.fromarray(grey)))[0, :, 0].tolist() == [0, 0, 1]
-    assert read_image(b"P5 3 1 65535\n" + grey.astype(">u2").tobytes())[0, :, 0].tolist() == [0, 0, 1]
+@pytest.mark.parametrize("levels", [[0, 100, 257], [0, 2000, 4095]])
+def test_16_bit_files_that_may_hold_12_bits_need_the_white_of_the_data(levels):
+    grey = np.array([levels], np.uint16)
+    pgm = b"P5 3 1 65535\n" + grey.astype(">u2").tobytes()
+    for data in (encoded(Image.fromarray(grey)), pgm, encoded(Image.fromarray(grey), "TIFF")):
+        with pytest.raises(ValueError, match="4095"):
+            read_image(data)
+        for white in (4095, 65535):
+            expected = [round(level * 255 / white) for level in levels]
+            assert read_image(data, white)[0, :, 0].tolist() == expected
+
+
+def test_8_bit_files_do_not_depend_on_white():
+    data = encoded(Image.fromarray(np.array([[0, 1, 9]], np.uint8)))
+    assert all(read_image(data, white)[0, :, 0].tolist() == [0, 1, 9] for white in (None, 1, 4095))
 
 
 def test_luma_is_pillows_for_every_kind_of_colour():
@@ -290,3 +312,221 @@ def test_to_pixels_of_one_bit_and_grey_images_has_one_channel():
     assert to_pixels(Image.new("L", (3, 2), 7)).shape == (2, 3, 1)
     assert to_pixels(Image.new("LA", (3, 2), (7, 255))).shape == (2, 3, 1)
     assert to_pixels(Image.new("RGB", (3, 2), (7, 8, 9))).shape == (2, 3, 3)
+
+
+# --- everything that shows an image -----------------------------------------------------------------------------------
+
+
+def as_pil(image):
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+SAME_IMAGE = {
+    "uint8": lambda x: x,
+    "int64": lambda x: x.astype(np.int64),
+    "uint16": lambda x: x.astype(np.uint16),
+    "uint16, full range": lambda x: x.astype(np.uint16) * 257,
+    "float 0..255": lambda x: x.astype(np.float32),
+    "float 0..1": lambda x: x / 255,
+    "a hair over 1": lambda x: np.where(x == 255, 1.02, x / 255),
+    "a hair under 0": lambda x: np.where(x == 0, -1e-9, x / 255),
+    "half": lambda x: (x / 255).astype(np.float16),
+    "longdouble": lambda x: (x / 255).astype(np.longdouble),
+    "channels first": lambda x: x.transpose(2, 0, 1)[None],
+    "stack": lambda x: x[None],
+    "rgba": lambda x: np.concatenate([np.repeat(x[..., :1], 3, -1) if x.shape[-1] == 1 else x,
+                                      np.full_like(x[..., :1], 255)], -1),
+    "pil": as_pil,
+    "pil rgba": lambda x: as_pil(x).convert("RGBA"),
+    "pil float": lambda x: Image.fromarray((x[..., 0] / 255).astype(np.float32)),
+    "pil 16 bit": lambda x: Image.fromarray(x[..., 0].astype(np.uint16) * 257),
+    "pil int": lambda x: Image.fromarray(x[..., 0].astype(np.int32)),
+    "png bytes": lambda x: encoded(as_pil(x)),
+    "bytearray": lambda x: bytearray(encoded(as_pil(x))),
+    "file": lambda x: io.BytesIO(encoded(as_pil(x))),
+    "list": lambda x: [x],
+    "nested": lambda x: [[x[None]]],
+}  # fmt: skip
+
+
+def grey_and_colour():
+    image = np.random.default_rng(3).integers(0, 256, (6, 9, 3)).astype(np.uint8)
+    image[0, 0], image[0, 1] = 255, 0
+    return image[..., :1], image
+
+
+@pytest.mark.parametrize("way", SAME_IMAGE)
+def test_every_way_to_hand_over_an_image_gives_the_same_pixels(way):
+    grey, colour = grey_and_colour()
+    for image in [grey] if way in ("pil float", "pil 16 bit", "pil int") else [grey, colour]:
+        (got,) = decode_images(SAME_IMAGE[way](image))
+        want = np.repeat(image, got.shape[-1] // image.shape[-1], -1)
+        assert got.dtype == np.uint8
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "uint16", "bool"])
+def test_jax_arrays(dtype):
+    import jax.numpy as jnp
+
+    grey, _ = grey_and_colour()
+    binary = (grey > 127) * np.uint8(255)
+    scale = 255 if "float" in dtype or dtype == "bool" else 1
+    (got,) = decode_images(jnp.asarray(binary // scale, dtype))
+    np.testing.assert_array_equal(got, binary)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_pil_images_of_every_mode_are_as_their_files(mode, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.open(io.BytesIO(encoded(Image.fromarray(scene()), "PNG", exif=exif)))
+    stored.load()
+    converted = (stored.convert("RGBA") if mode == "RGBa" else stored).convert(mode)
+    (got,) = decode_images(converted)
+    plain = Image.fromarray(scene())
+    want = np.asarray((plain.convert("RGBA") if mode == "RGBa" else plain).convert(mode).convert("RGB"))
+    if orientation == 6:  # the camera was turned: rotate clockwise
+        want = np.rot90(want, -1)
+    np.testing.assert_array_equal(got if got.shape[-1] == 3 else np.repeat(got, 3, -1), want)
+
+
+def test_several_images_of_different_kinds_and_sizes():
+    grey, colour = grey_and_colour()
+    large = np.repeat(np.repeat(colour, 2, 0), 3, 1)
+    got = decode_images([grey, large / 255, [encoded(as_pil(colour)), np.stack([grey, grey])], as_pil(grey)])
+    for image, want in zip(got, [grey, large, colour, grey, grey, grey], strict=True):
+        np.testing.assert_array_equal(image, want)
+    assert decode_images([]) == []
+    assert [image.shape for image in decode_images(np.zeros((20, 8, 9)))] == [(8, 9, 1)] * 20
+    assert [image.shape for image in decode_images(np.zeros((1, 8, 9)))] == [(8, 9, 1)]
+
+
+BINARY = np.random.default_rng(5).integers(0, 2, (5, 8, 9))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int8, np.int64, np.uint64, np.float32])
+def test_zeros_and_ones_are_black_and_white_for_a_model_of_such_images(dtype):
+    for x in (BINARY.astype(dtype), [image.astype(dtype) for image in BINARY], BINARY[0].astype(dtype)):
+        got = np.stack(decode_images(x, white=1))[..., 0]
+        np.testing.assert_array_equal(got, BINARY[: len(got)] * 255)
+    full = (BINARY * 255).astype(np.uint8)
+    np.testing.assert_array_equal(np.stack(decode_images(full, white=1))[..., 0], full)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_zeros_and_ones_are_ambiguous_for_other_models(dtype):
+    x = BINARY.astype(dtype)
+    for images in (x, x[0], list(x)):
+        with pytest.raises(ValueError, match="0 to 1"):
+            decode_images(images)
+    with pytest.raises(ValueError, match=r"astype\(bool\)"):
+        decode_images(x)
+    beside = decode_images([x[0], np.full((8, 9), 200, dtype)])  # a nearly black image among others
+    np.testing.assert_array_equal(beside[0][..., 0], BINARY[0])
+    assert not np.any(decode_images(x * 0))  # black in any range
+
+
+@pytest.mark.parametrize(
+    "values, white, expected",
+    [
+        ([0, 2048, 4095], 4095, [0, 128, 255]),
+        ([0, 1023], 4095, [0, 64]),
+        ([0.0, 300.0], 511, [0, 150]),
+        ([0, 100.0], 255, [0, 100]),
+        ([0, 0.4], 511, [0, 0]),
+    ],
+)
+def test_the_white_of_the_training_data_scales_arrays(values, white, expected):
+    (got,) = decode_images(np.array([values]), white=white)
+    assert got.ravel().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "values, white, named",
+    [
+        ([0, 5000], 4095, "4095"), ([0.0, 0.5], 255, "0..255"), ([0, 4000], None, "0 to 4000"),
+        ([0, 100], None, "0 to 100"), ([0.0, 100.0], None, "0 to 100"), ([-1.0, 1.0], None, "-1 to 1"),
+        ([0.0, 300.0], None, "0 to 300"), ([-1, 200], None, "-1 to 200"), ([0, np.nan], None, "NaN"),
+        ([0, np.inf], None, "infinity"), ([0.0, 2e9], 4095, "4095"),
+    ],
+)  # fmt: skip
+def test_arrays_of_an_ambiguous_range_are_refused(values, white, named):
+    with pytest.raises(ValueError) as caught:
+        decode_images(np.array([values]), white=white)
+    assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_float_images_of_two_ranges_are_not_mixed():
+    images = [np.full((4, 4), 0.5), np.full((4, 4), 200.0)]
+    with pytest.raises(ValueError, match=r"0\.5, others up to 200"):
+        decode_images(images)
+    with pytest.raises(ValueError, match=r"0\.5, others up to 200"):
+        decode_images(images[::-1])
+    assert decode_images([images[1], images[0] * 0])[1].max() == 0
+
+
+@pytest.mark.parametrize(
+    "images, named",
+    [
+        (np.zeros((3, 8, 8)), "(3, 8, 8)"),
+        (np.zeros((4, 8, 3)), "(4, 8, 3)"),
+        (np.zeros(5), "(5,)"),
+        (np.zeros((2, 8, 8, 5)), "(2, 8, 8, 5)"),
+        (np.zeros((1, 2, 8, 8, 3)), "(1, 2, 8, 8, 3)"),
+        (np.zeros((0, 8)), "(0, 8)"),
+        (np.zeros((2, 0, 8, 3)), "(2, 0, 8, 3)"),
+        (np.full((8, 8), "a"), "<U1"),
+        (np.zeros((8, 8), "datetime64[s]"), "datetime64"),
+        (np.zeros((8, 8), complex), "complex128"),
+        (np.array([None, "x"], object), "object"),
+        (np.zeros((8, 8), [("a", "f4")]), "'a'"),
+        (None, "NoneType"),
+        ({"image": 3}, "dict"),
+        ((n for n in range(3)), "generator"),
+        ([1, 2], "()"),
+        (io.StringIO("text"), "rb"),
+    ],
+)
+def test_what_is_no_image_is_one_line(images, named):
+    with pytest.raises(ValueError) as caught:
+        decode_images(images)
+    assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_large_transparent_images_are_composited_by_bands(mode):
+    """The result is that of the formula, computed at once, and the ground is chosen over the whole image."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (1200, 1000, 4)).astype(np.uint8)
+    pixels[900:, :, :3] //= 8  # the last bands are dark, all together are light or dark by all of them
+    image = Image.fromarray(pixels).convert(mode)
+    rgba = np.asarray(image.convert("RGBA")).astype(np.int64)
+    grey = np.asarray(image.convert("RGBA").convert("RGB").convert("L")).astype(np.int64)
+    alpha = rgba[..., 3:]
+    ground = 0 if (grey * alpha[..., 0]).sum() > 127 * alpha.sum() else 255
+    want = (rgba[..., :3] * alpha + ground * (255 - alpha) + 127) // 255
+    want = want[..., :1] if mode == "LA" else want
+    np.testing.assert_array_equal(to_pixels(image), want)
+    if mode == "RGBA":
+        np.testing.assert_array_equal(composite(pixels), want)
+
+
+def test_a_large_transparent_image_takes_little_more_memory_than_its_pixels():
+    image = Image.new("RGBA", (4000, 4000), (200, 0, 0, 100))
+    data = encoded(image)
+    assert len(data) < 200_000
+    tracemalloc.start()
+    pixels = read_image(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert pixels.shape == (4000, 4000, 3) and peak < 3 * pixels.nbytes
+
+
+def test_luma_of_a_large_image_is_computed_by_blocks():
+    rgb = np.random.default_rng(0).integers(0, 256, (1300, 900, 3), np.uint8)
+    np.testing.assert_array_equal(luma(rgb)[..., 0], np.asarray(Image.fromarray(rgb).convert("L")))

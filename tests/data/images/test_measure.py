@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from zoo.data.images.measure import preprocess_for
+from zoo.data.images.measure import adapt_preprocess, as_trained, preprocess_for
 from zoo.data.images.preprocess import images_to_input
 from zoo.data.sources import ArraySplit, Dataset, from_arrays
 
@@ -58,8 +60,79 @@ def test_mixed_backgrounds_have_no_polarity():
     images[:5] = 255
     images[:, 4, 4] = 128
     assert preprocess_for(data(images), (8, 8)).polarity is None
-    images[:2] = 0
+    images[:2] = 0  # three images are light: most agree, but these would be inverted
+    assert preprocess_for(data(images), (8, 8)).polarity is None
+    images[:5] = 128
+    images[5:, :] = 0
+    images[5:, 4, 4] = 128
+    images[:4] = 0
     assert preprocess_for(data(images), (8, 8)).polarity == "light-on-dark"
+
+
+def discs(radii, levels, ground):
+    """Return grey discs on a noisy ground, as in scans: uint8 [40, 32, 32, 1]."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:32, :32] - 15.5
+    images = np.full((40, 32, 32), ground, float)
+    for n, image in enumerate(images):
+        image[np.hypot(y, x) < radii[n % len(radii)]] = levels[n % len(levels)]
+    return np.clip(images + rng.normal(0, 1, images.shape), 0, 255).astype(np.uint8)[..., None]
+
+
+@pytest.mark.parametrize(
+    "images, ink_extent",
+    [
+        (discs((9,), (110, 200), 20), None),  # classes of different brightness on a ground that is not black
+        (discs((3, 11), (200,), 3), None),  # classes of different size
+        (discs((9,), (200,), 3), 0.5625),  # clean drawings of one size
+    ],
+)
+def test_only_clean_drawings_have_an_extent(images, ink_extent):
+    """Training images are never stretched or reframed, because that may be what tells the classes apart."""
+    for given, polarity in ((images, "light-on-dark"), (255 - images, "dark-on-light")):
+        preprocess = preprocess_for(data(given), (32, 32))
+        assert (preprocess.polarity, preprocess.ink_extent) == (polarity, ink_extent)
+        np.testing.assert_array_equal(images_to_input(given, preprocess), given)
+
+
+def test_black_and_white_images_and_their_range_are_recorded():
+    two = discs((9,), (200,), 3) // 128 * np.uint8(255)
+    assert preprocess_for(data(two), (32, 32)).white == 1
+    assert preprocess_for(data(two // 2), (32, 32)).white is None
+    deep = Dataset("made", {"train": ArraySplit(two, np.arange(40, dtype=np.int32) % 2, 4095.0)}, ("a", "b"))
+    assert preprocess_for(deep, (32, 32)).white == 4095
+
+
+def test_a_data_set_is_read_with_the_white_of_the_model():
+    model = preprocess_for(data(discs((9,), (200,), 3)), (32, 32))
+    images, labels = discs((9,), (200,), 3), np.arange(40, dtype=np.int32) % 2
+    for white, trained, valid in [
+        (None, None, True), (255.0, None, True), (65535.0, None, True), (4095.0, None, False), (1.0, None, False),
+        (1.0, 1.0, True), (None, 1.0, True), (4095.0, 4095.0, True), (65535.0, 4095.0, False), (None, 4095.0, True),
+    ]:  # fmt: skip
+        dataset = Dataset("made", {"test": ArraySplit(images, labels, white)}, ("a", "b"))
+        preprocess = replace(model, white=trained)
+        if valid:
+            assert as_trained(dataset, preprocess).splits["test"].white == white
+        else:
+            with pytest.raises(ValueError, match="made: test images"):
+                as_trained(dataset, preprocess)
+
+
+def test_fine_tuning_adapts_the_polarity_to_the_new_data():
+    drawings = discs((9,), (200,), 3)
+    model = preprocess_for(data(drawings), (32, 32))
+    wide = discs((13,), (200,), 3)
+    scans = discs((9,), (110, 200), 20)
+    noise = np.random.default_rng(0).integers(0, 256, scans.shape).astype(np.uint8)
+    for images, polarity, extent in [
+        (drawings, "light-on-dark", 0.5625), (255 - drawings, "light-on-dark", 0.5625),
+        (wide, "light-on-dark", 0.8125), (scans, "light-on-dark", None), (noise, None, None),
+    ]:  # fmt: skip
+        adapted = adapt_preprocess(model, data(images))
+        assert (adapted.polarity, adapted.ink_extent, adapted.mean) == (polarity, extent, model.mean)
+    photos = replace(model, polarity=None, ink_extent=None)
+    assert adapt_preprocess(photos, data(drawings)) == photos
 
 
 def test_images_of_different_sizes_in_a_long_split():

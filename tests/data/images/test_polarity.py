@@ -12,6 +12,8 @@ from zoo.data.images.polarity import (
     match_polarity,
     measure_ink_extent,
     measure_polarity,
+    needs_adaptation,
+    note_polarity,
     reframe_ink,
 )
 from zoo.data.images.preprocess import Preprocess, image_to_input
@@ -49,18 +51,16 @@ def reads(monkeypatch):
 
 
 def test_large_drawings_are_measured_one_by_one(drawings, reads):
-    matched = match_polarity(drawings, "light-on-dark")
-    assert any("inverted" in str(note) for note in matched.notes)
+    noted = note_polarity(drawings, "light-on-dark")
+    assert "inverted" in noted.notes[-1] and noted.splits is drawings.splits
     assert set(reads) == {1} and len(reads) == 1 + len(drawings.splits["train"])
-    assert match_polarity(drawings, "dark-on-light") is drawings
-    assert match_polarity(matched, "light-on-dark") is matched
+    assert note_polarity(drawings, "dark-on-light") is drawings
 
 
 @pytest.mark.parametrize("once", [True, False])
 def test_inverted_files_are_decoded_in_pieces(once, drawings, reads, monkeypatch):
     monkeypatch.setattr(loader, "CACHE_BYTES", 2**31 if once else 0)
-    split = match_polarity(drawings, "light-on-dark").splits["train"]
-    del reads[:]
+    split = drawings.splits["train"]
     (batch,) = eval_batches(split, PREPROCESS, batch_size=len(split), workers=2)
     assert max(reads) <= EncodedSplit.read_chunk and sum(reads) == len(split)
     expected = loader.images_to_input(split.read(np.arange(len(split))), PREPROCESS)
@@ -102,7 +102,7 @@ def test_scanned_drawings_in_every_format_match_the_training_data(height, width,
     canvas = np.zeros((height, width, 1), np.uint8)
     top, left = (height - 24) // 2, (width - 24) // 2
     canvas[top : top + 24, left : left + 24] = stroke()
-    preprocess = preprocess_of((32, 32), resize_mode="pad", polarity="light-on-dark")
+    preprocess = preprocess_of((32, 32), resize_mode="pad", polarity="light-on-dark", ink_extent=0.01)
     want = image_to_input(canvas, preprocess)
     paper = 255 - canvas[..., 0]
     grey = Image.fromarray(paper)
@@ -120,14 +120,55 @@ def test_scanned_drawings_in_every_format_match_the_training_data(height, width,
         "pale.png": encoded(Image.fromarray((90 + paper.astype(int) * 140 // 255).astype(np.uint8)), "PNG"),
     }
     for name, data in files.items():
-        got = image_to_input(read_image(data), preprocess, match_polarity=True)
+        got = image_to_input(read_image(data), preprocess)
         assert np.abs(got.astype(int) - want).mean() < (2 if name.endswith("jpg") else 0.6), name
 
 
-def test_polarity_is_converted_only_on_request():
+def test_polarity_is_converted_only_for_models_of_drawings():
     image = 255 - stroke()
-    assert np.array_equal(image_to_input(image, preprocess_of((24, 24), polarity="light-on-dark")), image)
-    assert np.array_equal(image_to_input(image, preprocess_of((24, 24)), match_polarity=True), image)
+    assert np.array_equal(image_to_input(image, preprocess_of((24, 24), polarity="light-on-dark")), stroke())
+    assert np.array_equal(image_to_input(image, preprocess_of((24, 24), polarity="dark-on-light")), image)
+    assert np.array_equal(image_to_input(image, preprocess_of((24, 24))), image)
+
+
+@pytest.mark.parametrize("ground, inverted", [(190, False), (191, False), (192, True), (255, True)])
+@pytest.mark.parametrize("polarity", ["light-on-dark", "dark-on-light"])
+def test_scans_are_inverted_only_if_their_border_is_clearly_of_the_other_polarity(ground, inverted, polarity):
+    """Without a known extent of the ink, levels are neither stretched nor the image cropped."""
+    image = np.full((20, 20, 1), ground, np.uint8)
+    image[8:12, 8:12] = 30
+    image[0, 0] = 40
+    given, want = (image, 255 - image) if polarity == "light-on-dark" else (255 - image, image)
+    got = image_to_input(given, preprocess_of((20, 20), polarity=polarity))
+    assert np.array_equal(got, want if inverted else given)
+
+
+def test_scans_with_a_light_border_and_lighter_ink_are_not_inverted():
+    image = np.full((20, 20, 1), 200, np.uint8)
+    image[8:12, 8:12] = 255
+    assert np.array_equal(image_to_input(image, preprocess_of((20, 20), polarity="light-on-dark")), image)
+
+
+@pytest.mark.parametrize("extent", [None, 0.5, 1.0])
+@pytest.mark.parametrize("polarity", ["light-on-dark", "dark-on-light"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_stack_is_adapted_as_its_images_are(extent, polarity, channels):
+    """Images of every kind together: matching, inverted, pale, small, empty, and noise."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((40, 24, 30, channels), np.uint8)
+    for n, image in enumerate(images):
+        image[...] = rng.choice([0, 5, 20, 128, 240, 255])
+        side = n % 20
+        image[2 : 2 + side, 3 : 3 + side] = rng.choice([0, 100, 255])
+        if n % 3 == 0:
+            image[...] = rng.integers(0, 256, image.shape)
+    preprocess = preprocess_of((16, 20), resize_mode="pad", polarity=polarity, ink_extent=extent, channels="L")
+    want = np.stack([image_to_input(image, preprocess) for image in images])
+    np.testing.assert_array_equal(loader.images_to_input(images, preprocess), want)
+    changed = needs_adaptation(images, polarity, extent)
+    for image in images[~changed]:
+        np.testing.assert_array_equal(match_polarity(image, polarity, extent), image)
+    assert changed.any()
 
 
 @pytest.mark.parametrize("offset, changed", [(8, False), (9, True)])
@@ -203,10 +244,10 @@ def test_drawings_are_reframed_to_the_usual_extent(ink_height, ink_width, side, 
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (40, 20), (20, 40)])
-@pytest.mark.parametrize("extent, changed", [(0.8, False), (0.75, False), (0.7, True), (1.0, False)])
+@pytest.mark.parametrize("extent, changed", [(0.8, False), (0.7, False), (0.65, True), (1.0, False)])
 @pytest.mark.parametrize("wide", [False, True])
 def test_drawings_of_nearly_the_usual_extent_are_unchanged(shape, extent, changed, wide):
-    """The limit is 0.75 of the extent, relative to the larger side of the image."""
+    """The limit is two thirds of the extent, relative to the larger side of the image."""
     ink = round(extent * 0.5 * 40)
     height, width = (2, ink) if wide else (ink, 2)
     image = drawing(*shape, 0, 0, height, width)
@@ -226,13 +267,13 @@ def test_an_extent_over_one_does_not_crop_the_ink():
     assert reframe_ink(drawing(40, 40, 4, 4, 10, 6), 1.5, 0).shape == (10, 10, 1)
 
 
-def test_image_to_input_reframes_only_on_request_and_with_a_known_extent():
+def test_image_to_input_reframes_only_with_a_known_extent():
     image = drawing(40, 40, 0, 0, 10, 5)
     known = preprocess_of((20, 20), resize_mode="pad", polarity="light-on-dark", ink_extent=0.5)
     unknown = preprocess_of((20, 20), resize_mode="pad", polarity="light-on-dark")
-    np.testing.assert_array_equal(image_to_input(image, known, match_polarity=True), drawing(20, 20, 5, 7, 10, 5))
-    as_read = image_to_input(image, known)
-    np.testing.assert_array_equal(image_to_input(image, unknown, match_polarity=True), as_read)
+    np.testing.assert_array_equal(image_to_input(image, known), drawing(20, 20, 5, 7, 10, 5))
+    shrunk = Image.fromarray(image[..., 0]).resize((20, 20), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(image_to_input(image, unknown)[..., 0], np.asarray(shrunk))
 
 
 # --- many images ------------------------------------------------------------------------------------------------------
@@ -303,21 +344,17 @@ def small_dataset(count=20):
     return from_arrays((images, np.arange(count) % 2), validation=part, test=part)
 
 
-def test_every_split_of_an_inverted_data_set_is_inverted():
+def test_the_other_polarity_of_a_data_set_is_noted():
     dataset = small_dataset()
-    inverted = match_polarity(dataset, "dark-on-light")
-    assert list(inverted.splits) == list(dataset.splits) and len(inverted.notes) == len(dataset.notes) + 1
-    assert "light-on-dark" in str(inverted.notes[-1]) and "dark-on-light" in str(inverted.notes[-1])
-    for name, split in dataset.splits.items():
-        assert len(inverted.splits[name]) == len(split)
-        np.testing.assert_array_equal(inverted.splits[name].labels, split.labels)
-        np.testing.assert_array_equal(inverted.splits[name].read(np.arange(2)), 255 - split.read(np.arange(2)))
+    noted = note_polarity(dataset, "dark-on-light")
+    assert noted.splits is dataset.splits and len(noted.notes) == len(dataset.notes) + 1
+    assert "light-on-dark" in noted.notes[-1] and "dark-on-light" in noted.notes[-1]
 
 
 def test_models_without_polarity_and_matching_data_leave_a_data_set_unchanged():
     dataset = small_dataset()
-    assert match_polarity(dataset, None) is dataset
-    assert match_polarity(dataset, "light-on-dark") is dataset
+    assert note_polarity(dataset, None) is dataset
+    assert note_polarity(dataset, "light-on-dark") is dataset
 
 
 def test_ink_of_one_colour_channel_counts():
@@ -331,5 +368,5 @@ def test_large_colour_drawings_are_judged_by_their_luma():
     rgba[:, 3:5, 3:5, :3] = 0
     labels = np.arange(20, dtype=np.int32) % 2
     dataset = Dataset("drawings", {"train": ArraySplit(rgba, labels)}, ("a", "b"))
-    assert match_polarity(dataset, "dark-on-light") is dataset
-    assert match_polarity(dataset, "light-on-dark") is not dataset
+    assert note_polarity(dataset, "dark-on-light") is dataset
+    assert note_polarity(dataset, "light-on-dark") is not dataset

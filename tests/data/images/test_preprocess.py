@@ -52,6 +52,7 @@ def test_fields_and_defaults_are_pinned():
         "channels": "RGB",
         "polarity": None,
         "ink_extent": None,
+        "white": None,
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
     }
@@ -80,7 +81,7 @@ def test_import_is_light():
 
 
 def test_crop_keeps_the_middle_and_pad_keeps_everything():
-    image = np.zeros((10, 30, 1), np.uint8)
+    image = np.full((10, 30, 1), 150, np.uint8)
     image[:, 10:20] = 200
     assert (image_to_input(image, preprocess_of((10, 10), resize_mode="crop")) == 200).all()
     padded = image_to_input(image, preprocess_of((30, 30), resize_mode="pad", polarity="dark-on-light"))

@@ -126,7 +126,8 @@ WRONG = {
     "inf": ((np.where(X > 250, np.inf, X), Y), "NaN or infinity"),
     "range -1..1": ((X / 127.5 - 1, Y), "range from -1 to"),
     "range 0..16": ((X / 16.0, Y), "range from 0 to 15"),
-    "range 0..65535": ((X.astype(np.uint16) * 257, Y), "range from 0 to 6"),
+    "range 0..300": ((X / 0.85, Y), "range from 0 to 29"),
+    "9 bits": ((X.astype(int) * 2, Y), "range from 0 to 5"),
     "text": ((X.astype(str), Y), "numbers"),
     "ragged": ((np.array([np.zeros((2, 2)), np.zeros((3, 2))] * 6, object), Y), "one size"),
     "single class": ((X, Y * 0), "at least two classes"),
@@ -136,6 +137,9 @@ WRONG = {
     "labels of two dimensions": ((X, np.arange(24).reshape(12, 2)), "one-hot"),
     "labels of three dimensions": ((X, Y[:, None, None] + np.zeros((1, 2, 2), int)), "one-hot"),
     "labels of a strange type": ((X, Y.astype(complex)), "integers or strings"),
+    "ragged images": (([np.zeros((2, 2)), np.zeros((3, 2))] * 6, Y), "one"),
+    "dates for images": ((np.zeros((12, 4, 4), "datetime64[s]"), Y), "datetime64"),
+    "objects for images": ((np.full((12, 4, 4), None), Y), "objects"),
 }
 
 
@@ -181,7 +185,9 @@ def test_ranges_of_pixel_values(values, expected, note):
     assert note in " ".join(map(str, dataset.notes)) and bool(dataset.notes) == bool(note)
 
 
-@pytest.mark.parametrize("values", [[0, 127], [0, 256], [-1, 200], [0, 2], [0.0, 1.5], [-0.01, 1.0]])
+@pytest.mark.parametrize(
+    "values", [[0, 127], [0, 256], [-1, 200], [0, 2], [0.0, 1.5], [-0.06, 1.0], [0.0, 1.06], [0.0, 127.0], [0.0, 268.0]]
+)
 def test_ranges_of_pixel_values_that_are_refused(values):
     x = np.array(values * 6)[:, None, None] * np.ones((1, 2, 2), np.array(values).dtype)
     with pytest.raises(ValueError) as caught:
@@ -360,3 +366,41 @@ def test_images_of_several_sizes_in_a_list():
     with pytest.raises(ValueError) as caught:
         from_arrays(([np.zeros((4, 4)), np.zeros((5, 4))], [0, 1]))
     assert_one_line(caught, "arrays: train images: are not one array")
+
+
+@pytest.mark.parametrize(
+    ("peak", "dtype", "white"),
+    [(1023, np.uint16, 1023), (512, np.int64, 1023), (4095, np.uint16, 4095), (2048, np.int32, 4095),
+     (16383, np.uint16, 16383), (65535, np.uint16, 65535), (32768, np.uint32, 65535)],
+)  # fmt: skip
+def test_integers_of_more_than_8_bits_are_scaled_and_their_range_is_kept(peak, dtype, white):
+    x = np.zeros((12, 2, 2), dtype)
+    x[0, 0] = [1, peak]
+    dataset = from_arrays((x, Y), validation=(x // 4, Y))  # a darker split has the same range
+    split = dataset.splits["train"]
+    assert split.white == dataset.splits["validation"].white == white
+    assert split.images[0, 0, :, 0].tolist() == [round(255 / white), round(peak * 255 / white)]
+    assert f"0..{white}" in dataset.notes[0] and dataset.notes[0].kind == "images"
+
+
+@pytest.mark.parametrize(
+    ("values", "white"),
+    [([0, 255], None), ([0.0, 1.0], None), ([False, True], None), ([0, 1], 1), ([0.0, 255.0], 255), ([0, 200], None)],
+)
+def test_the_range_that_a_card_records(values, white):
+    x = np.array(values * 6)[:, None, None] * np.ones((1, 2, 2), np.array(values).dtype)
+    for given in [x, x.astype(np.uint8)] if x.dtype == int else [x]:
+        assert from_arrays((given, Y), validation=(given, Y)).splits["train"].white == white
+
+
+@pytest.mark.parametrize("values", [[-0.05, 1.05], [0.0, 1.0000000000000004], [-1e-17, 1.02]])
+def test_floats_a_hair_outside_the_range_are_clipped(values):
+    x = np.array([*values, 0.5] * 4)[:, None, None] * np.ones((1, 2, 2))
+    assert from_arrays((x, Y), validation=(x, Y)).splits["train"].images[:3, 0, 0, 0].tolist() == [0, 255, 128]
+    assert from_arrays((x * 255, Y), validation=(x * 255, Y)).splits["train"].images[:2, 0, 0, 0].tolist() == [0, 255]
+
+
+def test_a_black_split_has_the_range_of_the_others():
+    for x in (X, X / 255, X > 3, X.astype(np.uint16) * 257, X.astype(np.float32)):
+        dataset = from_arrays((x, Y), validation=(x, Y), test=(x * 0, Y))
+        assert not dataset.splits["test"].images.any()

@@ -128,14 +128,14 @@ def test_a_scan_does_not_depend_on_the_number_of_threads(workers, tmp_path):
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
 def test_sizes_follow_exif_orientation(orientation, size, file_format):
     data = encoded(photo(20, 30), file_format, exif=exif(orientation))
-    assert scan.examine(data) == (size, f"{file_format} RGB")
+    assert scan.examine(data) == (size, f"{file_format} RGB", (0, 0))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 @pytest.mark.parametrize("cut", [0.6, 0.97])
 def test_truncated_jpeg_files_are_unreadable_in_every_mode(mode, cut):
     data = encoded(Image.fromarray(photo(64, 64)).convert(mode), "JPEG")
-    assert scan.examine(data) == ((64, 64), f"JPEG {mode}")
+    assert scan.examine(data) == ((64, 64), f"JPEG {mode}", (0, 0))
     with pytest.raises(ValueError, match="image"):
         scan.examine(data[: int(cut * len(data))])
 
@@ -170,3 +170,21 @@ def test_records_that_cannot_be_fetched():
 
     result = scan.scan(types.SimpleNamespace(fetch=fetch, name=lambda i: "a.png"), 1, "unfetched")
     assert result.reasons == {0: "no such file"} and result.keys == (bytes(16),) and result.kinds == ("",)
+
+
+@pytest.mark.parametrize(
+    "values, dtype, extent", [([7, 4000], np.uint16, (7, 4000)), ([-0.02, 1.02], np.float32, (-0.02, 1.02))]
+)
+def test_the_range_of_deep_images_is_measured(values, dtype, extent):
+    data = encoded(Image.fromarray(np.array([values], dtype)), "TIFF")
+    assert scan.examine(data)[2] == pytest.approx(extent)
+
+
+@pytest.mark.parametrize("low, valid", [(-0.049, True), (-0.051, False)])
+def test_deep_images_with_negative_values_are_unreadable(low, valid):
+    data = encoded(Image.fromarray(np.array([[low, 1.0]], np.float32)), "TIFF")
+    if valid:
+        assert scan.examine(data)[2] == pytest.approx((low, 1))
+    else:
+        with pytest.raises(ValueError, match=f"^image: .*{low:g}"):
+            scan.examine(data)

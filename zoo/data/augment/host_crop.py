@@ -117,7 +117,7 @@ def read_crop(data: bytes, preprocess: Preprocess, seed: int, epoch: int, record
 
     Args:
         data: the bytes of an image file.
-        preprocess: its size, interpolation and channels are used, its resize box and mode are not.
+        preprocess: its size, interpolation, channels and white are used, its resize box and mode are not.
         seed: of the run.
         epoch: counted from 0.
         record: index in the split.
@@ -141,7 +141,7 @@ def read_crop(data: bytes, preprocess: Preprocess, seed: int, epoch: int, record
         reduction = 1
         if image.mode not in ("L", "RGB") or "transparency" in image.info:
             image.load()
-            pixels = to_pixels(image)
+            pixels = to_pixels(image, preprocess.white)
             image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         elif image.format in ("JPEG", "MPO"):
             image, reduction = _draft_jpeg(image, data, box, target)

@@ -1,21 +1,40 @@
-"""Decoding image files to uint8 pixels, as a viewer would display them."""
+"""One way from anything that shows an image to uint8 pixels, for training, evaluation and prediction alike.
+
+`read_image` decodes a file and `to_pixels` a PIL image; `decode_images` takes these, arrays, and lists of all of them.
+Pixel values of other types than 8 bits are scaled by the rules of `levels`.
+"""
 
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-Uint8 = NDArray[np.uint8]
+from zoo.data.images.colour import Uint8, composite, flatten_transparency, luma
+from zoo.data.images.levels import OVERSHOOT, PixelRangeError, find_white, kind_of_mode, scale_to_8_bits, value_range
+
+__all__ = [
+    "Uint8",
+    "apply_orientation",
+    "composite",
+    "decode_images",
+    "exif_orientation",
+    "luma",
+    "open_image",
+    "read_image",
+    "to_pixels",
+    "upright_pixels",
+]
+
+CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
 
 
-def read_image(source: str | Path | bytes | BinaryIO) -> Uint8:
+def read_image(source: str | Path | bytes | BinaryIO, white: float | None = None) -> Uint8:
     """Decode an image file to pixels, as a viewer would display it.
 
     EXIF orientation is applied. Palettes, CMYK and other colour spaces become RGB. Transparent images are laid over
@@ -24,14 +43,16 @@ def read_image(source: str | Path | bytes | BinaryIO) -> Uint8:
 
     Args:
         source: a path, the bytes of a file, or an open binary file.
+        white: value of white in 16-bit, 32-bit and float pixels, as in `Preprocess.white`; None for the rules of
+            `find_white`.
 
     Returns:
         uint8 [H, W, C] with C = 1 for grey images and 3 (RGB) otherwise.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: one line that names the file, if it is not an image, is truncated or empty, or has so many pixels
-            that it may be a decompression bomb.
+        ValueError: one line that names the file, if it is not an image, is truncated or empty, has pixel values of
+            unknown range, or has so many pixels that it may be a decompression bomb.
     """
     if isinstance(source, str | Path):
         name = str(source)
@@ -45,11 +66,18 @@ def read_image(source: str | Path | bytes | BinaryIO) -> Uint8:
         except OSError as error:
             raise ValueError(f"{name}: cannot be read ({error.strerror})") from None
     else:
-        data = source if isinstance(source, bytes) else source.read()
+        data = bytes(source) if isinstance(source, bytes | bytearray | memoryview) else source.read()
         name = str(getattr(source, "name", "image"))
+        if not isinstance(data, bytes):
+            raise ValueError(f"{name}: is open as text; open it in binary mode ('rb')")
     with open_image(data, name) as image:
-        image.load()
-        return apply_orientation(to_pixels(image), exif_orientation(image))
+        return upright_pixels(image, white)
+
+
+def upright_pixels(image: Any, white: float | None = None) -> Uint8:
+    """Convert a PIL image of any mode to uint8 [H, W, 1 or 3], turned upright by its EXIF orientation."""
+    image.load()
+    return apply_orientation(to_pixels(image, white), exif_orientation(image))
 
 
 @contextmanager
@@ -72,6 +100,8 @@ def open_image(data: bytes, name: str = "image") -> Iterator[Any]:
         raise ValueError(f"{name}: has too many pixels to decode safely; scale it down first") from None
     except MemoryError as error:
         raise ValueError(f"{name}: does not fit in memory") from error
+    except PixelRangeError as error:
+        raise PixelRangeError(f"{name}: {error}") from None
     except Exception as error:  # Pillow's decoders raise exceptions of nearly any type on damaged files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name}: damaged or not supported ({reason})") from None
@@ -110,54 +140,195 @@ def apply_orientation(image: Uint8, orientation: int) -> Uint8:
     return np.ascontiguousarray(image)
 
 
-def to_pixels(image: Any) -> Uint8:
-    """Convert a loaded PIL image of any mode to uint8 [H, W, 1 or 3]."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _scale_to_8_bits(np.asarray(image), image.mode, image.format)[..., None]
+def to_pixels(image: Any, white: float | None = None) -> Uint8:
+    """Convert a loaded PIL image of any mode to uint8 [H, W, 1 or 3]; `white` as in `read_image`."""
+    if kind := kind_of_mode(image.mode, image.format):
+        values = np.asarray(image)
+        low, peak = value_range(values)
+        return scale_to_8_bits(values, find_white(low, peak, kind, white))[..., None]
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        return composite(np.asarray(image.convert("RGBA")), grey=image.mode in ("1", "L", "LA", "La"))
+        return flatten_transparency(image, grey=image.mode in ("1", "L", "LA", "La"))
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L"))[..., None]
     return np.asarray(image.convert("RGB"))
 
 
-def _scale_to_8_bits(values: NDArray[Any], mode: str, file_format: str | None) -> Uint8:
-    """Scale 16-bit, 32-bit and float grey values to 8 bits; Pillow's own conversion clips at 255 instead."""
-    values = values.astype(np.float64)
-    low, high = float(values.min()), float(values.max())
-    if not (math.isfinite(low) and math.isfinite(high)) or low < 0:
-        raise ValueError(f"pixel values range from {low:g} to {high:g}; they must be finite and at least 0")
-    if mode.startswith("I;16") or file_format in ("PNG", "PPM"):  # some versions of Pillow open 16-bit PNG as "I"
-        top = 65535.0
-    else:  # TIFF stores no range for 32-bit and float pixels: use the smallest usual range that contains them
-        ranges = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0, 2.0**31 - 1)
-        top = next((limit for limit in ranges if high <= limit), 0.0)
-        if not top:
-            raise ValueError(f"pixel values range from {low:g} to {high:g}; expected 0..1, 0..255 or 0..65535")
-    return np.rint(values * (255.0 / top)).astype(np.uint8)
+# --- arrays and collections -------------------------------------------------------------------------------------------
 
 
-def composite(rgba: Uint8, grey: bool = False) -> Uint8:
-    """Lay RGBA [H, W, 4] over white, or over black if the visible part is light and would vanish on white.
+def decode_images(images: Any, white: float | None = None) -> list[Uint8]:
+    """Decode whatever may be handed over as one or several images.
 
     Args:
-        rgba: uint8 [H, W, 4].
-        grey: use the first colour channel only.
+        images: a path, bytes, an open binary file, a PIL image, an array, or a list of them, also mixed and of
+            different sizes. Arrays (NumPy, JAX or convertible) have the shape [H, W], [H, W, C], [N, H, W] or
+            [N, H, W, C] with C = 1, 3 or 4, or channels first where that is unambiguous. They are bool, uint8, other
+            integers or floats. The arrays of a list are taken to have one range, as a data set has.
+        white: value of white in the training images, `Preprocess.white`.
 
     Returns:
-        uint8 [H, W, 1] if grey, else [H, W, 3].
+        A list of uint8 [H, W, C] with C = 1 or 3.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: one line, for what is not an image and for what could mean two things.
     """
-    alpha = rgba[..., 3:].astype(np.int64)
-    visible = int(alpha.sum())
-    light = visible > 0 and int((luma(rgba[..., :3]).astype(np.int64) * alpha).sum()) > 127 * visible
-    colour = rgba[..., :1] if grey else rgba[..., :3]
-    ground = 0 if light else 255
-    return cast(Uint8, ((colour * alpha + ground * (255 - alpha) + 127) // 255).astype(np.uint8))
+    items = [item if isinstance(item, np.ndarray) else [_pixels_of(item, white)] for item in _flatten(images)]
+    ranges = _ranges([item for item in items if isinstance(item, np.ndarray)])
+    decoded: list[Uint8] = []
+    for item in items:
+        decoded += item if isinstance(item, list) else map(_without_alpha, _scale_stack(item, white, ranges))
+    return decoded
 
 
-def luma(rgb: Uint8) -> Uint8:
-    """Convert RGB uint8 [..., 3] to grey [..., 1] by ITU-R BT.601; same bits as Pillow's `convert("L")`."""
-    total = rgb[..., :1] * np.uint32(19595)
-    total += rgb[..., 1:2] * np.uint32(38470)
-    total += rgb[..., 2:3] * np.uint32(7471)
-    return cast(Uint8, ((total + np.uint32(0x8000)) >> 16).astype(np.uint8))
+def is_collection(images: Any) -> bool:
+    """Return True for what `decode_images` reads as several images: a list, a tuple or a stack."""
+    if isinstance(images, list | tuple):
+        return True
+    if isinstance(images, str | Path | bytes | bytearray | memoryview) or hasattr(images, "read") or _is_pil(images):
+        return False
+    array = np.asarray(images)
+    return array.ndim == 4 or (array.ndim == 3 and not _is_single(array.shape))
+
+
+def _flatten(images: Any) -> Iterator[Any]:
+    """Yield files, PIL images and stacks [N, H, W, C] in order."""
+    if isinstance(images, str | Path | bytes | bytearray | memoryview) or hasattr(images, "read") or _is_pil(images):
+        yield images
+    elif isinstance(images, list | tuple):
+        for image in images:
+            yield from _flatten(image)
+    else:
+        yield to_stack(images)
+
+
+def _is_pil(image: Any) -> bool:
+    return hasattr(image, "getexif") and hasattr(image, "convert")
+
+
+def _pixels_of(source: Any, white: float | None) -> Uint8:
+    """Decode a file or a PIL image."""
+    if not _is_pil(source):
+        return read_image(source, white)
+    name = str(getattr(source, "filename", "") or "image")
+    try:
+        return upright_pixels(source, white)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name}: {reason}") from None
+
+
+def to_stack(images: Any) -> NDArray[Any]:
+    """Return an array of one or several images as numbers [N, H, W, C] with C = 1, 3 or 4.
+
+    Raises:
+        ValueError: for other types, and for shapes that could mean two things.
+    """
+    x = as_numbers(images)
+    shape = x.shape
+    if x.ndim == 2:
+        x = x[None, ..., None]
+    elif x.ndim == 3:
+        x = x[None] if _is_single(shape) else x[..., None]
+    if x.ndim != 4:
+        raise ValueError(
+            f"an array of shape {shape} is not an image: give one image as [H, W] or [H, W, C], several as [N, H, W] "
+            "or [N, H, W, C]"
+        )
+    if 0 in x.shape[1:]:
+        raise ValueError(f"an array of shape {shape} has no pixels")
+    return channels_last(x, f"an array of shape {shape}") if len(shape) == 4 else x
+
+
+def _is_single(shape: tuple[int, ...]) -> bool:
+    """Return True for the shape of one image [H, W, C]; False for [N, H, W]. Ambiguous shapes raise ValueError."""
+    first, last = shape[0] in CHANNEL_COUNTS, shape[2] in CHANNEL_COUNTS
+    if shape[2] == 2 or (first and shape[0] > 1 and (not last or shape[0] != shape[1])):
+        raise ValueError(
+            f"an array of shape {shape} is ambiguous: give one image as [H, W, C] with 1, 3 or 4 channels, several as "
+            "[N, H, W, C]"
+        )
+    return last
+
+
+def as_numbers(images: Any) -> NDArray[Any]:
+    """Return an array of bool, integers or floats; floats that NumPy lacks, such as bfloat16, become float32."""
+    try:
+        x = np.asarray(images)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"a {type(images).__name__} cannot be read as an array of images ({reason})") from None
+    if x.dtype.kind == "V" and x.dtype.names is None and x.dtype.name.startswith(("bfloat", "float", "int", "uint")):
+        x = x.astype(np.float32 if "float" in x.dtype.name else np.int32)
+    if x.dtype.kind not in "buif":
+        what = f"{type(images).__name__} of {x.dtype}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise ValueError(
+            f"images must be numbers, not {what}; give a path, bytes, an open file, a PIL image, an array, or a list"
+        )
+    return x
+
+
+def channels_last(x: NDArray[Any], title: str) -> NDArray[Any]:
+    """Return a stack [N, H, W, C] or [N, C, H, W] with its channels last.
+
+    Raises:
+        ValueError: beginning with `title`, if neither axis, or both, may be the channels.
+    """
+    first, last = x.shape[1] in CHANNEL_COUNTS, x.shape[3] in CHANNEL_COUNTS
+    if not last and not first:
+        raise ValueError(f"{title}: must have 1 (grey), 3 (RGB) or 4 (RGBA) channels, last in the shape, not {x.shape}")
+    if first and last and x.shape[1] != x.shape[2]:
+        raise ValueError(f"{title}: ambiguous shape {x.shape}; give images as [N, height, width, channels]")
+    return x if last else x.transpose(0, 2, 3, 1)
+
+
+def type_of(x: NDArray[Any]) -> Literal["bool", "uint8", "integer", "float"]:
+    """Return which rule decides the value of white of an array: that of bool, uint8, other integers or floats."""
+    if x.dtype.kind == "f":
+        return "float"
+    return "bool" if x.dtype == bool else "uint8" if x.dtype == np.uint8 else "integer"
+
+
+def _ranges(stacks: Sequence[NDArray[Any]]) -> dict[str, tuple[float, float]]:
+    """Return (smallest, largest) value by type of array. Float images of two ranges raise PixelRangeError."""
+    ranges: dict[str, tuple[float, float]] = {}
+    for name in ("uint8", "integer", "float"):
+        parts = [value_range(x) for x in stacks if type_of(x) == name]
+        if not parts:
+            continue
+        ranges[name] = (min(low for low, _ in parts), max(peak for _, peak in parts))
+        peaks = [peak for _, peak in parts if peak > 0]
+        if name == "float" and peaks and min(peaks) <= 1 + OVERSHOOT and max(peaks) > 127:
+            raise PixelRangeError(
+                f"some images have values up to {min(peaks):g}, others up to {max(peaks):g}; scale all to one range"
+            )
+    return ranges
+
+
+def _scale_stack(x: NDArray[Any], white: float | None, ranges: Mapping[str, tuple[float, float]]) -> Uint8:
+    """Scale numbers [N, H, W, C] of any type to uint8; `ranges` covers all arrays that were handed over with them."""
+    if x.dtype == bool:
+        return x.astype(np.uint8) * np.uint8(255)
+    level = array_white(x, white, ranges[type_of(x)])
+    return cast(Uint8, x) if x.dtype == np.uint8 and level == 255 else scale_to_8_bits(x, level)
+
+
+def array_white(x: NDArray[Any], white: float | None, extent: tuple[float, float] | None = None) -> float:
+    """Return the value of white of an array for a model.
+
+    Args:
+        x: bool, integers or floats [...].
+        white: the model's `Preprocess.white`.
+        extent: (smallest, largest) value of all arrays that were handed over together; by default of `x`.
+    """
+    name = type_of(x)
+    low, peak = extent or value_range(x)
+    if name == "bool":
+        return 1.0
+    if name == "uint8" and peak != 1:  # values 0 and 1 alone may be black and white
+        return 255.0
+    return find_white(low, peak, "float" if name == "float" else "integer", white, array=True)
+
+
+def _without_alpha(image: Uint8) -> Uint8:
+    return composite(image) if image.shape[-1] == 4 else image

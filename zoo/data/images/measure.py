@@ -1,14 +1,22 @@
 """Measuring the preprocessing for training from scratch on a data set."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from zoo.data.dataset import Dataset
-from zoo.data.images.decode import Uint8
-from zoo.data.images.polarity import background_level, measure_ink_extent, measure_polarity
+from zoo.data.images.colour import Uint8, luma
+from zoo.data.images.polarity import (
+    background_level,
+    leaves_unchanged,
+    measure_ink_extent,
+    measure_polarity,
+    note_polarity,
+)
 from zoo.data.images.preprocess import Preprocess, images_to_input
 from zoo.data.images.sampling import sample_images
+from zoo.data.splits import white_level, with_white
 
 MIN_SIDE = 0.75  # share of the input's side from which smaller images keep their pixels
 
@@ -18,7 +26,7 @@ def preprocess_for(dataset: Dataset, image_size: tuple[int, int], channels: str 
 
     Images with at least three quarters of `image_size` keep their pixels and are padded, as LeCun et al. 1998 do with
     28x28 digits in 32x32; others are resized. Grey images with a common background get a polarity and are padded with
-    the background.
+    the background; clean drawings also get the extent of their ink.
 
     Args:
         dataset: data with a train split, of which a sample is read (see `sample_images`).
@@ -32,7 +40,7 @@ def preprocess_for(dataset: Dataset, image_size: tuple[int, int], channels: str 
         raise ValueError(f"{dataset.name}: has no train split, which is needed to measure the preprocessing")
     images = sample_images(dataset.splits["train"], image_size)
     grey = all(image.shape[-1] == 1 for image in images)
-    polarity = measure_polarity(images)
+    polarity, ink_extent = measure_drawings(images)
     sizes = {(image.shape[0], image.shape[1]) for image in images}
     box = image_size
     if len(sizes) == 1:
@@ -58,10 +66,70 @@ def preprocess_for(dataset: Dataset, image_size: tuple[int, int], channels: str 
         resize_mode=mode,
         channels=channels,
         polarity=polarity,
-        ink_extent=None if polarity is None else measure_ink_extent(images, background_level(polarity)),
+        ink_extent=ink_extent,
+        white=measure_white(dataset, images),
         mean=mean,
         std=std,
     )
+
+
+def measure_drawings(images: Uint8 | list[Uint8]) -> tuple[str | None, float | None]:
+    """Return polarity and extent of the ink of training images, for `Preprocess`.
+
+    Images of the training data must stay as they are: the polarity is None if some would be inverted, and the extent is
+    None if the levels or the frame of some would change, as with grey scans whose background is not black.
+    """
+    polarity = measure_polarity(images)
+    if polarity is None or not leaves_unchanged(images, polarity, None):
+        return None, None
+    extent = measure_ink_extent(images, background_level(polarity))
+    return polarity, extent if extent is not None and leaves_unchanged(images, polarity, extent) else None
+
+
+def measure_white(dataset: Dataset, images: Uint8 | list[Uint8]) -> float | None:
+    """Return the value of white of the train split, or 1 if a sample of its images is black and white."""
+    white = white_level(dataset.splits["train"])
+    if white is None and all(bool(((image == 0) | (image == 255)).all()) for image in images):
+        return 1.0
+    return white
+
+
+def as_trained(dataset: Dataset, preprocess: Preprocess) -> Dataset:
+    """Return a data set as a model with this preprocessing reads it in prediction.
+
+    16-bit, 32-bit and float images are scaled by the value of white in the model's training data. A note says if
+    drawings have another polarity.
+
+    Raises:
+        ValueError: if the images are arrays that were scaled by another value of white.
+    """
+    splits = {name: with_white(split, preprocess.white) for name, split in dataset.splits.items()}
+    for name, split in splits.items():
+        white = white_level(split)
+        if white not in {None, preprocess.white, *((255, 65535) if preprocess.white is None else ())}:
+            trained = "0 and 1" if preprocess.white == 1 else f"0..{preprocess.white or 255:g}"
+            given = "0 and 1" if white == 1 else f"0..{white:g}"
+            raise ValueError(
+                f"{dataset.name}: {name} images have values in {given}, but the model was trained on {trained}; "
+                "scale the images to uint8"
+            )
+    return note_polarity(replace(dataset, splits=splits), preprocess.polarity)
+
+
+def adapt_preprocess(preprocess: Preprocess, dataset: Dataset) -> Preprocess:
+    """Return the preprocessing of a checkpoint for fine-tuning it on a data set.
+
+    Drawings of the other polarity are inverted, as in prediction. Images that are no drawings are left as they are.
+    """
+    images = sample_images(dataset.splits["train"], preprocess.size)
+    preprocess = replace(preprocess, white=measure_white(dataset, images))
+    if preprocess.polarity is None:
+        return preprocess
+    grey = [image if image.shape[-1] == 1 else luma(image[..., :3]) for image in images]
+    if measure_polarity(grey) not in (None, preprocess.polarity):
+        grey = [255 - image for image in grey]
+    polarity, ink_extent = measure_drawings(grey)
+    return replace(preprocess, polarity=polarity, ink_extent=ink_extent)
 
 
 def _channel_moments(images: Uint8) -> tuple[tuple[float, ...], tuple[float, ...]]:

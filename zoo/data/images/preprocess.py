@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.images.decode import Uint8, composite, luma
+from zoo.data.images.colour import Uint8, composite, luma
 from zoo.data.images.geometry import RESIZE_MODES, centre_crop, pad_to_shape, resize_geometry
-from zoo.data.images.polarity import POLARITIES, background_level, convert_polarity, reframe_ink
+from zoo.data.images.polarity import POLARITIES, background_level, match_polarity, needs_adaptation
 from zoo.data.images.resample import INTERPOLATIONS, resize_image, resize_images
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ CHANNELS = ("L", "RGB", "BGR")
 #: Largest side of an input in pixels, and smallest standard deviation; what lies beyond is a mistake or an attack.
 MAX_SIDE = 16_384
 MIN_STD = 1e-6
+MAX_WHITE = 2.0**128  # over the largest float32
 
 
 def _is_side(value: Any) -> bool:
@@ -59,8 +60,12 @@ class Preprocess:
         interpolation: "nearest", "bilinear", "bicubic", "lanczos" or "box"; antialiased when shrinking, as in Pillow.
         channels: number and order of channels: "L" (grey), "RGB" or "BGR".
         polarity: "light-on-dark" or "dark-on-light" for drawings; None for photographs, which have no background.
+            Images that are clearly of the other polarity are inverted.
         ink_extent: larger side of the ink as a share of the image's side, the median over the training data (0.7143 in
-            MNIST: 20 of 28 pixels). None if unknown, or without polarity.
+            MNIST: 20 of 28 pixels). It is set only for clean drawings, to whose levels and extent other images are
+            adapted (see `match_polarity`). None for others, such as grey scans with a dark border.
+        white: value of white in 16-bit, 32-bit and float images of the training data, such as 4095; 1 if they were
+            arrays or images of two values. None for images of 8 bits and floats in 0..1.
         mean: per channel, of pixel values in [0, 1].
         std: per channel, of pixel values in [0, 1].
 
@@ -75,6 +80,7 @@ class Preprocess:
     channels: str = "RGB"
     polarity: str | None = None
     ink_extent: float | None = None
+    white: float | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
@@ -110,6 +116,8 @@ class Preprocess:
             raise ValueError(f"preprocess: std must be at least {MIN_STD:g}, not {self.std}")
         if self.ink_extent is not None and not (_is_finite(self.ink_extent) and 0 < self.ink_extent <= 1):
             raise ValueError(f"preprocess: ink_extent must be in (0, 1], not {self.ink_extent!r:.80}")
+        if self.white is not None and not (type(self.white) in (int, float) and 1 <= self.white <= MAX_WHITE):
+            raise ValueError(f"preprocess: white must be in [1, {MAX_WHITE:g}], not {self.white!r:.80}")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -120,6 +128,11 @@ class Preprocess:
     def num_channels(self) -> int:
         """Number of channels: 1 or 3."""
         return len(self.channels)
+
+    @property
+    def ink(self) -> float | None:
+        """The former name of `ink_extent`."""
+        return self.ink_extent
 
     @property
     def fill(self) -> tuple[int, ...]:
@@ -167,15 +180,15 @@ def _with_channel_axis(image: NDArray[Any], dims: int) -> Uint8:
     return image
 
 
-def image_to_input(image: NDArray[Any], preprocess: Preprocess, *, match_polarity: bool = False) -> Uint8:
-    """Bring an image of any size to the model's input.
+def image_to_input(image: NDArray[Any], preprocess: Preprocess) -> Uint8:
+    """Bring an image of any size to the model's input, in training, evaluation and prediction alike.
+
+    If the model was trained on drawings (`preprocess.polarity`), an image from elsewhere, such as a photograph of ink
+    on paper for a model of light digits on black, is adapted to them; see `match_polarity`.
 
     Args:
         image: uint8 [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA).
         preprocess: how.
-        match_polarity: adapt an image from outside the training data, such as a photograph of ink on paper for a model
-            of light digits on black. If `preprocess.polarity` is set, levels are inverted and stretched to it
-            (`convert_polarity`), and the drawing is cropped or padded to the usual extent (`reframe_ink`).
 
     Returns:
         uint8 [*preprocess.input_shape].
@@ -183,11 +196,13 @@ def image_to_input(image: NDArray[Any], preprocess: Preprocess, *, match_polarit
     Raises:
         ValueError: for another dtype or shape.
     """
-    image = convert_channels(_with_channel_axis(np.asarray(image), 3), preprocess.channels)
-    if match_polarity and preprocess.polarity is not None:
-        image = convert_polarity(image, preprocess.polarity)
-        if preprocess.ink_extent is not None:
-            image = reframe_ink(image, preprocess.ink_extent, background_level(preprocess.polarity))
+    return _to_input(convert_channels(_with_channel_axis(np.asarray(image), 3), preprocess.channels), preprocess)
+
+
+def _to_input(image: Uint8, preprocess: Preprocess) -> Uint8:
+    """Bring an image whose channels are converted to the model's input."""
+    if preprocess.polarity is not None:
+        image = match_polarity(image, preprocess.polarity, preprocess.ink_extent)
     scaled, cropped = _geometry(image, preprocess)
     image = centre_crop(resize_image(image, scaled, preprocess.interpolation), cropped)
     return np.ascontiguousarray(pad_to_shape(image, preprocess.input_shape, preprocess.fill))
@@ -213,8 +228,15 @@ def images_to_input(images: NDArray[Any] | Sequence[NDArray[Any]], preprocess: P
         return inputs
     images = convert_channels(_with_channel_axis(images, 4), preprocess.channels)
     scaled, cropped = _geometry(images, preprocess)
-    images = centre_crop(resize_images(images, scaled, preprocess.interpolation), cropped)
-    return pad_to_shape(images, preprocess.input_shape, preprocess.fill)
+    inputs = centre_crop(resize_images(images, scaled, preprocess.interpolation), cropped)
+    inputs = pad_to_shape(inputs, preprocess.input_shape, preprocess.fill)
+    if preprocess.polarity is not None:
+        rows = np.flatnonzero(needs_adaptation(images, preprocess.polarity, preprocess.ink_extent))
+        if len(rows):
+            inputs = inputs.copy()
+            for number in rows.tolist():
+                inputs[number] = _to_input(images[number], preprocess)
+    return inputs
 
 
 def _geometry(images: Uint8, preprocess: Preprocess) -> tuple[tuple[int, int], tuple[int, int]]:

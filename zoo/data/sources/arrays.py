@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.dataset import Dataset, Note, create_missing_splits, first_line
-from zoo.data.images.decode import composite
+from zoo.data.images.colour import composite
+from zoo.data.images.decode import array_white, as_numbers, channels_last, type_of
+from zoo.data.images.levels import PixelRangeError, choose_array_white, scale_to_8_bits, value_range
 from zoo.data.sources.names import check_joined_labels, unify_class_names
 from zoo.data.splits import ArraySplit, Labels, Pixels
 
@@ -28,8 +30,9 @@ def from_arrays(
 
     Args:
         train: a pair (images, labels). Images are [N, H, W], [N, H, W, C] or, if unambiguous, [N, C, H, W] with C = 1,
-            3 (RGB) or 4 (RGBA). They are uint8, integers or floats in 0..255, or floats in 0..1; uint8 images with
-            channels last are not copied. Labels are [N] or [N, 1] (integers or strings), or one-hot [N, K].
+            3 (RGB) or 4 (RGBA). They are bool, uint8, integers or floats in 0..255, floats in 0..1, or integers of 10,
+            12, 14 or 16 bits; uint8 images with channels last are not copied. Floats may overshoot by 5 % and are
+            clipped. Labels are [N] or [N, 1] (integers or strings), or one-hot [N, K].
         validation: a pair like `train`, or None.
         test: a pair like `train`, or None.
         class_names: names of the labels 0..K-1. Without them, the distinct labels are sorted and become the classes.
@@ -50,80 +53,65 @@ def from_arrays(
 
 def dataset_from_pairs(pairs: Mapping[str, Arrays], class_names: Sequence[str] | None, name: str) -> Dataset:
     """Make a data set of pairs (images, labels) by split; see `from_arrays`."""
+    arrays, labels = _check_pairs(pairs, name)
     images: dict[str, Pixels] = {}
-    labels: dict[str, NDArray[Any]] = {}
-    factors: dict[str, float] = {}
+    whites: dict[str, float | None] = {}
     notes: list[Note] = []
-    for split, pair in pairs.items():
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise ValueError(f"{name}: {split} must be a pair (images, labels)")
-        x = _as_array(pair[0], f"{name}: {split} images")
-        images[split], factors[split], conversion = _to_pixels(x, f"{name}: {split} images")
-        labels[split] = _to_labels(pair[1], f"{name}: {split} labels")
-        if len(images[split]) != len(labels[split]):
-            raise ValueError(f"{name}: {split} has {len(images[split])} images but {len(labels[split])} labels")
-        if conversion:
-            notes.append(Note("images", f"{split} images: {conversion}", split))
+    for split, white in _choose_whites(arrays, name).items():
+        images[split], remark = _to_pixels(arrays[split], white)
+        whites[split] = _recorded(arrays[split], white)
+        if remark:
+            notes.append(Note("images", f"{split} images: {remark}", split))
     shapes = {split: x.shape[1:] for split, x in images.items()}
     if len({shape[-1] for shape in shapes.values()}) > 1:
         listed = ", ".join(f"{split} {shape}" for split, shape in shapes.items())
         raise ValueError(f"{name}: splits must have the same channels, not {listed}")
-    if len(set(factors.values())) > 1:
-        ranges = ", ".join(f"{k} 0..{'1' if f > 1 else '255'}" for k, f in factors.items())
-        raise ValueError(f"{name}: splits must have the same range of pixel values: {ranges}")
     if class_names is None and all(y.dtype.kind == "U" for y in labels.values()):
         labels, spelling = _unify_spellings(labels, name)
         notes += spelling
     numbers, names, renumbered = _to_classes(labels, class_names, name)
-    splits, held_out = create_missing_splits({split: ArraySplit(images[split], numbers[split]) for split in pairs})
+    splits, held_out = create_missing_splits(
+        {split: ArraySplit(images[split], numbers[split], whites[split]) for split in pairs}
+    )
     return Dataset(name, splits, names, (*notes, *renumbered, *held_out))
 
 
-def _to_pixels(x: NDArray[Any], title: str) -> tuple[Pixels, float, str]:
-    """Check images and return them as uint8 [N, H, W, C], the scaling factor, and a remark on the conversion or ""."""
-    if x.dtype == object:
-        raise ValueError(f"{title}: must be one array of numbers, with images of one size")
-    if x.dtype.kind not in "buif":
-        raise ValueError(f"{title}: must be numbers, not {x.dtype}")
-    if x.ndim == 2:
-        raise ValueError(f"{title}: are flattened (shape {x.shape}); reshape them to [N, height, width]")
-    if x.ndim == 3:
-        x = x[..., None]
-    if x.ndim != 4:
-        raise ValueError(f"{title}: must have shape [N, height, width] or [N, height, width, channels], not {x.shape}")
-    if 0 in x.shape:
-        raise ValueError(f"{title}: are empty (shape {x.shape})")
-    first, last = x.shape[1] in (1, 3, 4), x.shape[3] in (1, 3, 4)
-    if not last and not first:
-        raise ValueError(f"{title}: must have 1 (grey), 3 (RGB) or 4 (RGBA) channels, last in the shape, not {x.shape}")
-    if first and last and x.shape[1] != x.shape[2]:
-        raise ValueError(f"{title}: ambiguous shape {x.shape}; give images as [N, height, width, channels]")
-    if first and not last:
-        x = x.transpose(0, 2, 3, 1)
-    pixels, factor, remark = _to_levels(x, title)
-    if pixels.shape[-1] == 4:
-        pixels = np.stack([composite(image) for image in pixels])
-        remark = remark or "transparency is composited over white"
-    return np.ascontiguousarray(pixels), factor, remark
+def evaluation_split(pair: Arrays, class_names: Sequence[str], white: float | None, name: str = "arrays") -> Dataset:
+    """Make a data set of one split, "test", for a model: pixels are scaled and labels numbered by its card.
+
+    Args:
+        pair: (images, labels) as in `from_arrays`. Integer labels are class names if all are, else positions.
+        class_names: of the model.
+        white: the model's `Preprocess.white`.
+        name: name of the data set in messages.
+
+    Raises:
+        ValueError: as `from_arrays`, and for labels that the model does not have.
+    """
+    arrays, labels = _check_pairs({"test": pair}, name)
+    if labels["test"].dtype.kind == "i" and {str(v) for v in np.unique(labels["test"])} <= set(class_names):
+        labels["test"] = labels["test"].astype(str)
+    numbers, names, _ = _to_classes(labels, class_names, name)
+    x = arrays["test"]
+    try:
+        pixels, remark = _to_pixels(x, array_white(x, white))
+    except PixelRangeError as error:
+        raise ValueError(f"{name}: test images: {error}") from None
+    notes = (Note("images", f"test images: {remark}", "test"),) if remark else ()
+    return Dataset(name, {"test": ArraySplit(pixels, numbers["test"], white)}, names, notes)
 
 
-def _to_levels(x: NDArray[Any], title: str) -> tuple[Pixels, float, str]:
-    """Scale numbers of any type to uint8 0..255 by a factor of 1 or 255; returns pixels, factor and remark."""
-    low, high = x.min(), x.max()
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError(f"{title}: contain NaN or infinity")
-    if x.dtype == np.uint8 and high > 1:
-        return x, 1.0, "" if high >= 64 else f"the brightest pixel is {high} of 255"
-    extent = f"values range from {low:g} to {high:g}"
-    if low < 0 or high > 255:
-        raise ValueError(f"{title}: {extent}; scale them to 0..255 or 0..1")
-    if 1 < high < 128:
-        raise ValueError(f"{title}: {extent}, neither 0..1 nor 0..255; scale them to one of these")
-    factor = 1.0 if high > 1 else 255.0
-    out = np.empty(x.shape, np.uint8)
-    for start in range(0, len(x), 1024):  # float64 copies of a whole data set would need much memory
-        out[start : start + 1024] = np.rint(x[start : start + 1024].astype(np.float64) * factor)
-    return out, factor, "two-valued, scaled to 0 and 255" if factor > 1 and x.dtype.kind != "f" else ""
+def _check_pairs(pairs: Mapping[str, Arrays], name: str) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Return images as numbers [N, H, W, C], and labels, by split."""
+    images, labels = {}, {}
+    for split, pair in pairs.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f"{name}: {split} must be a pair (images, labels)")
+        images[split] = _to_stack(pair[0], f"{name}: {split} images")
+        labels[split] = _to_labels(pair[1], f"{name}: {split} labels")
+        if len(images[split]) != len(labels[split]):
+            raise ValueError(f"{name}: {split} has {len(images[split])} images but {len(labels[split])} labels")
+    return images, labels
 
 
 def _as_array(values: Any, title: str) -> NDArray[Any]:
@@ -131,6 +119,84 @@ def _as_array(values: Any, title: str) -> NDArray[Any]:
         return np.asarray(values)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{title}: are not one array ({first_line(error)})") from None
+
+
+def _to_stack(images: Any, title: str) -> NDArray[Any]:
+    """Check images and return them as numbers [N, H, W, C]."""
+    x = _as_array(images, title)
+    if x.dtype == object:
+        raise ValueError(f"{title}: must be one array of numbers, with images of one size, not of Python objects")
+    try:
+        x = as_numbers(x)
+    except ValueError:
+        raise ValueError(f"{title}: must be numbers, not {x.dtype}") from None
+    if x.ndim == 2:
+        raise ValueError(f"{title}: are flattened (shape {x.shape}); reshape them to [N, height, width]")
+    if x.ndim not in (3, 4):
+        raise ValueError(f"{title}: must have shape [N, height, width] or [N, height, width, channels], not {x.shape}")
+    if 0 in x.shape:
+        raise ValueError(f"{title}: are empty (shape {x.shape})")
+    return channels_last(x, title) if x.ndim == 4 else x[..., None]
+
+
+def _choose_whites(arrays: Mapping[str, NDArray[Any]], name: str) -> dict[str, float]:
+    """Return the value of white of each split. Integers of more than 8 bits have one for all splits."""
+    kinds = {split: type_of(x) for split, x in arrays.items()}
+    ranges = {}
+    for split, x in arrays.items():
+        try:
+            ranges[split] = value_range(x)
+        except PixelRangeError:
+            raise ValueError(f"{name}: {split} images: contain NaN or infinity") from None
+    deep = max((ranges[split][1] for split, kind in kinds.items() if kind == "integer"), default=0.0)
+    whites = {}
+    for split, kind in kinds.items():
+        low, peak = ranges[split]
+        if low == peak == 0:  # black in any range
+            continue
+        if kind == "bool" or (kind == "uint8" and peak > 1):
+            whites[split] = 1.0 if kind == "bool" else 255.0
+            continue
+        try:
+            joint = deep if kind == "integer" and deep > 255 and peak > 1 else peak
+            whites[split] = choose_array_white(low, joint, "float" if kind == "float" else "integer")
+        except PixelRangeError:
+            extent = f"values range from {low:g} to {peak:g}"
+            advice = ", neither 0..1 nor 0..255; scale them to one of these"
+            advice = advice if low >= 0 and peak <= 255 else "; scale them to 0..255 or 0..1"
+            raise ValueError(f"{name}: {split} images: {extent}{advice}") from None
+    if len(set(whites.values())) > 1:
+        listed = ", ".join(f"{split} 0..{white:g}" for split, white in whites.items())
+        raise ValueError(f"{name}: splits must have the same range of pixel values: {listed}")
+    common = next(iter(whites.values()), 255.0)
+    return {split: whites.get(split, common) for split in arrays}
+
+
+def _recorded(x: NDArray[Any], white: float) -> float | None:
+    """Return the value of white that a card records: None where type and values say it."""
+    kind = type_of(x)
+    usual = kind == "bool" or (kind == "float" and white == 1) or (kind != "float" and white == 255)
+    return None if usual else white
+
+
+def _to_pixels(x: NDArray[Any], white: float) -> tuple[Pixels, str]:
+    """Scale numbers [N, H, W, C] to uint8 [N, H, W, 1 or 3]; returns them with a remark on the conversion or ""."""
+    remark = ""
+    if x.dtype == bool:
+        pixels = x.astype(np.uint8) * np.uint8(255)
+    elif x.dtype == np.uint8 and white == 255:
+        pixels, peak = x, int(x.max())
+        remark = "" if peak >= 64 else f"the brightest pixel is {peak} of 255"
+    else:
+        pixels = scale_to_8_bits(x, white)
+    if white == 1 and x.dtype.kind != "f":
+        remark = "two-valued, scaled to 0 and 255"
+    elif white not in (1, 255):
+        remark = f"scaled from the range 0..{white:g}, which the checkpoint keeps"
+    if pixels.shape[-1] == 4:
+        pixels = np.stack([composite(image) for image in pixels])
+        remark = remark or "transparency is composited over white"
+    return np.ascontiguousarray(pixels), remark
 
 
 def _to_labels(labels: Any, title: str) -> NDArray[Any]:

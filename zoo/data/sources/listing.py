@@ -7,7 +7,7 @@ import itertools
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from zoo.cache import cache_folder
 from zoo.data.dataset import SPLITS, Dataset, Note, create_missing_splits, require_distinct_names
+from zoo.data.images.levels import PixelRangeError, choose_white, find_white, kind_of_mode
 from zoo.data.sources.names import check_joined_labels, clean_class_name, first_few, printable, unify_class_names
 from zoo.data.sources.scan import Scan, scan
 from zoo.data.splits import EncodedSplit, Split, Store, content_keys, record_name
@@ -148,6 +149,7 @@ def open_listing(listing: Listing, scanned: Scan | None = None) -> Dataset:
             "or list them in a table of paths and labels" + "".join(f"; {note}" for note in listing.notes)
         )
     scanned = scanned or listing.scan()
+    white, scanned, white_notes = choose_white_level(scanned)
     left_out = unreadable_images(listing, scanned)
     readable = np.setdiff1d(np.arange(len(listing.labels)), list(scanned.reasons)).astype(np.int64)
     if not len(readable):
@@ -159,8 +161,8 @@ def open_listing(listing: Listing, scanned: Scan | None = None) -> Dataset:
     for name in SPLITS:
         if len(members := readable[split_names[readable] == name]):
             keys = tuple(scanned.keys[i] for i in members.tolist())
-            splits[name] = EncodedSplit(listing.store, members, labels[members], keys, scanned.sizes[members])
-    notes = [*listing.notes, *class_notes]
+            splits[name] = EncodedSplit(listing.store, members, labels[members], keys, scanned.sizes[members], white)
+    notes = [*listing.notes, *white_notes, *class_notes]
     if left_out:
         text = f"{len(left_out):,} of {len(listing.labels):,} images cannot be read and are left out"
         notes.append(Note("unused", text))
@@ -174,6 +176,42 @@ def open_listing(listing: Listing, scanned: Scan | None = None) -> Dataset:
     class_names, words = words_for_wnids(names)
     leaks = leakage(splits, {name: content_keys(split) for name, split in splits.items()})
     return Dataset(listing.name, splits, class_names, (*notes, *words, *held_out, *leaks), tuple(left_out))
+
+
+def choose_white_level(scanned: Scan) -> tuple[float | None, Scan, list[Note]]:
+    """Choose the value of white in 16-bit, 32-bit and float images, which do not say it.
+
+    Returns:
+        The value for `EncodedSplit`; the result of the scan, in which images whose range remains ambiguous are
+        unreadable; and a note on a value that is not the usual one.
+    """
+    kinds = {}
+    for record, name in enumerate(scanned.kinds):
+        file_format, _, mode = name.partition(" ")
+        if scanned.ranges is not None and (kind := kind_of_mode(mode, file_format)):
+            kinds[record] = kind
+    if scanned.ranges is None or not kinds:
+        return None, scanned, []
+    peak = float(scanned.ranges[list(kinds), 1].max())
+    has_floats = "float" in kinds.values()
+    if has_floats and set(kinds.values()) != {"float"}:
+        white = None  # float and integer images have no common range
+    else:
+        white = choose_white(peak, "float" if has_floats else "integer")
+    reasons = dict(scanned.reasons)
+    for record, kind in kinds.items():
+        try:
+            find_white(float(scanned.ranges[record, 0]), float(scanned.ranges[record, 1]), kind, white)
+        except PixelRangeError as error:
+            reasons[record] = str(error)
+    scanned = replace(scanned, reasons=reasons)
+    if white is None or white == (255 if has_floats else 65535):
+        return white, scanned, []
+    text = (
+        f"{len(kinds):,} images have more than 8 bits and values up to {peak:g}: they are scaled from the range "
+        f"0..{white:g}, which the checkpoint keeps"
+    )
+    return white, scanned, [Note("images", text)]
 
 
 def _number_classes(listing: Listing, readable: NDArray[np.int64]) -> tuple[NDArray[np.int32], list[str], list[Note]]:

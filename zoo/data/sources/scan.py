@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from zoo.cache import cached
 from zoo.data.dataset import first_line
 from zoo.data.images.decode import exif_orientation, open_image, to_pixels
+from zoo.data.images.levels import OVERSHOOT, PixelRangeError, kind_of_mode, value_range
 from zoo.data.splits import Store
 from zoo.data.threads import run_all
 
@@ -33,19 +34,22 @@ class Scan:
         kinds: format and mode of each image, such as "JPEG RGB"; "" for unreadable images.
         keys: BLAKE2b hash of each image's bytes; zeros if they could not be fetched.
         reasons: why an image is unreadable, by record number.
+        ranges: float64 [N, 2], (smallest, largest) value of 16-bit, 32-bit and float images; zeros for others.
     """
 
     sizes: NDArray[np.int32]
     kinds: tuple[str, ...]
     keys: tuple[bytes, ...]
     reasons: dict[int, str]
+    ranges: NDArray[np.float64] | None = None
 
 
-def examine(data: bytes) -> tuple[tuple[int, int], str]:
-    """Decode an image to its end and return its size and kind.
+def examine(data: bytes) -> tuple[tuple[int, int], str, tuple[float, float]]:
+    """Decode an image to its end and return its size, kind and range.
 
     Returns:
-        (height, width) after EXIF orientation, and format and mode, such as "JPEG RGB".
+        (height, width) after EXIF orientation; format and mode, such as "JPEG RGB"; and (smallest, largest) value of
+        16-bit, 32-bit and float images, else (0, 0).
 
     Raises:
         ValueError: an unreadable image, with the messages of `read_image`.
@@ -59,10 +63,15 @@ def examine(data: bytes) -> tuple[tuple[int, int], str]:
             # Decoding at an eighth of the size is faster and still reads every coefficient, so damage is noticed.
             image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
-        else:
-            image.load()
+            return (height, width), kind, (0.0, 0.0)
+        image.load()
+        if kind_of_mode(image.mode, image.format) is None:
             to_pixels(image)
-        return (height, width), kind
+            return (height, width), kind, (0.0, 0.0)
+        low, peak = value_range(np.asarray(image))
+        if low < -OVERSHOOT * max(peak, 1.0):  # the data set decides which value is white
+            raise PixelRangeError(f"pixel values range from {low:g} to {peak:g}; they must not be negative")
+        return (height, width), kind, (low, peak)
 
 
 def is_temporary(error: BaseException) -> bool:
@@ -83,6 +92,7 @@ def scan(store: Store, count: int, stamp: str, workers: int | None = None) -> Sc
 
     def check_all() -> dict[str, NDArray[np.generic]]:
         sizes, hashes = np.zeros((count, 2), np.int32), np.zeros((count, 16), np.uint8)
+        ranges = np.zeros((count, 2), np.float64)
         kinds, reasons = [""] * count, {}
 
         def check_chunk(start: int) -> None:
@@ -95,7 +105,7 @@ def scan(store: Store, count: int, stamp: str, workers: int | None = None) -> Sc
                     continue
                 hashes[record] = np.frombuffer(blake2b(data, digest_size=16).digest(), np.uint8)
                 try:
-                    sizes[record], kinds[record] = examine(data)
+                    sizes[record], kinds[record], ranges[record] = examine(data)
                 except ValueError as error:
                     reasons[record] = first_line(error).removeprefix("image: ")
                     temporary.extend([record] if is_temporary(error) else [])
@@ -110,13 +120,14 @@ def scan(store: Store, count: int, stamp: str, workers: int | None = None) -> Sc
         return {
             "sizes": sizes,
             "hashes": hashes,
+            "ranges": ranges,
             "kinds": np.array([numbers[kind] for kind in kinds], np.int16),
             "about": np.frombuffer(text.encode(), np.uint8),
         }
 
     import PIL
 
-    arrays = cached(f"scan-2-{PIL.__version__}-{stamp}", check_all, cacheable=lambda: not temporary)
+    arrays = cached(f"scan-3-{PIL.__version__}-{stamp}", check_all, cacheable=lambda: not temporary)
     texts = json.loads(arrays["about"].tobytes())
     reasons = {int(record): reason for record, reason in texts["reasons"].items()}
     hashes = arrays["hashes"].tobytes()
@@ -125,4 +136,5 @@ def scan(store: Store, count: int, stamp: str, workers: int | None = None) -> Sc
         kinds=tuple(texts["kinds"][kind] for kind in arrays["kinds"].tolist()),
         keys=tuple(hashes[16 * i : 16 * i + 16] for i in range(count)),
         reasons=reasons,
+        ranges=arrays["ranges"],
     )

@@ -249,6 +249,7 @@ def _open_split(builder: Any, tfds_name: str, image: str, label: str, name: str)
     source = builder.as_data_source(tfds_name, decoders=skipped)
     title = f"tfds:{name} {tfds_name}"
     shape = features[image].shape
+    white = 65535.0 if features[image].np_dtype == np.uint16 else None
     small = all(shape) and len(source) * int(np.prod(shape)) <= IN_MEMORY_BYTES
 
     def read_all() -> dict[str, NDArray[Any]]:
@@ -262,7 +263,7 @@ def _open_split(builder: Any, tfds_name: str, image: str, label: str, name: str)
                 if pixels is None:
                     keys[i] = np.frombuffer(record_keys([np.frombuffer(record[image], np.uint8)])[0], np.uint8)
                 else:
-                    decoded = decode(record[image], f"{title} record {i}")
+                    decoded = decode(record[image], f"{title} record {i}", white)
                     if decoded.shape != shape:
                         raise ValueError(f"{title} record {i}: has shape {decoded.shape}, not {shape}")
                     pixels[i] = decoded
@@ -270,10 +271,10 @@ def _open_split(builder: Any, tfds_name: str, image: str, label: str, name: str)
 
     stored = cached(_cache_key(builder, tfds_name, image, label, small), read_all)
     if small:
-        return ArraySplit(stored["images"], stored["labels"])
+        return ArraySplit(stored["images"], stored["labels"], white)
     keys = tuple(bytes(key) for key in stored["keys"])
     store = TfdsStore(source, threading.Lock(), image, title)
-    return EncodedSplit(store, np.arange(len(source)), stored["labels"], keys)
+    return EncodedSplit(store, np.arange(len(source)), stored["labels"], keys, white=white)
 
 
 def _cache_key(builder: Any, split: str, image: str, label: str, decoded: bool) -> str:
