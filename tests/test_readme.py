@@ -125,3 +125,9 @@ def test_extras_are_declared(page):
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     for extras in re.findall(r"(?:'\.|jax-model-zoo)\[([\w,-]+)\]", page.read_text("utf-8")):
         assert set(extras.split(",")) <= set(declared)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_modules_that_pages_name_exist(page):
+    for name in re.findall(r"`([\w.]+/[\w./]+\.py)`", page.read_text("utf-8")):
+        assert any((ROOT / folder / name).exists() for folder in ("", "zoo")), name
