@@ -382,6 +382,8 @@ def test_splits_below_classes(tmp_path):
         ({"cat/train": 1, "cat/test": 1, "dog/old": 2}, ["dog has images outside"]),
         ({"cat/train": 1, "cat/test": 1, "dog/trian": 2, "dog/test": 1}, ["'trian'", "Did you mean 'train'?"]),
         ({"cat/train": 1, "cat/test": 1, "dog/val": 2, "dog/dev": 1}, ["dog has two folders for one split"]),
+        ({"cat/train": 1, "cat/tets": 1, "dog/train": 2, "dog/tets": 1}, ["'tets'", "Did you mean 'test'?"]),
+        ({"cat/train": 1, "cat/test": 1, "cat/old": 1, "dog/train": 2}, ["cat has images outside"]),
     ],
 )
 def test_splits_below_some_classes(layout, parts, tmp_path):
@@ -458,3 +460,11 @@ def test_an_unreadable_system_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "listdir", listdir)
     source = open_source(tmp_path)
     assert source.labels == ("cat", "dog") and not source.notes and not source.unreadable
+
+
+def test_two_data_sets_side_by_side(tmp_path):
+    layout = {f"{name}/{split}/{c}": 1 for name in ("old", "new") for split in ("train", "test") for c in "ab"}
+    with pytest.raises(ValueError) as caught:
+        open_source(folder_of(tmp_path, layout, size=(4, 4)))
+    assert_one_line(caught, "new has splits with class folders", f"--data {tmp_path / 'new'}")
+    assert set(open_source(tmp_path / "new").labels) == {"a", "b"}

@@ -382,3 +382,12 @@ def test_ids_that_train_and_test_have_in_common(name, tmp_path):
     (tmp_path / name).rename(tmp_path / "labels.csv")
     with pytest.raises(ValueError, match=r"'0' may mean test/0\.png or train/0\.png"):
         open_source(tmp_path / "labels.csv")
+
+
+def test_a_column_of_splits_with_another_name(pictures):
+    lines = [f"{path},{label},{split},x" for path, label, split in ROWS]
+    (pictures / "stage.csv").write_text("\n".join(["path,label,stage,more", *lines]))
+    source = open_source(pictures / "stage.csv")
+    assert source.splits.count("test") == 4 and "split from 'stage'" in source.notes[0]
+    (pictures / "stage.csv").write_text("\n".join(["path,label,stage,more", *lines]).replace(",val,", ",later,"))
+    assert set(open_source(pictures / "stage.csv").splits) == {""}

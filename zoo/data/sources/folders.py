@@ -368,10 +368,9 @@ def _misspelt_splits(walk: FolderWalk, top: str, folders: Sequence[str], are_spl
 
 
 def is_split_below_class(walk: FolderWalk, folder: str) -> bool:
-    """Return True if everything in a class folder is in folders of at least two splits, one of them train."""
-    folders, files = walk.entries(folder)
-    splits = {canonical_split(name) for name in folders}
-    return "" not in splits and "train" in splits and len(splits) > 1 and not any(map(_has_image_suffix, files))
+    """Return True if a class folder has folders of train and of another split, perhaps misspelt."""
+    splits = {canonical_split(name) or similar_split(name) for name in walk.entries(folder)[0]} - {""}
+    return "train" in splits and len(splits) > 1
 
 
 def splits_below_classes(walk: FolderWalk, top: str, folders: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -383,6 +382,13 @@ def splits_below_classes(walk: FolderWalk, top: str, folders: Sequence[str]) -> 
     split = [name for name in folders if is_split_below_class(walk, os.path.join(top, name))]
     if not split:
         return {}
+    first = os.path.join(top, split[0])
+    train = next((name for name in walk.entries(first)[0] if canonical_split(name) == "train"), "")
+    if train and len(walk.entries(os.path.join(first, train))[0]) > 1:
+        raise ValueError(
+            f"{walk.root}: {printable(split[0])} has splits with class folders, so it is a data set of its own; type "
+            f"--data {printable(os.path.join(walk.root, first))}"
+        )
     result: dict[str, dict[str, str]] = {}
     for label in folders:
         inside, files = walk.entries(os.path.join(top, label))

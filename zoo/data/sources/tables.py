@@ -197,6 +197,18 @@ def _require_columns(roles: Mapping[str, str], columns: Sequence[str], file: Pat
             raise ValueError(f"{file}: no {role} column among {', '.join(columns)}; name one of them {role!r}")
 
 
+def _column_of_splits(
+    header: Sequence[str], lines: Sequence[tuple[int, Sequence[str]]], roles: Mapping[str, str]
+) -> str:
+    """Return the only other column whose cells are all names of splits, at least two of them; "" without one."""
+    columns = []
+    for k, name in enumerate(header):
+        cells = {row[k].strip() for _, row in lines} if name not in roles.values() else set()
+        if len(cells) > 1 and all(map(canonical_split, cells)):
+            columns.append(name)
+    return columns[0] if len(columns) == 1 else ""
+
+
 def _one_hot_columns(
     header: Sequence[str], lines: Sequence[tuple[int, Sequence[str]]], roles: Mapping[str, str]
 ) -> list[int]:
@@ -245,6 +257,8 @@ def _read_separated_rows(text: str, file: Path) -> tuple[Rows, str]:
     if classes := _one_hot_columns(header, lines, roles):
         return _one_hot_rows(header, lines, roles, classes, file)
     _require_columns(roles, header, file)
+    if not {"split", *FLAG_COLUMNS} & set(roles) and (column := _column_of_splits(header, lines, roles)):
+        roles["split"] = column
     positions = {role: header.index(column) for role, column in roles.items()}
     reading = f"with {SEPARATORS[separator]} between cells: {_describe_columns(roles, header)}"
     return [(n, {role: row[k].strip() for role, k in positions.items()}) for n, row in lines], reading
