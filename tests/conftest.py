@@ -22,7 +22,7 @@ import pytest
 # The slowest files, which run first so that no worker is left with one of them at the end.
 LONGEST = (
     "test_contract.py", "test_ops.py", "test_finetune.py", "test_loop.py", "test_cpu_kernels.py", "test_probe.py",
-    "test_mesh.py", "test_inception.py", "test_step.py", "test_photo.py", "test_golden.py",
+    "test_readme.py", "test_mesh.py", "test_inception.py", "test_step.py", "test_photo.py", "test_golden.py",
     "test_progressive.py", "test_folding.py",
 )  # fmt: skip
 
