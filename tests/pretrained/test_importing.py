@@ -131,6 +131,12 @@ def test_a_head_without_bias_has_a_bias_of_zero(tensors, tmp_path):
     assert_same_network(imported, tensors | {"linear.bias": np.zeros(7, np.float32)})
 
 
+def test_a_head_without_bias_under_another_name(tensors, tmp_path):
+    renamed = {key.replace("linear", "fc.1"): value for key, value in tensors.items() if key != "linear.bias"}
+    imported = import_file(save(tmp_path / "x.pth", renamed), MODEL, FIELDS)
+    assert_same_network(imported, tensors | {"linear.bias": np.zeros(7, np.float32)})
+
+
 def test_a_head_of_two_layers_is_an_error_and_the_body_can_be_imported(tensors, tmp_path):
     body = {key: value for key, value in tensors.items() if not key.startswith("linear")}
     rng = np.random.default_rng(0)
@@ -207,6 +213,22 @@ def test_networks_side_by_side_must_be_selected(tensors, tmp_path):
         import_file(file, MODEL, FIELDS)
     assert_one_line(error, "--weights", "first", "second")
     assert_same_network(import_file(file, MODEL, FIELDS, weights="second"), other)
+
+
+def test_the_network_is_preferred_to_a_copy_with_a_shorter_name(tensors, tmp_path):
+    average = {key: value + 1 for key, value in tensors.items()}
+    separate = save_tree(tmp_path / "a.pth", {"my_ema": average, "my_network": tensors})
+    together = save(tmp_path / "b.pth", prefixed("ema.", average) | prefixed("my_network.", tensors))
+    for file in (separate, together):
+        assert_same_network(import_file(file, MODEL, FIELDS), tensors)
+
+
+def test_a_second_network_may_be_smaller(tensors, tmp_path):
+    smaller = dict(list(tensors.items())[: len(tensors) * 2 // 3])
+    statistics = dict(list(tensors.items())[:2])
+    file = save_tree(tmp_path / "gan.pth", {"first": tensors, "second": smaller, "third": statistics})
+    with pytest.raises(ValueError, match=r"first, second$"):
+        import_file(file, MODEL, FIELDS)
 
 
 # --- objects beside the weights, and whole modules ---------------------------------------------------------------
