@@ -13,8 +13,9 @@ NAMES = shipped()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_whole_and_answers(name):
+def test_it_is_whole_and_answers(name, capfd):
     checkpoint = zoo.load(name)
+    assert capfd.readouterr() == ("", "")  # loading prints nothing
     card = checkpoint.card
     height, width = card.preprocess.size
     image = np.random.default_rng(0).integers(0, 256, (height, width), np.uint8)

@@ -13,6 +13,7 @@ import zoo
 from zoo.checkpoint import Card
 from zoo.data.images.measure import preprocess_for
 from zoo.data.images.preprocess import Preprocess, images_to_input, normalise
+from zoo.inference.files import predict_files
 from zoo.inference.predict import Checkpoint, preprocess_image
 from zoo.models import defining_fields, name_of
 
@@ -256,6 +257,9 @@ def test_deep_files_keep_the_range_of_the_training_data(tmp_path):
     expected = np.array(zoo.evaluate(checkpoint, other).confusion)
     got = checkpoint.predict([path for label in CLASSES for path in (other / "test" / label).iterdir()])
     np.testing.assert_array_equal(confusion(got, range(3), list(CLASSES)), expected)
+    problems = []
+    by_command = list(predict_files(checkpoint, sorted(other.glob("*/*/*.png")), 5, "", problems))
+    assert not problems and [prediction.top for _, prediction in by_command] == [prediction.top for prediction in got]
 
 
 # --- zoo.preprocess --------------------------------------------------------------------------------------------------

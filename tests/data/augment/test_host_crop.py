@@ -310,3 +310,10 @@ def test_crops_use_the_interpolation_of_the_model(interpolation):
     edges = (box.left, box.top, box.left + box.width, box.top + box.height)
     expected = Image.fromarray(read_image(data)).resize((40, 24), Image.Resampling[interpolation.upper()], box=edges)
     np.testing.assert_array_equal(read_crop(data, preprocess, 0, 0, 1, DEFAULT), np.asarray(expected))
+
+
+def test_deep_files_are_scaled_by_the_white_of_the_training_data():
+    """A 12-bit file of one level: 2048 of 4095 is 128 of 255 (127.53), wherever the crop is cut."""
+    data = encoded(Image.fromarray(np.full((20, 30), 2048, np.uint16)))
+    preprocess = Preprocess((8, 8), (8, 8), channels="L", mean=(0.5,), std=(0.5,), white=4095)
+    assert (read_crop(data, preprocess, 0, 0, 0, Crop()) == 128).all()
