@@ -1,6 +1,5 @@
 """The Python interface: fit, evaluate, load and save."""
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,9 +27,8 @@ from zoo.training import loop, run
 from zoo.training.finetune import InitCheckpoint
 from zoo.training.plan import DEFAULT_DATA, TrainRequest, make_plan
 from zoo.training.recipe import Recipe
+from zoo.training.settings import RECIPE_FIELDS
 from zoo.trees import match_leaves
-
-RECIPE_FIELDS = frozenset(field.name for field in dataclasses.fields(Recipe))
 
 
 def load(spec: str | Path, model: str | None = None, *, allow_nonfinite: bool = False, **fields: Any) -> Checkpoint:
@@ -167,13 +165,10 @@ def fit(
     """
     if model is None and init is None:
         raise ValueError('fit: name a model, e.g. zoo.fit("lenet5", data), or a checkpoint with init=')
+    _require_data("fit", data)
     if isinstance(data, tuple):
         data = from_arrays(data)
-    if not isinstance(data, (str, Path, Dataset)):
-        raise ValueError(
-            f"fit: data is a {type(data).__name__}; give a name, a folder, a Dataset, or a tuple (images, labels)"
-        )
-    if unknown := sorted(set(changes) - RECIPE_FIELDS):
+    if unknown := sorted(set(changes).difference(RECIPE_FIELDS)):
         hint = did_you_mean(unknown[0], [*RECIPE_FIELDS, *inspect.signature(fit).parameters]) or "see `zoo.Recipe`"
         raise ValueError(f"fit: {', '.join(unknown)} is neither an argument nor a field of Recipe; {hint}")
     request = TrainRequest(
@@ -227,16 +222,13 @@ def evaluate(
     Example:
         >>> zoo.evaluate("lenet5-mnist", "mnist").accuracy
     """
+    _require_data("evaluate", data)
     loaded = load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     require_head(loaded.card)
     if isinstance(data, tuple):
         dataset = evaluation_split(data, loaded.card.classes, loaded.card.preprocess.white)
-    elif isinstance(data, (str, Path, Dataset)):
-        dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     else:
-        raise ValueError(
-            f"evaluate: data is a {type(data).__name__}; give a name, a folder, a Dataset, or a tuple (images, labels)"
-        )
+        dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     if limit:
         dataset = limited(dataset, limit)
     dataset = as_trained(with_classes(dataset, loaded.card.classes), loaded.card.preprocess)
@@ -249,3 +241,10 @@ def evaluate(
         loaded.model, loaded.variables, records, preprocess, loaded.card.classes,
         batch_size=batch_size, on_batch=on_batch, tta=tta, parallelism=parse_parallelism(),
     )  # fmt: skip
+
+
+def _require_data(function: str, data: Any) -> None:
+    """Raise ValueError, beginning with `function`, unless `data` is a name, a path, a Dataset or a tuple of arrays."""
+    if not isinstance(data, (str, Path, Dataset, tuple)):
+        kind = type(data).__name__
+        raise ValueError(f"{function}: data is a {kind}; give a name, a folder, a Dataset, or a tuple (images, labels)")

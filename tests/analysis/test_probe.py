@@ -215,7 +215,7 @@ def test_the_strength_is_the_cross_validated_best_and_the_smallest_of_equals():
 def test_the_number_of_examples_that_choose_the_strength_is_limited(monkeypatch):
     from zoo.analysis import probe as probing
 
-    assert (probing.CROSS_VALIDATED, probing.FOLDS, probing.UNKNOWN) == (10_000, 5, 20.0)
+    assert (probing.CROSS_VALIDATED, probing.FOLDS, probing.UNSEEN_MARGIN) == (10_000, 5, 20.0)
     sizes, original = [], probing._folds
     monkeypatch.setattr(probing, "_folds", lambda labels, seed: sizes.append(len(labels)) or original(labels, seed))
     monkeypatch.setattr(probing, "CROSS_VALIDATED", 30)

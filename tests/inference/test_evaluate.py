@@ -48,7 +48,7 @@ def dense(tmp_path_factory):
 def test_the_probabilities_of_the_views_are_averaged_exactly_at_every_batch_size(tta, dense, folder):
     split = open_dataset(folder).splits["test"]
     views = images_to_views(split.read(np.arange(len(split))), dense.card.preprocess, tta)
-    each = [api.evaluation.predict(dense.model, dense.variables, v, dense.card.preprocess) for v in views]
+    each = [evaluate.predict_probabilities(dense.model, dense.variables, v, dense.card.preprocess) for v in views]
     mean = np.stack([part.mean(0) for part in each])
     geometric = np.exp(np.stack([np.log(part).mean(0) for part in each]))  # the average of logits, but for a constant
     geometric /= geometric.sum(1, keepdims=True)
@@ -170,7 +170,9 @@ def run_evaluation(checkpoint, split, **options):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 12, 13, 14, 256])
 def test_every_example_counts_once_at_every_batch_size(batch_size, dense, arrays):
-    probabilities = evaluate.predict(dense.model, dense.variables, arrays.read(np.arange(13)), dense.card.preprocess)
+    probabilities = evaluate.predict_probabilities(
+        dense.model, dense.variables, arrays.read(np.arange(13)), dense.card.preprocess
+    )
     loss = -np.log(probabilities[np.arange(13), arrays.labels]).mean()
     progress = []
     result = run_evaluation(dense, arrays, batch_size=batch_size, on_batch=progress.append)

@@ -122,7 +122,7 @@ def test_prediction_caches_folded_variables_and_notices_other_ones(network, monk
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
 
     def predicted(variables):
-        answer = evaluate.predict(model, variables, pixels, SEEN)
+        answer = evaluate.predict_probabilities(model, variables, pixels, SEEN)
         logits = model.apply(variables, normalise(pixels, SEEN))[0]
         np.testing.assert_allclose(answer, jax.nn.softmax(logits), atol=1e-5)
         return answer
@@ -147,13 +147,13 @@ def test_few_compilations_for_any_number_of_images(caplog):
         assert evaluate.prediction_batch(count, 32) in (1, 16, 32)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (150, 8, 8, 3), np.uint8)
-    whole = evaluate.predict(model, variables, pixels, SEEN, batch_size=16)
+    whole = evaluate.predict_probabilities(model, variables, pixels, SEEN, batch_size=16)
     caplog.clear()
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for count in (1, 2, 3, 5, 6, 7, 8, 9, 15, 31, 40, 63, 64, 65, 100, 150):
-            part = evaluate.predict(model, variables, pixels[:count], SEEN)
+            part = evaluate.predict_probabilities(model, variables, pixels[:count], SEEN)
             np.testing.assert_allclose(part, whole[:count], atol=1e-6)
         for count in (1, 3, 16, 20):  # as `zoo predict` asks for its groups
-            evaluate.predict(model, variables, pixels[:count], SEEN, batch_size=16)
+            evaluate.predict_probabilities(model, variables, pixels[:count], SEEN, batch_size=16)
     compiled = [record.getMessage() for record in caplog.records if "Compiling jit(eval_step)" in record.getMessage()]
     assert 1 <= len(compiled) <= 4

@@ -121,11 +121,11 @@ def test_batches_are_padded_and_the_padding_is_dropped(network, card):
     inputs = [preprocess_image(image[..., None], PREPROCESS) for image in images]
     np.testing.assert_array_equal(np.stack(inputs)[..., 0], images)
     for batch_size in (1, 2, 3, 5, 8, 0):
-        probabilities = evaluate.predict(model, variables, np.stack(inputs), PREPROCESS, batch_size)
+        probabilities = evaluate.predict_probabilities(model, variables, np.stack(inputs), PREPROCESS, batch_size)
         np.testing.assert_allclose(probabilities, expected(network, images), rtol=1e-4)
         labels = [prediction.label for prediction in classify(model, variables, card, inputs, 1, batch_size)]
         assert labels == [CLASSES[i] for i in expected(network, images).argmax(1)]
-    none = evaluate.predict(model, variables, np.zeros((0, 6, 6, 1), np.uint8), PREPROCESS)
+    none = evaluate.predict_probabilities(model, variables, np.zeros((0, 6, 6, 1), np.uint8), PREPROCESS)
     assert none.shape == (0, 7) and none.dtype == np.float32
     assert classify(model, variables, card, []) == []
 

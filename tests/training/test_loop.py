@@ -275,7 +275,7 @@ def test_the_first_signal_is_recorded_its_echo_ignored_and_a_later_one_handled(m
                 os.kill(os.getpid(), signal.SIGINT)
                 assert caught == [signal.SIGTERM] and not handled
                 with monkeypatch.context() as patch:
-                    patch.setattr(loop, "GRACE", 0.0)
+                    patch.setattr(loop, "GRACE_SECONDS", 0.0)
                     os.kill(os.getpid(), signal.SIGINT)
                 assert caught == [signal.SIGTERM] and handled == [expected]
             if second is None:

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.training import plots
-from zoo.training.plots import draw_confusion, draw_curves, draw_images
+from zoo.training.plots import draw_confusion, draw_curves
 
 HISTORY = [
     {
@@ -188,41 +187,6 @@ def test_confusion_matrices_are_rendered(classes, tmp_path):
     counts = np.random.default_rng(0).integers(0, 4, (classes, classes)) + np.diag(np.full(classes, 3000))
     names = [f"類 ${i}$ {{\\frac of a name without end" for i in range(classes)]
     bytes_of(tmp_path, lambda c, path: draw_confusion(c.tolist(), names, path, title="$\\frac"), counts)
-
-
-# --- images -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("count", "grid"), [(1, 1), (2, 2), (4, 4), (5, 6), (10, 12), (12, 12)])
-def test_a_sheet_shows_images_with_captions(figure_of, count, grid, monkeypatch):
-    """In a roughly square grid, at most MAX_SHEET_IMAGES of them."""
-    monkeypatch.setattr(plots, "MAX_SHEET_IMAGES", 10)
-    images = np.random.default_rng(0).integers(0, 256, (count, 6, 9, 3), dtype=np.uint8)
-    cells = figure_of(draw_images, images, [f"image {n}\nline" for n in range(count)]).axes
-    shown = [axes for axes in cells if axes.get_images()]
-    assert len(shown) == min(count, 10) and len(cells) == (12 if count > 10 else grid)
-    for n, axes in enumerate(shown):
-        assert np.array_equal(axes.get_images()[0].get_array(), images[n])
-        assert axes.get_title() == f"image {n}\nline"
-
-
-def test_grey_images_keep_their_values(figure_of):
-    images = np.full((1, 4, 4, 1), 100, np.uint8)
-    (axes,) = figure_of(draw_images, images, ["x" * 40]).axes
-    image = axes.get_images()[0]
-    assert image.get_array().shape == (4, 4) and image.get_clim() == (0, 255) and image.cmap.name == "gray"
-    assert axes.get_title() == "x" * 27 + "…"
-
-
-@pytest.mark.parametrize(("count", "channels"), [(5, 3), (12, 1)])
-def test_sheets_are_rendered(count, channels, tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (count, 6, 9, channels), dtype=np.uint8)
-    bytes_of(tmp_path, lambda x, path: draw_images(x, [f"a $\\caption\nof {i}" for i in range(count)], path), images)
-
-
-def test_no_images_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no images"):
-        draw_images(np.zeros((0, 4, 4, 1), np.uint8), [], tmp_path / "figure.png")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ POOLS = ("mean", "flatten")
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # C, the inverse of the L2 penalty, per 1,000 examples
 FOLDS = 5
 CROSS_VALIDATED = 10_000  # maximum number of examples used to choose the strength
-UNKNOWN = 20.0  # the logit of a class without training examples, below the lowest of its row
+UNSEEN_MARGIN = 20.0  # distance of the logit of a class without training examples below the lowest of its row
 
 
 class Features(NamedTuple):
@@ -160,7 +160,7 @@ def _feature_step(model: nn.Module, preprocess: Preprocess, at: str, pool: str) 
     return jit_for_platform(forward)
 
 
-class Probed(NamedTuple):
+class ProbeResult(NamedTuple):
     """The result of a linear probe.
 
     Attributes:
@@ -178,7 +178,7 @@ class Probed(NamedTuple):
     classifier: Any
 
 
-def probe(features: Features, kind: str = "softmax", *, seed: int = 0) -> Probed:
+def probe(features: Features, kind: str = "softmax", *, seed: int = 0) -> ProbeResult:
     """Train a linear classifier on the train and validation splits and evaluate it on the test split.
 
     Features are standardised. The strength of the penalty is chosen by cross-validation within train and validation.
@@ -210,9 +210,8 @@ def probe(features: Features, kind: str = "softmax", *, seed: int = 0) -> Probed
     subset = np.random.default_rng(seed).permutation(len(labels))[:CROSS_VALIDATED]
     folds = _folds(labels[subset], seed)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # expected for the weakest penalties, which are then not chosen
+        # Expected for the weakest penalties, which are then not chosen.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         accuracy = {}
         for strength in STRENGTHS:
             # C multiplies a sum over examples; scaled like this, the penalty per example is independent of N.
@@ -221,7 +220,7 @@ def probe(features: Features, kind: str = "softmax", *, seed: int = 0) -> Probed
         best = max(STRENGTHS, key=lambda strength: (round(accuracy[strength], 6), -strength))
         classifier = _classifier(kind, 1000 * best / len(labels)).fit(rows, labels)
     result = _evaluate(classifier, kind, *features.splits["test"], features.class_names)
-    return Probed(result, best, float(accuracy[best]), len(folds), classifier)
+    return ProbeResult(result, best, float(accuracy[best]), len(folds), classifier)
 
 
 def _folds(labels: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -262,7 +261,7 @@ def _evaluate(
     if scores.ndim == 1:  # with two classes scikit-learn returns only the score of the second
         scores = np.stack([np.zeros_like(scores), scores], 1) if kind == "softmax" else np.stack([-scores, scores], 1)
     # A class without training examples is never predicted and does not change the probabilities of the others.
-    logits = np.repeat(scores.min(1, keepdims=True).astype(np.float32) - UNKNOWN, len(names), axis=1)
+    logits = np.repeat(scores.min(1, keepdims=True).astype(np.float32) - UNSEEN_MARGIN, len(names), axis=1)
     logits[:, classifier.classes_] = scores
     logs = jax.nn.log_softmax(logits)
     losses = -logs[np.arange(len(rows)), labels]

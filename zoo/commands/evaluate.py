@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", metavar="NAME", default="", help="Split: train, validation, test or all (default: test)."
     )
-    parser.add_argument("--limit", metavar="N", type=count, default=0, help="Use at most N records; 0: all.")
+    parser.add_argument(
+        "--limit", metavar="N", type=count, default=0, help="Use at most N records of each split; 0: all."
+    )
     parser.add_argument(
         "--batch-size",
         metavar="N",

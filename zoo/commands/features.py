@@ -29,7 +29,9 @@ def add_extraction(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pool", default="mean", metavar="POOL", help="Pooling of stages: mean over positions (default) or flatten."
     )
-    parser.add_argument("--limit", metavar="N", type=count, default=0, help="Use at most N records of each split.")
+    parser.add_argument(
+        "--limit", metavar="N", type=count, default=0, help="Use at most N records of each split; 0: all."
+    )
 
 
 def extract(options: argparse.Namespace, splits: list[str] | None) -> Any:

@@ -75,13 +75,11 @@ def run(options: argparse.Namespace) -> int:
 def _model_fields(options: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of --set, parsed by the types of the model's fields."""
     from zoo import models
-    from zoo.training.settings import parse_model_field
+    from zoo.training.settings import parse_assignment, parse_model_field
 
     fields = {}
     for assignment in options.set:
-        name, separator, text = assignment.partition("=")
-        if not separator:
-            raise ValueError(f"--set {assignment}: is not of the form FIELD=VALUE")
+        option, name, text = parse_assignment(assignment)
         if options.target is not None and ":" in options.target:
             raise ValueError(
                 f"--set {assignment}: published weights have fixed fields; give the model alone: --as MODEL"
@@ -96,7 +94,7 @@ def _model_fields(options: argparse.Namespace) -> dict[str, Any]:
             if name not in known:
                 models.create(options.target, **{name: text})  # raises, naming similar fields
                 raise ValueError(f"--set {assignment}: sets how a model is run, which no checkpoint stores")
-        fields[name] = parse_model_field(f"--set {name}", text, known[name])
+        fields[name] = parse_model_field(option, text, known[name])
     return fields
 
 

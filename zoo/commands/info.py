@@ -1,10 +1,10 @@
 """`zoo info`: print the layers of a model or the card of a checkpoint."""
 
 import argparse
-import difflib
 from typing import Any
 
 from zoo.commands import amount
+from zoo.suggest import did_you_mean
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
         try:
             card = weights.read_card(options.name)
         except FileNotFoundError:
-            if difflib.get_close_matches(options.name, MODELS, n=1, cutoff=0.8):
+            if did_you_mean(options.name, MODELS, cutoff=0.8):
                 create(options.name)  # raises with the closest names
             raise
         model, shape = create(card.model, **card.fields), card.preprocess.input_shape

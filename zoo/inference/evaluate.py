@@ -63,12 +63,8 @@ def make_eval_step(
 
 @lru_cache(maxsize=16)
 def _eval_step(model: nn.Module, preprocess: Preprocess, parallelism: Parallelism = SINGLE_DEVICE) -> Callable:
-    step = make_eval_step(model, preprocess)
-    return (
-        jit_for_platform(step)
-        if parallelism.is_single_device
-        else jit_for_platform(step, out_shardings=replicated(parallelism))
-    )
+    shardings: dict[str, Any] = {} if parallelism.is_single_device else {"out_shardings": replicated(parallelism)}
+    return jit_for_platform(make_eval_step(model, preprocess), **shardings)
 
 
 def evaluate(
@@ -145,7 +141,7 @@ def _one_step_behind(results: Iterable[Any]) -> Iterator[Any]:
         yield previous
 
 
-def predict(
+def predict_probabilities(
     model: nn.Module, variables: dict, images: np.ndarray, preprocess: Preprocess, batch_size: int = 0
 ) -> np.ndarray:
     """Compute class probabilities of preprocessed images.

@@ -11,9 +11,9 @@ import numpy as np
 
 from zoo.checkpoint import Card
 from zoo.data.images.decode import decode_images, is_collection
-from zoo.data.images.preprocess import Preprocess, image_to_input, normalise
+from zoo.data.images.preprocess import Preprocess, image_to_input, images_to_input, normalise
 from zoo.data.images.tta import VIEWS, check_views
-from zoo.inference import evaluate as evaluation
+from zoo.inference import evaluate
 from zoo.models import count_parameters
 
 
@@ -117,10 +117,7 @@ def preprocess(image: Any, card: Card | Checkpoint | Preprocess, *, normalised: 
     how = card.card.preprocess if isinstance(card, Checkpoint) else card.preprocess if isinstance(card, Card) else card
     if not isinstance(how, Preprocess):
         raise ValueError(f"preprocess: give a card, a checkpoint or a Preprocess, not a {type(card).__name__}")
-    decoded = decode_images(image, how.white)
-    pixels = np.stack([image_to_input(pixels, how) for pixels in decoded]) if decoded else np.zeros(
-        (0, *how.input_shape), np.uint8
-    )  # fmt: skip
+    pixels = images_to_input(decode_images(image, how.white), how)
     inputs = np.asarray(normalise(pixels, how)) if normalised else pixels
     return inputs if is_collection(image) else inputs[0]
 
@@ -133,11 +130,11 @@ def preprocess_image(image: np.ndarray, preprocess: Preprocess, tta: str = "") -
 def classify(
     model: nn.Module, variables: dict, card: Card, pixels: Sequence[np.ndarray], top: int = 5, batch_size: int = 0
 ) -> list[Prediction]:
-    """Return a Prediction per result of `preprocess_image`; `batch_size` as in `zoo.inference.evaluate.predict`."""
+    """Return a Prediction per result of `preprocess_image`; `batch_size` as in `evaluate.predict_probabilities`."""
     if not pixels:
         return []
     require_head(card)
-    probabilities = evaluation.predict(model, variables, np.stack(pixels), card.preprocess, batch_size)
+    probabilities = evaluate.predict_probabilities(model, variables, np.stack(pixels), card.preprocess, batch_size)
     return [_prediction(row, card.classes, top) for row in probabilities]
 
 

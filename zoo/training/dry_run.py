@@ -5,7 +5,7 @@ import time
 import jax
 
 from zoo.training.display import format_duration
-from zoo.training.loop import compile_segment
+from zoo.training.loop import compile_segment, has_several_sizes
 from zoo.training.plan import Plan, Say
 
 #: Steps that are timed, after a first one that is not.
@@ -34,7 +34,7 @@ def dry_run(plan: Plan, say: Say) -> None:
         jax.block_until_ready(metrics)
         times.append(time.monotonic() - start)
     seconds = min(times[1:])
-    bound = "about" if len({segment.preprocess.size for segment in plan.segments}) == 1 else "at most"
+    bound = "at most" if has_several_sizes(plan) else "about"
     say(
         f"Time per step: {1000 * seconds:,.0f} ms ({plan.batch_size / seconds:,.0f} images/s); training takes {bound} "
         f"{format_duration(seconds * plan.total_steps)}"

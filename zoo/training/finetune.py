@@ -105,9 +105,7 @@ class InitCheckpoint:
             if path in saved:
                 saved[path] = self._match_rows(saved[path], wanted[path], axis, classes)
         heads = [path for path in saved.keys() ^ wanted.keys() if is_head(model, path.split("/", 1)[1])]
-        return merge(
-            fresh, unflatten(saved), skip=[re.escape(path) for path in heads], what=f"--init {self.spec}"
-        )  # fmt: skip
+        return merge(fresh, unflatten(saved), skip=[re.escape(path) for path in heads], what=f"--init {self.spec}")
 
     def _match_rows(self, saved: Any, fresh: Any, axis: int, classes: Sequence[str]) -> Any:
         if np.delete(saved.shape, axis).tolist() != np.delete(fresh.shape, axis).tolist():

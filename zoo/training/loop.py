@@ -67,11 +67,12 @@ def fit(
     Args:
         plan: the run.
         save_seconds: maximum number of seconds between saves of the state.
-        save_steps: also save every this many steps; 0 to not.
+        save_steps: also save after every `save_steps` steps; 0: by time only.
         command: command line to record in the run.
         quiet: print nothing.
         workers: threads that read data which is not kept in memory; None for one per processor. They affect speed only.
-        second_signal: handler of a signal that arrives during the save after another; None for the handler before.
+        second_signal: handler of a second signal, which arrives during the save that the first one caused; None for the
+            handler that was installed before.
 
     Raises:
         ValueError: if the folder holds another run.
@@ -91,7 +92,7 @@ def fit(
 
         if processes.run_on_primary(open_run):
             display.say(
-                f"This run is finished; change the seed, another option or --workdir for another: {plan.folder}"
+                f"This run is finished: {plan.folder}. For another one, change the seed, another option or --workdir."
             )
             display.say(f"   try it: zoo predict {plan.folder / runs.BEST} IMAGE …")
         else:
@@ -377,15 +378,14 @@ def monitor_score(metrics: Metrics, monitor: str, step: int) -> list[float]:
         return [-metrics.loss]
     value = step if monitor == "last" else getattr(metrics, monitor)
     if value is None:
-        raise ValueError(
-            f"monitor={monitor} cannot be computed on this validation split: {'; '.join(metrics.notes)}"
-        )  # fmt: skip
+        raise ValueError(f"monitor={monitor} cannot be computed on this validation split: {'; '.join(metrics.notes)}")
     return [value, -metrics.loss]
 
 
 #: Signals after which a run saves its state and ends: keyboard, scheduler, lost terminal, Slurm's --signal=USR1.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
-GRACE = 1.0
+#: Seconds after the first signal during which further ones are ignored.
+GRACE_SECONDS = 1.0
 
 
 @contextmanager
@@ -393,9 +393,9 @@ def catch_signals(second: Callable[[int, Any], Any] | None = None) -> Iterator[l
     """Yield a list to which the first of SIGNALS is appended. Signals that are ignored (`nohup`) stay ignored.
 
     Args:
-        second: handler of signals that arrive GRACE seconds after the first, or later; None for the handlers that were
-            there before. Those between are ignored: `timeout` and schedulers signal the process and then its group.
-            With a handler of its own the process is about to end, so that after a signal nothing is put back.
+        second: handler of signals that arrive GRACE_SECONDS or more after the first; None for the handlers that were
+            installed before. Earlier ones are ignored: `timeout` and schedulers signal the process and then its group.
+            If `second` is given, the process is about to end, so after a signal no handler is restored.
     """
     caught: list[int] = []
     arrived: list[float] = []
@@ -407,7 +407,7 @@ def catch_signals(second: Callable[[int, Any], Any] | None = None) -> Iterator[l
         if not caught:
             caught.append(signum)
             arrived.append(time.monotonic())
-        elif time.monotonic() - arrived[0] >= GRACE:
+        elif time.monotonic() - arrived[0] >= GRACE_SECONDS:
             handler = second or previous[signum]
             if callable(handler):
                 handler(signum, frame)

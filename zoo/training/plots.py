@@ -1,4 +1,4 @@
-"""Figures of a run, as PNG: learning curves, the confusion matrix, a sheet of images.
+"""Figures of a run, as PNG: learning curves and the confusion matrix.
 
 They use matplotlib's objects, never pyplot, so drawing changes no global state and needs no display. Files are written
 atomically, and the same numbers give the same bytes.
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 TRAIN, VALIDATION, GREY = "#4c78a8", "#e4572e", "#8a8a8a"
 #: Maximum number of classes whose counts are written into the cells of the confusion matrix.
 MAX_CLASSES_WITH_COUNTS = 20
-
-#: Maximum number of images on a sheet.
-MAX_SHEET_IMAGES = 100
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: str | Path, *, best_step: int | None = None) -> None:
@@ -128,34 +125,6 @@ def draw_confusion(
         text = "\n".join(["most frequent mistakes", "(true → predicted)", "", *(lines or ["none"])])
         style: dict[str, Any] = {"fontsize": 8, "linespacing": 1.5, "color": "#333333", "parse_math": False}
         axes.text(1.03, 1, text, transform=axes.transAxes, va="top", **style)
-    _save(figure, path)
-
-
-def draw_images(images: np.ndarray, captions: Sequence[str], path: str | Path) -> None:
-    """Draw a roughly square sheet of images with captions, at most MAX_SHEET_IMAGES of them.
-
-    Args:
-        images: uint8 [N, H, W, C], C = 1 or 3.
-        captions: N texts; long lines are shortened.
-        path: the PNG to write.
-    """
-    if len(images) == 0:
-        raise ValueError("no images to draw")
-    shown = images[:MAX_SHEET_IMAGES]
-    columns = math.ceil(math.sqrt(len(shown)))
-    rows = math.ceil(len(shown) / columns)
-    lines = max((caption.count("\n") + 1 for caption in captions), default=1)
-    width = max(1.1, min(2.0, 8 / columns))
-    height = width * images.shape[1] / images.shape[2]
-    figure = _figure(columns * width, rows * (height + 0.18 * lines))
-    cells = np.ravel(figure.subplots(rows, columns, squeeze=False))
-    for axes in cells:
-        axes.set_axis_off()
-    for axes, image, caption in zip(cells, shown, captions, strict=False):
-        grey = image.shape[-1] == 1
-        axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
-        lines_of = [_truncate(line, int(14 * width)) for line in caption.split("\n")]
-        axes.set_title("\n".join(lines_of), fontsize=8, pad=3, parse_math=False)
     _save(figure, path)
 
 

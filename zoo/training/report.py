@@ -9,6 +9,7 @@ from zoo import checkpoint
 from zoo.data.inspect import advice
 from zoo.data.sources.listing import describe_left_out
 from zoo.distributed import mesh, processes
+from zoo.files import write_atomically
 from zoo.inference.evaluate import evaluate
 from zoo.inference.metrics import Metrics
 from zoo.training import finetune, progressive
@@ -70,7 +71,7 @@ def describe_recipe(plan: Plan) -> list[str]:
     if plan.total_steps < FEW_STEPS:
         lines.append(
             f"      Only {plan.total_steps} updates: too few to learn much. Lower --batch-size or raise --epochs."
-        )  # fmt: skip
+        )
     if plan.init is not None:
         lines += plan.init.describe(plan.model, plan.preprocess, plan.dataset.class_names)
     params = plan.abstract_variables["params"]
@@ -141,7 +142,7 @@ def finish(plan: Plan, best: dict, progress: Progress, display: Display) -> None
         name: evaluate_split(plan, best, name, display)
         for name in ("validation", "test")
         if name in plan.dataset.splits
-    }  # fmt: skip
+    }
     brief = {name: {k: v for k, v in result.to_json().items() if k != "confusion"} for name, result in results.items()}
     save_best(plan, best, progress, brief)
     processes.run_on_primary(lambda: write_results(plan, progress, results, display))
@@ -167,7 +168,7 @@ def write_results(plan: Plan, progress: Progress, results: dict[str, Metrics], d
     """Write results.json and then the figures, and print the results."""
     summary = {"stopped": progress.stopped, "best_step": progress.best_step}
     summary |= {name: result.to_json() for name, result in results.items()}
-    runs.write_atomically(plan.folder / runs.RESULTS, json.dumps(summary, indent=1) + "\n")
+    write_atomically(plan.folder / runs.RESULTS, json.dumps(summary, indent=1) + "\n")
     draw_figures(plan, progress, results, display)
     epoch = min(progress.best_step / plan.steps_per_epoch, plan.recipe.epochs)
     display.say(f"{progress.stopped}; best checkpoint: epoch {epoch:.1f} (step {progress.best_step:,})")
