@@ -12,7 +12,6 @@ import dataclasses
 import errno
 import hashlib
 import logging
-import math
 import os
 import shutil
 import threading
@@ -36,7 +35,7 @@ from zoo.checkpoint.manifest import (
     write_json,
     write_manifest,
 )
-from zoo.checkpoint.schema import check_card
+from zoo.checkpoint.schema import check_card, to_plain_json
 from zoo.data.dataset import require_distinct_names
 from zoo.data.images.preprocess import Preprocess
 from zoo.files import backup_of, finish_replacement, follow_link, remove_folder, replace_folder
@@ -312,29 +311,6 @@ def require_finite(variables: Mapping, where: str) -> None:
         raise ValueError(
             f"{where}: {'; '.join(lines[:3])}{more}; such a network predicts nothing (allow_nonfinite=True accepts it)"
         )
-
-
-def to_plain_json(value: Any, where: str) -> Any:
-    """Convert metadata to plain JSON values: scalar arrays to numbers, tuples to lists, NaN and infinity to None.
-
-    Raises:
-        ValueError: naming `where` and the type, for a value that has no place in JSON.
-    """
-    if isinstance(value, Mapping):
-        return {str(key): to_plain_json(part, where) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_plain_json(part, where) for part in value]
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    if getattr(value, "ndim", None) == 0:
-        value = np.asarray(value).item()
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    raise ValueError(
-        f"{where}: a {type(value).__name__} cannot be written as JSON; use numbers, texts, lists and tables"
-    )
 
 
 def compare_leaves(expected: Iterable[Mapping[str, Any]], actual: Iterable[Mapping[str, Any]]) -> list[str]:

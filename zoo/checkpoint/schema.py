@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 #: Limits of a card. Real ones stay far below: ImageNet-21k has 21,843 classes, ResNet-1202 has 7,000 leaves.
 MAX_DEPTH = 32
 MAX_TEXT = 10_000
@@ -47,6 +49,29 @@ def _depth(text: str) -> int:
         elif token in "]}":
             depth -= 1
     return deepest
+
+
+def to_plain_json(value: Any, where: str) -> Any:
+    """Convert metadata to plain JSON values: scalar arrays to numbers, tuples to lists, NaN and infinity to None.
+
+    Raises:
+        ValueError: naming `where` and the type, for a value that has no place in JSON.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): to_plain_json(part, where) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain_json(part, where) for part in value]
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if getattr(value, "ndim", None) == 0:
+        value = np.asarray(value).item()
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    raise ValueError(
+        f"{where}: a {type(value).__name__} cannot be written as JSON; use numbers, texts, lists and tables"
+    )
 
 
 def is_integer(value: Any, low: int = 0, high: int = MAX_FIELD) -> bool:
