@@ -307,7 +307,7 @@ def nonfinite_leaves(variables: Mapping) -> list[str]:
 def require_finite(variables: Mapping, where: str) -> None:
     """Raise ValueError, naming `where` and the leaves, if a leaf holds NaN or infinity."""
     if lines := nonfinite_leaves(variables):
-        more = f"; and {len(lines) - 3} leaves more" if len(lines) > 3 else ""
+        more = f"; and {len(lines) - 3} more leaves" if len(lines) > 3 else ""
         raise ValueError(
             f"{where}: {'; '.join(lines[:3])}{more}; such a network predicts nothing (allow_nonfinite=True accepts it)"
         )
@@ -338,9 +338,8 @@ def write_arrays(path: Path, tree: Mapping) -> None:
 
     save = v1.save if hasattr(v1, "save") else v1.save_pytree  # Orbax before 0.12, which jax2onnx depends on
     needed = sum(np.asarray(leaf).nbytes for leaf in flatten(dict(tree)).values())
-    if (
-        shutil.disk_usage(path.parent).free < needed
-    ):  # TensorStore prints tracebacks from its threads when a disk is full
+    # Checked first, because TensorStore prints tracebacks from its threads when a disk is full.
+    if shutil.disk_usage(path.parent).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
     try:
         with _ORBAX, _quiet_logs():

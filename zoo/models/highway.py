@@ -16,9 +16,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zoo.models.layers import Conv, classify, max_pool, require_channels, require_images
+from zoo.models.layers import Conv, classify, find_activation, max_pool, require_channels, require_images
 
-ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh}
+ACTIVATIONS = ("relu", "tanh")
 
 
 class HighwayLayer(nn.Module):
@@ -47,12 +47,6 @@ class HighwayLayer(nn.Module):
 def _layer_names(layers: int) -> tuple[str, ...]:
     """Return layer01, layer02, …, zero-padded so that none is a prefix of another."""
     return tuple(f"layer{i:0{len(str(layers))}}" for i in range(1, layers + 1))
-
-
-def _activation(name: str) -> Callable:
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation {name!r} is not one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
 
 
 class Highway(nn.Module):
@@ -93,7 +87,7 @@ class Highway(nn.Module):
     @nn.compact
     def __call__(self, images, *, train: bool = False):
         require_images(images, 1, "a highway network", fixed_size=self.image_size)
-        act = _activation(self.activation)
+        act = find_activation(self.activation, ACTIVATIONS)
         dense = partial(nn.Dense, self.width, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
         first = self.variables.get("params", {}).get(self.stages[0], {})
         require_channels(self, images.shape[-1], first.get("kernel"), positions=self.image_size**2)
@@ -144,7 +138,7 @@ class ConvHighway(nn.Module):
     @nn.compact
     def __call__(self, images, *, train: bool = False):
         require_images(images, 2 ** (self.layers // 3), "this highway network", fixed_size=self.image_size)
-        act = _activation(self.activation)
+        act = find_activation(self.activation, ACTIVATIONS)
         conv = partial(Conv, self.width, 3, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
         x = images.astype(self.dtype)  # [B, 28, 28, 1]
         ends = {}

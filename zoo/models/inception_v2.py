@@ -123,7 +123,7 @@ class InceptionV2(nn.Module):
     remat: bool = False
 
     family = "inception_v2"
-    model_parallel = (r"(aux\d/dense|aux\d/head|head)/(kernel|bias)",)
+    model_parallel = (r"head/(kernel|bias)",)
     paper = "Ioffe and Szegedy 2015, Batch normalization (arXiv:1502.03167)"
 
     @property

@@ -473,6 +473,21 @@ def scale_width(features: int, width: float) -> int:
     return features if width == 1 else max(8, 8 * round(features * width / 8))
 
 
+#: Activations that fields of models name.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"relu": nn.relu, "tanh": jnp.tanh, "sigmoid": nn.sigmoid}
+
+
+def find_activation(name: str, choices: Sequence[str] = tuple(ACTIVATIONS)) -> Callable[[jax.Array], jax.Array]:
+    """Return the activation of this name.
+
+    Raises:
+        ValueError: listing `choices`, if it is not one of them.
+    """
+    if name not in choices:
+        raise ValueError(f"activation {name!r} is not one of {', '.join(choices)}")
+    return ACTIVATIONS[name]
+
+
 def require_stem(stem: str, model: str) -> None:
     """Raise ValueError unless the stem is "imagenet" or "small"."""
     if stem not in ("imagenet", "small"):

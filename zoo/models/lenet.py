@@ -11,9 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.models.layers import Conv, ConvPool, avg_pool, classify, conv2d, require_images
+from zoo.models.layers import Conv, ConvPool, avg_pool, classify, conv2d, find_activation, require_images
 
-ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh, "sigmoid": nn.sigmoid}
 POOLS = ("max", "avg")
 
 
@@ -51,11 +50,9 @@ class LeNet5(nn.Module):
     @nn.compact
     def __call__(self, images, *, train: bool = False):
         require_images(images, 16, "LeNet-5", fixed_size=self.image_size)
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        act = find_activation(self.activation)
         if self.pool not in POOLS:
             raise ValueError(f"pool {self.pool!r} is not one of {', '.join(POOLS)}")
-        act = ACTIVATIONS[self.activation]
         init = nn.initializers.he_normal() if self.activation == "relu" else nn.initializers.glorot_uniform()
         ends = {}
         x = images.astype(self.dtype)  # [B, 32, 32, 1]

@@ -9,9 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zoo.models.layers import classify, require_channels, require_images
-
-ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh, "sigmoid": nn.sigmoid}
+from zoo.models.layers import classify, find_activation, require_channels, require_images
 
 
 class MLP(nn.Module):
@@ -50,8 +48,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, images, *, train: bool = False):
         require_images(images, 1, "an MLP", fixed_size=self.image_size)
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        act = find_activation(self.activation)
         hidden_init = nn.initializers.he_normal() if self.activation == "relu" else nn.initializers.glorot_uniform()
         ends = {}
         first = self.variables.get("params", {}).get(self.stages[0], {})
@@ -59,7 +56,7 @@ class MLP(nn.Module):
         x = images.reshape(images.shape[0], -1).astype(self.dtype)
         for i, width in enumerate(self.widths, 1):
             x = nn.Dense(width, kernel_init=hidden_init, dtype=self.dtype, name=f"hidden{i}")(x)
-            x = ACTIVATIONS[self.activation](x)
+            x = act(x)
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout{i}")(x)
             ends[f"hidden{i}"] = x
         head_init = nn.initializers.glorot_uniform() if self.widths else nn.initializers.zeros

@@ -28,9 +28,8 @@ def learning_rate_schedule(recipe: Recipe, total_steps: int, steps_per_epoch: fl
         bounds: dict[int, float] = {}
         for fraction in recipe.milestones:
             step = max(round(fraction * total_steps) - warmup, 0)
-            bounds[step] = (
-                bounds.get(step, 1.0) * recipe.decay_factor
-            )  # two milestones may coincide in a short training
+            # Two milestones may coincide in a short training.
+            bounds[step] = bounds.get(step, 1.0) * recipe.decay_factor
         main = optax.piecewise_constant_schedule(peak, bounds)
     elif recipe.schedule == "exponential":
         every = max(round(recipe.decay_every_epochs * steps_per_epoch), 1)
