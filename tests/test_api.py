@@ -157,7 +157,7 @@ def test_fitted_and_loaded_checkpoints_predict_the_same(fitted, digits):
     assert fitted.predict(pixels, top=3) == loaded.predict(pixels, top=3)
 
 
-@pytest.mark.parametrize("data", [{"image": np.zeros((4, 8, 8)), "label": np.zeros(4)}, np.zeros((4, 8, 8)), None])
+@pytest.mark.parametrize("data", [{"image": np.zeros((4, 8, 8)), "label": np.zeros(4)}, np.zeros((4, 8, 8)), 3])
 def test_data_of_an_unsupported_type_is_rejected(data):
     with pytest.raises(ValueError, match=rf"data.* {type(data).__name__}"):
         zoo.fit("lenet5", data)
@@ -200,3 +200,25 @@ def test_a_checkpoint_prints_as_five_lines_at_most(fitted):
         assert f"{split} accuracy {100 * fitted.card.metrics[split]['accuracy']:.2f} %" in lines[3]
     shipped = repr(zoo.load("lenet5-mnist")).splitlines()
     assert len(shipped) <= 5 and "61,706 parameters" in shipped[0]
+
+
+def test_fine_tuning_needs_data():
+    with pytest.raises(ValueError, match="data="):
+        zoo.fit(init="lenet5-mnist")
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": "high"}, {"epochs": "two"}, {"lr": 0.1}])
+def test_a_change_of_a_recipe_that_is_no_value_is_named(change):
+    with pytest.raises(ValueError, match=next(iter(change)).replace("lr", "learning_rate")):
+        zoo.fit("lenet5", "digits", **change)
+
+
+@pytest.mark.parametrize("spec", ["", 3, None])
+def test_loading_nothing_is_a_value_error(spec):
+    with pytest.raises(ValueError, match="load"):
+        zoo.load(spec)
+
+
+def test_a_batch_holds_an_image_at_least():
+    with pytest.raises(ValueError, match="batch_size"):
+        zoo.evaluate("lenet5-mnist", "digits", batch_size=0)

@@ -224,3 +224,17 @@ def test_data_options_reach_the_request():
     train.add_arguments(parser)
     request = train.train_request(parser.parse_args(["--data", "tfds:mnist", "--data-dir", "here", "--limit", "5"]))
     assert (request.data, request.data_dir, request.limit) == ("tfds:mnist", "here", 5)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["train", "--lr", "0.1"], "--learning-rate"), (["train", "digits"], "--data digits"), (["fit"], "train"),
+     (["train", "--epochs", "two"], "--epochs 'two'"), (["train", "--batch-size", "x"], "--batch-size 'x'")],
+)  # fmt: skip
+def test_common_slips_are_answered_with_what_to_type(words, named, capsys):
+    try:
+        code = cli.main(words)
+    except SystemExit as stop:
+        code = stop.code
+    message = capsys.readouterr().err
+    assert code == 2 and named in message and message.count("\n") == 1

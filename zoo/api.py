@@ -1,6 +1,7 @@
 """The Python interface: fit, evaluate, load and save."""
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from zoo.suggest import did_you_mean
 from zoo.training import loop, run
 from zoo.training.finetune import InitCheckpoint
 from zoo.training.plan import DEFAULT_DATA, TrainRequest, make_plan
-from zoo.training.recipe import Recipe
+from zoo.training.recipe import Recipe, parse_field
 from zoo.training.settings import RECIPE_FIELDS
 from zoo.trees import match_leaves
 
@@ -52,6 +53,8 @@ def load(spec: str | Path, model: str | None = None, *, allow_nonfinite: bool = 
         >>> checkpoint = zoo.load("lenet5-mnist")
         >>> logits, endpoints = checkpoint.model.apply(checkpoint.variables, images)
     """
+    if not isinstance(spec, (str, os.PathLike)) or not str(spec):
+        raise ValueError(f"load: {spec!r} is neither a folder nor a name; try 'lenet5-mnist' or 'runs/…/best'")
     card, variables = weights.open_weights(spec, model, fields, allow_nonfinite)
     try:
         network = models.create(card.model, **card.fields)
@@ -119,7 +122,7 @@ def save(
 
 def fit(
     model: str | None = None,
-    data: str | Path | Dataset | tuple = DEFAULT_DATA,
+    data: str | Path | Dataset | tuple | None = None,
     recipe: Recipe | str | None = None,
     *,
     init: str | Path | Checkpoint | None = None,
@@ -138,7 +141,7 @@ def fit(
     Args:
         model: name in MODELS; None for that of `init`.
         data: a name or folder that `open_dataset` takes, a Dataset, or arrays (images, labels), from which validation
-            and test splits are held out.
+            and test splits are held out; digits by default if a model is named.
         recipe: a Recipe, a name in RECIPES, or None for the default.
         init: checkpoint to fine-tune: a Checkpoint, or a folder or name that `load` takes. Model, fields, image size
             and normalisation are the checkpoint's. Heads are replaced where classes differ; rows of classes with equal
@@ -165,12 +168,19 @@ def fit(
     """
     if model is None and init is None:
         raise ValueError('fit: name a model, e.g. zoo.fit("lenet5", data), or a checkpoint with init=')
+    if data is None and init is not None:
+        raise ValueError('fit: name the data to fine-tune on, e.g. data="photos/"')
+    data = DEFAULT_DATA if data is None else data
     _require_data("fit", data)
     if isinstance(data, tuple):
         data = from_arrays(data)
     if unknown := sorted(set(changes).difference(RECIPE_FIELDS)):
         hint = did_you_mean(unknown[0], [*RECIPE_FIELDS, *inspect.signature(fit).parameters]) or "see `zoo.Recipe`"
         raise ValueError(f"fit: {', '.join(unknown)} is neither an argument nor a field of Recipe; {hint}")
+    changes = {
+        name: parse_field(name, value, f"fit: {name}") if isinstance(value, str) and value != "auto" else value
+        for name, value in changes.items()
+    }
     request = TrainRequest(
         model=model,
         data=str(data) if isinstance(data, Path) else data,
@@ -223,6 +233,8 @@ def evaluate(
         >>> zoo.evaluate("lenet5-mnist", "mnist").accuracy
     """
     _require_data("evaluate", data)
+    if batch_size < 1:
+        raise ValueError(f"evaluate: batch_size is {batch_size}; it must be at least 1")
     loaded = load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     require_head(loaded.card)
     if isinstance(data, tuple):
@@ -247,4 +259,4 @@ def _require_data(function: str, data: Any) -> None:
     """Raise ValueError, beginning with `function`, unless `data` is a name, a path, a Dataset or a tuple of arrays."""
     if not isinstance(data, (str, Path, Dataset, tuple)):
         kind = type(data).__name__
-        raise ValueError(f"{function}: data is a {kind}; give a name, a folder, a Dataset, or a tuple (images, labels)")
+        raise ValueError(f"{function}: data has type {kind}; give a name, folder, Dataset or tuple (images, labels)")

@@ -34,6 +34,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
 #: Long-running commands, in which memory freed by one step is kept for the next.
 KEEPING_MEMORY = ("train", "eval", "features", "probe")
 
+#: Names of other programs for commands, and those of the Python functions.
+SYNONYMS = {
+    "fit": "train", "finetune": "train", "fine-tune": "train", "resume": "train", "evaluate": "eval", "test": "eval",
+    "val": "eval", "validate": "eval", "infer": "predict", "classify": "predict", "convert": "import", "models": "list",
+    "check": "verify", "show": "info", "summary": "info",
+}  # fmt: skip
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser with errors of one line and without abbreviated options, which new options would break."""
@@ -49,11 +56,14 @@ def _with_hint(parser: argparse.ArgumentParser, message: str) -> str:
     """Return argparse's message, with the closest names in place of its list for an unknown option or command."""
     if message.startswith("unrecognized arguments: "):
         word = message.split(": ", 1)[1].split()[0]
+        if not word.startswith("-") and "--data" in parser._option_string_actions:
+            return f"unexpected argument {word!r}; did you mean --data {word}?"
         hint = did_you_mean(word, parser._option_string_actions) or f"see `{parser.prog} --help`"
         return f"unknown option {word!r}; {hint}"
     if message.startswith("argument COMMAND: invalid choice: "):
         word = message.split("'")[1]
-        hint = did_you_mean(word, COMMANDS) or f"choose from {', '.join(COMMANDS)}"
+        hint = f"did you mean {SYNONYMS[word]}?" if word in SYNONYMS else did_you_mean(word, COMMANDS)
+        hint = hint or f"choose from {', '.join(COMMANDS)}"
         return f"unknown command {word!r}; {hint}"
     return message
 

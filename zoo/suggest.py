@@ -1,16 +1,27 @@
 """Hints for misspelt names."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """Return "did you mean X or Y?" for names similar to `word`; "" if there are none.
 
+    A word of initials means the names that they abbreviate: "--lr" is --learning-rate.
+
     Args:
         word: the misspelt name.
         known: the valid names.
         cutoff: lowest similarity, from 0 to 1, of a name that is suggested.
     """
-    near = difflib.get_close_matches(word, list(known), n=3, cutoff=cutoff)
+    known = list(known)
+    letters = word.strip("-").lower()
+    near = [name for name in known if len(letters) > 1 and _initials(name) == letters]
+    near = near or difflib.get_close_matches(word, known, n=3, cutoff=cutoff)
     return f"did you mean {' or '.join(near)}?" if near else ""
+
+
+def _initials(name: str) -> str:
+    """Return the first letters of the parts of a name: "lr" for "--learning-rate" and learning_rate."""
+    return "".join(part[0] for part in re.split("[-_]", name.lower()) if part)

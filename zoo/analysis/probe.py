@@ -20,7 +20,7 @@ from zoo.data.dataset import Dataset, limited
 from zoo.data.images.measure import as_trained
 from zoo.data.images.preprocess import Preprocess, normalise
 from zoo.data.loader import eval_batches
-from zoo.data.sources import open_dataset
+from zoo.data.sources import from_arrays, open_dataset
 from zoo.distributed.compile import jit_for_platform
 from zoo.inference import metrics
 from zoo.inference.evaluate import BATCH_SIZE
@@ -94,7 +94,7 @@ def endpoints(model: nn.Module, preprocess: Preprocess) -> dict[str, tuple[int, 
 
 def features(
     checkpoint: "api.Checkpoint | str | Path",
-    data: str | Path | Dataset,
+    data: str | Path | Dataset | tuple[Any, Any],
     at: str = "features",
     *,
     splits: Sequence[str] | None = None,
@@ -108,7 +108,7 @@ def features(
 
     Args:
         checkpoint: a Checkpoint, or a folder or name that `load` takes. Its card decides how images are preprocessed.
-        data: a data set, or its name or folder. Its classes may differ from the checkpoint's.
+        data: a data set, its name or folder, or arrays (images, labels). Its classes may differ from the checkpoint's.
         at: the endpoint: a stage, "features" or "logits".
         splits: names of the splits; all by default.
         pool: reduction of endpoints of shape [H, W, C]: "mean" over positions gives C features, "flatten" H * W * C.
@@ -123,6 +123,11 @@ def features(
     Raises:
         ValueError: for an unknown endpoint, split or pooling, naming the known ones.
     """
+    if isinstance(data, tuple):
+        data = from_arrays(data)
+    if not isinstance(data, (str, Path, Dataset)):
+        kind = type(data).__name__
+        raise ValueError(f"features: data has type {kind}; give a name, folder, Dataset or tuple (images, labels)")
     loaded = api.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     if limit:

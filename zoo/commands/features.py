@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_extraction(parser: argparse.ArgumentParser) -> None:
     """Add the options that `zoo probe` shares."""
     parser.add_argument("--data", metavar="DATA", help="Data set (default: the one it was trained on).")
-    parser.add_argument("--data-dir", metavar="DIR", help="Folder of TensorFlow Datasets.")
+    parser.add_argument("--data-dir", metavar="DIR", help="Folder of TensorFlow Datasets and Hugging Face datasets.")
     parser.add_argument(
         "--at", metavar="ENDPOINT", default="features", help="Endpoint: a stage, features (default) or logits."
     )

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="NAME", help="Model, see `zoo list` (default: that of --init, or what suits the images).")
     add("--init", metavar="CKPT", help="Checkpoint to fine-tune: a folder, or a name that zoo.load takes.")
     add("--data", metavar="DATA", help="Folder of class folders, .csv, .tar, .npz, tfds:NAME, … (default: digits).")
-    add("--data-dir", metavar="DIR", help="Folder of TensorFlow Datasets.")
+    add("--data-dir", metavar="DIR", help="Folder of TensorFlow Datasets and Hugging Face datasets.")
     add("--recipe", metavar="NAME", help="Recipe, see `zoo list --recipes` (default: chosen by model and data).")
     for flag, (metavar, text) in RECIPE_FLAGS.items():
         add(f"--{flag}", metavar=metavar, help=text.format(choices=", ".join(choices_of(_field(flag)))))

@@ -7,7 +7,6 @@ identical images are never on both sides.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +30,7 @@ from zoo.data.splits import (
     relabel,
     subset,
 )
+from zoo.suggest import did_you_mean
 
 __all__ = [
     "SPLITS",
@@ -288,5 +288,5 @@ def first_line(error: BaseException) -> str:
 
 def nearest_names(wrong: str, known: Iterable[str]) -> str:
     """Return a hint such as " (did you mean cat?)", or "" if no known name is similar."""
-    near = difflib.get_close_matches(wrong, list(known), n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
+    hint = did_you_mean(wrong, known)
+    return f" ({hint})" if hint else ""

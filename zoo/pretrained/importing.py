@@ -9,6 +9,7 @@ import numpy as np
 
 from zoo import models
 from zoo.checkpoint import Card
+from zoo.checkpoint.format import upgrade_names
 from zoo.data.dataset import placeholder_names, require_distinct_names
 from zoo.data.imagenet import class_names
 from zoo.data.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -248,8 +249,9 @@ def _preprocess(
     """Return the preprocessing: of the file's card or the published weights, with what the file and the user state."""
     metadata = tensors.metadata
     if metadata.card:
+        fields = metadata.card["preprocess"]
         try:
-            base = Preprocess(**metadata.card["preprocess"])
+            base = Preprocess(**(upgrade_names("preprocess", fields) if metadata.card.get("format") == 1 else fields))
         except TypeError:
             raise ValueError("has a card whose preprocessing is not understood") from None
         notes.append("class names and preprocessing are those of the file's card")

@@ -87,6 +87,7 @@ def fit(
             runs.open_folder(plan.folder, plan.config, command)
             report.describe(plan, display.say)
             stack.enter_context(runs.lock_folder(plan.folder))
+            runs.upgrade_folder(plan.folder)
             runs.record_micro_batch(plan.folder, plan.recipe.micro_batch)
             return runs.is_finished(plan.folder)
 

@@ -240,7 +240,7 @@ def parse_field(name: str, text: str, option: str = "") -> Any:
     option = option or f"recipe field {name}"
     expected = _TYPES[name]
     if not isinstance(expected, types.GenericAlias):
-        return _parse_value(option, expected, text)
+        return _parse_value(option, expected, text, getattr(Recipe, name))
     if text.strip().lower() == "none":
         return ()
     item = typing.get_args(expected)[0]
@@ -259,7 +259,7 @@ def _split_outside_brackets(text: str) -> list[str]:
     return parts
 
 
-def _parse_value(option: str, expected: Any, text: str) -> Any:
+def _parse_value(option: str, expected: Any, text: str, example: Any = None) -> Any:
     if typing.get_origin(expected) is Literal or expected is str:
         return text
     if expected is bool:
@@ -269,5 +269,5 @@ def _parse_value(option: str, expected: Any, text: str) -> Any:
     try:
         return expected(text)
     except ValueError:
-        kind, example = ("a whole number", 32) if expected is int else ("a number", 0.001)
-        raise ValueError(f"{option} {text!r} is not {kind}; try {example}") from None
+        kind, usual = ("a whole number", 32) if expected is int else ("a number", 0.001)
+        raise ValueError(f"{option} {text!r} is not {kind}; try {example or usual:g}") from None

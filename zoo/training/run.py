@@ -155,8 +155,6 @@ def open_folder(path: Path, config: RunConfig, command: str) -> Path:
         raise ValueError(f"{path}: is a file; --workdir takes a folder")
     if (path / CONFIG).exists():
         require_same_run(path, config)
-        if (path / STATE_OF_FORMAT_1).is_dir() and not (path / STATE).exists():
-            (path / STATE_OF_FORMAT_1).rename(path / STATE)
         return path
     leftovers = {f".{CONFIG}.tmp", LOCK}  # of a process killed before it wrote the configuration
     if path.exists() and any(part.name not in leftovers for part in path.iterdir()):
@@ -165,6 +163,12 @@ def open_folder(path: Path, config: RunConfig, command: str) -> Path:
     made_with = {"command": command, "git": git_revision(), "versions": versions()}
     write_atomically(path / CONFIG, json.dumps({**config.to_json(), "made_with": made_with}, indent=1) + "\n")
     return path
+
+
+def upgrade_folder(path: Path) -> None:
+    """Rename the state folder of a format 1 run. The caller holds the run's lock."""
+    if (path / STATE_OF_FORMAT_1).is_dir() and not (path / STATE).exists():
+        (path / STATE_OF_FORMAT_1).rename(path / STATE)
 
 
 def lock_folder(path: Path) -> AbstractContextManager:

@@ -493,9 +493,9 @@ def test_parse_reads_names_and_numbers():
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("afine(rotate=10)", ["'afine'", "'affine'"]),
+        ("afine(rotate=10)", ["'afine'", "affine"]),
         ("xyz", ["'xyz'", *AUGMENTATIONS]),
-        ("affine(rotat=10)", ["'rotat'", "'rotate'"]),
+        ("affine(rotat=10)", ["'rotat'", "rotate?"]),
         ("affine(keys=1)", ["'keys'", "rotate", "shear"]),
         ("affine(rotate=10", ["'affine(rotate=10, shift=2)'"]),
         ("", ["'flip'"]),

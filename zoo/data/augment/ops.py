@@ -17,7 +17,6 @@ beside it (the last of an odd batch) is unchanged.
 """
 
 import ast
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from jax import Array
 
 from zoo.data.augment.photo import colour_jitter, rand_augment, random_erasing, resized_crop, trivial_augment
 from zoo.data.augment.pixels import box_mask, sample_bilinear, translate
+from zoo.suggest import did_you_mean
 
 # --- moving pixels ----------------------------------------------------------------------------------------------------
 
@@ -431,8 +431,8 @@ def _number(where: str, node: ast.expr, default: float, lower: float, upper: flo
 
 
 def _suggest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(known)}"
+    hint = did_you_mean(name, known, cutoff=0.6)
+    return (f"{hint} " if hint else "") + f"Known: {', '.join(known)}"
 
 
 def augment(

@@ -285,7 +285,8 @@ def describe_left_out(dataset: Dataset) -> list[str]:
     """Return lines that report the images left out: the first few, and the file that has the whole list."""
     if not dataset.left_out:
         return []
-    lines = [f"left out because they cannot be read: {len(dataset.left_out):,} images"]
+    noun = "image" if len(dataset.left_out) == 1 else "images"
+    lines = [f"left out because unreadable: {len(dataset.left_out):,} {noun}"]
     lines += [f"   {line}" for line in dataset.left_out[:MAX_LINES]]
     if len(dataset.left_out) > MAX_LINES:
         file = _write_list(dataset.left_out)
