@@ -65,8 +65,8 @@ SAME = [
      {"model": "resnet20", "precision": "bfloat16", "remat": True}),
     ("--workdir elsewhere --data-dir tfds", {"model": "lenet5", "workdir": "elsewhere", "data_dir": "tfds"}),
     ("--init START --head-epochs 1 --freeze stem,stage1 --unfreeze-at 2 --layer-decay 0.8 --head-lr 0.1 --data digits",
-     {"init": "START", "data": "digits", "head_epochs": 1.0, "freeze": ("stem", "stage1"), "unfreeze_at": 2.0, "layer_decay": 0.8,
-      "head_lr": 0.1}),
+     {"init": "START", "data": "digits", "head_epochs": 1.0, "freeze": ("stem", "stage1"), "unfreeze_at": 2.0,
+      "layer_decay": 0.8, "head_lr": 0.1}),
     ("--init START --recipe small --data digits --set channels=L",
      {"init": "START", "data": "digits", "recipe": "small", "channels": "L"}),
 ]  # fmt: skip

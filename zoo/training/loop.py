@@ -391,7 +391,7 @@ GRACE_SECONDS = 1.0
 
 @contextmanager
 def catch_signals(second: Callable[[int, Any], Any] | None = None) -> Iterator[list[int]]:
-    """Yield a list to which the first of SIGNALS is appended. Signals that are ignored (`nohup`) stay ignored.
+    """Yield a list to which the first of SIGNALS is appended. SIGHUP stays ignored if it is (`nohup`).
 
     Args:
         second: handler of signals that arrive GRACE_SECONDS or more after the first; None for the handlers that were
@@ -416,8 +416,10 @@ def catch_signals(second: Callable[[int, Any], Any] | None = None) -> Iterator[l
                 signal.signal(signum, handler)
                 os.kill(os.getpid(), signum)
 
-    handlers = {int(signum): signal.getsignal(signum) for signum in SIGNALS}
-    previous = {signum: handler for signum, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    # Shells ignore SIGINT in background jobs, where a scheduler may send it all the same: only SIGHUP is left ignored.
+    previous = {int(signum): signal.getsignal(signum) or signal.SIG_DFL for signum in SIGNALS}
+    if hasattr(signal, "SIGHUP") and previous[signal.SIGHUP] == signal.SIG_IGN:
+        del previous[signal.SIGHUP]
     for signum in previous:
         signal.signal(signum, record)
     try:
