@@ -170,10 +170,10 @@ def test_the_state_folder_of_format_1_is_renamed(tmp_path):
     run.open_folder(tmp_path, CONFIG, "")
     (tmp_path / "checkpoints" / "step_5").mkdir(parents=True)
     assert run.has_saved_state(tmp_path)
-    run.open_folder(tmp_path, CONFIG, "")
+    run.upgrade_folder(tmp_path)
     assert (tmp_path / "state" / "step_5").exists() and not (tmp_path / "checkpoints").exists()
     (tmp_path / "checkpoints").mkdir()
-    run.open_folder(tmp_path, CONFIG, "")  # both: the newer one stays
+    run.upgrade_folder(tmp_path)  # both: the newer one stays
     assert (tmp_path / "state" / "step_5").exists() and (tmp_path / "checkpoints").exists()
 
 
