@@ -1,6 +1,9 @@
 """The contract of all models: shapes of the full networks by abstract evaluation, and numbers of small instances."""
 
+import hashlib
+import json
 from functools import cache, partial
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -12,6 +15,7 @@ import pytest
 import zoo.models as models
 from zoo.models import MODELS, create
 from zoo.models.summary import figures
+from zoo.trees import flatten
 
 # Trainable parameters at the native input shape and the published number of classes.
 PARAMETERS = {
@@ -193,12 +197,19 @@ def test_every_model_has_a_count_and_a_reduced_instance():
     assert {create(name).family for name in MODELS} == {create(model).family for model, _, _ in REDUCED.values()}
 
 
+#: Hash of the paths and shapes of every model's variables.
+PATHS = json.loads((Path(__file__).parent / "paths.json").read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_have_the_right_number_and_belong_to_stages(name):
     """Freezing by stage needs every path to begin with a stage or an auxiliary head."""
     model = create(name)
     variables = models.abstract_variables(model)
     assert models.count_parameters(variables) == PARAMETERS[name]
+    leaves = sorted(flatten(variables).items())  # their paths and shapes are the checkpoint's public format
+    table = "\n".join(f"{path} {list(leaf.shape)}" for path, leaf in leaves)
+    assert hashlib.sha256(table.encode()).hexdigest()[:16] == PATHS[name]
     others = [path for path in paths(variables["params"]) if not path.startswith((*model.stages, "aux"))]
     assert not others
 
