@@ -22,7 +22,7 @@ def csv_cell(value: Any) -> Any:
 
 
 def unescaped(stream: Any) -> Any:
-    """Return the stream under one that escapes, for progress bars that move the cursor themselves."""
+    """Return the raw stream under one that escapes, for progress bars, which move the cursor."""
     return getattr(stream, "unescaped", stream)
 
 

@@ -39,6 +39,8 @@ class _Persistent:
         try:
             return self._stream.write(text)
         except OSError:
+            if not self._persistent:
+                raise
             self._discard()
             return len(text)
 
@@ -46,12 +48,12 @@ class _Persistent:
         try:
             self._stream.flush()
         except OSError:
+            if not self._persistent:
+                raise
             self._discard()
 
     def _discard(self) -> None:
-        """Point the descriptor at the null device, which also empties what is still buffered."""
-        if not self._persistent:
-            raise
+        """Point the descriptor at the null device, where text that is still buffered goes too."""
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._stream.fileno())
         os.close(null)
@@ -69,7 +71,7 @@ class _Escaping(_Persistent):
 
 
 def exit_at_once(signum: int, frame: Any = None) -> NoReturn:
-    """End the process without waiting for threads. A signal handler for those who do not want to wait for a save."""
+    """Handle a signal by ending the process at once, without waiting for threads or for a save in progress."""
     os.write(2, b"zoo: ended before the save was complete; the save before it is intact\n")
     os._exit(SIGNAL_EXIT + signum)
 

@@ -9,7 +9,7 @@ INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))  # zero-width ch
 WHOLE = re.compile(r"\d+(\.0*)?", re.ASCII)
 
 
-def printable(text: str) -> str:
+def escape(text: str) -> str:
     """Return a file name with line ends, control characters and undecodable bytes escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
@@ -17,7 +17,7 @@ def printable(text: str) -> str:
 def clean_class_name(name: str) -> str:
     """Return a class name in Unicode form NFC, without invisible characters and superfluous blanks, printable."""
     composed = unicodedata.normalize("NFC", name).translate(INVISIBLE)
-    return printable(BLANKS.sub(" ", composed).strip())
+    return escape(BLANKS.sub(" ", composed).strip())
 
 
 def class_key(name: str, is_number: bool = False) -> str:

@@ -18,7 +18,7 @@ from zoo.data.sources.listing import (
     open_listing,
     stamp_files,
 )
-from zoo.data.sources.names import canonical_split, first_few, printable
+from zoo.data.sources.names import canonical_split, escape, first_few
 from zoo.data.sources.scan import Scan
 from zoo.data.splits import ArraySplit
 
@@ -36,9 +36,9 @@ def test_split_names(name):
 
 
 def test_printable_names():
-    assert printable("Straße (1) é.png") == "Straße (1) é.png"
-    assert printable("a\nb\tc\x7f") == "a\\nb\\tc\\x7f"
-    assert printable(os.fsdecode(b"caf\xe9")) == "caf\\udce9" and printable("\u2028\u200b") == "\\u2028\\u200b"
+    assert escape("Straße (1) é.png") == "Straße (1) é.png"
+    assert escape("a\nb\tc\x7f") == "a\\nb\\tc\\x7f"
+    assert escape(os.fsdecode(b"caf\xe9")) == "caf\\udce9" and escape("\u2028\u200b") == "\\u2028\\u200b"
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from zoo.data.sources.names import (
     canonical_split,
     class_key,
     describe_misspelt_split,
+    escape,
     first_few,
     is_system_file,
     is_system_folder,
-    printable,
     similar_split,
 )
 
@@ -75,7 +75,7 @@ class FolderWalk:
                     elif not entry.name.startswith("."):
                         self.system_folders.append(os.path.join(folder, entry.name))
         except OSError as error:
-            self.unreadable.append(f"{printable(folder) or '.'}: folder cannot be read ({error.strerror})")
+            self.unreadable.append(f"{escape(folder) or '.'}: folder cannot be read ({error.strerror})")
         self._num_entries += len(folders) + len(files)
         self._num_images += sum(map(_has_image_suffix, files))
         if self._num_entries > MAX_OTHER_ENTRIES and self._num_images * 100 < self._num_entries:
@@ -92,10 +92,10 @@ class FolderWalk:
     def images(self, folder: str) -> Iterator[str]:
         """Yield the images in a folder and its subfolders. Links are followed unless they lead back to a parent."""
         if self._leads_back(folder):
-            self.unreadable.append(f"{printable(folder)}: link to a folder that contains it; not followed")
+            self.unreadable.append(f"{escape(folder)}: link to a folder that contains it; not followed")
             return
         if folder.count(os.sep) >= MAX_DEPTH:
-            self.unreadable.append(f"{printable(folder[:80])}…: more than {MAX_DEPTH} folders deep; not followed")
+            self.unreadable.append(f"{escape(folder[:80])}…: more than {MAX_DEPTH} folders deep; not followed")
             return
         folders, files = self.entries(folder)
         for name in files:
@@ -188,13 +188,13 @@ def list_folder(folder: Path) -> Listing:
         for split, name in names.items():
             collected.add(list(walk.images(os.path.join(top, label, name))), split, label)
     if below:
-        text = f"splits are below the classes, as in {printable(next(iter(below)))}/train"
+        text = f"splits are below the classes, as in {escape(next(iter(below)))}/train"
         collected.notes.append(Note("source", text))
     elif not split_folders:
         _list_split(walk, "", top, "", folders, files, collected)
     notes = [*collected.notes, *_notes_on_folders(folders, split_folders, bool(below)), *_notes_on_files(walk)]
     if not collected.paths and (tables := [name for name in files if name.lower().endswith(TABLE_SUFFIXES)]):
-        paths = [printable(os.path.join(walk.root, top, name)) for name in tables]
+        paths = [escape(os.path.join(walk.root, top, name)) for name in tables]
         notes.append(Note("source", f"for the classes of a table, type --data {first_few(paths, 2)}"))
     return Listing(
         name=str(folder),
@@ -211,10 +211,10 @@ def _notes_on_files(walk: FolderWalk) -> list[Note]:
     """Return notes on files that are not images, and on folders of the system."""
     notes = []
     if walk.not_images:
-        examples = first_few([*map(printable, walk.not_images)], 3)
+        examples = first_few([*map(escape, walk.not_images)], 3)
         notes.append(Note("unused", f"not used: {len(walk.not_images):,} files that are not images ({examples})"))
     if folders := [path for path in walk.system_folders if not _is_empty(os.path.join(walk.root, path))]:
-        names = first_few(sorted({printable(os.path.basename(path)) for path in folders}), 3)
+        names = first_few(sorted({escape(os.path.basename(path)) for path in folders}), 3)
         notes.append(Note("unused", f"not used: {len(folders):,} folders that the system or a NAS created ({names})"))
     return notes
 
@@ -252,18 +252,18 @@ def _list_split(
         images = list(walk.images(os.path.join(folder, label)))
         collected.add(images, split, label)
         if not images:
-            empty.append(os.path.join(name, printable(label)))
+            empty.append(os.path.join(name, escape(label)))
     if empty:
         collected.notes.append(Note("unused", f"not used: folders without images: {first_few(empty)}", split))
     wnids = {file: wnid for file in files if (wnid := validation_wnid(file))}
     # ImageNet's validation images usually serve as the test split
     collected.add([os.path.join(folder, file) for file in wnids], split or "test", list(wnids.values()))
-    where = printable(folder) or "the folder itself"
+    where = escape(folder) or "the folder itself"
     if wnids:
         text = f"{len(wnids):,} images in {where}: classes taken from ImageNet's validation list, by file name"
         collected.notes.append(Note("source", text, split))
-    if unsorted := [printable(file) for file in files if _has_image_suffix(file) and file not in wnids]:
-        example = os.path.join(printable(folder), "cat")
+    if unsorted := [escape(file) for file in files if _has_image_suffix(file) and file not in wnids]:
+        example = os.path.join(escape(folder), "cat")
         text = (
             f"not used: {len(unsorted):,} images in {where} outside of class folders ({first_few(unsorted, 2)}); "
             f"put images of a class cat in {example}"
@@ -288,20 +288,20 @@ def _with_classes_of_train(
     if not trained or not new:
         return classes
     unlabelled = [name for name in new if "".join(filter(str.isalpha, name.lower())) in UNLABELLED]
-    folder = printable(split_folders[split])
+    folder = escape(split_folders[split])
     if len(new) == len(classes) and new != unlabelled:
         if len(new) > 1:
             raise ValueError(
-                f"{walk.root}: {folder} has the classes {first_few([*map(printable, new)])}, but "
-                f"{printable(split_folders['train'])} has {first_few([*map(printable, trained)])}; give the class "
+                f"{walk.root}: {folder} has the classes {first_few([*map(escape, new)])}, but "
+                f"{escape(split_folders['train'])} has {first_few([*map(escape, trained)])}; give the class "
                 "folders of all splits the same names"
             )
         unlabelled = new
     for name in unlabelled:
         count = sum(1 for _ in walk.images(os.path.join(top, split_folders[split], name)))
         text = (
-            f"not used: {count:,} images in {folder}/{printable(name)}, which is not a class of train; put images of a "
-            f"class {printable(trained[0])} in {folder}/{printable(trained[0])}, or classify them with `zoo predict`"
+            f"not used: {count:,} images in {folder}/{escape(name)}, which is not a class of train; put images of a "
+            f"class {escape(trained[0])} in {folder}/{escape(trained[0])}, or classify them with `zoo predict`"
         )
         collected.notes.append(Note("unused", text, split))
     return [name for name in classes if name not in unlabelled]
@@ -310,13 +310,13 @@ def _with_classes_of_train(
 def _notes_on_folders(folders: Sequence[str], split_folders: Mapping[str, str], below: bool) -> list[Note]:
     """Return notes on folders that may have been misunderstood: splits taken for classes, and folders beside splits."""
     if split_folders:
-        others = [printable(name) for name in folders if name not in split_folders.values()]
+        others = [escape(name) for name in folders if name not in split_folders.values()]
         text = f"not used: folders beside {', '.join(split_folders.values())}: {first_few(others)}"
         return [Note("unused", text)] if others else []
-    like_splits = [printable(name) for name in folders if canonical_split(name)]
+    like_splits = [escape(name) for name in folders if canonical_split(name)]
     if not like_splits or below:
         return []
-    others = [printable(name) for name in folders if not canonical_split(name)]
+    others = [escape(name) for name in folders if not canonical_split(name)]
     text = (
         f"{first_few([*map(repr, others)], 3)}: not a split name, so {first_few([*map(repr, like_splits)])} is a class"
         "; if the folders are splits, name each of them train, validation or test"
@@ -386,17 +386,15 @@ def splits_below_classes(walk: FolderWalk, top: str, folders: Sequence[str]) -> 
     train = next((name for name in walk.entries(first)[0] if canonical_split(name) == "train"), "")
     if train and len(walk.entries(os.path.join(first, train))[0]) > 1:
         raise ValueError(
-            f"{walk.root}: {printable(split[0])} has splits with class folders, so it is a data set of its own; type "
-            f"--data {printable(os.path.join(walk.root, first))}"
+            f"{walk.root}: {escape(split[0])} has splits with class folders, so it is a data set of its own; type "
+            f"--data {escape(os.path.join(walk.root, first))}"
         )
     result: dict[str, dict[str, str]] = {}
     for label in folders:
         inside, files = walk.entries(os.path.join(top, label))
         names = {canonical_split(name): name for name in inside}
-        example = (
-            f"{printable(split[0])} has {' and '.join(map(printable, walk.entries(os.path.join(top, split[0]))[0]))}"
-        )
-        where = f"{walk.root}: {example}, but {printable(label)}"
+        example = f"{escape(split[0])} has {' and '.join(map(escape, walk.entries(os.path.join(top, split[0]))[0]))}"
+        where = f"{walk.root}: {example}, but {escape(label)}"
         if misspelt := [name for name in inside if similar_split(name)]:
             raise ValueError(f"{where} has {misspelt[0]}; {describe_misspelt_split(misspelt[0])}")
         if "" in names or any(map(_has_image_suffix, files)):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from zoo.cache import cache_folder
 from zoo.data.dataset import SPLITS, Dataset, Note, create_missing_splits, require_distinct_names
 from zoo.data.images.levels import PixelRangeError, choose_white, find_white, kind_of_mode
-from zoo.data.sources.names import check_joined_labels, clean_class_name, first_few, printable, unify_class_names
+from zoo.data.sources.names import check_joined_labels, clean_class_name, escape, first_few, unify_class_names
 from zoo.data.sources.scan import Scan, scan
 from zoo.data.splits import EncodedSplit, Split, Store, content_keys, record_name
 from zoo.files import atomic_writer
@@ -91,7 +91,7 @@ class FileStore:
             raise ValueError(f"{self.name(record)}: cannot be read ({error.strerror})") from error
 
     def name(self, record: int) -> str:
-        return printable(self.names[record])
+        return escape(self.names[record])
 
 
 def require_image_size(size: int, name: str) -> None:

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from zoo.data.dataset import Note
-from zoo.data.spelling import are_numbers, class_key, clean_class_name, printable
+from zoo.data.spelling import are_numbers, class_key, clean_class_name, escape
 
 # Usual names of the splits, without "_", "-", ".", " " and one of SPLIT_ENDINGS
 SPELLINGS: dict[str, tuple[str, ...]] = {
@@ -93,7 +93,7 @@ def describe_misspelt_split(word: str) -> str:
     """Return the question after a word that is not a split: which one was meant, or which ones there are."""
     split = similar_split(word)
     meant = f"Did you mean {split!r}?" if split else "Use train, val or test."
-    return f"{printable(word)!r} is not a split name. {meant}"
+    return f"{escape(word)!r} is not a split name. {meant}"
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------

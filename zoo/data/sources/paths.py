@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from zoo.data.dataset import Note
 from zoo.data.sources.folders import IMAGE_SUFFIXES, FolderWalk
-from zoo.data.sources.names import canonical_split, first_few, printable
+from zoo.data.sources.names import canonical_split, escape, first_few
 
 DRIVE = re.compile(r"[A-Za-z]:(?=[\\/])|file://")
 
@@ -46,12 +46,12 @@ def resolve_paths(root: Path, names: Sequence[str], split: str = "") -> tuple[li
         if path in given or meaning.setdefault(path, name) != name:
             other = path if path in given else meaning[path]
             raise ValueError(
-                f"{root}: {printable(other)!r} and {printable(name)!r} may both mean the file {printable(path)}; "
+                f"{root}: {escape(other)!r} and {escape(name)!r} may both mean the file {escape(path)}; "
                 "write paths relative to the table"
             )
     notes = []
     if found:
-        examples = [f"{printable(name)!r} is {printable(path)}" for name, path in found.items()]
+        examples = [f"{escape(name)!r} is {escape(path)}" for name, path in found.items()]
         notes.append(
             Note("source", f"{len(found):,} paths are spelt differently on this system: {first_few(examples, 2)}")
         )
@@ -99,7 +99,7 @@ def _find(name: str, files: dict[str, list[tuple[tuple[str, ...], str]]], root: 
         paths = [path for path in paths if split in map(canonical_split, Path(path).parts[:-1])] or paths
     if len(paths) > 1:
         raise ValueError(
-            f"{root}: {printable(name)!r} may mean {' or '.join(map(printable, paths[:3]))}; write paths relative "
+            f"{root}: {escape(name)!r} may mean {' or '.join(map(escape, paths[:3]))}; write paths relative "
             "to the table"
         )
     return paths[0] if paths else None

@@ -28,9 +28,9 @@ from zoo.data.sources.listing import Listing, require_image_size, stamp_files
 from zoo.data.sources.names import (
     canonical_split,
     describe_misspelt_split,
+    escape,
     first_few,
     is_system_file,
-    printable,
     similar_split,
     system_folder_in,
 )
@@ -78,7 +78,7 @@ class TarStore:
 
     def name(self, record: int) -> str:
         shard = self.shards[int(self.places[record, 0])]
-        return f"{printable(os.path.basename(shard))}/{printable(self.names[record])}"
+        return f"{escape(os.path.basename(shard))}/{escape(self.names[record])}"
 
 
 def is_tar(path: Path) -> bool:
@@ -131,8 +131,8 @@ def list_shards(spec: Path) -> Listing:
     shards = tar_files(spec) if spec.is_dir() else [Path(name) for name in expand_braces(str(spec))]
     if spec.is_dir() and (folders := class_folders(spec)):
         raise ValueError(
-            f"{spec}: has the tar file {printable(shards[0].name)} beside folders of images "
-            f"({first_few([*map(printable, folders)], 3)}); move one of them, or type --data {shards[0]}"
+            f"{spec}: has the tar file {escape(shards[0].name)} beside folders of images "
+            f"({first_few([*map(escape, folders)], 3)}); move one of them, or type --data {shards[0]}"
         )
     for shard in shards:
         if not shard.is_file():
@@ -194,7 +194,7 @@ def _splits_of_shards(names: Sequence[str], spec: Path) -> list[str]:
             raise ValueError(f"{spec}: {describe_misspelt_split(parts[0])}")
     if "" in first and (any(first) or len(set().union(*by_word)) > 1):
         unnamed = names[next(i for i, split in enumerate(first) if not split and (any(first) or not by_word[i]))]
-        raise ValueError(f"{spec}: {printable(unnamed)} must begin with train, val or test, as the other shards do")
+        raise ValueError(f"{spec}: {escape(unnamed)} must begin with train, val or test, as the other shards do")
     return first
 
 
@@ -221,8 +221,8 @@ def _splits_of_folders(names: Sequence[str], labels: Sequence[str], spec: str) -
         if misspelt := next(filter(similar_split, above[odd]), ""):
             raise ValueError(f"{spec}: {describe_misspelt_split(misspelt)}")
         raise ValueError(
-            f"{spec}: {printable(names[odd])} is not in a folder train, val or test, but "
-            f"{printable(names[next(i for i, split in enumerate(splits) if split)])} is; put every image in one"
+            f"{spec}: {escape(names[odd])} is not in a folder train, val or test, but "
+            f"{escape(names[next(i for i, split in enumerate(splits) if split)])} is; put every image in one"
         )
     return splits, list(labels)
 
@@ -238,7 +238,7 @@ UNUSED = {
 
 def _describe_unused(kind: str, files: Sequence[str]) -> str:
     what, _, advice = UNUSED[kind].partition("; ")
-    return f"not used: {len(files):,} {what} ({first_few([*map(printable, files)], 3)})" + (
+    return f"not used: {len(files):,} {what} ({first_few([*map(escape, files)], 3)})" + (
         f"; {advice}" if advice else ""
     )
 
@@ -392,7 +392,7 @@ def _index_group(archive: tarfile.TarFile, group: Group, shard: str, index: Shar
         for image in images:
             if not label and "/" not in image.name.strip("/").removeprefix("./"):
                 raise ValueError(
-                    f"{shard}: {printable(image.name)} has no class; add a .cls member, a label in a .json member, or "
+                    f"{shard}: {escape(image.name)} has no class; add a .cls member, a label in a .json member, or "
                     "a class folder"
                 )
             index.records.append(Record(image.offset_data, image.size, image.name, label))
@@ -412,7 +412,7 @@ def _read_class(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: str) -
     """Return the class in a .cls or .json member, "" without one."""
     if not member.name.lower().endswith(".json"):
         return _text(archive, member)
-    where = f"{shard}: {printable(member.name)}"
+    where = f"{shard}: {escape(member.name)}"
     fields = json_object(_text(archive, member), where)
     return next(filter(None, (json_cell(fields, name, where) for name in ("label", "class", "cls"))), "")
 

@@ -14,7 +14,7 @@ from typing import Any
 from zoo.data.dataset import Note
 from zoo.data.sources.folders import IMAGE_SUFFIXES
 from zoo.data.sources.listing import FileStore, Listing, stamp_files
-from zoo.data.sources.names import canonical_split, first_few, printable, similar_split
+from zoo.data.sources.names import canonical_split, escape, first_few, similar_split
 from zoo.data.sources.paths import resolve_paths
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -158,7 +158,7 @@ def _distinct_rows(rows: Rows, names: Sequence[str], splits: Sequence[str], file
         for what, a, b in (("class", rows[k][1]["label"], row["label"]), ("split", splits[k], splits[i])):
             if a != b:
                 raise ValueError(
-                    f"{file}, line {number}: {printable(name)} has the {what} {b}, but {a} in line {rows[k][0]}; give "
+                    f"{file}, line {number}: {escape(name)} has the {what} {b}, but {a} in line {rows[k][0]}; give "
                     f"every image one {what}"
                 )
     if repeated := len(rows) - len(first):
@@ -222,8 +222,8 @@ def _one_hot_columns(
 
 def _describe_columns(roles: Mapping[str, str], columns: Sequence[str]) -> str:
     """Return text that says which columns are used for what, so that people can check it."""
-    used = ", ".join(f"{role} from {printable(column)!r}" for role, column in roles.items() if role != "fold")
-    unused = [repr(printable(column)) for column in columns if column not in roles.values()]
+    used = ", ".join(f"{role} from {escape(column)!r}" for role, column in roles.items() if role != "fold")
+    unused = [repr(escape(column)) for column in columns if column not in roles.values()]
     has_split = "split" in roles or any(name in roles for name in FLAG_COLUMNS)
     return used + ("" if has_split else ", no split") + (f"; not used: {first_few(unused)}" if unused else "")
 
@@ -289,7 +289,7 @@ def _one_hot_rows(
             raise ValueError(f"{file}, line {number}: has {listed}; every image must have one class")
         cells = {role: row[header.index(column)].strip() for role, column in roles.items()}
         rows.append((number, {**cells, "label": chosen[0]}))
-    names = first_few([repr(printable(header[k])) for k in classes])
+    names = first_few([repr(escape(header[k])) for k in classes])
     return rows, f"with one column per class ({names}): {_describe_columns(roles, list(roles.values()))}"
 
 
