@@ -5,6 +5,8 @@ import json
 import os
 import re
 import stat
+import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -145,6 +147,37 @@ def test_onnx_without_its_packages(resnet, tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match="ONNX needs onnx: pip install jax2onnx onnxruntime"):
         export.write_onnx(resnet, tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_onnx_is_compared_with_the_network_before_it_is_written(right, lenet, tmp_path, monkeypatch):
+    """jax2onnx and onnxruntime are replaced here, because they need an environment of their own."""
+    logits = jax.jit(export.pixels_to_logits(lenet))
+    properties = []
+
+    class Proto:
+        metadata_props = SimpleNamespace(add=lambda key, value: properties.append(key))
+
+        def SerializeToString(self):
+            return b"proto"
+
+    class Session:
+        def __init__(self, data, providers):
+            assert data == b"proto"
+
+        def run(self, outputs, inputs):
+            return [np.asarray(logits(inputs["pixels"])) + (0 if right else 1)]
+
+    monkeypatch.setitem(sys.modules, "onnx", SimpleNamespace(checker=SimpleNamespace(check_model=lambda data: None)))
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
+    monkeypatch.setitem(sys.modules, "jax2onnx", SimpleNamespace(to_onnx=lambda *_, **names: Proto()))
+    if right:
+        export.write_onnx(lenet, tmp_path / "x.onnx")
+        assert (tmp_path / "x.onnx").read_bytes() == b"proto" and "card" in properties
+    else:
+        with pytest.raises(ValueError, match="not written: its logits differ"):
+            export.write_onnx(lenet, tmp_path / "x.onnx")
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

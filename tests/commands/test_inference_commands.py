@@ -10,6 +10,7 @@ from helpers import run_command
 from PIL import Image
 
 import zoo
+from zoo.commands import info
 from zoo.data.images.preprocess import Preprocess
 from zoo.models import abstract_variables
 
@@ -109,6 +110,19 @@ def test_info_aligns_the_table_and_prints_the_card(folder, capsys):
     assert "61,706 parameters" in out and "32x32x1" in out.splitlines()[len(table) + 1]
     rows = json.loads(run_command(capsys, "info", "lenet5", "--json")[1])
     assert sum(row["parameters"] for row in rows) == 61_706
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        ({"accuracy": 0.98765, "loss": 0.12344, "top5": 1.0}, "accuracy 98.77 %, loss 0.1234"),
+        ({"loss": 2.0}, "loss 2.0000"),
+        ({"accuracy": None, "loss": None, "top5": 0.5, "note": "x"}, "top5 0.5"),
+        ({}, ""),
+    ],
+)
+def test_info_shows_accuracy_and_loss(result, shown):
+    assert info._format_metrics(result) == shown
 
 
 def test_info_names_the_closest_model(capsys):

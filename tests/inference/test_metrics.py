@@ -151,6 +151,16 @@ def test_weights_scale_the_loss_and_nothing_else():
     assert sums["confusion"].sum() == 3
 
 
+def test_padding_with_finite_logits_is_not_counted():
+    logits, labels = table("random", n=8)
+    counted = np.array([1, 1, 0, 1, 0, 1, 1, 0], np.float32)
+    sums = sums_of(logits, labels, counted, np.ones(8, np.float32))
+    rows = counted > 0
+    expected = sklearn.confusion_matrix(labels[rows], logits[rows].argmax(1), labels=range(7))
+    assert np.array_equal(sums["confusion"], expected) and not sums["invalid"].any()
+    assert sums["top1"] == expected.trace() and sums["weight"] == 5
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_count_as_wrong(bad):
     logits = np.zeros((4, 3), np.float32)
@@ -244,7 +254,9 @@ def test_report_of_many_classes_shows_those_with_the_lowest_f1():
     confusion[9, 9] = 0  # does not occur, so it is not among the worst
     sums = {"loss": 1.0, "weight": 390.0, "top1": 380, "top5": 390, "confusion": confusion, "invalid": np.zeros(40)}
     result = summarise(sums, [f"n{i:02}" for i in range(40)])
-    shown = [line[:3] for line in format_report(result).splitlines() if line[:1] == "n" and line[1:3].isdigit()]
+    lines = format_report(result).splitlines()
+    assert "the 10 of 40 classes with the lowest F1" in lines
+    shown = [line[:3] for line in lines if line[:1] == "n" and line[1:3].isdigit()]
     assert len(shown) == 10 and shown[:2] == ["n07", "n08"] and "n09" not in shown
 
 

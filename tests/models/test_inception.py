@@ -222,6 +222,14 @@ def test_strided_modules_of_inception_v2_have_no_pool_projection():
     assert table[-1] == (Pool("max", 2),)
 
 
+def test_pools_of_inception_v2():
+    """Figure 5: average pools, but for the strided modules and the last one."""
+    for name, row in inception_v2.INCEPTIONS.items():
+        pools = [step.kind for branch in inception_v2.inception(*row) for step in branch if isinstance(step, Pool)]
+        last_or_strided = name in ("inception3c", "inception4e", "inception5b")
+        assert pools == ["max" if last_or_strided else "avg_inside"], name
+
+
 def test_keras_numbers_the_layers_of_inception_v3_in_the_order_of_the_tables():
     """Keras 3.15 numbers 94 convolutions; parallel ones follow the unit that they read."""
     model = create("inception_v3", aux_heads=False, pool_padding="nothing")

@@ -172,6 +172,8 @@ MAPPED = [
     (keras, "resnet50_v1", {"epsilon": 1.001e-5}),
     (keras, "resnet50_v2",
      {"epsilon": 1.001e-5, "stride_at": "last", "conv_bias": True, "pool_padding": "zeros"}),
+    (keras, "inception_resnet_v2", {"blocks": (1, 1, 1)}),
+    (keras, "xception", {"pool_padding": "same", "blocks": (1,), "epsilon": 1e-3}),
 ]  # fmt: skip
 
 
@@ -194,6 +196,8 @@ def test_a_key_map_covers_every_leaf_and_no_key_twice(source, name, fields):
         (timm, "resnet20", "ResNet.*small"),
         (keras, "resnet50", "stride_in='1x1'; this model has '3x3'"),
         (keras, "resnet50_v2", "stride_at='last'"),
+        (keras, "inception_resnet_v2_small", "InceptionResNetV2 has stem='imagenet'; this model has 'small'"),
+        (keras, "xception_small", "Xception has stem='imagenet'; this model has 'small'"),
         (akamaster, "resnet18", "stem='small'"),
     ],
 )

@@ -92,6 +92,8 @@ def test_objects_beside_the_weights_are_not_built(tmp_path):
         "args": named("argparse", "Namespace") + b")\x81" + tb.mapping({"lr": number(1)}) + b"b",
         "milestones": called("collections", "Counter", b"}"), "best": scalar,
         "device": called("torch", "device", text("cuda")),
+        # A call of the result of a call, whose result is given a state.
+        "schedule": called("mine", "make") + tuple_of(number(1)) + b"R" + tb.mapping({"last": number(2)}) + b"b",
     }  # fmt: skip
 
     def whole(tensors):
@@ -99,7 +101,7 @@ def test_objects_beside_the_weights_are_not_built(tmp_path):
 
     found = read_tensors(written(tmp_path, state_dict(ARRAYS, wrap=whole)))
     assert_equal(found.arrays, ARRAYS)
-    assert found.notes == ("the weights are those under 'model'; not read: args, milestones, best, device",)
+    assert found.notes == ("the weights are those under 'model'; not read: args, milestones, best, device, schedule",)
 
 
 def test_parameters_and_sizes(tmp_path):

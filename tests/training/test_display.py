@@ -110,6 +110,8 @@ def test_a_bar_on_a_terminal(clock, monkeypatch, capsys):
         progress.show_evaluation("test", 1000)(500)
         assert progress.bar.tasks[0].fields["text"] == "test 500 of 1,000"
         progress.say("a line that stays [bold]")
+        assert progress.bar.live.is_started
+    assert not progress.bar.live.is_started
     assert "a line that stays [bold]" in capsys.readouterr().out
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from zoo.data.images.preprocess import Preprocess
 from zoo.data.sources import from_arrays
 from zoo.distributed.mesh import Parallelism, parse_parallelism
 from zoo.training import loop, report
-from zoo.training.plan import TrainRequest
+from zoo.training.plan import Plan, TrainRequest
 from zoo.training.plan import make_plan as plan_of
 from zoo.training.recipe import Recipe
 from zoo.training.recipes import RECIPES
@@ -220,6 +221,22 @@ def test_steps_that_are_evaluated(fields, steps):
 @pytest.mark.parametrize(("micro_batch", "size"), [(0, 256), (7, 7), (256, 256), (300, 256)])
 def test_evaluation_batches_are_no_larger_than_a_micro_batch(micro_batch, size):
     assert mlp_plan(dataclasses.replace(PLAIN, batch_size=0)).with_micro_batch(micro_batch).eval_batch_size == size
+
+
+def test_a_step_compiled_to_measure_its_memory_is_kept(monkeypatch):
+    """Compiling it again for the run would take minutes for a large network."""
+    compiled = []
+    step = SimpleNamespace(memory_analysis=lambda: None)
+
+    def compile_step(self, segment, state):
+        compiled.append(segment)
+        return step
+
+    monkeypatch.setattr(Plan, "compile_step", compile_step)
+    request = TrainRequest("mlp", dataset(), PLAIN, fields=MLP, changes={"micro_batch": "auto"})
+    plan = plan_of(request, lambda line: None)
+    assert plan.precompiled == (plan.segments[0], step) and compiled == [plan.segments[0]]
+    assert plan.recipe.micro_batch == 0
 
 
 def test_the_learning_rate_of_each_step():

@@ -59,7 +59,11 @@ def test_rgba_is_composited():
     x, y = random_images(12, 6, 5, 4)
     x[..., 3] = 255
     x[:, 0, 0, 3] = 0
-    images = from_arrays((x, y), validation=(x, y)).splits["train"].images
+    dataset = from_arrays((x, y), validation=(x, y))
+    assert [str(note) for note in dataset.notes if note.kind == "images"] == [
+        f"{split} images: transparency is composited over white" for split in ("train", "validation")
+    ]
+    images = dataset.splits["train"].images
     np.testing.assert_array_equal(images[:, 1:], x[:, 1:, :, :3])
     assert np.isin(images[:, 0, 0], (0, 255)).all()
 
@@ -331,6 +335,8 @@ def test_labels_of_python_objects(labels, names):
         (["a", "b", None] * 4, "None at index 2"),
         (objects(NAType(), *range(11)), "<NA> at index 0"),
         (np.array(["a", "nan"] * 6), "nan at index 1"),
+        (np.array(["a", "NaN"] * 6), "NaN at index 1"),
+        (["a", "NaT"] * 6, "NaT at index 1"),
         (["a", "<NA>"] * 6, "<NA> at index 1"),
         (objects(*[1.5, 2] * 6), "1.5"),
         (objects(*[(1, 2), (3,)] * 6), "tuple"),

@@ -177,6 +177,24 @@ def test_truncated_shards(cut, tmp_path):
     assert open_source(tmp_path / "train.tar").labels == ("a", "a")
 
 
+@pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_one_block_of_zeros_ends_a_shard_whose_last_member_has_no_data(kind, tmp_path):
+    path = tmp_path / "train.tar"
+    with tarfile.open(path, "w", bufsize=512) as archive:
+        for n in range(2):
+            info = tarfile.TarInfo(f"a/{n}.png")
+            info.size = 512
+            archive.addfile(info, io.BytesIO(b"x" * 512))
+        info = tarfile.TarInfo("last")
+        info.type, info.linkname = kind, "a/0.png"
+        archive.addfile(info)
+    path.write_bytes(path.read_bytes()[: 2 * 1024 + 512 + 512])
+    assert open_source(path).labels == ("a", "a")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="not a complete tar file"):
+        open_source(path)
+
+
 def test_a_shard_that_became_shorter_or_is_gone(tmp_path):
     path = tmp_path / "train-0.tar"
     shard(path, members("cls", range(3)))
