@@ -241,10 +241,19 @@ def test_report_of_few_classes_shows_all():
     logits, labels = table("three classes")
     result = summarise(total_of(logits, labels), ["cat", "a" * 50, "dog"], softmax(logits), labels)
     lines = format_report(result).splitlines()
-    assert f"accuracy (top-1)   {100 * result['accuracy']:>8.2f} %" in lines
-    assert any(line.startswith("top-5 of 3") for line in lines)
+    low, high = (100 * end for end in result["accuracy_interval"])
+    interval = f"(95 % CI {low:.1f} to {high:.1f} %, n = 60)"
+    assert f"accuracy (top-1)   {100 * result['accuracy']:>8.2f} % {interval}" in lines
+    assert not any(line.startswith("top-5") for line in lines)
     assert sum(line.startswith(("cat ", "aaaa", "dog ")) for line in lines) == 3
     assert max(map(len, lines)) <= 80
+
+
+def test_top5_is_shown_from_six_classes_on():
+    for classes in (2, 5, 6):
+        logits = np.eye(classes, dtype=np.float32)
+        lines = format_report(summarise(total_of(logits, np.arange(classes)), [f"name{i}" for i in range(classes)]))
+        assert ("top-5" in lines) == (classes > 5)
 
 
 def test_report_of_many_classes_shows_those_with_the_lowest_f1():

@@ -130,9 +130,12 @@ def test_results_are_written_and_printed(trained):
         metrics = report.evaluate_split(plan, fitted.variables, name, _Silent())
         assert metrics.to_json() == results[name]
         (line,) = (line for line in lines if line.strip().startswith(f"{name}: accuracy"))
-        numbers = [float(text.replace(",", "")) for text in re.findall(r"[\d.,]+\d|\d", line)]
-        expected = [100 * metrics.accuracy, metrics.loss, 1, metrics.macro_f1, metrics.examples]
-        assert numbers == pytest.approx(expected, abs=0.006)
+        numbers = [float(text.replace(",", "")) for text in re.findall(r"[\d.]+\d|\d", line)]
+        low, high = (100 * end for end in results[name]["accuracy_interval"])
+        expected = [100 * metrics.accuracy, 95, low, high, metrics.examples, metrics.loss, 1, metrics.macro_f1]
+        assert numbers == pytest.approx(expected, abs=0.051)
+    few = [line for line in lines if line.startswith("Only 21 test images")]
+    assert len(few) == 1 and "--folds 5" in few[0]
     epoch = results["best_step"] / 4
     assert f"all steps done; best checkpoint: epoch {epoch:.1f} (step {results['best_step']})" in lines
     assert f"checkpoint: {fitted.workdir / 'best'}" in lines

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     from zoo import api
     from zoo.data.dataset import with_classes
     from zoo.data.images.tta import check_views
-    from zoo.inference import metrics
+    from zoo.inference import evidence, metrics
     from zoo.inference.predict import require_head
 
     loaded = api.load(options.checkpoint)
@@ -79,6 +79,11 @@ def run(options: argparse.Namespace) -> int:
         how = f"{options.tta} views, averaged" if options.tta else "single crop"
         print(f"{options.checkpoint} on {dataset.name}, {'every' if split == 'all' else split} split, {how}{size}")
         print(metrics.format_report(result))
+    for line in evidence.describe_evidence(
+        result, "`zoo train --folds 5` tests on every image once.",
+        "Check with `zoo info` and `zoo data` that the data suit the checkpoint.",
+    ):  # fmt: skip
+        print(line, file=sys.stderr if options.json else sys.stdout)
     return 0
 
 

@@ -51,9 +51,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _format_metrics(result: dict[str, Any]) -> str:
     """Format accuracy and loss, or every number if there is neither."""
+    from zoo.inference.predict import describe_accuracy
+
     parts = []
     if result.get("accuracy") is not None:
-        parts.append(f"accuracy {100 * result['accuracy']:.2f} %")
+        parts.append(f"accuracy {describe_accuracy(result)}")
     if result.get("loss") is not None:
         parts.append(f"loss {result['loss']:.4f}")
     return ", ".join(parts or [f"{key} {value}" for key, value in result.items() if isinstance(value, (int, float))])

@@ -1,6 +1,7 @@
 """`zoo probe`: train a linear classifier on a checkpoint's features."""
 
 import argparse
+import sys
 
 from zoo.commands import start_jax
 from zoo.commands.features import add_extraction, extract
@@ -21,6 +22,7 @@ def run(options: argparse.Namespace) -> int:
 
     from zoo.analysis import probe
     from zoo.inference import metrics
+    from zoo.inference.evidence import describe_evidence
 
     if options.checkpoint.lower().endswith(".npz"):
         ignored = {"--data": options.data, "--data-dir": options.data_dir, "--limit": options.limit,
@@ -33,12 +35,17 @@ def run(options: argparse.Namespace) -> int:
         features = extract(options, None)
     kind = "svm" if options.svm else "softmax"
     probed = probe.probe(features, kind)
+    lines = describe_evidence(
+        probed.metrics, "`zoo train --folds 5` tests on every image once.",
+        "Check the labels with `zoo data`, or try another layer with --at.",
+    )  # fmt: skip
     if options.json:
         print(json.dumps(probed.metrics.to_json(), indent=1))
+        print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr)
         return 0
     print(
         f"linear {kind} on {features.about}; C {probed.strength:g} per 1,000 examples, by {probed.folds}-fold "
         f"cross-validation on train and validation ({100 * probed.cross_validated:.2f} %); test split:"
     )
-    print(metrics.format_report(probed.metrics))
+    print("\n".join([metrics.format_report(probed.metrics), *lines]))
     return 0

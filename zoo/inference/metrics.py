@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from zoo.inference.intervals import accuracy_interval, format_accuracy
+
 SCORE_LIMIT = 100_000_000  # entries (examples x classes) of the score table: 400 MB of float32
 BINS = 15  # number of bins of the calibration error, as in Guo et al. 2017
 
@@ -53,7 +55,7 @@ class Metrics:
         ece: expected calibration error; None without a score table.
         per_class: metrics of each class.
         confusion: counts [K][K], rows true and columns predicted.
-        notes: one line for each metric that is missing, with the reason.
+        notes: one line for each metric that is missing, with the reason, and for examples that were trained on.
     """
 
     examples: int
@@ -69,9 +71,18 @@ class Metrics:
     confusion: list[list[int]]
     notes: tuple[str, ...] = ()
 
+    @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """The 95 % interval of `accuracy`, (low, high) in 0..1 (Wilson 1927)."""
+        return accuracy_interval(self.accuracy, self.examples)
+
     def to_json(self) -> dict[str, Any]:
-        """Return the metrics as plain values for JSON."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        """Return the metrics as plain values for JSON, with the accuracy's interval."""
+        values: dict[str, Any] = {}
+        for name in self.__dataclass_fields__:
+            values[name] = getattr(self, name)
+            if name == "accuracy":
+                values["accuracy_interval"] = list(self.accuracy_interval)
         return {**values, "per_class": [row.to_json() for row in self.per_class], "notes": list(self.notes)}
 
     def __getitem__(self, name: str) -> Any:
@@ -248,14 +259,17 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def format_report(result: Metrics) -> str:
-    """Format metrics as a table. With more than 30 classes only the ten with the lowest F1 are listed."""
+    """Format metrics as a table, with top-5 for more than five classes.
+
+    With more than 30 classes only the ten with the lowest F1 are listed.
+    """
     classes = result.per_class
-    top = f"top-5 of {len(classes)}" if len(classes) < 5 else "top-5"
+    accuracy, _, interval = format_accuracy(result.accuracy, result.examples).partition(" (")
     rows = [
         ("examples", f"{result.examples:,}"),
         ("loss", f"{result.loss:.4f}"),
-        ("accuracy (top-1)", _percent(result.accuracy)),
-        (top, _percent(result.top5)),
+        ("accuracy (top-1)", accuracy),
+        *([("top-5", _percent(result.top5))] if len(classes) > 5 else []),
         ("precision (macro)", _percent(result.macro_precision)),
         ("recall (macro)", _percent(result.macro_recall)),
         ("F1 (macro)", _percent(result.macro_f1)),
@@ -263,7 +277,8 @@ def format_report(result: Metrics) -> str:
         ("calibration error", _percent(result.ece)),
     ]
     width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {value:>10}" for name, value in rows]
+    remarks = {"accuracy (top-1)": f" ({interval}"}
+    lines = [f"{name:<{width}}  {value:>10}{remarks.get(name, '')}" for name, value in rows]
     lines += [f"note: {note}" for note in result.notes]
     shown = classes
     lines.append("")

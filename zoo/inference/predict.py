@@ -1,7 +1,7 @@
 """From an image to named classes: `Checkpoint.predict`."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +10,12 @@ import flax.linen as nn
 import numpy as np
 
 from zoo.checkpoint import Card
+from zoo.checkpoint.schema import is_integer
 from zoo.data.images.decode import decode_images, is_collection
 from zoo.data.images.preprocess import Preprocess, image_to_input, images_to_input, normalise
 from zoo.data.images.tta import VIEWS, check_views
 from zoo.inference import evaluate
+from zoo.inference.intervals import format_accuracy
 from zoo.models import count_parameters
 
 
@@ -66,7 +68,7 @@ class Checkpoint:
     def __repr__(self) -> str:
         card, (height, width) = self.card, self.card.preprocess.size
         accuracies = [
-            f"{split} accuracy {100 * card.metrics[split]['accuracy']:.2f} %"
+            f"{split} accuracy {describe_accuracy(card.metrics[split])}"
             for split in ("validation", "test")
             if isinstance(card.metrics.get(split), dict) and "accuracy" in card.metrics[split]
         ]
@@ -81,6 +83,16 @@ class Checkpoint:
         if card.source:
             lines.append(f"  source: {card.source}")
         return "\n".join(lines)
+
+
+def describe_accuracy(metrics: Mapping[str, Any]) -> str:
+    """Format the accuracy in metrics of a card, with its interval if the number of examples is known."""
+    accuracy, examples = metrics["accuracy"], metrics.get("examples")
+    if not isinstance(accuracy, int | float):
+        return "unknown"
+    if is_integer(examples, 1) and 0 <= accuracy <= 1:
+        return format_accuracy(accuracy, examples)
+    return f"{100 * accuracy:.2f} %"
 
 
 def predict(

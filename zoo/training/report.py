@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 
 import jax
 
@@ -11,6 +12,8 @@ from zoo.data.sources.listing import describe_left_out
 from zoo.distributed import mesh, processes
 from zoo.files import write_atomically
 from zoo.inference.evaluate import evaluate
+from zoo.inference.evidence import describe_evidence
+from zoo.inference.intervals import format_accuracy
 from zoo.inference.metrics import Metrics
 from zoo.training import finetune, progressive
 from zoo.training import run as runs
@@ -164,6 +167,16 @@ def draw_figures(plan: Plan, progress: Progress, results: dict[str, Metrics], di
         display.say(f"Figures of the run were not drawn: {reason:.200}")
 
 
+def describe_test(results: Mapping[str, Metrics]) -> list[str]:
+    """Return lines on a test split that is small, and on a result that is no better than chance."""
+    if "test" not in results:
+        return []
+    return describe_evidence(
+        results["test"], "Add --folds 5 to test on every image once.",
+        "Check the labels with `zoo data`, try a lower --learning-rate or more --epochs, or fine-tune with --init.",
+    )  # fmt: skip
+
+
 def write_results(plan: Plan, progress: Progress, results: dict[str, Metrics], display: Display) -> None:
     """Write results.json and then the figures, and print the results."""
     summary = {"stopped": progress.stopped, "best_step": progress.best_step}
@@ -174,7 +187,9 @@ def write_results(plan: Plan, progress: Progress, results: dict[str, Metrics], d
     display.say(f"{progress.stopped}; best checkpoint: epoch {epoch:.1f} (step {progress.best_step:,})")
     for name, result in results.items():
         display.say(
-            f"{name:>10}: accuracy {100 * result.accuracy:.2f} %  loss {result.loss:.4f}  macro F1 "
-            f"{result.macro_f1:.4f}  ({result.examples:,} images)"
+            f"{name:>10}: accuracy {format_accuracy(result.accuracy, result.examples)}  loss {result.loss:.4f}  "
+            f"macro F1 {result.macro_f1:.4f}"
         )
+    for line in describe_test(results):
+        display.say(line)
     display.say(f"checkpoint: {plan.folder / runs.BEST}\n   try it: zoo predict {plan.folder / runs.BEST} IMAGE …")
