@@ -10,7 +10,6 @@ import flax.linen as nn
 import numpy as np
 
 from zoo.checkpoint import Card
-from zoo.checkpoint.schema import is_integer
 from zoo.data.images.decode import decode_images, is_collection
 from zoo.data.images.preprocess import Preprocess, image_to_input, images_to_input, normalise
 from zoo.data.images.tta import VIEWS, check_views
@@ -90,7 +89,7 @@ def describe_accuracy(metrics: Mapping[str, Any]) -> str:
     accuracy, examples = metrics["accuracy"], metrics.get("examples")
     if not isinstance(accuracy, int | float):
         return "unknown"
-    if is_integer(examples, 1) and 0 <= accuracy <= 1:
+    if isinstance(examples, int) and examples > 0 and 0 <= accuracy <= 1:
         return format_accuracy(accuracy, examples)
     return f"{100 * accuracy:.2f} %"
 
