@@ -1,6 +1,7 @@
-"""Text from files of unknown origin on its way to a terminal or a spreadsheet."""
+"""Lists of names, and text from files of unknown origin on its way to a terminal or a spreadsheet."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 # Control characters but tab and newline, and what reorders or breaks lines. A carriage return may begin or end a text,
@@ -8,6 +9,12 @@ from typing import Any
 _CONTROL = re.compile(r"(?!\A\r|\r\Z)[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def first_few(items: Sequence[str], limit: int = 5) -> str:
+    """Return the first items as text: "a, b, c and 7 more"."""
+    rest = len(items) - limit
+    return ", ".join(items[:limit]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def printable(text: str) -> str:

@@ -192,7 +192,7 @@ def test_long_lists_of_classes_are_cut_off_in_messages():
     dataset = from_arrays((images, labels), class_names=list("abcdefgh"))
     with pytest.raises(ValueError) as caught:
         with_classes(dataset, ["p", "q", "r", "s", "t"])
-    assert_one_line(caught, "a, b, c, d, e, … (it has p, q, r, s, t)")
+    assert_one_line(caught, "a, b, c, d, e and 3 more (it has p, q, r, s, t)")
 
 
 def test_class_names_must_be_distinct():

@@ -1,6 +1,7 @@
 """The training loop: the same bits however often a run is killed, selection by the validation split alone, saves."""
 
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -171,7 +172,8 @@ def test_killed_at_many_moments_and_resumed(tmp_path, monkeypatch, uninterrupted
             except Killed:
                 deaths += 1
     train("mlp", dataset(), RECIPE, workdir=folder, save_steps=5, **MODEL)
-    assert deaths and run_bits(folder) == uninterrupted[1]
+    assert deaths, number_of_events
+    assert run_bits(folder) == uninterrupted[1]
 
 
 CHILD = textwrap.dedent("""
@@ -232,8 +234,10 @@ def signal_at(patch, step, signum):
 
 
 @pytest.mark.parametrize("signum", loop.SIGNALS)
-def test_a_signal_saves_the_state(tmp_path, monkeypatch, capsys, uninterrupted, signum):
-    folder, before = tmp_path / "run", signal.getsignal(signum)
+def test_a_signal_saves_the_state(tmp_path, monkeypatch, capsys, uninterrupted, signum, request):
+    before = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL  # `nohup` ignores SIGHUP
+    request.addfinalizer(functools.partial(signal.signal, signum, signal.signal(signum, before)))
+    folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         signal_at(patch, 13, signum)
         with pytest.raises(loop.InterruptedRunError, match=f"of 68 .{signal.Signals(signum).name}") as stop:

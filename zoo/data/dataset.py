@@ -31,6 +31,7 @@ from zoo.data.splits import (
     subset,
 )
 from zoo.suggest import did_you_mean
+from zoo.text import first_few
 
 __all__ = [
     "SPLITS",
@@ -157,12 +158,14 @@ def with_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
         return replace(dataset, class_names=names, notes=(*dataset.notes, Note("classes", text)))
     new_label = {name: k for k, name in enumerate(names)} | _other_spellings(dataset.class_names, names)
     if unknown := [name for name in dataset.class_names if name not in new_label]:
-        raise ValueError(f"{dataset.name}: classes not in the checkpoint: {_listed(unknown)} (it has {_listed(names)})")
+        raise ValueError(
+            f"{dataset.name}: classes not in the checkpoint: {first_few(unknown)} (it has {first_few(names)})"
+        )
     table = np.array([new_label[name] for name in dataset.class_names], np.int32)
     splits = {name: relabel(split, table[split.labels]) for name, split in dataset.splits.items()}
     text = f"classes matched by name: {len(dataset.class_names)} of the model's {len(names)}"
     if respelt := [f"{name} is {names[new_label[name]]}" for name in dataset.class_names if name not in names]:
-        text += f"; spelt differently: {_listed(respelt)}"
+        text += f"; spelt differently: {first_few(respelt)}"
     return replace(dataset, splits=splits, class_names=names, notes=(*dataset.notes, Note("classes", text)))
 
 
@@ -182,10 +185,6 @@ def _other_spellings(classes: Sequence[str], names: Sequence[str]) -> dict[str, 
 def placeholder_names(count: int) -> tuple[str, ...]:
     """Return the class names "class 0", "class 1", … of a model whose classes are not named."""
     return tuple(f"class {i}" for i in range(count))
-
-
-def _listed(names: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
 
 
 def all_splits(dataset: Dataset) -> Split:

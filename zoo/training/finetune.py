@@ -22,6 +22,7 @@ from zoo.checkpoint import Card
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.images.tta import at_size
 from zoo.suggest import did_you_mean
+from zoo.text import first_few
 from zoo.training.recipe import Recipe
 from zoo.training.recipes import SMALL_IMAGE, default_recipe, find_recipe
 from zoo.training.timeline import Segment, Span, optimizer_span
@@ -129,16 +130,14 @@ class InitCheckpoint:
             loss = f", {dropped} class{'es' if dropped > 1 else ''} dropped" if dropped else ""
             lines.append(f"init: {source}; head kept{order}{loss}")
         else:
-            lines.append(f"init: {source}; new head rows for {len(new)} of {len(classes)} classes: {_shorten(new)}")
+            lines.append(
+                f"init: {source}; new head rows for {len(new)} of {len(classes)} classes: {first_few(new, 10)}"
+            )
             if shared:
-                lines.append(f"      head rows kept for {_shorten(shared)}")
+                lines.append(f"      head rows kept for {first_few(shared, 10)}")
         if preprocess.channels != old.preprocess.channels:
             lines.append(f"      first layer adapted from {old.preprocess.channels} to {preprocess.channels}")
         return lines
-
-
-def _shorten(names: Sequence[str], limit: int = 10) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _channel_mixing(old: str, new: str) -> np.ndarray:
@@ -370,6 +369,6 @@ def describe_frozen(
         trained = {path: size for path, size in sizes.items() if path not in segment.frozen}
         stages = [stage for stage in model.stages if any(stage_of(model, path) == stage for path in trained)]
         first, last = (step / steps_per_epoch for step in optimizer_span(segments, segment))
-        names = _shorten(stages) if segment.frozen else "all"
+        names = first_few(stages, 10) if segment.frozen else "all"
         lines.append(f"epochs {first:.3g} to {last:.3g}: training {sum(trained.values()):,} parameters ({names})")
     return lines

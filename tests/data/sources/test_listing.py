@@ -18,7 +18,7 @@ from zoo.data.sources.listing import (
     open_listing,
     stamp_files,
 )
-from zoo.data.sources.names import canonical_split, escape, first_few
+from zoo.data.sources.names import canonical_split, escape
 from zoo.data.sources.scan import Scan
 from zoo.data.splits import ArraySplit
 
@@ -54,12 +54,6 @@ def test_printable_names():
 )
 def test_class_order(names, expected):
     assert class_order(names) == expected
-
-
-def test_first_few():
-    assert first_few([]) == "" and first_few(list("abcde")) == "a, b, c, d, e"
-    assert first_few(list("abcdef")) == "a, b, c, d, e and 1 more" and first_few(list("abc"), 2) == "a, b and 1 more"
-    assert first_few(["a"] * 1005).endswith("and 1,000 more")
 
 
 # --- stamps -----------------------------------------------------------------------------------------------------------

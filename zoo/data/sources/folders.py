@@ -16,11 +16,11 @@ from zoo.data.sources.names import (
     class_key,
     describe_misspelt_split,
     escape,
-    first_few,
     is_system_file,
     is_system_folder,
     similar_split,
 )
+from zoo.text import first_few
 
 # Files with these suffixes count as images; files with others do if they begin like an image.
 IMAGE_SUFFIXES = frozenset({

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from zoo.cache import cache_folder
 from zoo.data.dataset import SPLITS, Dataset, Note, create_missing_splits, require_distinct_names
 from zoo.data.images.levels import PixelRangeError, choose_white, find_white, kind_of_mode
-from zoo.data.sources.names import check_joined_labels, clean_class_name, escape, first_few, unify_class_names
+from zoo.data.sources.names import check_joined_labels, clean_class_name, escape, unify_class_names
 from zoo.data.sources.scan import Scan, scan
 from zoo.data.splits import EncodedSplit, Split, Store, content_keys, record_name
 from zoo.files import atomic_writer
+from zoo.text import first_few
 
 MAX_IMAGE_BYTES = 2**30  # a sparse file or a header can claim any size
 MAX_LINES = 10  # lines printed of a list that may be long

@@ -6,10 +6,11 @@ import difflib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from zoo.data.dataset import Note
 from zoo.data.spelling import are_numbers, class_key, clean_class_name, escape
+from zoo.text import first_few
 
 # Usual names of the splits, without "_", "-", ".", " " and one of SPLIT_ENDINGS
 SPELLINGS: dict[str, tuple[str, ...]] = {
@@ -33,12 +34,6 @@ SYSTEM_FOLDERS = frozenset({
     "$recycle.bin", "$recycle", "$extend", "system volume information", "found.000", "_gsdata_",  # Windows
     "__pycache__", "cvs",
 })  # fmt: skip
-
-
-def first_few(items: Sequence[str], limit: int = 5) -> str:
-    """Return the first items as text: "a, b, c and 7 more"."""
-    rest = len(items) - limit
-    return ", ".join(items[:limit]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 # --- files of the system ----------------------------------------------------------------------------------------------

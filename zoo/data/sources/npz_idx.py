@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from zoo.data.dataset import SPLITS, Dataset, Note, create_missing_splits, first_line
 from zoo.data.sources.arrays import dataset_from_pairs
-from zoo.data.sources.names import canonical_split, first_few
+from zoo.data.sources.names import canonical_split
 from zoo.data.splits import ArraySplit, Pixels
+from zoo.text import first_few
 
 # --- digits -----------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from zoo.data.dataset import Note
 from zoo.data.sources.folders import IMAGE_SUFFIXES, FolderWalk
-from zoo.data.sources.names import canonical_split, escape, first_few
+from zoo.data.sources.names import canonical_split, escape
+from zoo.text import first_few
 
 DRIVE = re.compile(r"[A-Za-z]:(?=[\\/])|file://")
 

@@ -29,13 +29,13 @@ from zoo.data.sources.names import (
     canonical_split,
     describe_misspelt_split,
     escape,
-    first_few,
     is_system_file,
     similar_split,
     system_folder_in,
 )
 from zoo.data.sources.tables import json_cell, json_object
 from zoo.data.threads import tracked
+from zoo.text import first_few
 
 # First bytes of compressed files, and the command that unpacks them in place
 COMPRESSED = {b"\x1f\x8b": "gunzip -k", b"BZh": "bunzip2 -k", b"\xfd7zXZ": "unxz -k", b"\x28\xb5\x2f\xfd": "unzstd"}

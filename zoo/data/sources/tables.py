@@ -14,8 +14,9 @@ from typing import Any
 from zoo.data.dataset import Note
 from zoo.data.sources.folders import IMAGE_SUFFIXES
 from zoo.data.sources.listing import FileStore, Listing, stamp_files
-from zoo.data.sources.names import canonical_split, escape, first_few, similar_split
+from zoo.data.sources.names import canonical_split, escape, similar_split
 from zoo.data.sources.paths import resolve_paths
+from zoo.text import first_few
 
 JSON_LINES = (".jsonl", ".ndjson")
 TAB_SEPARATED = (".tsv", ".tab")
