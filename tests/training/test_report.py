@@ -183,3 +183,20 @@ def test_a_figure_that_cannot_be_drawn_does_not_fail_the_run(name, tmp_path, mon
     lines = [line for line in capsys.readouterr().out.splitlines() if "no fonts" in line]
     assert len(lines) == 1 and "not drawn" in lines[0]
     assert fit_arrays(tmp_path / "run").card == fitted.card  # the same command again: finished
+
+
+@pytest.mark.parametrize("missing", [["curves.png"], ["confusion.png"], ["curves.png", "confusion.png"]])
+def test_figures_that_a_killed_process_left_out_are_drawn_by_the_same_command(missing, finished, capsys):
+    before = {name: (finished / name).read_bytes() for name in ("curves.png", "confusion.png")}
+    for name in missing:
+        (finished / name).unlink()
+    fit_arrays(finished)
+    assert "is finished" in capsys.readouterr().out
+    assert {name: (finished / name).read_bytes() for name in before} == before
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    fit_arrays(folder)
+    return folder

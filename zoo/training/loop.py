@@ -96,6 +96,7 @@ def fit(
                 f"This run is finished: {plan.folder}. For another one, change the seed, another option or --workdir."
             )
             display.say(f"   try it: zoo predict {plan.folder / runs.BEST} IMAGE …")
+            processes.run_on_primary(lambda: report.draw_figures(plan, display.say))
         else:
             train(plan, display, save_seconds, save_steps, workers, second_signal)
     return read_result(plan)

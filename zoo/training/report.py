@@ -7,10 +7,12 @@ from collections.abc import Mapping
 import jax
 
 from zoo import checkpoint
+from zoo.checkpoint.manifest import MAX_JSON
+from zoo.checkpoint.schema import parse_json
 from zoo.data.inspect import advice
 from zoo.data.sources.listing import describe_left_out
 from zoo.distributed import mesh, processes
-from zoo.files import write_atomically
+from zoo.files import read_bounded, write_atomically
 from zoo.inference.evaluate import evaluate
 from zoo.inference.evidence import describe_evidence
 from zoo.inference.intervals import format_accuracy
@@ -151,20 +153,28 @@ def finish(plan: Plan, best: dict, progress: Progress, display: Display) -> None
     processes.run_on_primary(lambda: write_results(plan, progress, results, display))
 
 
-def draw_figures(plan: Plan, progress: Progress, results: dict[str, Metrics], display: Display) -> None:
-    """Draw curves.png and confusion.png. A failure is reported and does not fail the run, which is finished."""
-    shown = "test" if "test" in results else "validation"
+def draw_figures(plan: Plan, say: Say) -> None:
+    """Draw those of curves.png and confusion.png that are missing, from the files of a finished run.
+
+    A failure is reported and does not fail the run. A process that died between the results and the figures leaves
+    them to the next call of the same command.
+    """
+    curves, confusion = plan.folder / "curves.png", plan.folder / "confusion.png"
+    if curves.exists() and confusion.exists():
+        return
     try:
         from zoo.training import plots
 
-        plots.draw_curves(progress.history, plan.folder / "curves.png", best_step=progress.best_step)
+        results = parse_json(read_bounded(plan.folder / runs.RESULTS, MAX_JSON), runs.RESULTS)
+        shown = "test" if "test" in results else "validation"
+        plots.draw_curves(runs.read_history(plan.folder), curves, best_step=results["best_step"])
         plots.draw_confusion(
-            results[shown].confusion, plan.dataset.class_names, plan.folder / "confusion.png",
+            results[shown]["confusion"], plan.dataset.class_names, confusion,
             title=f"{plan.config.model} on {plan.config.data}, {shown} split",
         )  # fmt: skip
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        display.say(f"Figures of the run were not drawn: {reason:.200}")
+        say(f"Figures of the run were not drawn: {reason:.200}")
 
 
 def describe_test(results: Mapping[str, Metrics]) -> list[str]:
@@ -182,7 +192,7 @@ def write_results(plan: Plan, progress: Progress, results: dict[str, Metrics], d
     summary = {"stopped": progress.stopped, "best_step": progress.best_step}
     summary |= {name: result.to_json() for name, result in results.items()}
     write_atomically(plan.folder / runs.RESULTS, json.dumps(summary, indent=1) + "\n")
-    draw_figures(plan, progress, results, display)
+    draw_figures(plan, display.say)
     epoch = min(progress.best_step / plan.steps_per_epoch, plan.recipe.epochs)
     display.say(f"{progress.stopped}; best checkpoint: epoch {epoch:.1f} (step {progress.best_step:,})")
     for name, result in results.items():
