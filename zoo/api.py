@@ -1,5 +1,6 @@
 """The Python interface: fit, evaluate, load and save."""
 
+import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Sequence
@@ -208,6 +209,7 @@ def evaluate(
     on_batch: Callable[[int], Any] | None = None,
     tta: str = "",
     image_size: int = 0,
+    per_example: bool = False,
 ) -> Metrics:
     """Evaluate a checkpoint on a whole split, counting each example once.
 
@@ -222,6 +224,7 @@ def evaluate(
         on_batch: called with the number of images done.
         tta: test-time augmentation, a name in VIEWS, whose probabilities are averaged.
         image_size: side of the input in pixels; 0 for the checkpoint's own.
+        per_example: also return the prediction for each image, as `result.per_example`.
 
     Returns:
         The metrics over the split; `result.accuracy` and `result["accuracy"]` are the same.
@@ -231,6 +234,8 @@ def evaluate(
 
     Example:
         >>> zoo.evaluate("lenet5-mnist", "mnist").accuracy
+        >>> examples = zoo.evaluate("lenet5-mnist", "mnist", per_example=True).per_example
+        >>> worst = examples[examples.mistakes()[0]]  # (file, truth, prediction, probability, loss, split)
     """
     _require_data("evaluate", data)
     if batch_size < 1:
@@ -249,10 +254,15 @@ def evaluate(
         raise ValueError(f"{dataset.name}: no split {split!r}; choose from {', '.join(dataset.splits)}, all")
     records = all_splits(dataset) if split == "all" else dataset.splits[split]
     preprocess = at_size(loaded.card.preprocess, image_size) if image_size else loaded.card.preprocess
-    return evaluation.evaluate(
+    result = evaluation.evaluate(
         loaded.model, loaded.variables, records, preprocess, loaded.card.classes,
-        batch_size=batch_size, on_batch=on_batch, tta=tta, parallelism=parse_parallelism(),
+        batch_size=batch_size, on_batch=on_batch, tta=tta, parallelism=parse_parallelism(), per_example=per_example,
     )  # fmt: skip
+    if not per_example or result.per_example is None:
+        return result
+    parts = dataset.splits.items() if split == "all" else [(split, records)]
+    splits = tuple(name for name, part in parts for _ in range(len(part)))
+    return dataclasses.replace(result, per_example=dataclasses.replace(result.per_example, splits=splits))
 
 
 def _require_data(function: str, data: Any) -> None:

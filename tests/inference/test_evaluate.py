@@ -214,7 +214,7 @@ def test_the_loss_is_cross_entropy_of_the_mean_probability_even_if_a_class_is_im
     variables["params"]["head"]["bias"] = np.array([0, 200, 0], np.float32)
     step = evaluate.make_eval_step(model, dense.card.preprocess)
     batch = {"image": np.zeros((1, 2, 8, 8, 3), np.uint8), "label": np.zeros(1, np.int32), "weight": np.ones(1)}
-    sums, probabilities = step(variables, batch)
+    sums, (probabilities, *_) = step(variables, batch)
     assert float(sums["loss"]) == pytest.approx(-np.log(np.finfo(np.float32).tiny), rel=1e-5)
     np.testing.assert_allclose(probabilities, [[0, 1, 0]], atol=1e-6)
 

@@ -2,9 +2,10 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
-from zoo.commands import count, counter, start_jax
+from zoo.commands import count, counter, require_writable, start_jax
 from zoo.host_memory import release_freed_memory
 from zoo.text import error_line
 
@@ -33,9 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-size", metavar="PIXELS", type=count, default=0, help="Side of the input; 0: as trained."
     )
     parser.add_argument("--json", action="store_true", help="Print all metrics as JSON, with the confusion matrix.")
+    parser.add_argument("--wrong", metavar="FILE.png", help="Draw the mistakes with the highest loss, at most 100.")
+    parser.add_argument(
+        "--csv", metavar="FILE.csv", help="Write file, truth, prediction, probability and loss of every image."
+    )
 
 
 def run(options: argparse.Namespace) -> int:
+    for path, suffix in ((options.wrong, ".png"), (options.csv, ".csv")):
+        if path:
+            require_writable(Path(path), suffix)
     start_jax()
     import json
 
@@ -70,7 +78,9 @@ def run(options: argparse.Namespace) -> int:
     result = api.evaluate(
         loaded, dataset, split, limit=options.limit, batch_size=options.batch_size,
         on_batch=on_batch, tta=options.tta, image_size=options.image_size,
+        per_example=bool(options.wrong or options.csv),
     )  # fmt: skip
+    lines = write_examples(options, result.per_example, dataset, split) if result.per_example else []
     if options.json:
         left_out = {"left_out": list(dataset.left_out)} if dataset.left_out else {}
         print(json.dumps({**result.to_json(), **left_out}, indent=1))
@@ -79,12 +89,32 @@ def run(options: argparse.Namespace) -> int:
         how = f"{options.tta} views, averaged" if options.tta else "single crop"
         print(f"{options.checkpoint} on {dataset.name}, {'every' if split == 'all' else split} split, {how}{size}")
         print(metrics.format_report(result))
-    for line in evidence.describe_evidence(
+    lines += evidence.describe_evidence(
         result, "`zoo train --folds 5` tests on every image once.",
         "Check with `zoo info` and `zoo data` that the data suit the checkpoint.",
-    ):  # fmt: skip
+    )  # fmt: skip
+    for line in lines:
         print(line, file=sys.stderr if options.json else sys.stdout)
     return 0
+
+
+def write_examples(options: argparse.Namespace, examples: Any, dataset: Any, split: str) -> list[str]:
+    """Write the files of --csv and --wrong, and return a line on each of them."""
+    from zoo.analysis.mistakes import draw_mistakes
+    from zoo.data.dataset import all_splits, limited
+    from zoo.data.sources.names import canonical_split
+
+    lines = []
+    if options.csv:
+        examples.write_csv(options.csv)
+        lines.append(f"{options.csv}: {len(examples):,} images")
+    if options.wrong:
+        shown = limited(dataset, options.limit) if options.limit else dataset
+        records = all_splits(shown) if split == "all" else shown.splits[canonical_split(split) or split]
+        title = f"{options.checkpoint} on {dataset.name}, {'every' if split == 'all' else split} split"
+        count = draw_mistakes(records, examples, title, Path(options.wrong))
+        lines.append(f"{options.wrong}: {count} of {len(examples.mistakes()):,} mistakes, highest loss first")
+    return lines
 
 
 def open_data_of(checkpoint: str, card: Any, data: str | None, data_dir: str | None) -> Any:

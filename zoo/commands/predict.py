@@ -1,14 +1,12 @@
 """`zoo predict`: classify images with a checkpoint."""
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from zoo.commands import count, require_writable, start_jax
-from zoo.text import csv_cell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,11 +54,10 @@ def run(options: argparse.Namespace) -> int:
 
 def write_table(path: Path, rows: Sequence[tuple[str, Any]], width: int) -> None:
     """Write a CSV file with the file, and class and probability of each of the `width` best classes, in every row."""
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as table:
-        writer = csv.writer(table)
-        writer.writerow(["file", *(f"{column}{i}" for i in range(1, width + 1) for column in ("class", "probability"))])
-        for name, prediction in rows:
-            writer.writerow([csv_cell(name), *(csv_cell(cell) for pair in prediction.top for cell in pair)])
+    from zoo.inference.examples import write_csv
+
+    header = ["file", *(f"{column}{i}" for i in range(1, width + 1) for column in ("class", "probability"))]
+    write_csv(path, header, ([name, *(cell for pair in prediction.top for cell in pair)] for name, prediction in rows))
 
 
 def _line(name: str, prediction: Any) -> str:

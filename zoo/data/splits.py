@@ -7,7 +7,8 @@ what else it can do through optional methods, and fall back to `read` where a me
     image_sizes() -> int32 [N, 2] | None         (height, width) of each image, if known without reading the records
     in_memory() -> uint8 [N, H, W, C] | None     all images as one array, if they are in memory already
     encoded_reader() -> Callable | None          a function from indices to the encoded files of these records
-    name(index) -> str                           the name of a record in messages
+    name(index) -> str                           the name of a record, such as its file
+    number(index) -> int                         the position of a record in its source, if the split is a part of it
     white: float | None                          value of white in 16-bit, 32-bit and float images, as in `Preprocess`
     with_white(white) -> Split                   the same records, read with another value of white
     subset(indices) -> Split                     the records at these indices, in this order
@@ -64,11 +65,13 @@ class ArraySplit:
         images: uint8 [N, H, W, C].
         labels: int32 [N].
         white: the value that was scaled to 255, if it is not the usual one of the arrays' type.
+        numbers: position of each image in the array that the source gave, int64 [N]; None if the split is all of it.
     """
 
     images: Pixels
     labels: Labels
     white: float | None = None
+    numbers: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,8 +85,12 @@ class ArraySplit:
     def image_sizes(self) -> NDArray[np.int32]:
         return np.tile(np.array(self.images.shape[1:3], np.int32), (len(self), 1))
 
+    def number(self, index: int) -> int:
+        return index if self.numbers is None else int(self.numbers[index])
+
     def subset(self, indices: NDArray[np.int64]) -> ArraySplit:
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        numbers = np.asarray(indices) if self.numbers is None else self.numbers[indices]
+        return replace(self, images=self.images[indices], labels=self.labels[indices], numbers=numbers)
 
     def relabel(self, labels: Labels) -> ArraySplit:
         return replace(self, labels=labels)
@@ -192,8 +199,11 @@ class SubsetSplit:
     def read_chunk(self) -> int:
         return read_chunk(self.split)
 
-    def name(self, index: int) -> str:
-        return record_name(self.split, int(self.indices[index]))
+    def name(self, index: int) -> str | None:
+        return known_name(self.split, int(self.indices[index]))
+
+    def number(self, index: int) -> int:
+        return record_number(self.split, int(self.indices[index]))
 
     def read(self, indices: Any) -> Pixels | list[Pixels]:
         return self.split.read(self.indices[indices])
@@ -247,10 +257,17 @@ class JoinedSplit:
         """Return the index of the first record of each split, and N."""
         return np.cumsum([0, *map(len, self.splits)])
 
-    def name(self, index: int) -> str:
+    def _locate(self, index: int) -> tuple[Split, int]:
+        """Return the split of a record, and its index in that split."""
         starts = self._starts()
         part = int(np.searchsorted(starts, index, side="right")) - 1
-        return record_name(self.splits[part], index - int(starts[part]))
+        return self.splits[part], index - int(starts[part])
+
+    def name(self, index: int) -> str | None:
+        return known_name(*self._locate(index))
+
+    def number(self, index: int) -> int:
+        return record_number(*self._locate(index))
 
     def with_white(self, white: float | None) -> JoinedSplit:
         return replace(self, splits=tuple(with_white(split, white) for split in self.splits))
@@ -335,10 +352,27 @@ def read_chunk(split: Split) -> int:
     return int(getattr(split, "read_chunk", 1024))
 
 
+def known_name(split: Split, index: int) -> str | None:
+    """Return the name that the split itself gives a record, such as its file; None if records have no names."""
+    name = getattr(split, "name", None)
+    answer = name(index) if callable(name) else None
+    return None if answer is None else str(answer)
+
+
+def record_number(split: Split, index: int) -> int:
+    """Return the position of a record in its source: the split, or the larger array that the split was taken from."""
+    number = getattr(split, "number", None)
+    return int(number(index)) if callable(number) else index
+
+
 def record_name(split: Split, index: int) -> str:
     """Return the name of a record in messages: its file, or its number."""
-    name = getattr(split, "name", None)
-    return str(name(index)) if callable(name) else f"record {index}"
+    return known_name(split, index) or f"record {record_number(split, index)}"
+
+
+def record_label(split: Split, index: int) -> str:
+    """Return the name of a record in tables: its file, or its number alone."""
+    return known_name(split, index) or str(record_number(split, index))
 
 
 def white_level(split: Split) -> float | None:
@@ -372,9 +406,11 @@ def join(splits: Sequence[Split]) -> Split:
     if len(splits) == 1:
         return splits[0]
     labels = np.concatenate([split.labels for split in splits])
-    arrays = [split.images for split in splits if isinstance(split, ArraySplit)]
-    if len(arrays) == len(splits) and len({array.shape[1:] for array in arrays}) == 1:
-        return ArraySplit(np.concatenate(arrays), labels, white_level(splits[0]))
+    in_arrays = [split for split in splits if isinstance(split, ArraySplit)]
+    if len(in_arrays) == len(splits) and len({split.images.shape[1:] for split in in_arrays}) == 1:
+        numbers = np.array([split.number(i) for split in in_arrays for i in range(len(split))], np.int64)
+        images = np.concatenate([split.images for split in in_arrays])
+        return ArraySplit(images, labels, white_level(splits[0]), numbers)
     encoded = [split for split in splits if isinstance(split, EncodedSplit)]
     if len(encoded) == len(splits) and len({id(split.store) for split in encoded}) == 1:
         sizes = [split.sizes for split in encoded if split.sizes is not None]

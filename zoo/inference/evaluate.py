@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,10 +14,11 @@ import optax
 from zoo.data.images.preprocess import Preprocess, normalise
 from zoo.data.images.tta import VIEWS
 from zoo.data.loader import eval_batches, prefetch_to_device
-from zoo.data.splits import Split
+from zoo.data.splits import Split, record_label
 from zoo.distributed.compile import jit_for_platform
 from zoo.distributed.mesh import SINGLE_DEVICE, Parallelism, process_shard, replicated, shard_batch, shard_variables
 from zoo.inference import metrics
+from zoo.inference.examples import Examples, classify_logits
 from zoo.inference.folding import fold, folded_on_device
 
 Batch = dict[str, Any]
@@ -28,9 +29,24 @@ BATCH_SIZE = 256
 PREDICTION_BATCHES = (64, 32, 16, 1)
 
 
+class Outputs(NamedTuple):
+    """The network's outputs for a batch of B images and K classes.
+
+    Attributes:
+        probabilities: float [B, K], averaged over views.
+        logits: float [B, K]; for views, the logarithm of the probabilities.
+        energy: float [B], the log-sum-exp of the logits (Liu et al. 2020, arXiv:2010.03759, without their minus sign),
+            averaged over views. Low for images unlike those of training.
+    """
+
+    probabilities: Any
+    logits: Any
+    energy: Any
+
+
 def make_eval_step(
     model: nn.Module, preprocess: Preprocess, *, axis_name: str | None = None
-) -> Callable[[dict, Batch], tuple[metrics.Sums, jax.Array]]:
+) -> Callable[[dict, Batch], tuple[metrics.Sums, Outputs]]:
     """Build the pure evaluation step.
 
     The loss is softmax cross-entropy regardless of the training loss, so that models can be compared.
@@ -41,14 +57,15 @@ def make_eval_step(
         axis_name: axis of `pmap` or `vmap` over which the sums are added up; None if there is none.
 
     Returns:
-        A function of (variables, batch) that returns (the sums of `metrics.batch_sums`, probabilities float [B, K]).
-        The images of a batch are uint8 [B, H, W, C], or [B, V, H, W, C] for views, whose probabilities are averaged.
+        A function of (variables, batch) that returns (the sums of `metrics.batch_sums`, Outputs). The images of a batch
+        are uint8 [B, H, W, C], or [B, V, H, W, C] for views, whose probabilities are averaged.
     """
 
     def eval_step(variables: dict, batch: Batch):
         images = batch["image"]
         views = images.shape[1] if images.ndim == 5 else 1
         logits, _ = model.apply(variables, normalise(images.reshape(-1, *images.shape[-3:]), preprocess))
+        energy = jax.nn.logsumexp(logits, axis=-1).reshape(-1, views).mean(1)
         if views > 1:
             probabilities = jax.nn.softmax(logits).reshape(-1, views, logits.shape[-1]).mean(1)
             logits = jnp.log(jnp.maximum(probabilities, jnp.finfo(probabilities.dtype).tiny))
@@ -56,7 +73,7 @@ def make_eval_step(
         sums = metrics.batch_sums(logits, batch["label"], batch["weight"], losses)
         if axis_name is not None:
             sums = jax.lax.psum(sums, axis_name)
-        return sums, jax.nn.softmax(logits)
+        return sums, Outputs(jax.nn.softmax(logits), logits, energy)
 
     return eval_step
 
@@ -78,6 +95,7 @@ def evaluate(
     on_batch: Callable[[int], Any] | None = None,
     tta: str = "",
     parallelism: Parallelism = SINGLE_DEVICE,
+    per_example: bool = False,
 ) -> metrics.Metrics:
     """Evaluate a model on a whole split. Every example counts once, at any batch size.
 
@@ -93,6 +111,7 @@ def evaluate(
         on_batch: called with the number of images evaluated so far.
         tta: name in VIEWS for test-time augmentation, or "".
         parallelism: devices to evaluate on.
+        per_example: also return the prediction for each example.
 
     Returns:
         The metrics over the split.
@@ -108,19 +127,35 @@ def evaluate(
     keep_scores = len(split) * len(class_names) <= metrics.SCORE_LIMIT
     batches = eval_batches(split, preprocess, batch_size=size, shard=process_shard(parallelism), tta=tta)
     results = (step(variables, batch) for batch in prefetch_to_device(batches, place))
+    labels = np.asarray(split.labels)
     total: Any = None
-    scores, done = [], 0
-    for sums, probabilities in _one_step_behind(results):
+    scores: list[np.ndarray] = []
+    answers: list[tuple[np.ndarray, ...]] = []
+    done = 0
+    for sums, outputs in _one_step_behind(results):
         total = metrics.add(total, sums)
         count = min(size, len(split) - done)
         if keep_scores:
-            scores.append(np.asarray(probabilities)[:count])
+            scores.append(np.asarray(outputs.probabilities)[:count])
+        if per_example:
+            answers.append(classify_logits(np.asarray(outputs.logits)[:count], labels[done : done + count]))
         done += count
         if on_batch:
             on_batch(done)
-    if not keep_scores:
-        return metrics.summarise(total, class_names)
-    return metrics.summarise(total, class_names, np.concatenate(scores), np.asarray(split.labels))
+    kept = (np.concatenate(scores), labels) if keep_scores else (None, None)
+    result = metrics.summarise(total, class_names, *kept)
+    if per_example:
+        examples = _examples(split, answers, class_names)
+        result = dataclasses.replace(result, per_example=examples)
+    return result
+
+
+def _examples(split: Split, answers: Sequence[tuple[np.ndarray, ...]], class_names: Sequence[str]) -> Examples:
+    """Return the results of `classify_logits` for all batches of a split, with the names of its records."""
+    predictions, probabilities, losses = (np.concatenate(part) for part in zip(*answers, strict=True))
+    files = tuple(record_label(split, i) for i in range(len(split)))
+    labels = np.asarray(split.labels, np.int32)
+    return Examples(files, ("",) * len(files), labels, predictions, probabilities, losses, tuple(class_names))
 
 
 def _images_per_batch(examples: int, batch_size: int, tta: str, devices: int) -> int:
@@ -166,7 +201,7 @@ def predict_probabilities(
         padded = np.zeros((size, *part.shape[1:]), np.uint8)
         padded[: len(part)] = part
         batch = {"image": padded, "label": np.zeros(size, np.int32), "weight": np.zeros(size, np.float32)}
-        rows.append(np.asarray(step(variables, batch)[1])[: len(part)])
+        rows.append(np.asarray(step(variables, batch)[1].probabilities)[: len(part)])
     return np.concatenate(rows) if rows else np.zeros((0, model.num_classes or 0), np.float32)
 
 

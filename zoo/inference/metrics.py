@@ -6,13 +6,14 @@ are not sums: they are computed from the table of all scores, which has at most 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from zoo.inference.examples import Examples
 from zoo.inference.intervals import accuracy_interval, format_accuracy
 
 SCORE_LIMIT = 100_000_000  # entries (examples x classes) of the score table: 400 MB of float32
@@ -56,6 +57,7 @@ class Metrics:
         per_class: metrics of each class.
         confusion: counts [K][K], rows true and columns predicted.
         notes: one line for each metric that is missing, with the reason, and for examples that were trained on.
+        per_example: the prediction for each example, if it was requested; not part of the JSON.
     """
 
     examples: int
@@ -70,6 +72,7 @@ class Metrics:
     per_class: tuple[ClassMetrics, ...]
     confusion: list[list[int]]
     notes: tuple[str, ...] = ()
+    per_example: Examples | None = field(default=None, compare=False, repr=False)
 
     @property
     def accuracy_interval(self) -> tuple[float, float]:
@@ -80,6 +83,8 @@ class Metrics:
         """Return the metrics as plain values for JSON, with the accuracy's interval."""
         values: dict[str, Any] = {}
         for name in self.__dataclass_fields__:
+            if name == "per_example":
+                continue
             values[name] = getattr(self, name)
             if name == "accuracy":
                 values["accuracy_interval"] = list(self.accuracy_interval)

@@ -13,6 +13,7 @@ from zoo.data.augment.host_crop import place_augmentation, read_crop
 from zoo.data.dataset import Dataset
 from zoo.data.images.decode import Uint8
 from zoo.data.images.preprocess import Preprocess, image_to_input
+from zoo.data.inspect.grid import thumbnail
 from zoo.data.splits import encoded_reader
 
 COLUMNS, ROWS = 8, 12  # pictures
@@ -79,12 +80,7 @@ def _chosen_classes(dataset: Dataset) -> list[int]:
 
 
 def _thumbnail(image: Uint8) -> Any:
-    from PIL import Image
-
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
-    scale = SIDE / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR)
+    return thumbnail(image, SIDE, SIDE)
 
 
 def _draw(
