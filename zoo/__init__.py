@@ -23,6 +23,7 @@ _PUBLIC = {
     "open_dataset": "zoo.data.sources",
     "from_arrays": "zoo.data.sources",
     "fit": "zoo.api",
+    "cross_validate": "zoo.api",
     "evaluate": "zoo.api",
     "Checkpoint": "zoo.inference.predict",
     "preprocess": "zoo.inference.predict",

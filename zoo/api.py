@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from zoo.inference.metrics import Metrics
 from zoo.inference.predict import Checkpoint, require_head
 from zoo.pretrained import weights
 from zoo.suggest import did_you_mean
-from zoo.training import loop, run
+from zoo.training import cross_validation, loop, run
+from zoo.training.cross_validation import CrossValidation
 from zoo.training.finetune import InitCheckpoint
 from zoo.training.plan import DEFAULT_DATA, TrainRequest, make_plan
 from zoo.training.recipe import Recipe, parse_field
@@ -167,22 +169,92 @@ def fit(
         >>> zoo.fit("lenet5", "digits", epochs=5, learning_rate=1e-3)
         >>> zoo.fit(init="runs/…/best", data="photos/")
     """
+    request = _train_request(
+        "fit", model, data, recipe, init=init, fields=fields, workdir=workdir, data_dir=data_dir, limit=limit,
+        parallel=parallel, mesh=mesh, changes=changes,
+    )  # fmt: skip
+    say = (lambda line: None) if quiet else print
+    return loop.fit(make_plan(request, say), quiet=quiet, workers=workers)
+
+
+def cross_validate(
+    model: str | None = None,
+    data: str | Path | Dataset | tuple | None = None,
+    recipe: Recipe | str | None = None,
+    *,
+    folds: int = 5,
+    group: str | None = None,
+    quiet: bool = False,
+    workers: int | None = None,
+    **arguments: Any,
+) -> CrossValidation:
+    """Train once per fold, as `zoo train --folds` does, so that every image is tested once.
+
+    The splits of the data are pooled and divided into folds, stratified by class. Identical images, and images of one
+    group, stay together. Each run holds its validation split out of its training images and is resumed if unfinished.
+
+    Args:
+        model: as in `fit`.
+        data: as in `fit`.
+        recipe: as in `fit`.
+        folds: number of folds, at least 2.
+        group: column of the table whose images stay together; "none" for no column. By default a column with a usual
+            name, such as patient or subject.
+        quiet: print nothing.
+        workers: threads that read data which is not kept in memory.
+        **arguments: further arguments of `fit`; `workdir` is the folder of all runs.
+
+    Returns:
+        The accuracies of the folds, with mean and standard deviation, and the metrics over all images.
+
+    Raises:
+        ValueError: as `fit`, and for too few images or groups.
+
+    Example:
+        >>> result = zoo.cross_validate("lenet5", "photos/", folds=5, epochs=10)
+        >>> result.mean, result.std, result.metrics.accuracy_interval
+    """
+    count = cross_validation.require_folds(folds, "cross_validate: folds")
+    names = [name for name in inspect.signature(_train_request).parameters if name not in ("function", "changes")]
+    known = {name: arguments.pop(name) for name in names if name in arguments}
+    request = _train_request("cross_validate", model, data, recipe, **known, changes=arguments)
+    say = (lambda line: None) if quiet else print
+    fit_plan = partial(loop.fit, quiet=quiet, workers=workers)
+    return cross_validation.cross_validate(request, count, group, fit_plan, say)
+
+
+def _train_request(
+    function: str,
+    model: str | None,
+    data: str | Path | Dataset | tuple | None,
+    recipe: Recipe | str | None,
+    *,
+    init: str | Path | Checkpoint | None = None,
+    fields: dict[str, Any] | None = None,
+    workdir: str | Path | None = None,
+    data_dir: str | None = None,
+    limit: int = 0,
+    parallel: str = "jit",
+    mesh: str = "",
+    changes: dict[str, Any],
+) -> TrainRequest:
+    """Build the request of `fit` or `cross_validate`, whose name begins error messages."""
     if model is None and init is None:
-        raise ValueError('fit: name a model, e.g. zoo.fit("lenet5", data), or a checkpoint with init=')
+        raise ValueError(f'{function}: name a model, e.g. zoo.{function}("lenet5", data), or a checkpoint with init=')
     if data is None and init is not None:
-        raise ValueError('fit: name the data to fine-tune on, e.g. data="photos/"')
+        raise ValueError(f'{function}: name the data to fine-tune on, e.g. data="photos/"')
     data = DEFAULT_DATA if data is None else data
-    _require_data("fit", data)
+    _require_data(function, data)
     if isinstance(data, tuple):
         data = from_arrays(data)
     if unknown := sorted(set(changes).difference(RECIPE_FIELDS)):
         hint = did_you_mean(unknown[0], [*RECIPE_FIELDS, *inspect.signature(fit).parameters]) or "see `zoo.Recipe`"
-        raise ValueError(f"fit: {', '.join(unknown)} is neither an argument nor a field of Recipe; {hint}")
+        raise ValueError(f"{function}: {', '.join(unknown)} is neither an argument nor a field of Recipe; {hint}")
     changes = {
-        name: parse_field(name, value, f"fit: {name}") if isinstance(value, str) and value != "auto" else value
+        name: parse_field(name, value, f"{function}: {name}") if isinstance(value, str) and value != "auto" else value
         for name, value in changes.items()
     }
-    request = TrainRequest(
+    return TrainRequest(
         model=model,
         data=str(data) if isinstance(data, Path) else data,
         recipe=recipe,
@@ -194,8 +266,6 @@ def fit(
         parallelism=parse_parallelism(parallel, mesh),
         workdir=workdir,
     )
-    say = (lambda line: None) if quiet else print
-    return loop.fit(make_plan(request, say), quiet=quiet, workers=workers)
 
 
 def evaluate(

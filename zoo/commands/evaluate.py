@@ -132,6 +132,7 @@ def open_data_of(checkpoint: str, card: Any, data: str | None, data_dir: str | N
 
 
 def _open(checkpoint: str, card: Any, data: str | None, data_dir: str | None) -> Any:
+    from zoo.data.folds import as_cross_validated
     from zoo.data.sources import open_dataset
 
     if data:
@@ -142,7 +143,7 @@ def _open(checkpoint: str, card: Any, data: str | None, data_dir: str | None) ->
     if source == "arrays":
         raise ValueError(f"{checkpoint} was trained on arrays in memory; pass --data, such as a folder or .npz file")
     try:
-        return open_dataset(source, data_dir)
+        return as_cross_validated(open_dataset(source, data_dir), card.data)
     except (ValueError, OSError) as error:
         raise ValueError(
             f"{checkpoint} was trained on {source!r}, which cannot be opened; pass --data ({error_line(error)})"

@@ -62,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Set any field of the recipe or the model; may be repeated.")  # fmt: skip
     add("--config", metavar="FILE", help="Train the config.json of a run anew; other options override it.")
     add("--workdir", metavar="DIR", help="Folder of the run (default: one under runs/).")
+    add("--folds", metavar="K", help="Cross-validate: train K times, testing every image once.")
+    add("--group", metavar="COLUMN", help="With --folds: column of the table whose images stay together; none: no "
+        "column (default: a column named patient, subject, group, …).")  # fmt: skip
     add("--limit", metavar="N", type=count, default=None, help="Use at most N records of each split; 0: all.")
     add("--workers", metavar="N", type=count, default=None, help="Threads that read images (default: one per core).")
     add("--dry-run", action="store_true", help="Print shapes, memory and a time estimate without training.")
@@ -83,23 +86,38 @@ def run(options: argparse.Namespace) -> int:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     start_jax()
     parallelism = parallelism_of(options)
+    from zoo.data.folds import Fold
     from zoo.distributed import processes
-    from zoo.training import dry_run, loop, plan, report
+    from zoo.training import cross_validation, dry_run, loop, plan, report
 
+    folds = 0
+    if options.folds is not None:
+        folds = cross_validation.require_folds(options.folds, "--folds")
+    elif options.group is not None:
+        raise ValueError(f"--group {options.group} belongs to a cross-validation; add --folds 5")
     request = train_request(options, parallelism)
     silent = not processes.is_primary() or (options.quiet and not options.dry_run)
     say = (lambda line: None) if silent else partial(print, flush=True)
-    training_plan = plan.make_plan(request, say)
     if options.dry_run:
+        if folds:
+            request, group = cross_validation.prepare(request, options.group, say)
+            say(f"The first of {folds} runs, which differ in their training images only:")
+            training_plan = cross_validation.fold_plan(request, Fold(1, folds, group), None, say)
+        else:
+            training_plan = plan.make_plan(request, say)
         report.describe(training_plan, say)
         dry_run.dry_run(training_plan, say)
         return 0
     command = shlex.join(["zoo", *os.environ.get("ZOO_LAUNCHED", "").split(), *options.words])
+    fit = partial(
+        loop.fit, save_seconds=options.save_every, save_steps=options.save_steps, command=command,
+        quiet=options.quiet, workers=options.workers, second_signal=exit_at_once,
+    )  # fmt: skip
     try:
-        loop.fit(
-            training_plan, save_seconds=options.save_every, save_steps=options.save_steps, command=command,
-            quiet=options.quiet, workers=options.workers, second_signal=exit_at_once,
-        )  # fmt: skip
+        if folds:
+            cross_validation.cross_validate(request, folds, options.group, fit, say)
+        else:
+            fit(plan.make_plan(request, say))
     except loop.InterruptedRunError as stop:
         if processes.is_primary():
             print(f"zoo train: Interrupted; {stop}. Repeat the command to resume: {command}", file=sys.stderr)

@@ -9,6 +9,7 @@ what else it can do through optional methods, and fall back to `read` where a me
     encoded_reader() -> Callable | None          a function from indices to the encoded files of these records
     name(index) -> str                           the name of a record, such as its file
     number(index) -> int                         the position of a record in its source, if the split is a part of it
+    columns() -> Mapping[str, Sequence[str]]     further columns of the table that lists the records
     white: float | None                          value of white in 16-bit, 32-bit and float images, as in `Preprocess`
     with_white(white) -> Split                   the same records, read with another value of white
     subset(indices) -> Split                     the records at these indices, in this order
@@ -21,7 +22,7 @@ what else it can do through optional methods, and fall back to `read` where a me
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -140,6 +141,10 @@ class EncodedSplit:
 
     def name(self, index: int) -> str:
         return self.store.name(int(self.records[index]))
+
+    def columns(self) -> dict[str, list[str]]:
+        records, columns = self.records.tolist(), getattr(self.store, "columns", {})
+        return {name: [cells[record] for record in records] for name, cells in columns.items()}
 
     def encoded(self, indices: Any) -> list[bytes]:
         """Return the encoded bytes of the records at these indices."""
@@ -373,6 +378,11 @@ def record_name(split: Split, index: int) -> str:
 def record_label(split: Split, index: int) -> str:
     """Return the name of a record in tables: its file, or its number alone."""
     return known_name(split, index) or str(record_number(split, index))
+
+
+def record_columns(split: Split) -> Mapping[str, Sequence[str]]:
+    """Return the cells of the records in further columns of their table: {} if there are none."""
+    return cast("Mapping[str, Sequence[str]]", _ask(split, "columns") or {})
 
 
 def white_level(split: Split) -> float | None:

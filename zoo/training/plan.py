@@ -20,6 +20,7 @@ import optax
 from zoo import models
 from zoo.data.augment.host_crop import place_augmentation
 from zoo.data.dataset import Dataset, limited
+from zoo.data.folds import Fold, take_fold
 from zoo.data.images.measure import adapt_preprocess, preprocess_for
 from zoo.data.images.polarity import note_polarity
 from zoo.data.images.preprocess import Preprocess
@@ -64,6 +65,7 @@ class TrainRequest:
         parallelism: the devices and how they share the work; None for all devices along "data".
         workdir: folder of the run; None for one under runs/.
         open_init: opens pretrained weights by name, for photographs without `model` and `init`.
+        fold: train and test on one fold of a cross-validation; None for that of `base`, or for the splits of the data.
     """
 
     model: str | None = None
@@ -79,6 +81,7 @@ class TrainRequest:
     parallelism: Parallelism | None = None
     workdir: str | Path | None = None
     open_init: Callable[[str], InitCheckpoint] | None = None
+    fold: Fold | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,10 +252,12 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
     parallelism = request.parallelism or mesh.parse_parallelism()
     opened = None
     if request.model is None and request.init is None and request.base is None:
-        opened = _open_data(request)
-        request = _with_default_model(request, opened, say)
+        opened = open_data(request)
+        request = with_default_model(request, opened, say)
     name, fields, recipe, auto_micro_batch = _resolve_settings(request)
-    dataset = _open_data(request) if opened is None else opened
+    dataset = open_data(request) if opened is None else opened
+    if fold := _fold(request):
+        dataset = take_fold(dataset, fold)
     fields.setdefault("num_classes", dataset.num_classes)
     if fields["num_classes"] != dataset.num_classes:
         raise ValueError(f"num_classes={fields['num_classes']}, but {dataset.name} has {dataset.num_classes} classes")
@@ -283,7 +288,7 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
     config = RunConfig(
         name, models.defining_fields(network), dataset.name, recipe, _limit(request), fingerprint,
         request.data_dir or (request.base.data_dir if request.base else None),
-        *((request.init.spec, request.init.digest()) if request.init else ()),
+        *((request.init.spec, request.init.digest()) if request.init else (None, None)), fold,
     )  # fmt: skip
     _require_same_in_all_processes(config)
     plan = Plan(
@@ -326,7 +331,7 @@ def _resolve_model(request: TrainRequest) -> tuple[str, dict[str, Any]]:
     return name, fields
 
 
-def _with_default_model(request: TrainRequest, dataset: Dataset, say: Say) -> TrainRequest:
+def with_default_model(request: TrainRequest, dataset: Dataset, say: Say) -> TrainRequest:
     """Return the request with the model that suits the data, and for photographs with pretrained weights.
 
     Raises:
@@ -369,7 +374,13 @@ def _limit(request: TrainRequest) -> int:
     return request.base.limit if request.base else 0
 
 
-def _open_data(request: TrainRequest) -> Dataset:
+def _fold(request: TrainRequest) -> Fold | None:
+    """Return the fold requested, or that of an earlier run of the same data."""
+    return request.fold or (request.base.fold if request.base and request.data is None else None)
+
+
+def open_data(request: TrainRequest) -> Dataset:
+    """Open the data of a request and check that it can be trained on, with its own splits."""
     base, data = request.base, _data_name(request)
     if base and base.data == "arrays" and request.data is None:
         raise ValueError("this run trained on arrays in memory, which are not part of its configuration; give --data")

@@ -131,7 +131,12 @@ def save_best(plan: Plan, variables: dict, progress: Progress, results: dict) ->
         classes=plan.dataset.class_names,
         preprocess=plan.preprocess,
         recipe=dataclasses.asdict(plan.recipe),
-        data={"source": plan.config.data, "limit": plan.config.limit, "notes": [str(n) for n in plan.dataset.notes]},
+        data={
+            "source": plan.config.data,
+            "limit": plan.config.limit,
+            "notes": [str(n) for n in plan.dataset.notes],
+            **(plan.config.fold.to_json() if plan.config.fold else {}),
+        },
         metrics={"step": progress.best_step, "validation": validation, **results},
         versions=made_with["versions"] | {"git": made_with["git"] or "unknown"},
         licence=plan.init.card.licence if plan.init else "",
@@ -200,6 +205,7 @@ def write_results(plan: Plan, progress: Progress, results: dict[str, Metrics], d
             f"{name:>10}: accuracy {format_accuracy(result.accuracy, result.examples)}  loss {result.loss:.4f}  "
             f"macro F1 {result.macro_f1:.4f}"
         )
-    for line in describe_test(results):
-        display.say(line)
+    if plan.config.fold is None:
+        for line in describe_test(results):
+            display.say(line)
     display.say(f"checkpoint: {plan.folder / runs.BEST}\n   try it: zoo predict {plan.folder / runs.BEST} IMAGE …")

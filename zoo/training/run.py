@@ -27,6 +27,7 @@ from zoo.checkpoint.format import upgrade_names
 from zoo.checkpoint.manifest import FORMAT, MAX_JSON, require_readable
 from zoo.checkpoint.run_state import latest_save
 from zoo.checkpoint.schema import parse_json
+from zoo.data.folds import Fold
 from zoo.files import locked, read_bounded, write_atomically
 from zoo.training.recipe import Recipe, recipe_from_json
 
@@ -54,6 +55,7 @@ class RunConfig:
         data_dir: folder of TensorFlow Datasets; not part of the identity.
         init: name of the initial checkpoint; not part of the identity.
         init_digest: sha256 of what training takes from the initial checkpoint.
+        fold: the fold of a cross-validation, whose test split is not trained on; None for the splits of the data.
     """
 
     model: str
@@ -65,6 +67,7 @@ class RunConfig:
     data_dir: str | None = None
     init: str | None = None
     init_digest: str | None = None
+    fold: Fold | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -74,6 +77,7 @@ class RunConfig:
                 "limit": self.limit,
                 "fingerprint": self.fingerprint,
                 "dir": self.data_dir,
+                **(self.fold.to_json() if self.fold else {}),
             },
             "init": None if self.init is None else {"from": self.init, "sha256": self.init_digest},
             "recipe": dataclasses.asdict(self.recipe),
@@ -96,7 +100,7 @@ class RunConfig:
         name = Path(self.data).stem if Path(self.data).exists() else self.data.split(":", 1)[-1]
         data = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "data"
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
-        return f"{self.model}-{data}-{digest}"
+        return f"{self.model}-{data}-{digest}" + (f"-{self.fold.count}-folds" if self.fold else "")
 
 
 def config_from_json(data: Any, where: str) -> RunConfig:
@@ -113,6 +117,7 @@ def config_from_json(data: Any, where: str) -> RunConfig:
         return RunConfig(
             model["name"], dict(model["fields"]), source["source"], recipe_from_json(recipe),
             source["limit"], source["fingerprint"], source["dir"], init.get("from"), init.get("sha256"),
+            Fold.from_json(source),
         )  # fmt: skip
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{where}: is not the configuration of a run ({error})") from None
@@ -141,8 +146,9 @@ def read_config(file: str | Path) -> RunConfig:
 
 
 def run_folder(workdir: str | Path | None, config: RunConfig) -> Path:
-    """Return the folder of a run: `workdir`, or one under runs/ named after the configuration."""
-    return Path(workdir) if workdir else Path("runs") / config.default_name()
+    """Return the folder of a run: `workdir` or one under runs/, named after the configuration; a fold has one in it."""
+    folder = Path(workdir) if workdir else Path("runs") / config.default_name()
+    return folder / f"fold{config.fold.index}" if config.fold else folder
 
 
 def open_folder(path: Path, config: RunConfig, command: str) -> Path:
@@ -157,6 +163,8 @@ def open_folder(path: Path, config: RunConfig, command: str) -> Path:
         require_same_run(path, config)
         return path
     leftovers = {f".{CONFIG}.tmp", LOCK}  # of a process killed before it wrote the configuration
+    if (path / "fold1" / CONFIG).exists():
+        raise ValueError(f"{path}: holds the folds of a cross-validation; add --folds, or choose another --workdir")
     if path.exists() and any(part.name not in leftovers for part in path.iterdir()):
         raise ValueError(f"{path}: is not empty and not a run; choose another --workdir")
     path.mkdir(parents=True, exist_ok=True)

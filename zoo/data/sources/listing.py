@@ -7,7 +7,7 @@ import itertools
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,10 +64,12 @@ class FileStore:
     Attributes:
         root: the folder.
         names: the path of each file, relative to `root` or absolute.
+        columns: further columns of the table that lists the files: name -> a cell per file.
     """
 
     root: str
     names: tuple[str, ...]
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def fetch(self, records: Sequence[int]) -> list[bytes]:
         return [self._read(record) for record in records]

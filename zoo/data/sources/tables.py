@@ -41,12 +41,14 @@ WEAK_COLUMNS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 FLAG_COLUMNS = {"train": ("istrain",), "validation": ("isvalid", "isval", "isvalidation"), "test": ("istest",)}
 TRUE, FALSE = ("true", "1", "1.0", "yes", "y", "t"), ("false", "0", "0.0", "no", "n", "f", "")
+OTHER = "column "
 MISSING = ("nan", "<na>", "#n/a", "null")  # as programs write missing values, in lower case
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
-Row = tuple[int, Mapping[str, str]]  # (line number, {role: cell}); the roles are the keys of COLUMNS and FLAG_COLUMNS
+# (line number, {role: cell}); the roles are the keys of COLUMNS and FLAG_COLUMNS, and OTHER + name for other columns
+Row = tuple[int, Mapping[str, str]]
 Rows = list[Row]
 
 
@@ -90,12 +92,18 @@ def list_table(file: Path) -> Listing:
     names = [names[i] for i in used]
     return Listing(
         name=str(file),
-        store=FileStore(str(file.parent), tuple(names)),
+        store=FileStore(str(file.parent), tuple(names), _other_columns([rows[i][1] for i in used])),
         splits=tuple(splits[i] for i in used),
         labels=tuple(rows[i][1]["label"] for i in used),
         stamp=stamp_files(str(file.parent), [file.name, *names]),
         notes=(*notes, *spelling),
     )
+
+
+def _other_columns(rows: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
+    """Return the cells of the columns that have no role, by column."""
+    names = dict.fromkeys(key for row in rows for key in row if key.startswith(OTHER))
+    return {name.removeprefix(OTHER): tuple(row.get(name, "") for row in rows) for name in names}
 
 
 def _read_text(file: Path) -> str:
@@ -261,6 +269,7 @@ def _read_separated_rows(text: str, file: Path) -> tuple[Rows, str]:
     if not {"split", *FLAG_COLUMNS} & set(roles) and (column := _column_of_splits(header, lines, roles)):
         roles["split"] = column
     positions = {role: header.index(column) for role, column in roles.items()}
+    positions |= {OTHER + name: header.index(name) for name in header if name and name not in roles.values()}
     reading = f"with {SEPARATORS[separator]} between cells: {_describe_columns(roles, header)}"
     return [(n, {role: row[k].strip() for role, k in positions.items()}) for n, row in lines], reading
 
@@ -308,7 +317,10 @@ def _read_json_rows(text: str, file: Path) -> tuple[Rows, str]:
             columns = list(record)
             roles = _find_columns(columns, file)
             _require_columns(roles, columns, file)
-        rows.append((number, {role: json_cell(record, column, where) for role, column in roles.items()}))
+        cells = {role: json_cell(record, column, where) for role, column in roles.items()}
+        others = {name: value for name, value in record.items() if name not in roles.values()}
+        plain = {OTHER + name: str(value) for name, value in others.items() if isinstance(value, str | int | float)}
+        rows.append((number, {**cells, **plain}))
     return rows, f"of JSON objects: {_describe_columns(roles, columns)}"
 
 

@@ -1,0 +1,209 @@
+"""Cross-validation: one ordinary run per fold, each in a folder of its own, and a summary over all of them.
+
+WORKDIR/fold1, WORKDIR/fold2, …   the runs, which are resumed like any other
+WORKDIR/summary.json              written last
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.checkpoint.manifest import MAX_JSON
+from zoo.checkpoint.schema import parse_json
+from zoo.data.folds import Fold, choose_group_column
+from zoo.distributed import processes
+from zoo.files import read_bounded, write_atomically
+from zoo.inference.evidence import describe_evidence
+from zoo.inference.intervals import format_accuracy
+from zoo.inference.metrics import Metrics, summarise
+from zoo.training import run as runs
+from zoo.training.plan import Plan, Say, TrainRequest, make_plan, open_data, with_default_model
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """The result of a cross-validation.
+
+    Attributes:
+        accuracies: test accuracy of each fold.
+        metrics: metrics over the test images of all folds, each image counted once; without ROC-AUC and calibration
+            error, because the scores come from several networks.
+        folder: the folder with a run per fold; `zoo.load(folder / "fold1/best")` loads the first checkpoint.
+        group: column whose images stay together; "" for none.
+    """
+
+    accuracies: tuple[float, ...]
+    metrics: Metrics
+    folder: Path
+    group: str = ""
+
+    @property
+    def mean(self) -> float:
+        """Mean of the folds' accuracies."""
+        return sum(self.accuracies) / len(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation of the folds' accuracies."""
+        squares = [(accuracy - self.mean) ** 2 for accuracy in self.accuracies]
+        return math.sqrt(sum(squares) / (len(squares) - 1))
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.accuracies)} folds: accuracy {100 * self.mean:.2f} ± {100 * self.std:.2f} % (mean ± standard "
+            f"deviation); all images: {format_accuracy(self.metrics.accuracy, self.metrics.examples)}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as plain values for JSON."""
+        return {
+            "folds": len(self.accuracies),
+            "group": self.group,
+            "mean_accuracy": self.mean,
+            "std_accuracy": self.std,
+            "accuracies": list(self.accuracies),
+            "all_images": self.metrics.to_json(),
+        }
+
+
+def require_folds(folds: Any, option: str) -> int:
+    """Return the number of folds, from a number or text.
+
+    Raises:
+        ValueError: beginning with `option`, unless it is a whole number of at least 2.
+    """
+    text = str(folds).strip()
+    if not text.isdecimal() or int(text) < 2:
+        raise ValueError(f"{option} {folds!r} is not a whole number of at least 2; 5 and 10 are usual")
+    return int(text)
+
+
+def prepare(request: TrainRequest, group: str | None, say: Say) -> tuple[TrainRequest, str]:
+    """Open the data once for all folds and resolve the model.
+
+    Returns:
+        The request for `fold_plan`, and the column whose images stay together or "".
+
+    Raises:
+        ValueError: as `make_plan`, and for a column that does not exist or is ambiguous.
+    """
+    dataset = open_data(request)
+    if request.model is None and request.init is None and request.base is None:
+        request = with_default_model(request, dataset, say)
+    return dataclasses.replace(request, data=dataset), choose_group_column(dataset, group)
+
+
+def fold_plan(request: TrainRequest, fold: Fold, folder: Path | None, say: Say = lambda line: None) -> Plan:
+    """Return the plan of one fold; `folder` is that of all folds, None for the first fold to choose it."""
+    request = dataclasses.replace(request, fold=fold, workdir=folder or request.workdir)
+    return make_plan(request, say)
+
+
+def cross_validate(
+    request: TrainRequest,
+    folds: int,
+    group: str | None,
+    run_plan: Callable[[Plan], Any],
+    say: Say = lambda line: None,
+) -> CrossValidation:
+    """Train on each fold in turn, or resume, and summarise the test results.
+
+    With several processes all must call this together.
+
+    Args:
+        request: the runs; its data are pooled and divided into folds.
+        folds: number of folds.
+        group: column whose images stay together, "none", or None to choose it by its name.
+        run_plan: trains a plan to its end or resumes it, such as `loop.fit`.
+        say: called with each line of progress.
+
+    Raises:
+        ValueError: for too few images or groups, or if the folder holds something else.
+    """
+    request, column = prepare(request, group, say)
+    folder: Path | None = None
+    plans = []
+    for index in range(1, folds + 1):
+        plan = fold_plan(request, Fold(index, folds, column), folder, say)
+        if folder is None:
+            folder = plan.folder.parent
+            processes.run_on_primary(lambda folder=folder: require_folder(folder))
+        say(f"Fold {index} of {folds}")
+        run_plan(plan)
+        plans.append(dataclasses.replace(plan, precompiled=None))
+    assert folder is not None
+    results = [processes.run_on_primary(lambda plan=plan: read_test_result(plan.folder)) for plan in plans]
+    accuracies = tuple(result["accuracy"] for result in results)
+    result = CrossValidation(accuracies, pool_results(results, plans[0].dataset.class_names), folder, column)
+    processes.run_on_primary(lambda: write_summary(result))
+    for line in describe(result):
+        say(line)
+    return result
+
+
+def require_folder(folder: Path) -> None:
+    """Raise ValueError unless a folder is new, empty, or holds the runs of a cross-validation only."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; --workdir takes a folder")
+    if (folder / runs.CONFIG).exists():
+        raise ValueError(f"{folder}: holds a single run; choose another --workdir for the folds")
+    others = [path.name for path in folder.iterdir() if path.name != SUMMARY] if folder.exists() else []
+    if others and not any(name.startswith("fold") for name in others):
+        raise ValueError(f"{folder}: is not empty and holds no folds; choose another --workdir")
+
+
+def read_test_result(folder: Path) -> dict[str, Any]:
+    """Return the metrics of the test split that a finished run has written."""
+    results: dict[str, Any] = parse_json(read_bounded(folder / runs.RESULTS, MAX_JSON), str(folder / runs.RESULTS))
+    return dict(results["test"])
+
+
+def pool_results(results: Sequence[dict[str, Any]], class_names: Sequence[str]) -> Metrics:
+    """Return the metrics over the examples of several results together.
+
+    Args:
+        results: the JSON of metrics on disjoint test splits.
+        class_names: one name per class.
+    """
+    examples = np.array([result["examples"] for result in results])
+    confusion = np.sum([result["confusion"] for result in results], axis=0)
+    support = np.sum([[row["support"] for row in result["per_class"]] for result in results], axis=0)
+
+    def total(name: str) -> float:
+        return float(sum(result[name] * count for result, count in zip(results, examples, strict=True)))
+
+    sums = {
+        "loss": total("loss"), "weight": examples.sum(), "top1": round(total("accuracy")), "top5": round(total("top5")),
+        "confusion": confusion, "invalid": support - confusion.sum(axis=1),
+    }  # fmt: skip
+    return summarise(sums, class_names)
+
+
+def write_summary(result: CrossValidation) -> None:
+    """Write summary.json, the last file of a cross-validation."""
+    write_atomically(result.folder / SUMMARY, json.dumps(result.to_json(), indent=1) + "\n")
+
+
+def describe(result: CrossValidation) -> list[str]:
+    """Return lines on the result of a cross-validation."""
+    metrics = result.metrics
+    lines = [
+        f"{len(result.accuracies)} folds: accuracy {100 * result.mean:.2f} ± {100 * result.std:.2f} % (mean ± standard "
+        f"deviation; {', '.join(f'{100 * accuracy:.2f}' for accuracy in result.accuracies)})",
+        f"all images: accuracy {format_accuracy(metrics.accuracy, metrics.examples)}  loss {metrics.loss:.4f}  "
+        f"macro F1 {metrics.macro_f1:.4f}",
+        *describe_evidence(
+            metrics, "Collect more images.",
+            "Check the labels with `zoo data`, try a lower --learning-rate or more --epochs, or fine-tune with --init.",
+        ),
+        f"summary: {result.folder / SUMMARY}; to train on all but a test split, repeat the command without --folds",
+    ]  # fmt: skip
+    return lines
