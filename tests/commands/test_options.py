@@ -99,7 +99,7 @@ def test_eval_passes_each_option_on(monkeypatch, capsys):
     ((checkpoint, dataset, split), options) = calls[0]
     assert (checkpoint, dataset.name, split) == (loaded, "digits", "validation")
     options.pop("on_batch")
-    assert options == {"limit": 4, "batch_size": 3, "tta": "five-crop", "image_size": 28}
+    assert options == {"limit": 4, "batch_size": 3, "tta": "five-crop", "image_size": 28, "per_example": False}
 
 
 @pytest.mark.parametrize(

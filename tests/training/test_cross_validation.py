@@ -94,29 +94,24 @@ def test_the_configuration_of_a_fold_repeats_it(capsys, runs, tmp_path):
 
 def test_a_killed_cross_validation_is_resumed(capsys, table, runs, tmp_path, monkeypatch):
     """The second fold is interrupted after its first step; everything ends with the same bits."""
-    steps = []
+    arguments = {"image_size": 6, "epochs": 2, "batch_size": 8, "workdir": tmp_path / "cv", "folds": 3}
+    save_if_due, steps = loop.Trainer.save_if_due, []
 
-    def fit(plan, **options):
-        if plan.folder.name == "fold2" and not steps:
-            original = loop.Trainer.save_if_due
+    def interrupt(trainer, caught, *others):
+        if trainer.plan.folder.name == "fold2":
+            steps.append(trainer.progress.step)
+            caught.append(15)
+        save_if_due(trainer, caught, *others)
 
-            def interrupt(trainer, caught, *arguments):
-                steps.append(trainer.progress.step)
-                caught.append(15)
-                return original(trainer, caught, *arguments)
-
-            with monkeypatch.context() as patch:
-                patch.setattr(loop.Trainer, "save_if_due", interrupt)
-                return real_fit(plan, **options)
-        return real_fit(plan, **options)
-
-    real_fit = loop.fit
-    monkeypatch.setattr(loop, "fit", fit)
-    code, _, err = train(capsys, table, tmp_path / "cv", "--folds", 3)
-    assert code == 128 + 15 and "Repeat the command to resume" in err and steps == [1]
-    assert not (tmp_path / "cv" / "summary.json").exists()
-    code, out, _ = train(capsys, table, tmp_path / "cv", "--folds", 3)
-    assert code == 0 and out.count("This run is finished") == 1 and "Resuming at step 1 of" in out
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "save_if_due", interrupt)
+        with pytest.raises(loop.InterruptedRunError):
+            zoo.cross_validate("softmax", table, **arguments)
+    assert steps == [1] and not (tmp_path / "cv" / "summary.json").exists()
+    capsys.readouterr()
+    zoo.cross_validate("softmax", table, **arguments)
+    out = capsys.readouterr().out
+    assert out.count("This run is finished") == 1 and "Resuming at step 1 of" in out
     assert (tmp_path / "cv" / "summary.json").read_bytes() == (runs / "summary.json").read_bytes()
     one, two = (run_bits(folder / "fold2") for folder in (tmp_path / "cv", runs))
     assert one["state"] == two["state"] and one["results"] == two["results"]

@@ -206,8 +206,9 @@ def assign_folds(
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    smallest = _smallest_keys(parts.tolist(), keys)
-    order = np.array(sorted(range(len(keys)), key=lambda i: (smallest[parts[i]], keys[i], labels[i])), np.int64)
+    numbers = parts.tolist()
+    smallest = _smallest_keys(numbers, keys)
+    order = np.array(sorted(range(len(keys)), key=lambda i: (smallest[numbers[i]], keys[i], labels[i])), np.int64)
     if not grouped:  # one record of each part
         order = order[np.sort(np.unique(parts[order], return_index=True)[1])]
     ranks = {part: rank for rank, part in enumerate(dict.fromkeys(parts[order].tolist()))}
@@ -268,7 +269,7 @@ def _hold_out_validation(
     members = np.flatnonzero(rest)
     count = max(1, min(round(VALIDATION_FRACTION * len(members)), MAX_VALIDATION))
     own = parts[members].tolist()
-    smallest = _smallest_keys(own, [keys[i] for i in members])
+    smallest = _smallest_keys(own, [keys[i] for i in members.tolist()])
     chosen = hold_out_mask([smallest[part] for part in own], labels[members], count)
     for label in np.unique(labels[members]):
         if chosen[labels[members] == label].all():  # its parts were chosen for other classes

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +136,12 @@ def cross_validate(
         plan = fold_plan(request, Fold(index, folds, column), folder, say)
         if folder is None:
             folder = plan.folder.parent
-            processes.run_on_primary(lambda folder=folder: require_folder(folder))
+            processes.run_on_primary(partial(require_folder, folder))
         say(f"Fold {index} of {folds}")
         run_plan(plan)
         plans.append(dataclasses.replace(plan, precompiled=None))
     assert folder is not None
-    results = [processes.run_on_primary(lambda plan=plan: read_test_result(plan.folder)) for plan in plans]
+    results = [processes.run_on_primary(partial(read_test_result, plan.folder)) for plan in plans]
     accuracies = tuple(result["accuracy"] for result in results)
     result = CrossValidation(accuracies, pool_results(results, plans[0].dataset.class_names), folder, column)
     processes.run_on_primary(lambda: write_summary(result))

@@ -288,7 +288,8 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
     config = RunConfig(
         name, models.defining_fields(network), dataset.name, recipe, _limit(request), fingerprint,
         request.data_dir or (request.base.data_dir if request.base else None),
-        *((request.init.spec, request.init.digest()) if request.init else (None, None)), fold,
+        None if request.init is None else request.init.spec,
+        None if request.init is None else request.init.digest(), fold,
     )  # fmt: skip
     _require_same_in_all_processes(config)
     plan = Plan(
