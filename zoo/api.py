@@ -116,8 +116,9 @@ def save(
     if len(classes) != (model.num_classes or 0):
         raise ValueError(f"{len(classes)} class names for a model with {model.num_classes or 0} classes")
     variables = match_leaves(variables, models.abstract_variables(model, preprocess.input_shape), "variables")
+    name = models.name_of(model)
     card = Card(
-        model=models.name_of(model), fields=models.defining_fields(model), classes=classes, preprocess=preprocess,
+        model=name, fields=models.card_fields(name, model), classes=classes, preprocess=preprocess,
         versions=run.versions(), **metadata,
     )  # fmt: skip
     return checkpoint.save_checkpoint(path, card, variables, allow_nonfinite)

@@ -11,6 +11,7 @@ import pytest
 
 import zoo.models as models
 from zoo.models import MODELS, alexnet, create, googlenet, inception_resnet_v2
+from zoo.models.group_norm import GroupNorm, StandardizedConv
 from zoo.models.layers import BatchNorm, Conv, ConvPool
 
 
@@ -23,12 +24,14 @@ class Constants:
         batch_norm: (momentum, epsilon), the same for all norms.
         kernels: initialisation of kernels (see INITIALISERS) by the end of their path; "" for all others.
         biases: initial value of biases by the end of their path; 0 for all others.
+        group_norm: epsilon, the same for all norms.
     """
 
     dropout: dict[str, tuple[float, str]]
     batch_norm: tuple[float, float] | None = None
     kernels: dict[str, str] = field(default_factory=dict)
     biases: dict[str, float] = field(default_factory=dict)
+    group_norm: float | None = None
 
 
 # Drawn kernels [3, 3, 32, 48]: fan-in 288, fan-out 432. Standard deviations, and the largest value in units of them:
@@ -105,6 +108,7 @@ CONSTANTS = {
     ),
     # Szegedy et al. 2016, figures 9 and 15: dropout, keep 0.8. TF-Slim: epsilon 0.001.
     "inception_v4": Constants({"dropout": (0.2, "head")}, TENSORFLOW, HE_IN),
+    "inception_resnet_v1": Constants({"dropout": (0.2, "head")}, TENSORFLOW, kernels=HE_IN),
     "inception_resnet_v2": Constants({"dropout": (0.2, "head")}, TENSORFLOW, HE_IN),
     # Chollet 2016, section 4.2.2: dropout 0.5. timm xception.py: PyTorch's epsilon.
     "xception": Constants({"dropout": (0.5, "head")}, TORCH, HE_IN),
@@ -115,6 +119,10 @@ CONSTANTS = {
     "se_resnet50": Constants({"dropout": (0, "head")}, TORCH, HE_OUT | {"se/reduce": "lecun", "se/expand": "lecun"}),
     "resnet20": Constants({"dropout": (0, "head")}, TORCH, HE_OUT),
     "resnet50_v2": Constants({"dropout": (0, "head")}, TORCH, HE_OUT),
+    # timm resnet.py: GroupNorm, eps 1e-5, initialised as the others.
+    "resnet50_gn": Constants({"dropout": (0, "head")}, group_norm=1e-5, kernels=HE_OUT),
+    # google-research/big_transfer bit_jax/models.py: eps 1e-5, the head starts at zero.
+    "bit_r50x1": Constants({"dropout": (0, "head")}, group_norm=1e-5, kernels={"": "he fan-out", "head": "zeros"}),
     "wide_resnet28_10": Constants(
         {**{f"stage{i}_block1/dropout": (0, f"stage{i}_block1/conv2") for i in (1, 2, 3)}, "dropout": (0, "head")},
         TORCH,
@@ -140,7 +148,7 @@ def trace(model) -> list[tuple[str, nn.Module]]:
 
     def record(call, args, kwargs, context):
         if context.method_name == "__call__" and isinstance(
-            context.module, (nn.Dropout, BatchNorm, Conv, ConvPool, nn.Dense)
+            context.module, (nn.Dropout, BatchNorm, GroupNorm, Conv, StandardizedConv, ConvPool, nn.Dense)
         ):
             calls.append(("/".join(context.module.path), context.module))
         return call(*args, **kwargs)
@@ -166,8 +174,10 @@ def one_block_a_stage(name):
 def test_published_constants(name):
     """Runtime fields and epsilon are changed, to see that they reach every layer."""
     expected, model = CONSTANTS[name], one_block_a_stage(name)
-    assert getattr(model, "epsilon", None) == (expected.batch_norm and expected.batch_norm[1])
-    changes = {"dtype": jnp.bfloat16} | ({"axis_name": "batch", "epsilon": 0.125} if expected.batch_norm else {})
+    epsilon = expected.batch_norm[1] if expected.batch_norm else expected.group_norm
+    assert getattr(model, "epsilon", None) == epsilon
+    changes = {"dtype": jnp.bfloat16} | ({"epsilon": 0.125} if epsilon else {})
+    changes |= {"axis_name": "batch"} if expected.batch_norm else {}
     calls = trace(model.clone(**changes))
     dropout = {}
     for i, (path, layer) in enumerate(calls):
@@ -178,9 +188,11 @@ def test_published_constants(name):
     assert dropout == expected.dropout
     norms = {(layer.momentum, layer.epsilon, layer.axis_name) for _, layer in calls if isinstance(layer, BatchNorm)}
     assert norms == ({(expected.batch_norm[0], 0.125, "batch")} if expected.batch_norm else set())
+    epsilons = {layer.epsilon for _, layer in calls if isinstance(layer, GroupNorm)}
+    assert epsilons == ({0.125} if expected.group_norm else set())
     names: dict[Any, str] = {}
     for path, layer in calls:
-        if isinstance(layer, (Conv, ConvPool, nn.Dense)):
+        if isinstance(layer, (Conv, StandardizedConv, ConvPool, nn.Dense)):
             assert layer.dtype == jnp.bfloat16, path
             if layer.kernel_init not in names:
                 names[layer.kernel_init] = initialiser(layer.kernel_init)
@@ -228,7 +240,12 @@ FIELDS = {
     "resnet50d_small": {"shortcut": "pool", "stem": "small"},
     "resnet20": {"shortcut": "pad", "stem": "small", "blocks": (3, 3, 3), "width": 16},
     "resnet1202": {"blocks": (200, 200, 200)},
-    "resnet50_v2": {"stride_at": "first", "conv_bias": False, "pool_padding": "nothing"},
+    "resnet50_v2": {"stride_at": "first", "conv_bias": False, "pool_padding": "nothing", "stem_norm": False},
+    "resnet200_v2": {"stride_in": "3x3", "stem_norm": True, "shortcut": "conv"},
+    "resnet164": {"stride_in": "1x1", "stem_norm": False, "blocks": (18, 18, 18)},
+    "resnet1001": {"stride_in": "1x1", "blocks": (111, 111, 111)},
+    "resnet50c": {"shortcut": "conv", "stem": "deep"},
+    "resnet_rs50": {"shortcut": "pool", "stem": "deep", "stem_pool": "conv", "squeeze": 4, "stride_in": "3x3"},
     "inception_v3": {"pool_padding": "zeros"},
     "xception": {"pool_padding": "symmetric"},
     "alexnet": {"image_size": 227},
@@ -277,6 +294,8 @@ def test_factors_of_residual_branches():
 PAPERS = {
     "softmax": "1986, Learning representations by back-propagating errors",
     "lenet5": "1998, Gradient-based learning applied to document recognition",
+    "lenet1": "1989, Handwritten digit recognition with a back-propagation network",
+    "lenet4": "1998, Gradient-based learning applied to document recognition",
     "lenet5_1998": "1998, Gradient-based learning applied to document recognition",
     "alexnet": "2012, ImageNet classification with deep convolutional neural networks",
     "alexnet_owt": "2014, One weird trick",
@@ -285,13 +304,20 @@ PAPERS = {
     "inception_v2": "arXiv:1502.03167",
     "inception_v3": "arXiv:1512.00567",
     "inception_v4": "arXiv:1602.07261",
+    "inception_resnet_v1": "arXiv:1602.07261",
     "inception_resnet_v2": "arXiv:1602.07261",
     "xception": "arXiv:1610.02357",
     "resnet50": "arXiv:1512.03385",
     "resnet50_v1": "arXiv:1512.03385",
     "resnet20": "arXiv:1512.03385",
     "resnet50_v2": "arXiv:1603.05027",
+    "resnet164": "arXiv:1603.05027",
+    "resnet50c": "arXiv:1812.01187",
     "resnet50d": "arXiv:1812.01187",
+    "resnet50_gn": "arXiv:1803.08494",
+    "eca_resnet50d": "arXiv:1910.03151",
+    "resnet_rs50": "arXiv:2103.07579",
+    "bit_r50x1": "arXiv:1912.11370",
     "resnext50_32x4d": "arXiv:1611.05431",
     "wide_resnet50_2": "arXiv:1605.07146",
     "se_resnet50": "arXiv:1709.01507",

@@ -22,7 +22,9 @@ PARAMETERS = {
     # layer shapes
     "softmax": 7_850,
     "mlp": 535_818,
-    # layer shapes; LeCun et al. 1998, section II.B
+    # layer shapes; LeCun et al. 1989; LeCun et al. 1998, section II.B
+    "lenet1": 2_578,
+    "lenet4": 50_698,
     "lenet5": 61_706,
     "lenet5_1998": 60_000,
     # layer shapes; torchvision 0.28
@@ -43,6 +45,9 @@ PARAMETERS = {
     # timm 1.0.31
     "inception_v4": 42_679_816,
     "inception_v4_small": 1_669_570,
+    # facenet-pytorch 2.6.0 up to the last block, and the head
+    "inception_resnet_v1": 22_756_328,
+    "inception_resnet_v1_small": 827_586,
     "inception_resnet_v2": 55_843_464,
     "inception_resnet_v2_small": 2_253_362,
     "xception": 22_855_952,
@@ -67,12 +72,48 @@ PARAMETERS = {
     "resnet152_v2": 60_185_128,
     "resnet50d": 25_576_264,
     "se_resnet50": 28_088_024,
+    # timm 1.0.31
+    "resnet18_v2": 11_687_720,
+    "resnet34_v2": 21_795_880,
+    "resnet50c": 25_576_264,
+    "resnet101c": 44_568_392,
+    "resnet152c": 60_212_040,
+    "resnet50_gn": 25_557_032,
+    "se_resnet18": 11_779_624,
+    "se_resnet34": 21_960_416,
+    "se_resnet101": 49_326_872,
+    "se_resnet152": 66_821_848,
+    "se_resnext50_32x4d": 27_559_896,
+    "se_resnext101_32x4d": 48_955_416,
+    "eca_resnet50d": 25_576_350,
+    "eca_resnet101d": 44_568_563,
+    "eca_resnet269d": 102_093_077,
+    "resnet_rs50": 35_691_912,
+    "resnet_rs101": 63_618_696,
+    "resnet_rs152": 86_621_576,
+    "resnet_rs200": 93_209_992,
+    "resnet_rs270": 129_861_448,
+    "resnet_rs350": 163_956_168,
+    "resnet_rs420": 191_891_656,
+    "bit_r50x1": 25_549_352,
+    "bit_r50x3": 217_319_080,
+    "bit_r101x1": 44_541_480,
+    "bit_r101x3": 387_934_888,
+    "bit_r152x2": 236_335_208,
+    "bit_r152x4": 936_533_224,
+    # layer shapes: resnet50 and 86 weights of efficient channel attention; fb.resnet.torch; resnet-1k-layers
+    "eca_resnet50": 25_557_118,
+    "resnet200_v2": 64_666_152,
+    "resnet164": 1_703_258,
+    "resnet1001": 10_327_706,
     # layer shapes, ten classes
     "resnet18_small": 11_173_962,
     "resnet34_small": 21_282_122,
     "resnet50_small": 23_520_842,
     "resnet50_v1_small": 23_520_842,
+    "resnet18_v2_small": 11_172_170,
     "resnet50_v2_small": 23_513_162,
+    "bit_r50x1_small": 23_513_162,
     "resnet50d_small": 23_520_842,
     "resnext50_32x4d_small": 22_992_714,
     "wide_resnet50_2_small": 66_847_050,
@@ -99,6 +140,8 @@ REDUCED = {
     "mlp": ("mlp", {"image_size": 8, "widths": (32, 16)}, (8, 8, 1)),
     "mlp-sigmoid": ("mlp", {"image_size": 8, "widths": (32,), "activation": "sigmoid"}, (8, 8, 1)),
     "mlp-tanh-dropout": ("mlp", {"image_size": 8, "widths": (64,), "activation": "tanh", "dropout": 0.1}, (8, 8, 1)),
+    "lenet1": ("lenet1", {}, (28, 28, 1)),
+    "lenet4": ("lenet4", {}, (32, 32, 1)),
     "lenet5": ("lenet5", {}, (32, 32, 1)),
     "lenet5-tanh-avg": (
         "lenet5",
@@ -113,6 +156,7 @@ REDUCED = {
     "inception_v2": ("inception_v2_small", {"width": 0.1, "blocks": (1, 1, 1)}, (28, 28, 1)),
     "inception_v3": ("inception_v3_small", {"width": 0.1, "blocks": (1, 1, 1)}, (28, 28, 1)),
     "inception_v4": ("inception_v4_small", {"width": 0.1, "blocks": (1, 1, 1)}, (28, 28, 1)),
+    "inception_resnet_v1": ("inception_resnet_v1_small", {"width": 0.1, "blocks": (1, 0, 1)}, (28, 28, 1)),
     "inception_resnet_v2": ("inception_resnet_v2_small", {"width": 0.1, "blocks": (1, 0, 1)}, (28, 28, 1)),
     "xception": ("xception_small", {"width": 0.1, "blocks": (1,)}, (28, 28, 1)),
     "resnet-cifar": ("resnet20", {"blocks": (1, 1), "width": 16}, (8, 8, 1)),
@@ -126,6 +170,18 @@ REDUCED = {
         {"blocks": (1, 1), "bottleneck": False, "width": 16, "stem": "deep", "shortcut": "pool"},
         (16, 16, 1),
     ),
+    "resnet-rs-eca": (
+        "resnet_rs50",
+        {"blocks": (1, 1), "width": 16, "squeeze": None, "eca": True, "dropout": 0.1, "num_classes": 10},
+        (32, 32, 1),
+    ),
+    "resnet_v2-own": ("resnet164", {"blocks": (1, 1), "width": 8, "stem_norm": True}, (8, 8, 3)),
+    "resnet_v2-basic": (
+        "resnet18_v2",
+        {"blocks": (1, 1), "width": 16, "stem": "deep", "shortcut": "pool", "num_classes": 10},
+        (32, 32, 1),
+    ),
+    "bit": ("bit_r50x1_small", {"blocks": (1, 1), "width": 8}, (8, 8, 3)),
     "resnet_v2": ("resnet50_v2_small", {"blocks": (1, 1), "width": 8, "stochastic_depth": 0.2}, (8, 8, 3)),
     "wide_resnet": ("wide_resnet16_8", {"depth": 10, "widen": 2, "width": 4, "dropout": 0.1}, (8, 8, 3)),
     "highway": ("highway", {"layers": 3, "width": 20, "image_size": 8}, (8, 8, 1)),
@@ -142,8 +198,8 @@ QUICK = {
     "quick-inception": ("inception_v3_small", {"width": 0.02, "blocks": (0, 0, 0), "dropout": 0.0}, (13, 13, 1)),
 }
 NO_BATCH_NORM = {
-    "softmax", "mlp", "lenet5", "lenet5_1998", "alexnet_small", "alexnet_owt_small", "googlenet_small",
-    "highway", "highway_conv",
+    "softmax", "mlp", "lenet1", "lenet4", "lenet5", "lenet5_1998", "alexnet_small", "alexnet_owt_small",
+    "googlenet_small", "bit_r50x1_small", "highway", "highway_conv",
 }  # fmt: skip
 # Instances that take long to compile; they run only with `-m slow`.
 SLOW_TO_COMPILE = {
@@ -154,9 +210,14 @@ SLOW_TO_COMPILE = {
     "inception_v2",
     "inception_v3",
     "inception_v4",
+    "inception_resnet_v1",
     "inception_resnet_v2",
     "xception",
     "resnet-bottleneck",
+    "resnet-rs-eca",
+    "resnet_v2-own",
+    "resnet_v2-basic",
+    "bit",
     "resnet-d-se",
     "resnet_v2",
     "wide_resnet",
@@ -201,7 +262,18 @@ def test_every_model_has_a_count_and_a_reduced_instance():
 PATHS = json.loads((Path(__file__).parent / "paths.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", MODELS)
+#: Networks whose only difference from a smaller one is depth or width; all blocks are traced only with `-m slow`.
+LARGER = {
+    "resnet34_v2", "resnet200_v2", "resnet1001", "resnet101c", "resnet152c", "se_resnet34", "se_resnet101",
+    "se_resnet152", "se_resnext101_32x4d", "eca_resnet101d", "eca_resnet269d", "resnet_rs101", "resnet_rs152",
+    "resnet_rs200", "resnet_rs270", "resnet_rs350", "resnet_rs420", "bit_r50x3", "bit_r101x1", "bit_r101x3",
+    "bit_r152x2", "bit_r152x4",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGER else []) for name in MODELS]
+)
 def test_parameters_have_the_right_number_and_belong_to_stages(name):
     """Freezing by stage needs every path to begin with a stage or an auxiliary head."""
     model = create(name)

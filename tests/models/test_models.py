@@ -110,6 +110,27 @@ def test_names_are_recovered_from_fields(name):
     assert models.defining_fields(create(named)) == models.defining_fields(create(name))
 
 
+def test_cards_leave_out_added_fields_that_have_the_value_of_the_entry():
+    """Cards from before these fields stay the same to the byte, and every card rebuilds its model."""
+    old = {"blocks", "bottleneck", "width", "widen", "groups", "squeeze", "stem", "shortcut", "stride_in",
+           "stochastic_depth", "zero_init", "epsilon", "num_classes"}  # fmt: skip
+    assert set(models.card_fields("resnet20", create("resnet20"))) == old
+    changed = [
+        ("resnet50_gn", {}),
+        ("resnet50_gn", {"norm": "batch"}),
+        ("resnet50", {"norm": "group"}),
+        ("eca_resnet50d", {"eca": False, "squeeze": 16}),
+        ("resnet200_v2", {"stem_norm": False}),
+    ]
+    for name, fields in changed:
+        model = create(name, **fields)
+        stated = models.card_fields(name, model)
+        assert set(stated) & set(model.added_fields) == set(fields) & set(model.added_fields)
+        assert create(name, **stated) == model
+    for name in MODELS:
+        assert create(name, **models.card_fields(name, create(name))) == create(name)
+
+
 def test_names_of_changed_models_are_the_nearest():
     assert models.name_of(create("resnet50d", num_classes=3)) == "resnet50d"
     with pytest.raises(ValueError, match="Dense"):
@@ -129,7 +150,8 @@ FAMILIES = sorted(name for name in MODELS if f"{name}_small" in MODELS and "next
 def test_unknown_stems_raise(name):
     with pytest.raises(ValueError, match="'tiny'") as caught:
         models.abstract_variables(create(name, stem="tiny"))
-    label = {"resnet50_v2": "ResNetV2"}.get(name, "ResNet" if "resnet" in name and "inception" not in name else name)
+    classes = {"_v2": "ResNetV2", "bit": "BiT", "resnet": "ResNet"}
+    label = name if "inception" in name else next((classes[part] for part in classes if part in name), name)
     assert str(caught.value).startswith((f"{label} has ", f"{label}'s ")) and "small" in str(caught.value)
 
 

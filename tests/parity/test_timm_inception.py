@@ -34,6 +34,14 @@ def test_evaluation(name, shape, timm, compare):
     compare(timm.create_model(theirs), create(name), source, hooks, shape, batch=1)
 
 
+@pytest.mark.parametrize("shape", [(139, 150, 3)])
+def test_inception_v3(shape, timm, compare):
+    """The names and the function of torchvision's; the weights are others."""
+    modules = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
+    hooks = {f"Mixed_{name}": f"mixed{name}" for name in modules} | {"global_pool": "features"}
+    compare(timm.create_model("inception_v3"), create("inception_v3", aux_heads=False), source, hooks, shape)
+
+
 @pytest.mark.parametrize("shape", [(75, 75, 3), (90, 107, 1)])
 def test_golden(shape, timm, torch, compare):
     """What is recorded for everyone: one block of each kind (of the last that Inception-ResNet-v2 has, both)."""

@@ -22,7 +22,7 @@ from zoo.data.imagenet import class_names
 from zoo.models import MODELS
 from zoo.pretrained import names, weights
 from zoo.pretrained.convert import convert
-from zoo.pretrained.importing import card_of, import_file
+from zoo.pretrained.importing import card_of, import_file, import_published
 from zoo.pretrained.names import find
 from zoo.pretrained.recognise import SOURCES
 from zoo.pretrained.registry import CIFAR10, DEFAULTS, WEIGHTS
@@ -61,7 +61,7 @@ def test_every_row_has_a_model_and_a_digest():
 def test_every_row_of_the_registry_is_as_published():
     """All rows were compared with torchvision 0.28, timm 1.0.31, Keras 3.15 and akamaster's README.
 
-    After changing a row, compare it with its source and update the hash.
+    After changing a row, compare it with its source (tests/parity/test_registry.py for timm) and update the hash.
     """
     columns = ("name", "file", "digest", "model", "fields", "accuracy", "licence", "data")
     steps = ("size", "resize", "resize_mode", "interpolation", "channels", "mean", "std")
@@ -71,9 +71,9 @@ def test_every_row_of_the_registry_is_as_published():
             for row in WEIGHTS.values()
         ]
     )
-    assert hashlib.sha256(rows.encode()).hexdigest()[:16] == "beab1dbc9fa2ff22"
+    assert hashlib.sha256(rows.encode()).hexdigest()[:16] == "0b9597e84199d286"
     counts = {source: sum(row.source == source for row in WEIGHTS.values()) for source in SOURCES}
-    assert counts == {"torchvision": 20, "timm": 108, "keras": 9, "akamaster": 6, "zoo": 0}
+    assert counts == {"torchvision": 20, "timm": 163, "keras": 9, "akamaster": 6, "zoo": 0}
 
 
 def test_preprocessing_that_the_sources_networks_contain():
@@ -88,6 +88,29 @@ def test_preprocessing_that_the_sources_networks_contain():
     assert find("timm:resnet50.a1_in1k").preprocess.interpolation == "bicubic"
     assert find("timm:resnet50.a1_in1k").accuracy == (80.382, 94.598)
     assert find("akamaster:resnet20").classes == tuple(sorted(CIFAR10))
+
+
+def test_weights_of_imagenet_21k():
+    """Their order of classes is not in the package, and their accuracy is not published."""
+    rows = {name: row for name, row in WEIGHTS.items() if row.data == "ImageNet-21k"}
+    assert len(rows) == 6 and set(rows) == {name for name in WEIGHTS if name.endswith("_bit.goog_in21k")}
+    for row in rows.values():
+        card = card_of(row)
+        assert len(row.classes) == card.fields["num_classes"] == 21843 and row.classes[7] == "class 7"
+        assert row.accuracy == (None, None) and card.metrics == {}
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_published_files_may_lack_the_auxiliary_heads_of_their_row(present, tmp_path, monkeypatch):
+    """timm does not say which of its files have them."""
+    _, tensors = small("googlenet_bn", "torchvision", blocks=(1, 1, 1), num_classes=1000, width=0.125)
+    tensors = {key: value for key, value in tensors.items() if present or not key.startswith("aux")}
+    row = dataclasses.replace(
+        WEIGHTS["torchvision:googlenet.IMAGENET1K_V1"], digest="", fields={"blocks": (1, 1, 1), "width": 0.125}
+    )
+    imported = import_published(save_torch(tmp_path / "x.pth", tensors), row)
+    assert imported.card.fields["aux_heads"] == present == ("aux1" in imported.variables["params"])
+    assert present == (not any("auxiliary" in note for note in imported.notes))
 
 
 def test_imagenet_classes():

@@ -16,24 +16,41 @@ import jax
 import jax.numpy as jnp
 
 from zoo.models.alexnet import AlexNet, AlexNetOWT
+from zoo.models.bit import BIT50, BIT101, BIT152, BiT
 from zoo.models.googlenet import GoogLeNet, GoogLeNetBN
 from zoo.models.highway import ConvHighway, Highway
+from zoo.models.inception_resnet_v1 import InceptionResNetV1
 from zoo.models.inception_resnet_v2 import InceptionResNetV2
 from zoo.models.inception_v2 import InceptionV2
 from zoo.models.inception_v3 import InceptionV3
 from zoo.models.inception_v4 import InceptionV4
-from zoo.models.lenet import LeNet5, LeNet51998
+from zoo.models.lenet import LeNet1, LeNet4, LeNet5, LeNet51998
 from zoo.models.mlp import MLP
 from zoo.models.protocol import ImageClassifier
-from zoo.models.resnet import RESNET18, RESNET34, RESNET50, RESNET101, RESNET152, ResNet, cifar
-from zoo.models.resnet_v2 import RESNET50_V2, RESNET101_V2, RESNET152_V2, ResNetV2
+from zoo.models.resnet import RESNET18, RESNET34, RESNET50, RESNET101, RESNET152, RESNET_RS, ResNet, cifar
+from zoo.models.resnet_v2 import (
+    RESNET18_V2,
+    RESNET34_V2,
+    RESNET50_V2,
+    RESNET101_V2,
+    RESNET152_V2,
+    RESNET200_V2,
+    ResNetV2,
+    cifar_v2,
+)
 from zoo.models.wide_resnet import WideResNet
 from zoo.models.xception import Xception
 from zoo.suggest import did_you_mean
 
+_D: dict[str, Any] = {"stem": "deep", "shortcut": "pool"}
+_SE_BASIC: dict[str, Any] = {"squeeze": 16, "squeeze_multiple": 8}
+_RS: dict[str, Any] = {**_D, "stem_pool": "conv", "squeeze": 4}
+
 MODELS: dict[str, Callable[..., ImageClassifier]] = {
     "softmax": partial(MLP, widths=()),
     "mlp": MLP,
+    "lenet1": LeNet1,
+    "lenet4": LeNet4,
     "lenet5": LeNet5,
     "lenet5_1998": LeNet51998,
     "alexnet": AlexNet,
@@ -50,6 +67,8 @@ MODELS: dict[str, Callable[..., ImageClassifier]] = {
     "inception_v3_small": partial(InceptionV3, stem="small", width=0.375, num_classes=10),
     "inception_v4": InceptionV4,
     "inception_v4_small": partial(InceptionV4, stem="small", width=0.2, num_classes=10),
+    "inception_resnet_v1": InceptionResNetV1,
+    "inception_resnet_v1_small": partial(InceptionResNetV1, stem="small", width=0.2, num_classes=10),
     "inception_resnet_v2": InceptionResNetV2,
     "inception_resnet_v2_small": partial(InceptionResNetV2, stem="small", width=0.2, num_classes=10),
     "xception": Xception,
@@ -62,31 +81,59 @@ MODELS: dict[str, Callable[..., ImageClassifier]] = {
     "resnet50_v1": partial(ResNet, **RESNET50, stride_in="1x1"),
     "resnet101_v1": partial(ResNet, **RESNET101, stride_in="1x1"),
     "resnet152_v1": partial(ResNet, **RESNET152, stride_in="1x1"),
+    "resnet18_v2": partial(ResNetV2, **RESNET18_V2),
+    "resnet34_v2": partial(ResNetV2, **RESNET34_V2),
     "resnet50_v2": partial(ResNetV2, **RESNET50_V2),
     "resnet101_v2": partial(ResNetV2, **RESNET101_V2),
     "resnet152_v2": partial(ResNetV2, **RESNET152_V2),
+    "resnet200_v2": partial(ResNetV2, **RESNET200_V2),
+    "resnet50c": partial(ResNet, **RESNET50, stem="deep"),
+    "resnet101c": partial(ResNet, **RESNET101, stem="deep"),
+    "resnet152c": partial(ResNet, **RESNET152, stem="deep"),
     "resnet50d": partial(ResNet, **RESNET50, stem="deep", shortcut="pool"),
+    "resnet50_gn": partial(ResNet, **RESNET50, norm="group"),
     "resnext50_32x4d": partial(ResNet, **RESNET50, groups=32, widen=2),
     "resnext101_32x8d": partial(ResNet, **RESNET101, groups=32, widen=4),
     "resnext101_64x4d": partial(ResNet, **RESNET101, groups=64, widen=4),
     "wide_resnet50_2": partial(ResNet, **RESNET50, widen=2),
     "wide_resnet101_2": partial(ResNet, **RESNET101, widen=2),
+    "se_resnet18": partial(ResNet, **RESNET18, **_SE_BASIC),
+    "se_resnet34": partial(ResNet, **RESNET34, **_SE_BASIC),
     "se_resnet50": partial(ResNet, **RESNET50, squeeze=16),
+    "se_resnet101": partial(ResNet, **RESNET101, squeeze=16),
+    "se_resnet152": partial(ResNet, **RESNET152, squeeze=16),
+    "se_resnext50_32x4d": partial(ResNet, **RESNET50, groups=32, widen=2, squeeze=16),
+    "se_resnext101_32x4d": partial(ResNet, **RESNET101, groups=32, widen=2, squeeze=16),
+    "eca_resnet50": partial(ResNet, **RESNET50, eca=True),
+    "eca_resnet50d": partial(ResNet, **RESNET50, **_D, eca=True),
+    "eca_resnet101d": partial(ResNet, **RESNET101, **_D, eca=True),
+    "eca_resnet269d": partial(ResNet, blocks=(3, 30, 48, 8), **_D, eca=True),
+    **{f"resnet_rs{depth}": partial(ResNet, blocks=blocks, **_RS) for depth, blocks in RESNET_RS.items()},
+    "bit_r50x1": partial(BiT, **BIT50),
+    "bit_r50x3": partial(BiT, **BIT50, widen=3),
+    "bit_r101x1": partial(BiT, **BIT101),
+    "bit_r101x3": partial(BiT, **BIT101, widen=3),
+    "bit_r152x2": partial(BiT, **BIT152, widen=2),
+    "bit_r152x4": partial(BiT, **BIT152, widen=4),
     "resnet18_small": partial(ResNet, **RESNET18, stem="small", num_classes=10),
     "resnet34_small": partial(ResNet, **RESNET34, stem="small", num_classes=10),
     "resnet50_small": partial(ResNet, **RESNET50, stem="small", num_classes=10),
     "resnet50_v1_small": partial(ResNet, **RESNET50, stride_in="1x1", stem="small", num_classes=10),
+    "resnet18_v2_small": partial(ResNetV2, **RESNET18_V2, stem="small", num_classes=10),
     "resnet50_v2_small": partial(ResNetV2, **RESNET50_V2, stem="small", num_classes=10),
     "resnet50d_small": partial(ResNet, **RESNET50, shortcut="pool", stem="small", num_classes=10),
     "resnext50_32x4d_small": partial(ResNet, **RESNET50, groups=32, widen=2, stem="small", num_classes=10),
     "wide_resnet50_2_small": partial(ResNet, **RESNET50, widen=2, stem="small", num_classes=10),
     "se_resnet50_small": partial(ResNet, **RESNET50, squeeze=16, stem="small", num_classes=10),
+    "bit_r50x1_small": partial(BiT, **BIT50, stem="small", num_classes=10),
     "resnet20": partial(ResNet, **cifar(20)),
     "resnet32": partial(ResNet, **cifar(32)),
     "resnet44": partial(ResNet, **cifar(44)),
     "resnet56": partial(ResNet, **cifar(56)),
     "resnet110": partial(ResNet, **cifar(110)),
     "resnet1202": partial(ResNet, **cifar(1202)),
+    "resnet164": partial(ResNetV2, **cifar_v2(164)),
+    "resnet1001": partial(ResNetV2, **cifar_v2(1001)),
     "wide_resnet16_8": partial(WideResNet, depth=16, widen=8),
     "wide_resnet28_10": partial(WideResNet, depth=28, widen=10),
     "wide_resnet40_4": partial(WideResNet, depth=40, widen=4),
@@ -206,6 +253,18 @@ def defining_fields(model: ImageClassifier) -> dict[str, Any]:
     """Return the fields that determine the function, which a card stores beside the name of the model."""
     skipped = (*RUNTIME_FIELDS, *_LINEN_FIELDS)
     return {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in skipped}
+
+
+def card_fields(name: str, model: ImageClassifier) -> dict[str, Any]:
+    """Return the defining fields as cards and run configurations state them.
+
+    Fields that a class got after its first cards (`added_fields`) are left out where they have the value of the entry
+    `name` of MODELS, so that cards stay the same to the byte and `create` rebuilds the same function.
+    """
+    defaults = defining_fields(MODELS[name]())
+    added = getattr(model, "added_fields", ())
+    fields = defining_fields(model)
+    return {key: value for key, value in fields.items() if key not in added or value != defaults[key]}
 
 
 def runtime_fields(model: ImageClassifier) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""LeNet-5.
+"""LeNet-1, LeNet-4 and LeNet-5.
 
 LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition". `LeNet5` is the form
 taught today; `LeNet51998` is the network of figure 2 of the paper, with trainable subsampling, partial connections and
-radial basis outputs.
+radial basis outputs. Section III.C also compares LeNet-4, and LeNet-1, which was published in LeCun et al. 1989,
+"Handwritten digit recognition with a back-propagation network".
 """
 
 from typing import Any
@@ -122,7 +123,7 @@ class Subsampling(nn.Module):
 class PartialConv(nn.Module):
     """Partially connected 5x5 convolution (C3): output channel i reads only the input channels reads[i].
 
-    Parameters: kernel [60, 5, 5], bias [16].
+    Parameters: kernel [number of connections, 5, 5], bias [number of output channels]; C3 has 60 and 16.
     """
 
     reads: tuple[tuple[int, ...], ...]
@@ -142,6 +143,109 @@ class PartialConv(nn.Module):
         full = jnp.zeros((x.shape[-1], len(self.reads), 5, 5), jnp.float32).at[rows, columns].set(kernel)
         full = full.transpose(2, 3, 0, 1).astype(self.dtype)
         return conv2d(x, full, (1, 1), ((0, 0), (0, 0))) + bias.astype(self.dtype)
+
+
+# LeCun et al. 1989, table 1: maps of H2 that each of the twelve maps of H3 reads.
+H3_READS = (
+    (0,), (0, 1), (0, 1), (1,), (0, 1), (0, 1),
+    (2,), (2, 3), (2, 3), (3,), (2, 3), (2, 3),
+)  # fmt: skip
+
+# Not published (see `LeNet4`): each map of C3 reads three of S2, each map of S2 is read by six of C3.
+LENET4_C3_READS = tuple(tuple(sorted((i + j) % 8 for j in steps)) for steps in ((0, 1, 3), (0, 2, 4)) for i in range(8))
+
+
+class LeNet1(nn.Module):
+    """LeNet-1 (LeCun et al. 1989): 2,578 parameters with 28x28 pixels and ten classes, as the paper counts.
+
+    H1 104, H2 8, H3 512, H4 24, output 1,930. The paper's other counts, 4,635 units and 98,442 connections, follow from
+    the same layers.
+
+    Differs from the paper: its output units are squashed and trained on ±1 by the squared error; here the logits are
+    their inputs, for softmax cross-entropy. It was trained by a quasi-Newton method. Not specified in the paper: the
+    squashing function, here that of LeNet-5 (1998, appendix A), also after H2 and H4.
+
+    Attributes:
+        num_classes: number of classes, or None for no head.
+        image_size: height and width of the images, which fix the output layer.
+        dtype: type of the computation.
+    """
+
+    num_classes: int | None = 10
+    image_size: int = 28
+    dtype: Any = jnp.float32
+
+    family = "lenet"
+    model_parallel = ()
+    paper = "LeCun et al. 1989, Handwritten digit recognition with a back-propagation network"
+    stages = ("h1", "h2", "h3", "h4", "head")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (self.image_size, self.image_size, 1)
+
+    @nn.compact
+    def __call__(self, images, *, train: bool = False):
+        require_images(images, 16, "lenet1", fixed_size=self.image_size)
+        ends = {}
+        x = images.astype(self.dtype)  # [B, 28, 28, 1]
+        conv = Conv(4, 5, padding=0, kernel_init=_uniform_fan_in(25 * x.shape[-1]), dtype=self.dtype, name="h1")
+        ends["h1"] = x = scaled_tanh(conv(x))  # [B, 24, 24, 4]
+        ends["h2"] = x = scaled_tanh(Subsampling(name="h2")(x))  # [B, 12, 12, 4]
+        ends["h3"] = x = scaled_tanh(PartialConv(H3_READS, self.dtype, name="h3")(x))  # [B, 8, 8, 12]
+        ends["h4"] = x = scaled_tanh(Subsampling(name="h4")(x))  # [B, 4, 4, 12]
+        x = x.reshape(x.shape[0], -1)
+        init = _uniform_fan_in(x.shape[-1])
+        return classify(x, ends, self.num_classes, train, kernel_init=init, dtype=self.dtype)
+
+
+class LeNet4(nn.Module):
+    """LeNet-4 (LeCun et al. 1998, section III.C.8): 50,698 parameters with 32x32 pixels and ten classes.
+
+    C1 104, S2 16, C3 1,216, S4 32, F5 48,120, output 1,210. Two maps of S2 read each map of C1. The paper describes the
+    network in one paragraph, which does not determine it:
+
+    - which maps of S2 each map of C3 reads is not printed. Here each reads three, the number at which the network has
+      262,306 connections, "about 260,000" in the paper;
+    - it prints "about 17,000 free parameters", but a fully connected layer of 120 units on sixteen maps of 5x5, as it
+      describes, has 48,120 alone.
+
+    Not specified in the paper either: the output units, here a dense layer whose outputs are the logits. The squashing
+    function is that of LeNet-5.
+
+    Attributes:
+        num_classes: number of classes, or None for no head.
+        image_size: height and width of the images, which fix the layer F5.
+        dtype: type of the computation.
+    """
+
+    num_classes: int | None = 10
+    image_size: int = 32
+    dtype: Any = jnp.float32
+
+    family = "lenet"
+    model_parallel = ()
+    paper = "LeCun et al. 1998, Gradient-based learning applied to document recognition"
+    stages = ("c1", "s2", "c3", "s4", "f5", "head")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (self.image_size, self.image_size, 1)
+
+    @nn.compact
+    def __call__(self, images, *, train: bool = False):
+        require_images(images, 16, "lenet4", fixed_size=self.image_size)
+        ends = {}
+        x = images.astype(self.dtype)  # [B, 32, 32, 1]
+        conv = Conv(4, 5, padding=0, kernel_init=_uniform_fan_in(25 * x.shape[-1]), dtype=self.dtype, name="c1")
+        ends["c1"] = x = scaled_tanh(conv(x))  # [B, 28, 28, 4]
+        ends["s2"] = x = scaled_tanh(Subsampling(name="s2")(jnp.repeat(x, 2, axis=-1)))  # [B, 14, 14, 8]
+        ends["c3"] = x = scaled_tanh(PartialConv(LENET4_C3_READS, self.dtype, name="c3")(x))  # [B, 10, 10, 16]
+        ends["s4"] = x = scaled_tanh(Subsampling(name="s4")(x))  # [B, 5, 5, 16]
+        x = x.reshape(x.shape[0], -1)
+        f5 = nn.Dense(120, kernel_init=_uniform_fan_in(x.shape[-1]), dtype=self.dtype, name="f5")
+        ends["f5"] = x = scaled_tanh(f5(x))
+        return classify(x, ends, self.num_classes, train, kernel_init=_uniform_fan_in(120), dtype=self.dtype)
 
 
 class LeNet51998(nn.Module):

@@ -28,6 +28,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from zoo.models.attention import EfficientChannelAttention, SqueezeExcite
+from zoo.models.group_norm import GroupNorm
 from zoo.models.layers import (
     BatchNorm,
     ConvNorm,
@@ -47,9 +49,18 @@ RESNET34: dict[str, Any] = {"blocks": (3, 4, 6, 3), "bottleneck": False}
 RESNET50: dict[str, Any] = {"blocks": (3, 4, 6, 3), "bottleneck": True}
 RESNET101: dict[str, Any] = {"blocks": (3, 4, 23, 3), "bottleneck": True}
 RESNET152: dict[str, Any] = {"blocks": (3, 8, 36, 3), "bottleneck": True}
+# Bello et al. 2021, section 6: blocks of ResNet-RS by depth; up to 200 those of ResNet.
+RESNET_RS = {
+    50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3), 270: (4, 29, 53, 4),
+    350: (4, 36, 72, 4), 420: (4, 44, 87, 4),
+}  # fmt: skip
 
-STEMS = ("imagenet", "deep", "small")
+#: Channels of the three 3x3 convolutions of a deep stem, as eighths of the width.
+DEEP_STEMS = {"deep": (4, 4, 8), "tiered": (3, 4, 8), "wide": (8, 8, 16)}
+STEMS = ("imagenet", *DEEP_STEMS, "small")
+NORMS: dict[str, type[nn.Module]] = {"batch": BatchNorm, "group": GroupNorm}
 STRIDES = ("3x3", "1x1")
+STEM_POOLS = ("max", "conv")
 
 
 def cifar(depth: int) -> dict[str, Any]:
@@ -58,28 +69,6 @@ def cifar(depth: int) -> dict[str, Any]:
     return {
         "blocks": (n, n, n), "bottleneck": False, "width": 16, "stem": "small", "shortcut": "pad", "num_classes": 10,
     }  # fmt: skip
-
-
-class SqueezeExcite(nn.Module):
-    """Squeeze-and-excitation (Hu et al. 2017, figure 2): scale each channel by a gate computed from all channel means.
-
-    [B, H, W, C] -> [B, H, W, C]. Children: reduce, expand.
-
-    Attributes:
-        squeeze: reduction ratio of the hidden layer.
-        dtype: type of the computation.
-    """
-
-    squeeze: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        channels = x.shape[-1]
-        gate = global_avg_pool(x)
-        gate = nn.relu(nn.Dense(channels // self.squeeze, dtype=self.dtype, name="reduce")(gate))
-        gate = nn.sigmoid(nn.Dense(channels, dtype=self.dtype, name="expand")(gate))
-        return x * gate[:, None, None]
 
 
 def projection_shortcut(x, features: int, stride: int, conv_norm: Callable[..., nn.Module], train: bool):
@@ -118,6 +107,8 @@ class BlockOptions(NamedTuple):
     norm: Callable[..., nn.Module]
     shortcut: str = "conv"
     squeeze: int | None = None
+    squeeze_multiple: int = 1
+    eca: bool = False
     zero_init: bool = False
     dtype: Any = jnp.float32
 
@@ -133,9 +124,11 @@ class BlockOptions(NamedTuple):
 
 
 def add_shortcut(branch, x, stride: int, options: BlockOptions, drop_path_rate: float, train: bool):
-    """Apply squeeze-and-excitation and stochastic depth to the branch, and return relu(shortcut(x) + branch)."""
+    """Apply channel attention and stochastic depth to the branch, and return relu(shortcut(x) + branch)."""
     if options.squeeze is not None:
-        branch = SqueezeExcite(options.squeeze, options.dtype, name="se")(branch)
+        branch = SqueezeExcite(options.squeeze, options.squeeze_multiple, options.dtype, name="se")(branch)
+    if options.eca:
+        branch = EfficientChannelAttention(options.dtype, name="eca")(branch)
     branch = StochasticDepth(drop_path_rate, name="drop")(branch, train)
     shortcut = SHORTCUTS[options.shortcut](x, branch.shape[-1], stride, options.conv_norm, train)
     return relu(shortcut + branch)
@@ -144,7 +137,7 @@ def add_shortcut(branch, x, stride: int, options: BlockOptions, drop_path_rate: 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (figure 5, left).
 
-    [B, H, W, C] -> [B, H / stride, W / stride, width]. Children: conv1, conv2, se, shortcut.
+    [B, H, W, C] -> [B, H / stride, W / stride, width]. Children: conv1, conv2, se or eca, shortcut.
     """
 
     width: int
@@ -163,7 +156,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions and a shortcut (figure 5, right).
 
-    [B, H, W, C] -> [B, H / stride, W / stride, 4 width]. Children: conv1, conv2, conv3, se, shortcut.
+    [B, H, W, C] -> [B, H / stride, W / stride, 4 width]. Children: conv1, conv2, conv3, se or eca, shortcut.
     """
 
     width: int
@@ -186,21 +179,26 @@ class Bottleneck(nn.Module):
 
 
 class DeepStem(nn.Module):
-    """Three 3x3 convolutions instead of a 7x7 (He et al. 2018, figure 2b): [B, H, W, C] -> [B, H / 2, W / 2, width].
+    """Three 3x3 convolutions instead of a 7x7 (He et al. 2018, figure 2b): [B, H, W, C] -> [B, H / 2, W / 2, F].
 
     Children: conv1, conv2, conv3.
+
+    Attributes:
+        widths: channels of the three convolutions; F is the last.
+        norm: constructor of the norms.
+        dtype: type of the computation.
     """
 
-    width: int
+    widths: tuple[int, int, int]
     norm: Callable[..., nn.Module]
     dtype: Any
 
     @nn.compact
     def __call__(self, x, train: bool):
         conv_norm = partial(ConvNorm, kernel_size=3, norm=self.norm, dtype=self.dtype)
-        x = conv_norm(self.width // 2, stride=2, name="conv1")(x, train)
-        x = conv_norm(self.width // 2, name="conv2")(x, train)
-        return conv_norm(self.width, name="conv3")(x, train)
+        for i, width in enumerate(self.widths, 1):
+            x = conv_norm(width, stride=2 if i == 1 else 1, name=f"conv{i}")(x, train)
+        return x
 
 
 class ResNet(nn.Module):
@@ -216,15 +214,21 @@ class ResNet(nn.Module):
         widen: factor of the channels of a bottleneck's 3x3 convolution.
         groups: number of groups of a bottleneck's 3x3 convolution.
         squeeze: reduction ratio of squeeze-and-excitation; None for none.
-        stem: "imagenet" (7x7) or "deep" (three 3x3), each followed by max pooling, divide the image by 4; "small" (one
-            3x3) keeps its size.
+        squeeze_multiple: the hidden layer of squeeze-and-excitation is rounded to a multiple of this; 8 in timm, which
+            matters below 128 channels only.
+        eca: apply efficient channel attention.
+        norm: "batch" or "group" (32 groups).
+        stem: "imagenet" (7x7), "deep" (three 3x3), "tiered" (deep with channels that grow) or "wide" (deep with twice
+            the channels), each followed by pooling, divide the image by 4; "small" (one 3x3) keeps its size.
+        stem_pool: the stem's pooling, "max" or "conv" (3x3 convolution with stride 2, norm and ReLU).
         shortcut: "conv" (strided 1x1 convolution), "pool" (average pooling, then 1x1 convolution) or "pad" (zeros for
             the missing channels, no parameters), used where the shape changes.
         stride_in: the convolution of a bottleneck that has the stride, "3x3" or "1x1".
         stochastic_depth: probability of dropping the branch of the last block in training; it grows linearly from the
             first block (Huang et al. 2016, section 3).
+        dropout: rate before the head.
         zero_init: start every branch at zero (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
-        epsilon: added to the variance by batch norms.
+        epsilon: added to the variance by norms.
         num_classes: number of classes, or None for no head.
         axis_name: pmap axis over which batch statistics are shared.
         dtype: type of the computation.
@@ -237,10 +241,15 @@ class ResNet(nn.Module):
     widen: int = 1
     groups: int = 1
     squeeze: int | None = None
+    squeeze_multiple: int = 1
+    eca: bool = False
+    norm: str = "batch"
     stem: str = "imagenet"
+    stem_pool: str = "max"
     shortcut: str = "conv"
     stride_in: str = "3x3"
     stochastic_depth: float = 0.0
+    dropout: float = 0.0
     zero_init: bool = False
     epsilon: float = 1e-5
     num_classes: int | None = 1000
@@ -248,6 +257,7 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
 
+    added_fields = ("squeeze_multiple", "eca", "norm", "stem_pool", "dropout")
     family = "resnet"
     model_parallel = (
         r"stage4_block\d+/conv\d/conv/kernel",
@@ -256,9 +266,15 @@ class ResNet(nn.Module):
 
     @property
     def paper(self) -> str:
+        if self.stem_pool == "conv":
+            return "Bello et al. 2021, Revisiting ResNets: improved training and scaling strategies, arXiv:2103.07579"
+        if self.eca:
+            return "Wang et al. 2019, ECA-Net: efficient channel attention, arXiv:1910.03151"
         if self.squeeze is not None:
             return "Hu et al. 2017, Squeeze-and-excitation networks, arXiv:1709.01507"
-        if self.shortcut == "pool":
+        if self.norm == "group":
+            return "Wu and He 2018, Group normalization, arXiv:1803.08494"
+        if self.shortcut == "pool" or self.stem in DEEP_STEMS:
             return "He et al. 2018, Bag of tricks for image classification, arXiv:1812.01187"
         if self.groups > 1:
             return "Xie et al. 2016, Aggregated residual transformations for deep neural networks, arXiv:1611.05431"
@@ -278,21 +294,17 @@ class ResNet(nn.Module):
     def __call__(self, images, *, train: bool = False):
         self._check_fields()
         require_images(images, 2 ** (len(self.blocks) - 1) * (1 if self.stem == "small" else 4), "this ResNet")
-        norm = partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name)
-        options = BlockOptions(norm, self.shortcut, self.squeeze, self.zero_init, self.dtype)
+        batch_options = {"axis_name": self.axis_name} if self.norm == "batch" else {}
+        norm = partial(NORMS[self.norm], epsilon=self.epsilon, **batch_options)
+        options = BlockOptions(
+            norm, self.shortcut, self.squeeze, self.squeeze_multiple, self.eca, self.zero_init, self.dtype
+        )
         block: Callable[..., nn.Module] = maybe_remat(BasicBlock, self.remat)
         if self.bottleneck:
             block = maybe_remat(Bottleneck, self.remat)
             block = partial(block, widen=self.widen, groups=self.groups, stride_in=self.stride_in)
 
-        x = images.astype(self.dtype)  # ResNet-50: [B, 224, 224, 3]
-        if self.stem == "deep":
-            x = DeepStem(self.width, norm, self.dtype, name="stem")(x, train)
-        else:
-            kernel_size, stride = (3, 1) if self.stem == "small" else (7, 2)
-            x = ConvNorm(self.width, kernel_size, norm, stride, dtype=self.dtype, name="stem")(x, train)
-        if self.stem != "small":  # [B, 112, 112, 64]
-            x = max_pool(x, 3, 2, 1)  # [B, 56, 56, 64]
+        x = self._apply_stem(images.astype(self.dtype), norm, train)  # ResNet-50: [B, 224, 224, 3] -> [B, 56, 56, 64]
         ends = {"stem": x}
         index = 0
         # [B, 56, 56, 256], [B, 28, 28, 512], [B, 14, 14, 1024], [B, 7, 7, 2048]
@@ -304,13 +316,36 @@ class ResNet(nn.Module):
                 name = f"stage{i + 1}_block{j + 1}"
                 x = block(self.width * 2**i, stride, options, rate, name=name)(x, train)
             ends[f"stage{i + 1}"] = x
-        return classify(global_avg_pool(x), ends, self.num_classes, train, dtype=self.dtype)
+        features = global_avg_pool(x)
+        return classify(features, ends, self.num_classes, train, dropout=self.dropout, dtype=self.dtype)
+
+    def _apply_stem(self, x, norm: Callable[..., nn.Module], train: bool):
+        """Apply the stem and its pooling."""
+        if self.stem in DEEP_STEMS:
+            first, second, last = (eighths * self.width // 8 for eighths in DEEP_STEMS[self.stem])
+            x = DeepStem((first, second, last), norm, self.dtype, name="stem")(x, train)
+        else:
+            kernel_size, stride = (3, 1) if self.stem == "small" else (7, 2)
+            x = ConvNorm(self.width, kernel_size, norm, stride, dtype=self.dtype, name="stem")(x, train)
+        if self.stem == "small":
+            return x
+        if self.stem_pool == "conv":
+            return ConvNorm(x.shape[-1], 3, norm, stride=2, dtype=self.dtype, name="stem_pool")(x, train)
+        return max_pool(x, 3, 2, 1)
 
     def _check_fields(self) -> None:
-        for field, known in (("stem", STEMS), ("shortcut", SHORTCUTS), ("stride_in", STRIDES)):
+        choices = (
+            ("stem", STEMS), ("stem_pool", STEM_POOLS), ("shortcut", SHORTCUTS), ("stride_in", STRIDES),
+            ("norm", NORMS),
+        )  # fmt: skip
+        for field, known in choices:
             if getattr(self, field) not in known:
                 raise ValueError(f"ResNet's {field} {getattr(self, field)!r} is not one of {', '.join(known)}")
         if not self.bottleneck and (self.widen, self.groups, self.stride_in) != (1, 1, "3x3"):
             raise ValueError("ResNet's widen, groups and stride_in apply to bottlenecks only; set bottleneck=True")
+        if self.shortcut == "pad" and self.stem == "wide":
+            raise ValueError(
+                "ResNet's stem='wide' has more channels than the first stage; shortcut='pad' cannot follow"
+            )
         if self.width * self.widen % self.groups:
             raise ValueError(f"ResNet's {self.groups} groups do not divide its {self.width * self.widen} channels")

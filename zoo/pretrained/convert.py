@@ -55,6 +55,8 @@ CONV = AxisTransform("conv", lambda x: x.transpose(2, 3, 1, 0), lambda x: (x.tra
 DENSE = AxisTransform("dense", lambda x: x.transpose(1, 0), lambda x: (x.transpose(1, 0),))
 #: PyTorch's 1x1 convolution [F, C, 1, 1] <-> a dense layer [C, F].
 CONV_AS_DENSE = AxisTransform("conv as dense", lambda x: x.squeeze((2, 3)).T, lambda x: (x.T[:, :, None, None],))
+#: PyTorch's convolution of one channel along one axis [1, 1, k] <-> [k].
+CONV1D = AxisTransform("conv along one axis", lambda x: x.squeeze((0, 1)), lambda x: (x[None, None],))
 #: Keras's depthwise convolution [kh, kw, C, 1] <-> a convolution grouped by channel [kh, kw, 1, C].
 KERAS_DEPTHWISE = AxisTransform(
     "keras depthwise", lambda x: x.transpose(0, 1, 3, 2), lambda x: (x.transpose(0, 1, 3, 2),)
@@ -219,7 +221,8 @@ def torch_key_map(
 ) -> KeyMap:
     """Return the key map of a PyTorch network.
 
-    Kernels of four axes are convolutions, kernels of two axes linear layers.
+    Kernels of four axes are convolutions, kernels of two axes linear layers, kernels of one axis convolutions along
+    the channels.
 
     Args:
         variables: variables of the model; may be abstract.
@@ -230,7 +233,7 @@ def torch_key_map(
     for path, leaf in flatten(variables).items():
         _, _, inner = path.partition("/")
         module, _, name = inner.rpartition("/")
-        transform = {4: CONV, 2: DENSE}[leaf.ndim] if name == "kernel" else SAME
+        transform = {4: CONV, 2: DENSE, 1: CONV1D}[leaf.ndim] if name == "kernel" else SAME
         for pattern, other in (transforms or {}).items():
             if re.fullmatch(pattern, inner):
                 transform = other

@@ -17,7 +17,7 @@ from zoo.download import HashMismatchError, check_digest
 from zoo.pretrained.convert import convert
 from zoo.pretrained.names import find
 from zoo.pretrained.readers import Tensors, read_tensors
-from zoo.pretrained.recognise import HEAD, SOURCES, Match, best_match, loaded_leaf, recognise
+from zoo.pretrained.recognise import HEAD, SOURCES, Match, best_match, loaded_leaf, match_aux_heads, recognise
 from zoo.pretrained.registry import CIFAR10, WEIGHTS, Weights
 from zoo.trees import flatten
 
@@ -125,8 +125,14 @@ def import_published(file: Path, row: Weights, downloaded: bool = False) -> Impo
     arrays = tensors.arrays
     if arrays and all(key.startswith("module.") for key in arrays):  # saved from DataParallel
         arrays = {key.removeprefix("module."): array for key, array in arrays.items()}
+    if getattr(model, "aux_heads", False):  # timm does not say which files have them
+        changes: list[str] = []
+        key_map = SOURCES[row.source].key_map(model, models.abstract_variables(model))
+        arrays = dict(arrays)
+        model, _ = match_aux_heads(row.source, model, key_map, arrays, frozenset(), changes)
+        notes = (*notes, *changes)
     variables = _convert(file, model, row.source, arrays, row.preprocess)
-    card = card_of(row, sha256)
+    card = dataclasses.replace(card_of(row, sha256), fields=models.card_fields(row.model, model))
     if notes:
         card = dataclasses.replace(card, source="; ".join((card.source, *notes)))
     return Imported(card, variables, notes)
@@ -141,12 +147,15 @@ def card_of(row: Weights, sha256: str = "") -> Card:
     """
     top1, top5 = row.accuracy
     split = "test split" if row.data == "CIFAR-10" else "validation split"
-    metrics = {"data": f"{row.data}, {split}, single crop", "accuracy": None if top1 is None else top1 / 100}
+    metrics: dict[str, Any] = {}
+    if top1 is not None:
+        metrics["published"] = {"data": f"{row.data}, {split}, single crop", "accuracy": top1 / 100}
     if top5 is not None:
-        metrics["top5"] = top5 / 100
+        metrics["published"]["top5"] = top5 / 100
+    model = models.create(row.model, **row.fields)
     return Card(
-        model=row.model, fields=models.defining_fields(models.create(row.model, **row.fields)), classes=row.classes,
-        preprocess=row.preprocess, metrics={"published": metrics}, licence=row.licence, versions=_versions(),
+        model=row.model, fields=models.card_fields(row.model, model), classes=row.classes,
+        preprocess=row.preprocess, metrics=metrics, licence=row.licence, versions=_versions(),
         source=f"{row.name}, {row.file}" + (f", sha256 {sha256}" if sha256 else ""),
     )  # fmt: skip
 
@@ -193,7 +202,7 @@ def _import_own(
     variables = _convert(file, model, match.source, match.arrays, preprocess)
     digests = ", ".join(check_digest(part, "") for part in tensors.files)
     card = Card(
-        model=name, fields=models.defining_fields(model), classes=class_names_, preprocess=preprocess,
+        model=name, fields=models.card_fields(name, model), classes=class_names_, preprocess=preprocess,
         licence=stated.get("licence", "") if stated else "", versions=_versions(),
         source=f"{file.name}, sha256 {digests}; {'; '.join(notes)}",
     )  # fmt: skip

@@ -72,8 +72,8 @@ RESNET: tuple[Rule, ...] = (
 
 def _resnet(model: ResNet, variables: Mapping) -> KeyMap:
     same = {
-        "bottleneck": True, "widen": 1, "groups": 1, "squeeze": None, "stem": "imagenet", "shortcut": "conv",
-        "stride_in": "1x1", "epsilon": 1.001e-5,
+        "bottleneck": True, "widen": 1, "groups": 1, "squeeze": None, "eca": False, "norm": "batch",
+        "stem": "imagenet", "stem_pool": "max", "shortcut": "conv", "stride_in": "1x1", "epsilon": 1.001e-5,
     }  # fmt: skip
     require_fields("keras", model, same)
     key_map = keras_key_map(variables, RESNET)
@@ -98,7 +98,8 @@ RESNET_V2: tuple[Rule, ...] = (
 
 def _resnet_v2(model: ResNetV2, variables: Mapping) -> KeyMap:
     same = {
-        "stem": "imagenet", "stride_at": "last", "conv_bias": True, "pool_padding": "zeros", "epsilon": 1.001e-5,
+        "bottleneck": True, "norm": "batch", "stem": "imagenet", "stem_norm": False, "shortcut": "conv",
+        "stride_in": "3x3", "stride_at": "last", "conv_bias": True, "pool_padding": "zeros", "epsilon": 1.001e-5,
     }  # fmt: skip
     require_fields("keras", model, same)
     return keras_key_map(variables, RESNET_V2)

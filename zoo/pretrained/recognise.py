@@ -15,6 +15,7 @@ from zoo.pretrained import akamaster, keras, own, timm, torchvision
 from zoo.pretrained.convert import FieldMismatchError, KeyMap, source_keys
 from zoo.pretrained.readers import AVERAGED, Tensors
 from zoo.pretrained.registry import WEIGHTS
+from zoo.pretrained.residual import RESIDUAL, block_counts, differences, observed_form
 from zoo.trees import flatten
 
 #: The key maps by source.
@@ -30,6 +31,8 @@ BESIDE_NETWORK = re.compile(
 )
 #: Buffers with the normalisation of the input.
 NORMALISATION = re.compile(r"(?i)^(.*[._])?(?:pixel_|img_|image_)?(mean|std)$")
+#: True for the residual networks among MODELS.
+RESIDUAL_NAMES = {name: isinstance(build(), RESIDUAL) for name, build in MODELS.items()}
 AUX_LEAF = re.compile(r"(?:params|batch_stats)/aux\d/.*")
 HEAD = "params/head/"
 
@@ -91,7 +94,7 @@ def match_source(source: str, model: Any, tensors: Tensors, explicit: frozenset[
             key: array for key, array in inside.items() if not any(f"{prefix}{key}".startswith(copy) for copy in copies)
         }
     if getattr(model, "aux_heads", False) and model.num_classes is not None:
-        model, key_map = _match_aux_heads(source, model, key_map, inside, explicit, notes)
+        model, key_map = match_aux_heads(source, model, key_map, inside, explicit, notes)
     wanted = all_keys(key_map)
     for key in [key for key in inside if key not in wanted and BESIDE_NETWORK.search(key.partition(".")[0])]:
         outside[key] = inside.pop(key)
@@ -152,7 +155,7 @@ def find_prefixes(key_map: KeyMap, arrays: Mapping[str, np.ndarray]) -> tuple[st
     return best, copies
 
 
-def _match_aux_heads(
+def match_aux_heads(
     source: str, model: Any, key_map: KeyMap, inside: dict, explicit: frozenset[str], notes: list[str]
 ) -> tuple[Any, KeyMap]:
     """Leave out the auxiliary heads if the file does not have them, or has them for other classes than the head."""
@@ -341,51 +344,40 @@ def recognise(tensors: Tensors) -> tuple[Architecture | None, str]:
     return None, ", ".join(list(names)[:3])
 
 
+#: Models of another form that are tried as well, to name similar ones; tracing a model takes a second.
+SIMILAR_CANDIDATES = 4
+
+
 def _candidates(tensors: Tensors) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, fields) of the models that the tensors may be, without tracing any of them."""
-    blocks = _block_counts(tensors.arrays)
+    """Yield (name, fields) of the models that the tensors may be, without tracing any of them.
+
+    Residual networks come in the order of likeness; most of those that differ in form are left out.
+    """
+    blocks, form = block_counts(tensors.arrays), observed_form(tensors.arrays)
     rows = [(weights.model, weights.fields) for weights in WEIGHTS.values() if weights.source == "keras"]
     if tensors.naming != "keras":
         rows = [(name, {}) for name in MODELS if not name.endswith("_small")]
         rows += [(weights.model, weights.fields) for weights in WEIGHTS.values() if weights.source != "keras"]
         if blocks:
-            custom = (
-                ("resnet20",)
-                if len(blocks) == 3
-                else ("resnet18", "resnet50", "se_resnet50", "resnet50d", "resnet50_v2")
-            )
-            rows += [(name, {"blocks": blocks}) for name in custom]
+            rows += [(name, {**fields, "blocks": blocks}) for name, fields in rows]
     sources = NAMINGS[tensors.naming]
-    seen = []
+    seen, ordered = set(), []
     for name, fields in rows:
-        model = models.create(name, **fields)
-        is_residual = type(model).__name__ in ("ResNet", "ResNetV2")
+        is_residual = RESIDUAL_NAMES[name]
+        if is_residual != bool(blocks):
+            continue
+        model = models.create(name, **fields).clone(num_classes=1)
         if model in seen or not any(type(model) in SOURCES[source].MAPS for source in sources):
             continue
-        if is_residual != bool(blocks) or (is_residual and tuple(model.blocks) != blocks):
+        seen.add(model)
+        if is_residual and tuple(model.blocks) != blocks:
             continue
-        seen.append(model)
-        yield name, dict(fields)
-
-
-#: Keys of residual blocks: torchvision's and akamaster's, timm's ResNet-v2, Keras's.
-_BLOCK_KEYS = (
-    re.compile(r"(?:^|\.)layer(\d+)\.(\d+)\.conv1\.weight$"),
-    re.compile(r"(?:^|\.)stages\.(\d+)\.blocks\.(\d+)\.conv1\.weight$"),
-    re.compile(r"^conv(\d+)_block(\d+)_1_conv/kernel$"),
-)
-
-
-def _block_counts(arrays: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-    """Return the number of residual blocks of each stage; () for other networks."""
-    for pattern in _BLOCK_KEYS:
-        stages: dict[int, set[int]] = {}
-        for key in arrays:
-            if match := pattern.search(key):
-                stages.setdefault(int(match[1]), set()).add(int(match[2]))
-        if stages:
-            return tuple(len(stages[stage]) for stage in sorted(stages))
-    return ()
+        fields = {key: value for key, value in fields.items() if key != "num_classes"}
+        ordered.append((differences(model, form) if form else 0, name, fields))
+    ordered.sort(key=lambda row: row[0])
+    like = [row for row in ordered if row[0] == 0]
+    for _, name, fields in like + ordered[len(like) :][:SIMILAR_CANDIDATES]:
+        yield name, fields
 
 
 def _same_shapes(match: Match, strict: bool = True) -> bool:

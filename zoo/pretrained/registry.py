@@ -1,9 +1,8 @@
 """WEIGHTS: the table of published weights that the models here can load.
 
-Sources: torchvision 0.28 (its weight enumerations), timm 1.0.31 (its default configurations; accuracies from
-results/results-imagenet.csv, at the image size of the set), Keras 3.15 (keras.applications; accuracies and licences
-from keras.io, which does not state how images were resized: 256 / 224 is assumed), akamaster/pytorch_resnet_cifar10
-(its README).
+Sources: torchvision 0.28 (its weight enumerations), timm 1.0.31 (see timm_sets.py), Keras 3.15 (keras.applications;
+accuracies and licences from keras.io, which does not state how images were resized: 256 / 224 is assumed),
+akamaster/pytorch_resnet_cifar10 (its README).
 
 The first set of each network is its default, as in the source. Files are verified as follows:
 
@@ -16,16 +15,24 @@ The first set of each network is its default, as in the source. Files are verifi
 from dataclasses import dataclass, field
 from typing import Any
 
+from zoo.data.dataset import placeholder_names
 from zoo.data.imagenet import class_names
-from zoo.data.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from zoo.data.images.preprocess import Preprocess
+from zoo.pretrained.conventions import (
+    APACHE,
+    BSD,
+    CAFFE,
+    CIFAR_10,
+    HALF,
+    IMAGENET,
+    IMAGENET_1K,
+    IMAGENET_21K,
+    MIT,
+)
+from zoo.pretrained.timm_sets import TIMM, TIMM_FILES, TIMM_MODELS
 
-IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
-HALF = ((0.5,) * 3, (0.5,) * 3)
-#: Keras's "caffe" mode: the mean colour is subtracted in 0..255, in the order BGR.
-CAFFE = ((103.939 / 255, 116.779 / 255, 123.68 / 255), (1 / 255,) * 3)
-
-APACHE, BSD, MIT, NON_COMMERCIAL = "Apache-2.0", "BSD-3-Clause", "MIT", "CC-BY-NC-4.0"
-
+#: Number of outputs of weights trained on ImageNet-21k; their order is that of Google's list of synsets.
+CLASSES_21K = 21843
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -43,7 +50,7 @@ class Weights:
             split; None if not published.
         licence: licence of the weights.
         fields: fields of the model that differ from its defaults.
-        data: training data, "ImageNet-1k" or "CIFAR-10".
+        data: training data of the classifier, "ImageNet-1k", "ImageNet-21k" or "CIFAR-10".
     """
 
     name: str
@@ -54,7 +61,7 @@ class Weights:
     accuracy: tuple[float | None, float | None]
     licence: str
     fields: dict[str, Any] = field(default_factory=dict)
-    data: str = "ImageNet-1k"
+    data: str = IMAGENET_1K
 
     @property
     def source(self) -> str:
@@ -63,8 +70,10 @@ class Weights:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the outputs."""
-        return CIFAR10 if self.data == "CIFAR-10" else class_names()
+        """Class names in the order of the outputs; those of ImageNet-21k are placeholders."""
+        if self.data == IMAGENET_21K:
+            return placeholder_names(CLASSES_21K)
+        return CIFAR10 if self.data == CIFAR_10 else class_names()
 
 
 def _square(size: int, resize: int, norm: tuple, interpolation: str = "bilinear", channels: str = "RGB") -> Preprocess:
@@ -120,167 +129,20 @@ def _torchvision(name: str, file: str, resize: int, top1: float, top5: float, si
 
 # --- timm -------------------------------------------------------------------------------------------------------
 
-_D: dict[str, Any] = {"stem": "deep", "shortcut": "pool"}
-# timm's networks: model and the fields that differ from its defaults.
-TIMM_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "resnet18": ("resnet18", {}),
-    "resnet34": ("resnet34", {}),
-    "resnet26": ("resnet50", {"blocks": (2, 2, 2, 2)}),
-    "resnet50": ("resnet50", {}),
-    "resnet101": ("resnet101", {}),
-    "resnet152": ("resnet152", {}),
-    "resnet18d": ("resnet18", _D),
-    "resnet34d": ("resnet34", _D),
-    "resnet26d": ("resnet50d", {"blocks": (2, 2, 2, 2)}),
-    "resnet50d": ("resnet50d", {}),
-    "resnet101d": ("resnet101", _D),
-    "resnet152d": ("resnet152", _D),
-    "resnet200d": ("resnet50d", {"blocks": (3, 24, 36, 3)}),
-    "resnext50_32x4d": ("resnext50_32x4d", {}),
-    "resnext50d_32x4d": ("resnext50_32x4d", _D),
-    "resnext101_32x4d": ("resnext101_32x8d", {"widen": 2}),
-    "resnext101_32x8d": ("resnext101_32x8d", {}),
-    "resnext101_32x16d": ("resnext101_32x8d", {"widen": 8}),
-    "resnext101_32x32d": ("resnext101_32x8d", {"widen": 16}),
-    "resnext101_64x4d": ("resnext101_64x4d", {}),
-    "wide_resnet50_2": ("wide_resnet50_2", {}),
-    "wide_resnet101_2": ("wide_resnet101_2", {}),
-    "seresnet50": ("se_resnet50", {}),
-    "seresnext50_32x4d": ("resnext50_32x4d", {"squeeze": 16}),
-    "seresnext101_32x4d": ("resnext101_32x8d", {"widen": 2, "squeeze": 16}),
-    "seresnext101_32x8d": ("resnext101_32x8d", {"squeeze": 16}),
-    "seresnext101_64x4d": ("resnext101_64x4d", {"squeeze": 16}),
-    "resnetv2_50": ("resnet50_v2", {}),
-    "resnetv2_101": ("resnet101_v2", {}),
-    "inception_v4": ("inception_v4", {}),
-    "inception_resnet_v2": ("inception_resnet_v2", {}),
-    "legacy_xception": ("xception", {}),
-}  # fmt: skip
-# network.tag, size, crop (size / resize), interpolation, top-1, top-5[, normalisation[, licence]]; on the hub under
-# timm/network.tag, except those in TIMM_FILES.
-TIMM: tuple[tuple, ...] = (
-    ("resnet18.a1_in1k", 224, 0.95, "bicubic", 71.504, 90.086),
-    ("resnet18.a2_in1k", 224, 0.95, "bicubic", 70.634, 89.486),
-    ("resnet18.a3_in1k", 160, 0.95, "bicubic", 65.670, 86.268),
-    ("resnet18.tv_in1k", 224, 0.875, "bilinear", 69.752, 89.082, IMAGENET, BSD),
-    ("resnet18.fb_ssl_yfcc100m_ft_in1k", 224, 0.875, "bilinear", 72.636, 91.416, IMAGENET, NON_COMMERCIAL),
-    ("resnet18.fb_swsl_ig1b_ft_in1k", 224, 0.875, "bilinear", 73.286, 91.754, IMAGENET, NON_COMMERCIAL),
-    ("resnet18.gluon_in1k", 224, 0.875, "bicubic", 70.844, 89.750),
-    ("resnet18d.ra2_in1k", 224, 0.875, "bicubic", 72.296, 90.682),
-    ("resnet18d.ra4_e3600_r224_in1k", 224, 0.9, "bicubic", 74.356, 91.826, HALF),
-    ("resnet34.a1_in1k", 224, 0.95, "bicubic", 76.420, 92.896),
-    ("resnet34.a2_in1k", 224, 0.95, "bicubic", 75.520, 92.454),
-    ("resnet34.a3_in1k", 160, 0.95, "bicubic", 70.580, 89.540),
-    ("resnet34.bt_in1k", 224, 0.875, "bicubic", 75.176, 92.166),
-    ("resnet34.ra4_e3600_r224_in1k", 224, 0.9, "bicubic", 77.492, 93.498, HALF),
-    ("resnet34.tv_in1k", 224, 0.875, "bilinear", 73.298, 91.422, IMAGENET, BSD),
-    ("resnet34.gluon_in1k", 224, 0.875, "bicubic", 74.574, 91.988),
-    ("resnet34d.ra2_in1k", 224, 0.875, "bicubic", 77.108, 93.372),
-    ("resnet26.bt_in1k", 224, 0.875, "bicubic", 75.298, 92.578),
-    ("resnet26d.bt_in1k", 224, 0.875, "bicubic", 76.698, 93.156),
-    ("resnet50.a1_in1k", 224, 0.95, "bicubic", 80.382, 94.598),
-    ("resnet50.a1h_in1k", 176, 0.9, "bicubic", 79.264, 94.498),
-    ("resnet50.a2_in1k", 224, 0.95, "bicubic", 79.828, 94.560),
-    ("resnet50.a3_in1k", 160, 0.95, "bicubic", 75.994, 92.494),
-    ("resnet50.b1k_in1k", 224, 0.95, "bicubic", 79.564, 94.622),
-    ("resnet50.b2k_in1k", 224, 0.95, "bicubic", 79.388, 94.580),
-    ("resnet50.c1_in1k", 224, 0.95, "bicubic", 79.766, 94.954),
-    ("resnet50.c2_in1k", 224, 0.95, "bicubic", 79.868, 94.862),
-    ("resnet50.d_in1k", 224, 0.95, "bicubic", 79.904, 94.666),
-    ("resnet50.ram_in1k", 224, 0.875, "bicubic", 79.034, 94.386),
-    ("resnet50.am_in1k", 224, 0.875, "bicubic", 79.004, 94.392),
-    ("resnet50.ra_in1k", 224, 0.875, "bicubic", 78.820, 94.314),
-    ("resnet50.bt_in1k", 224, 0.875, "bicubic", 78.444, 94.274),
-    ("resnet50.tv_in1k", 224, 0.875, "bilinear", 76.156, 92.866, IMAGENET, BSD),
-    ("resnet50.tv2_in1k", 176, 0.875, "bilinear", 79.434, 94.640, IMAGENET, BSD),
-    ("resnet50.fb_ssl_yfcc100m_ft_in1k", 224, 0.875, "bilinear", 79.252, 94.826, IMAGENET, NON_COMMERCIAL),
-    ("resnet50.fb_swsl_ig1b_ft_in1k", 224, 0.875, "bilinear", 81.146, 95.980, IMAGENET, NON_COMMERCIAL),
-    ("resnet50.gluon_in1k", 224, 0.875, "bicubic", 77.580, 93.704),
-    ("resnet50d.ra2_in1k", 224, 0.875, "bicubic", 80.546, 95.160),
-    ("resnet50d.ra4_e3600_r224_in1k", 224, 0.95, "bicubic", 80.956, 95.380, HALF),
-    ("resnet50d.a1_in1k", 224, 0.95, "bicubic", 80.730, 94.678),
-    ("resnet50d.a2_in1k", 224, 0.95, "bicubic", 80.268, 94.642),
-    ("resnet50d.a3_in1k", 160, 0.95, "bicubic", 77.222, 93.256),
-    ("resnet50d.gluon_in1k", 224, 0.875, "bicubic", 79.080, 94.458),
-    ("resnet101.a1h_in1k", 224, 0.95, "bicubic", 81.950, 95.760),
-    ("resnet101.a1_in1k", 224, 0.95, "bicubic", 81.494, 95.164),
-    ("resnet101.a2_in1k", 224, 0.95, "bicubic", 81.344, 95.198),
-    ("resnet101.a3_in1k", 160, 0.95, "bicubic", 77.928, 93.686),
-    ("resnet101.tv_in1k", 224, 0.875, "bilinear", 77.404, 93.552, IMAGENET, BSD),
-    ("resnet101.tv2_in1k", 176, 0.875, "bilinear", 79.908, 94.606, IMAGENET, BSD),
-    ("resnet101.gluon_in1k", 224, 0.875, "bicubic", 79.306, 94.538),
-    ("resnet101d.ra2_in1k", 256, 0.95, "bicubic", 82.254, 96.070),
-    ("resnet101d.gluon_in1k", 224, 0.875, "bicubic", 80.466, 95.034),
-    ("resnet152.a1h_in1k", 224, 0.95, "bicubic", 82.818, 96.124),
-    ("resnet152.a1_in1k", 224, 0.95, "bicubic", 81.998, 95.294),
-    ("resnet152.a2_in1k", 224, 0.95, "bicubic", 81.764, 95.270),
-    ("resnet152.a3_in1k", 160, 0.95, "bicubic", 78.896, 94.140),
-    ("resnet152.tv_in1k", 224, 0.875, "bilinear", 78.330, 94.046, IMAGENET, BSD),
-    ("resnet152.tv2_in1k", 176, 0.875, "bilinear", 80.222, 94.650, IMAGENET, BSD),
-    ("resnet152.gluon_in1k", 224, 0.875, "bicubic", 79.712, 94.720),
-    ("resnet152d.ra2_in1k", 256, 0.95, "bicubic", 83.160, 96.370),
-    ("resnet152d.gluon_in1k", 224, 0.875, "bicubic", 80.476, 95.194),
-    ("resnet200d.ra2_in1k", 256, 0.95, "bicubic", 83.250, 96.552),
-    ("wide_resnet50_2.racm_in1k", 224, 0.875, "bicubic", 81.466, 95.544),
-    ("wide_resnet50_2.tv_in1k", 224, 0.875, "bilinear", 78.486, 94.084, IMAGENET, BSD),
-    ("wide_resnet50_2.tv2_in1k", 176, 0.875, "bilinear", 80.442, 95.076, IMAGENET, BSD),
-    ("wide_resnet101_2.tv_in1k", 224, 0.875, "bilinear", 78.862, 94.312, IMAGENET, BSD),
-    ("wide_resnet101_2.tv2_in1k", 176, 0.875, "bilinear", 80.494, 94.978, IMAGENET, BSD),
-    ("resnext50_32x4d.a1h_in1k", 224, 0.95, "bicubic", 81.140, 95.320),
-    ("resnext50_32x4d.a1_in1k", 224, 0.95, "bicubic", 80.526, 94.458),
-    ("resnext50_32x4d.a2_in1k", 224, 0.95, "bicubic", 80.444, 94.630),
-    ("resnext50_32x4d.a3_in1k", 160, 0.95, "bicubic", 77.732, 93.314),
-    ("resnext50_32x4d.ra_in1k", 224, 0.875, "bicubic", 79.800, 94.608),
-    ("resnext50_32x4d.tv_in1k", 224, 0.875, "bilinear", 77.632, 93.674, IMAGENET, BSD),
-    ("resnext50_32x4d.tv2_in1k", 176, 0.875, "bilinear", 79.384, 94.302, IMAGENET, BSD),
-    ("resnext50_32x4d.fb_ssl_yfcc100m_ft_in1k", 224, 0.875, "bilinear", 80.316, 95.386, IMAGENET, NON_COMMERCIAL),
-    ("resnext50_32x4d.fb_swsl_ig1b_ft_in1k", 224, 0.875, "bilinear", 82.162, 96.224, IMAGENET, NON_COMMERCIAL),
-    ("resnext50_32x4d.gluon_in1k", 224, 0.875, "bicubic", 79.354, 94.424),
-    ("resnext50d_32x4d.bt_in1k", 224, 0.875, "bicubic", 79.672, 94.878),
-    ("resnext101_32x4d.fb_ssl_yfcc100m_ft_in1k", 224, 0.875, "bilinear", 80.936, 95.732, IMAGENET, NON_COMMERCIAL),
-    ("resnext101_32x4d.fb_swsl_ig1b_ft_in1k", 224, 0.875, "bilinear", 83.268, 96.760, IMAGENET, NON_COMMERCIAL),
-    ("resnext101_32x4d.gluon_in1k", 224, 0.875, "bicubic", 80.336, 94.908),
-    ("resnext101_32x8d.tv_in1k", 224, 0.875, "bilinear", 79.308, 94.530, IMAGENET, BSD),
-    ("resnext101_32x8d.tv2_in1k", 176, 0.875, "bilinear", 81.990, 95.716, IMAGENET, BSD),
-    ("resnext101_32x8d.fb_wsl_ig1b_ft_in1k", 224, 0.875, "bilinear", 82.720, 96.624, IMAGENET, NON_COMMERCIAL),
-    ("resnext101_32x8d.fb_ssl_yfcc100m_ft_in1k", 224, 0.875, "bilinear", 81.620, 96.036, IMAGENET, NON_COMMERCIAL),
-    ("resnext101_32x8d.fb_swsl_ig1b_ft_in1k", 224, 0.875, "bilinear", 84.276, 97.188, IMAGENET, NON_COMMERCIAL),
-    ("resnext101_32x16d.fb_wsl_ig1b_ft_in1k", 224, 0.875, "bilinear", 84.166, 97.192, IMAGENET, NON_COMMERCIAL),
-    ("resnext101_32x16d.fb_ssl_yfcc100m_ft_in1k", 224, 0.875, "bilinear", 81.856, 96.084, IMAGENET, NON_COMMERCIAL),
-    ("resnext101_32x16d.fb_swsl_ig1b_ft_in1k", 224, 0.875, "bilinear", 83.340, 96.844, IMAGENET, NON_COMMERCIAL),
-    ("resnext101_32x32d.fb_wsl_ig1b_ft_in1k", 224, 0.875, "bilinear", 85.090, 97.442, IMAGENET, NON_COMMERCIAL),
-    ("resnext101_64x4d.c1_in1k", 224, 0.95, "bicubic", 82.446, 95.920),
-    ("resnext101_64x4d.tv_in1k", 224, 0.875, "bilinear", 82.978, 96.252, IMAGENET, BSD),
-    ("resnext101_64x4d.gluon_in1k", 224, 0.875, "bicubic", 80.640, 95.000),
-    ("seresnet50.a1_in1k", 224, 0.95, "bicubic", 80.012, 94.704),
-    ("seresnet50.a2_in1k", 224, 0.95, "bicubic", 80.102, 94.720),
-    ("seresnet50.a3_in1k", 160, 0.95, "bicubic", 75.104, 92.096),
-    ("seresnet50.ra2_in1k", 224, 0.875, "bicubic", 80.260, 95.068),
-    ("seresnext50_32x4d.racm_in1k", 224, 0.875, "bicubic", 81.268, 95.624),
-    ("seresnext50_32x4d.gluon_in1k", 224, 0.875, "bicubic", 79.916, 94.816),
-    ("seresnext101_32x4d.gluon_in1k", 224, 0.875, "bicubic", 80.886, 95.268),
-    ("seresnext101_32x8d.ah_in1k", 224, 0.95, "bicubic", 83.618, 96.412),
-    ("seresnext101_64x4d.gluon_in1k", 224, 0.875, "bicubic", 80.884, 95.308),
-    ("inception_resnet_v2.tf_in1k", 299, 0.8975, "bicubic", 80.434, 95.312, HALF),
-    ("inception_resnet_v2.tf_ens_adv_in1k", 299, 0.8975, "bicubic", 79.998, 94.940, HALF),
-    ("inception_v4.tf_in1k", 299, 0.875, "bicubic", 80.144, 94.982, HALF),
-    ("resnetv2_50.a1h_in1k", 224, 0.95, "bicubic", 80.410, 95.082, HALF),
-    ("resnetv2_101.a1h_in1k", 224, 0.95, "bicubic", 82.042, 95.866, HALF),
-    ("legacy_xception.tf_in1k", 299, 0.8975, "bicubic", 79.058, 94.396, HALF),
-)  # fmt: skip
-TIMM_FILES = {
-    "legacy_xception.tf_in1k":
-        "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/xception-43020ad28.pth",
-}  # fmt: skip
 
-
-def _timm(name: str, size: int, crop: float, interpolation: str, top1: float, top5: float, norm: tuple = IMAGENET,
-          licence: str = APACHE) -> Weights:  # fmt: skip
+def _timm(
+    name: str, size: int, crop: float, interpolation: str, top1: float | None, top5: float | None,
+    norm: tuple = IMAGENET, licence: str = APACHE, data: str = IMAGENET_1K,
+) -> Weights:  # fmt: skip
     model, fields = TIMM_MODELS[name.partition(".")[0]]
+    if data == IMAGENET_21K:
+        fields = {**fields, "num_classes": CLASSES_21K}
+    if name == "inception_v3.tv_in1k":  # the only one with torchvision's auxiliary head in its file
+        fields = {}
     file = TIMM_FILES.get(name, f"timm/{name}/model.safetensors")
     return Weights(
         f"timm:{name}", file, _digest_in_name(file) if name in TIMM_FILES else "", model,
-        _square(size, int(size / crop), norm, interpolation), (top1, top5), licence, fields,
+        _square(size, int(size / crop), norm, interpolation), (top1, top5), licence, fields, data,
     )  # fmt: skip
 
 
@@ -337,7 +199,7 @@ AKAMASTER: tuple[tuple[str, str, float], ...] = (
 def _akamaster(network: str, file: str, top1: float) -> Weights:
     return Weights(
         f"akamaster:{network}", AKAMASTER_URL + file, _digest_in_name(file), network, _square(32, 32, IMAGENET),
-        (top1, None), "BSD-2-Clause", data="CIFAR-10",
+        (top1, None), "BSD-2-Clause", data=CIFAR_10,
     )  # fmt: skip
 
 

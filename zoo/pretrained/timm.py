@@ -1,13 +1,16 @@
 """Key maps of timm's networks: rules from module paths to the keys of its state dicts.
 
-timm 1.0.31. Its squeeze-and-excitation layers are 1x1 convolutions; here they are dense layers.
+timm 1.0.31. Its squeeze-and-excitation layers are 1x1 convolutions; here they are dense layers. Its efficient channel
+attention has a kernel of three axes; here it has one.
 """
 
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 
+from zoo.models.bit import BiT
 from zoo.models.inception_resnet_v2 import InceptionResNetV2
+from zoo.models.inception_v3 import InceptionV3
 from zoo.models.inception_v4 import InceptionV4
 from zoo.models.resnet import ResNet
 from zoo.models.resnet_v2 import ResNetV2
@@ -22,14 +25,15 @@ from zoo.pretrained.convert import (
     require_fields,
     torch_key_map,
 )
-from zoo.pretrained.torchvision import RESNET, resnet_block
+from zoo.pretrained.torchvision import INCEPTION_V3, RESNET, resnet_block
 
 #: Source keys that do not affect the function.
 IGNORED = TORCH_IGNORED
 
-SQUEEZE_EXCITE: tuple[Rule, ...] = (
+CHANNEL_ATTENTION: tuple[Rule, ...] = (
     (BLOCK + r"/se/reduce", lambda m: f"{resnet_block(m)}.se.fc1"),
     (BLOCK + r"/se/expand", lambda m: f"{resnet_block(m)}.se.fc2"),
+    (BLOCK + r"/eca", lambda m: f"{resnet_block(m)}.se.conv"),
 )
 # conv1 is a sequence of layers (convolution, norm, ReLU, …); its last norm is called bn1, as in the plain stem.
 DEEP_STEM: tuple[Rule, ...] = (
@@ -39,6 +43,11 @@ DEEP_STEM: tuple[Rule, ...] = (
     (r"stem/conv2/norm", "conv1.4"),
     (r"stem/conv3/conv", "conv1.6"),
     (r"stem/conv3/norm", "bn1"),
+)
+# Pooling by a convolution is a sequence of convolution, norm and ReLU.
+POOLING_CONV: tuple[Rule, ...] = (
+    (r"stem_pool/conv", "maxpool.0"),
+    (r"stem_pool/norm", "maxpool.1"),
 )
 # The pooling is the first layer of the sequence.
 POOLED_SHORTCUT: tuple[Rule, ...] = (
@@ -52,7 +61,7 @@ def _resnet(model: ResNet, variables: Mapping) -> KeyMap:
     if model.stem == "small" or model.shortcut == "pad":
         raise ValueError("timm has no ResNet for small images; its stems divide the image by 4")
     pooled = POOLED_SHORTCUT if model.shortcut == "pool" else ()
-    rules = (*SQUEEZE_EXCITE, *DEEP_STEM, *pooled, *RESNET)
+    rules = (*CHANNEL_ATTENTION, *DEEP_STEM, *POOLING_CONV, *pooled, *RESNET)
     return torch_key_map(variables, rules, {r".*/se/(reduce|expand)/kernel": CONV_AS_DENSE})
 
 
@@ -63,6 +72,7 @@ def _stage(m) -> str:
 
 RESNET_V2: tuple[Rule, ...] = (
     (r"stem", "stem.conv"),
+    (r"stem/((?:conv|norm)\d)", r"stem.\1"),
     (BLOCK + r"/((?:conv|norm)\d)", lambda m: f"{_stage(m)}.{m[3]}"),
     (BLOCK + r"/shortcut", lambda m: f"{_stage(m)}.downsample.conv"),
     (r"norm", "norm"),
@@ -71,9 +81,24 @@ RESNET_V2: tuple[Rule, ...] = (
 
 
 def _resnet_v2(model: ResNetV2, variables: Mapping) -> KeyMap:
-    same = {"stem": "imagenet", "stride_at": "first", "conv_bias": False, "pool_padding": "nothing", "epsilon": 1e-5}
+    same = {
+        "stem_norm": False, "stride_in": "3x3", "stride_at": "first", "conv_bias": False, "pool_padding": "nothing",
+        "epsilon": 1e-5,
+    }  # fmt: skip
+    if model.stem == "small":
+        raise ValueError("timm has no ResNetV2 for small images; its stems divide the image by 4")
     require_fields("timm", model, same)
     return torch_key_map(variables, RESNET_V2, {"head/kernel": CONV_AS_DENSE})
+
+
+def _bit(model: BiT, variables: Mapping) -> KeyMap:
+    require_fields("timm", model, {"stem": "imagenet", "epsilon": 1e-5})
+    return torch_key_map(variables, RESNET_V2, {"head/kernel": CONV_AS_DENSE})
+
+
+def _inception_v3(model: InceptionV3, variables: Mapping) -> KeyMap:
+    require_fields("timm", model, {"stem": "imagenet", "pool_padding": "zeros", "epsilon": 1e-3})
+    return torch_key_map(variables, INCEPTION_V3)
 
 
 # Per block: name of the layer here and in timm.
@@ -136,7 +161,7 @@ INCEPTION_RESNET_V2: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
-def _in_blocks(tables: Mapping[str, Mapping[str, str]], place: Callable[[str, int], str]) -> tuple[Rule, ...]:
+def in_blocks(tables: Mapping[str, Mapping[str, str]], place: Callable[[str, int], str]) -> tuple[Rule, ...]:
     """Return rules from such tables.
 
     `place` maps a block and its number (from 1; 0 if it has none) to timm's prefix, which ends in a dot.
@@ -161,7 +186,7 @@ def _inception_v4(model: InceptionV4, variables: Mapping) -> KeyMap:
     def place(block, number):
         return "features." if block == "stem" else f"features.{before[block] + number}."
 
-    return torch_key_map(variables, (*_in_blocks(INCEPTION_V4, place), (r"head", "last_linear")))
+    return torch_key_map(variables, (*in_blocks(INCEPTION_V4, place), (r"head", "last_linear")))
 
 
 def _inception_resnet_v2(model: InceptionResNetV2, variables: Mapping) -> KeyMap:
@@ -175,7 +200,7 @@ def _inception_resnet_v2(model: InceptionResNetV2, variables: Mapping) -> KeyMap
         return single[block] if block in single else f"{runs[block]}.{number - 1}."
 
     rules: tuple[Rule, ...] = (
-        *_in_blocks(INCEPTION_RESNET_V2, place),
+        *in_blocks(INCEPTION_RESNET_V2, place),
         (r"(inceptionresnet[ABC])(\d+)/expand", lambda m: f"{place(m[1], int(m[2]))}conv2d"),
         (r"conv7b/conv", "conv2d_7b.conv"),
         (r"conv7b/norm", "conv2d_7b.bn"),
@@ -218,6 +243,8 @@ def _xception(model: Xception, variables: Mapping) -> KeyMap:
 MAPS: dict[type[nn.Module], Callable[..., KeyMap]] = {
     ResNet: _resnet,
     ResNetV2: _resnet_v2,
+    BiT: _bit,
+    InceptionV3: _inception_v3,
     InceptionV4: _inception_v4,
     InceptionResNetV2: _inception_resnet_v2,
     Xception: _xception,

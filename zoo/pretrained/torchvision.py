@@ -44,7 +44,10 @@ RESNET: tuple[Rule, ...] = (
 
 
 def _resnet(model: ResNet, variables: Mapping) -> KeyMap:
-    same = {"squeeze": None, "stem": "imagenet", "shortcut": "conv", "stride_in": "3x3", "epsilon": 1e-5}
+    same = {
+        "squeeze": None, "eca": False, "norm": "batch", "stem": "imagenet", "stem_pool": "max", "shortcut": "conv",
+        "stride_in": "3x3", "epsilon": 1e-5,
+    }  # fmt: skip
     require_fields("torchvision", model, same)
     return torch_key_map(variables, RESNET)
 

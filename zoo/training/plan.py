@@ -286,7 +286,7 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
         lambda preprocess: place_augmentation(train, preprocess, recipe.augment),
     )
     config = RunConfig(
-        name, models.defining_fields(network), dataset.name, recipe, _limit(request), fingerprint,
+        name, models.card_fields(name, network), dataset.name, recipe, _limit(request), fingerprint,
         request.data_dir or (request.base.data_dir if request.base else None),
         None if request.init is None else request.init.spec,
         None if request.init is None else request.init.digest(), fold,
