@@ -177,7 +177,7 @@ def test_keras_strides_one_block_later():
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("resnet50", {"stem": "tiny"}, "imagenet, deep, small"),
+        ("resnet50", {"stem": "tiny"}, "imagenet, deep, tiered, wide, small"),
         ("resnet50", {"shortcut": "zeros"}, "conv, pool, pad"),
         ("resnet50", {"stride_in": "5x5"}, "3x3, 1x1"),
         ("resnet18", {"widen": 2}, "set bottleneck=True"),
