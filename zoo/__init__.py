@@ -29,8 +29,10 @@ _PUBLIC = {
     "preprocess": "zoo.inference.predict",
     "save": "zoo.api",
     "load": "zoo.api",
-    "features": "zoo.analysis.probe",
+    "features": "zoo.analysis.features",
     "probe": "zoo.analysis.probe",
+    "attach_head": "zoo.analysis.linear_head",
+    "fit_head": "zoo.analysis.quick",
 }
 
 __all__ = list(_PUBLIC)

@@ -4,7 +4,8 @@ A network is exported as one function from pixels, uint8 [N, height, width, chan
 The pixels are those that `image_to_input` returns: resized and cropped, channels in the card's order. Normalisation is
 inside, and N is free. The metadata of a file holds the card as JSON.
 
-Networks are traced in the plain formulation on every machine (`zoo.models.layers.formulation`).
+Networks are traced in the plain formulation on every machine, for ONNX in the portable one
+(`zoo.models.layers.formulation`).
 """
 
 import json
@@ -29,11 +30,11 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCE = 1e-4  # difference between exported and original logits, relative to the largest logit
 
 
-def pixels_to_logits(loaded: Checkpoint) -> Callable[[jax.Array], jax.Array]:
-    """Return the network as a function from pixels, uint8 [N, H, W, C], to logits [N, K]."""
+def pixels_to_logits(loaded: Checkpoint, form: str = "plain") -> Callable[[jax.Array], jax.Array]:
+    """Return the network as a function from pixels, uint8 [N, H, W, C], to logits [N, K]; `form` is a `formulation`."""
 
     def network(pixels: jax.Array) -> jax.Array:
-        with formulation("plain"):
+        with formulation(form):
             images = normalise(pixels, loaded.card.preprocess)
             return loaded.model.apply(loaded.variables, images)[0]
 
@@ -158,7 +159,7 @@ def write_onnx(loaded: Checkpoint, file: str | Path) -> None:
     pixels = jax.ShapeDtypeStruct((batch, *input_shape(loaded)), np.uint8)
     try:
         proto = to_onnx(
-            pixels_to_logits(loaded), [pixels], model_name=loaded.card.model, input_names=["pixels"],
+            pixels_to_logits(loaded, "portable"), [pixels], model_name=loaded.card.model, input_names=["pixels"],
             output_names=["logits"],
         )  # fmt: skip
     except Exception as error:  # many types, for operations without a rule

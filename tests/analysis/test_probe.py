@@ -5,7 +5,7 @@ import pytest
 
 import zoo
 from zoo import models
-from zoo.analysis.probe import Features, endpoints, load_features
+from zoo.analysis.features import Features, endpoints, load_features
 from zoo.cli import main
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.sources import from_arrays
@@ -97,7 +97,7 @@ def test_classes_with_one_training_example_or_none():
     extracted = Features({"train": (rows, labels), "test": (rows, labels)}, tuple("abcd"))
     probed = zoo.probe(extracted)
     assert probed.metrics["per_class"][1]["support"] == 0 and probed.metrics["accuracy"] > 0.8
-    with pytest.raises(ValueError, match=r"test split.* train"):
+    with pytest.raises(ValueError, match=r"test or validation split.* train"):
         zoo.probe(Features({"train": (rows, labels)}, tuple("abcd")))
     with pytest.raises(ValueError, match="two classes"):
         zoo.probe(Features({"train": (rows, labels * 0), "test": (rows, labels)}, tuple("abcd")))

@@ -1,179 +1,48 @@
-"""Linear probing: a network as a fixed feature extractor, and a linear classifier on its features.
+"""Linear probing: a linear classifier on the features of a network, trained by scikit-learn.
 
-`features` computes the activations of an endpoint, `probe` trains the classifier and evaluates it on the test split.
+`probe` chooses the strength of the penalty by cross-validation, `fit_on_validation` on the validation split. Either
+result is a kernel and a bias, which `zoo.analysis.linear_head` attaches to the network as its head.
 """
 
 import dataclasses
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 
-from zoo import api
-from zoo.data.dataset import Dataset, limited
-from zoo.data.images.measure import as_trained
-from zoo.data.images.preprocess import Preprocess, normalise
-from zoo.data.loader import eval_batches
-from zoo.data.sources import from_arrays, open_dataset
-from zoo.distributed.compile import jit_for_platform
+from zoo.analysis.features import Features, Origin
 from zoo.inference import metrics
-from zoo.inference.evaluate import BATCH_SIZE
 
-POOLS = ("mean", "flatten")
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # C, the inverse of the L2 penalty, per 1,000 examples
 FOLDS = 5
 CROSS_VALIDATED = 10_000  # maximum number of examples used to choose the strength
-UNSEEN_MARGIN = 20.0  # distance of the logit of a class without training examples below the lowest of its row
+UNSEEN_MARGIN = 20.0  # distance of the logit of a class without training examples below the mean of its row
+CONSTANT = 1e-5  # standard deviation as a share of the mean below which a feature counts as constant: rounding errors
 
-
-class Features(NamedTuple):
-    """The features of a data set.
-
-    Attributes:
-        splits: name -> (features float32 [N, D], labels int32 [N]).
-        class_names: one name per label.
-        about: a line on their origin: endpoint, model and data set.
-    """
-
-    splits: dict[str, tuple[np.ndarray, np.ndarray]]
-    class_names: tuple[str, ...]
-    about: str = ""
-
-    def save(self, file: str | Path) -> None:
-        """Write an .npz with "train_features", "train_labels", … for every split, "class_names" and "about"."""
-        arrays: dict[str, Any] = {
-            f"{name}_{part}": array
-            for name, pair in self.splits.items()
-            for part, array in zip(("features", "labels"), pair, strict=True)
-        }
-        with open(file, "wb") as stream:  # given a name, NumPy would append .npz to it
-            np.savez(stream, **arrays, class_names=np.array(self.class_names), about=np.array(self.about))
-
-
-def load_features(file: str | Path) -> Features:
-    """Read a file that `Features.save` wrote.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for a file of another kind.
-    """
-    if not Path(file).exists():
-        raise FileNotFoundError(f"{file}: no such file")
-    try:
-        if not zipfile.is_zipfile(file):
-            raise ValueError("not an .npz archive")
-        with np.load(file, allow_pickle=False) as arrays:
-            names = [key.removesuffix("_features") for key in arrays.files if key.endswith("_features")]
-            splits = {name: (arrays[f"{name}_features"], arrays[f"{name}_labels"]) for name in names}
-            return Features(splits, tuple(arrays["class_names"].tolist()), str(arrays["about"]))
-    except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{file}: was not written by `zoo features` ({error})") from None
-
-
-def endpoints(model: nn.Module, preprocess: Preprocess) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every endpoint for one image, by name: the stages first, in order."""
-    shape = preprocess.input_shape
-    images = jax.ShapeDtypeStruct((1, *shape), np.float32)
-
-    def forward(images):
-        return model.init_with_output(jax.random.key(0), images)[0][1]
-
-    shapes = {name: end.shape[1:] for name, end in jax.eval_shape(forward, images).items()}
-    order = [
-        *(stage for stage in model.stages if stage in shapes),
-        *(name for name in shapes if name not in model.stages),
-    ]
-    return {name: shapes[name] for name in order}
-
-
-def features(
-    checkpoint: "api.Checkpoint | str | Path",
-    data: str | Path | Dataset | tuple[Any, Any],
-    at: str = "features",
-    *,
-    splits: Sequence[str] | None = None,
-    pool: str = "mean",
-    data_dir: str | None = None,
-    limit: int = 0,
-    batch_size: int = BATCH_SIZE,
-    on_batch: Callable[[int], Any] | None = None,
-) -> Features:
-    """Compute the activations of an endpoint for every image of a data set, in evaluation mode.
-
-    Args:
-        checkpoint: a Checkpoint, or a folder or name that `load` takes. Its card decides how images are preprocessed.
-        data: a data set, its name or folder, or arrays (images, labels). Its classes may differ from the checkpoint's.
-        at: the endpoint: a stage, "features" or "logits".
-        splits: names of the splits; all by default.
-        pool: reduction of endpoints of shape [H, W, C]: "mean" over positions gives C features, "flatten" H * W * C.
-        data_dir: folder of TensorFlow Datasets.
-        limit: maximum number of records per split; 0: all.
-        batch_size: images per batch.
-        on_batch: called with the number of images done so far.
-
-    Returns:
-        The features of every split.
-
-    Raises:
-        ValueError: for an unknown endpoint, split or pooling, naming the known ones.
-    """
-    if isinstance(data, tuple):
-        data = from_arrays(data)
-    if not isinstance(data, (str, Path, Dataset)):
-        kind = type(data).__name__
-        raise ValueError(f"features: data has type {kind}; give a name, folder, Dataset or tuple (images, labels)")
-    loaded = api.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
-    dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
-    if limit:
-        dataset = limited(dataset, limit)
-    preprocess = loaded.card.preprocess
-    dataset = as_trained(dataset, preprocess)
-    known = endpoints(loaded.model, preprocess)
-    if at not in known:
-        raise ValueError(f"{loaded.card.model} has no endpoint {at!r}; it has {', '.join(known)}")
-    if pool not in POOLS:
-        raise ValueError(f"pool {pool!r}: choose from {', '.join(POOLS)}")
-    step, variables = _feature_step(loaded.model, preprocess, at, pool), jax.device_put(loaded.variables)
-    done, arrays = 0, {}
-    for name in splits or dataset.splits:
-        if name not in dataset.splits:
-            raise ValueError(f"{dataset.name}: has no split {name!r}; it has {', '.join(dataset.splits)}")
-        rows, split = [], dataset.splits[name]
-        for batch in eval_batches(split, preprocess, batch_size=batch_size):
-            count = int((batch["weight"] > 0).sum())
-            rows.append(np.asarray(step(variables, batch["image"]))[:count])
-            done += count
-            if on_batch:
-                on_batch(done)
-        arrays[name] = np.concatenate(rows), np.asarray(split.labels, np.int32)
-    return Features(arrays, tuple(dataset.class_names), f"{at} of {loaded.card.model} on {dataset.name}")
-
-
-@lru_cache(maxsize=8)
-def _feature_step(model: nn.Module, preprocess: Preprocess, at: str, pool: str) -> Callable:
-    def forward(variables, images):
-        _, ends = model.apply(variables, normalise(images, preprocess))
-        end = ends[at].astype(np.float32)
-        return end.mean((1, 2)) if end.ndim == 4 and pool == "mean" else end.reshape(len(end), -1)
-
-    return jit_for_platform(forward)
+ClassWeights = Literal["none", "balanced"]
 
 
 class ProbeResult(NamedTuple):
     """The result of a linear probe.
 
     Attributes:
-        metrics: metrics of the test split, as `evaluate` returns them.
+        metrics: metrics of the test split, as `evaluate` returns them; of the validation split if there is no test.
         strength: C of the classifier, per 1,000 examples.
-        cross_validated: mean accuracy over the folds at this strength.
-        folds: number of folds.
+        cross_validated: mean accuracy over the folds at this strength; NaN if it was chosen on the validation split.
+        folds: number of folds; 0 if it was chosen on the validation split.
         classifier: the scikit-learn pipeline of standardisation and classifier.
+        split: the split of `metrics`: "test" or "validation".
+        kernel: float64 [D, K] and
+        bias: float64 [K]: the same classifier as one linear map, `features @ kernel + bias`, over all K classes.
+        kind: "softmax" or "svm".
+        class_names: one per column of `kernel`.
+        about: a line on the origin of the features.
+        origin: the checkpoint and the data; None if unknown.
+        trained_on: splits that the classifier was trained on.
+        validation: metrics of the validation split, if it was not trained on.
     """
 
     metrics: metrics.Metrics
@@ -181,51 +50,118 @@ class ProbeResult(NamedTuple):
     cross_validated: float
     folds: int
     classifier: Any
+    split: str
+    kernel: np.ndarray
+    bias: np.ndarray
+    kind: str
+    class_names: tuple[str, ...]
+    about: str = ""
+    origin: Origin | None = None
+    trained_on: tuple[str, ...] = ("train",)
+    validation: metrics.Metrics | None = None
 
 
-def probe(features: Features, kind: str = "softmax", *, seed: int = 0) -> ProbeResult:
+def probe(
+    features: Features, kind: str = "softmax", *, seed: int = 0, class_weights: ClassWeights = "none"
+) -> ProbeResult:
     """Train a linear classifier on the train and validation splits and evaluate it on the test split.
 
     Features are standardised. The strength of the penalty is chosen by cross-validation within train and validation.
+    Without a test split the classifier is trained on train alone and evaluated on validation.
 
     Args:
         features: the result of `zoo.features` or `load_features`.
         kind: "softmax" (multinomial logistic regression, L2 penalty) or "svm" (linear, one against the rest, squared
             hinge loss).
         seed: seed of the folds.
+        class_weights: "balanced" weights each example by N / (K * number of examples of its class).
 
     Returns:
-        The metrics on the test split and the classifier.
+        The metrics and the classifier.
 
     Raises:
-        ValueError: for an unknown kind, without a train or test split, or if train has only one class.
+        ValueError: for an unknown kind, without a train split or one to evaluate on, or if train has only one class.
+
+    Example:
+        >>> features = zoo.features("torchvision:resnet18", "photos/")
+        >>> probed = zoo.probe(features)
+        >>> zoo.attach_head("torchvision:resnet18", probed).predict("photo.jpg")
     """
-    for name in ("train", "test"):
-        if name not in features.splits:
-            raise ValueError(
-                f"a probe requires a train and a test split; the features have {', '.join(features.splits)}"
-            )
-    from sklearn.exceptions import ConvergenceWarning
+    held_out = "test" if "test" in features.splits else "validation"
+    trained_on = tuple(name for name in ("train", "validation") if name in features.splits and name != held_out)
+    if "train" not in trained_on or held_out not in features.splits:
+        raise ValueError(
+            "a probe requires a train split, and a test or validation split; the features have "
+            f"{', '.join(features.splits)}"
+        )
+    rows, labels = _training_rows(features, trained_on)
     from sklearn.model_selection import cross_val_score
 
-    parts = [features.splits[name] for name in ("train", "validation") if name in features.splits]
+    subset = np.random.default_rng(seed).permutation(len(labels))[:CROSS_VALIDATED]
+    folds = _folds(labels[subset], seed)
+    accuracy = {}
+    with _IgnoreConvergence():
+        for strength in STRENGTHS:
+            classifier = _classifier(kind, strength, len(subset), class_weights)
+            accuracy[strength] = cross_val_score(classifier, rows[subset], labels[subset], cv=folds).mean()
+        best = max(STRENGTHS, key=lambda strength: (round(accuracy[strength], 6), -strength))
+        classifier = _classifier(kind, best, len(labels), class_weights).fit(rows, labels)
+    kernel, bias = linear_map(classifier, kind, len(features.class_names))
+    result = _evaluate(kernel, bias, kind, labels, *features.splits[held_out], features.class_names)
+    return ProbeResult(
+        result, best, float(accuracy[best]), len(folds), classifier, held_out, kernel, bias, kind,
+        features.class_names, features.about, features.origin, trained_on,
+    )  # fmt: skip
+
+
+def fit_on_validation(
+    features: Features, *, class_weights: ClassWeights = "none", on_fit: Callable[[int], Any] | None = None
+) -> ProbeResult:
+    """Train a softmax classifier on the train split, choosing the strength of its penalty on the validation split.
+
+    The best strength has the highest accuracy, and among equals the lowest loss.
+
+    Args:
+        features: features with a train and a validation split.
+        class_weights: as in `probe`.
+        on_fit: called with the number of strengths tried.
+
+    Returns:
+        The classifier, with the metrics of the validation split and of the test split if there is one.
+    """
+    rows, labels = _training_rows(features, ("train",))
+    kind, names = "softmax", features.class_names
+    best: tuple[Any, ...] = ()
+    for tried, strength in enumerate(STRENGTHS, 1):
+        with _IgnoreConvergence():
+            classifier = _classifier(kind, strength, len(labels), class_weights).fit(rows, labels)
+        kernel, bias = linear_map(classifier, kind, len(names))
+        result = _evaluate(kernel, bias, kind, labels, *features.splits["validation"], names)
+        score = (result.accuracy, -result.loss)
+        if not best or score > best[0]:
+            best = (score, strength, classifier, kernel, bias, result)
+        if on_fit:
+            on_fit(tried)
+    _, strength, classifier, kernel, bias, validation = best
+    split = "test" if "test" in features.splits else "validation"
+    result = validation
+    if split == "test":
+        result = _evaluate(kernel, bias, kind, labels, *features.splits["test"], names)
+    return ProbeResult(
+        result, strength, float("nan"), 0, classifier, split, kernel, bias, kind, names, features.about,
+        features.origin, ("train",), validation,
+    )  # fmt: skip
+
+
+def _training_rows(features: Features, splits: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return features and labels of some splits; features that are constant up to rounding errors are 0."""
+    parts = [features.splits[name] for name in splits]
     rows, labels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     if len(np.unique(labels)) < 2:
         raise ValueError("a probe requires training examples of at least two classes")
-    subset = np.random.default_rng(seed).permutation(len(labels))[:CROSS_VALIDATED]
-    folds = _folds(labels[subset], seed)
-    with warnings.catch_warnings():
-        # Expected for the weakest penalties, which are then not chosen.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        accuracy = {}
-        for strength in STRENGTHS:
-            # C multiplies a sum over examples; scaled like this, the penalty per example is independent of N.
-            classifier = _classifier(kind, 1000 * strength / len(subset))
-            accuracy[strength] = cross_val_score(classifier, rows[subset], labels[subset], cv=folds).mean()
-        best = max(STRENGTHS, key=lambda strength: (round(accuracy[strength], 6), -strength))
-        classifier = _classifier(kind, 1000 * best / len(labels)).fit(rows, labels)
-    result = _evaluate(classifier, kind, *features.splits["test"], features.class_names)
-    return ProbeResult(result, best, float(accuracy[best]), len(folds), classifier)
+    # Standardised, rounding errors would have the weight of any other feature.
+    constant = rows.std(0, dtype=np.float64) <= CONSTANT * np.abs(rows.mean(0, dtype=np.float64))
+    return np.where(constant, np.float32(0), rows) if constant.any() else rows, labels
 
 
 def _folds(labels: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -244,7 +180,9 @@ def _folds(labels: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]
     return usable
 
 
-def _classifier(kind: str, strength: float) -> Any:
+def _classifier(kind: str, strength: float, examples: int, class_weights: ClassWeights) -> Any:
+    """Return an untrained pipeline. C multiplies a sum over examples; scaled like this, the penalty per example is
+    independent of their number."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -256,24 +194,69 @@ def _classifier(kind: str, strength: float) -> Any:
     }
     if kind not in kinds:
         raise ValueError(f"probe {kind!r}: choose from {', '.join(kinds)}")
-    return make_pipeline(StandardScaler(), kinds[kind](C=strength))
+    weights = None if class_weights == "none" else class_weights
+    return make_pipeline(StandardScaler(), kinds[kind](C=1000 * strength / examples, class_weight=weights))
+
+
+class _IgnoreConvergence(warnings.catch_warnings):
+    """Silence warnings that are expected for the weakest penalties, which are then not chosen."""
+
+    def __enter__(self) -> Any:
+        from sklearn.exceptions import ConvergenceWarning
+
+        entered = super().__enter__()
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return entered
+
+
+def linear_map(classifier: Any, kind: str, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return standardisation and classifier as one linear map from features to the logits of all classes.
+
+    With two classes scikit-learn scores only the second; the first then gets 0 (softmax) or minus that score (svm). A
+    class without training examples gets the mean of the others' logits minus UNSEEN_MARGIN: it is never predicted, and
+    the probabilities of the others stay the same.
+
+    Args:
+        classifier: a trained pipeline.
+        kind: "softmax" or "svm".
+        num_classes: number of classes K, with those that have no training examples.
+
+    Returns:
+        kernel float64 [D, K], bias float64 [K].
+    """
+    scaler, linear = classifier[0], classifier[-1]
+    kernel = linear.coef_.astype(np.float64) / scaler.scale_
+    bias = linear.intercept_.astype(np.float64) - kernel @ scaler.mean_
+    if len(bias) == 1:
+        sign = 0 if kind == "softmax" else -1
+        kernel, bias = np.concatenate([sign * kernel, kernel]), np.concatenate([sign * bias, bias])
+    full_kernel = np.tile(kernel.mean(0), (num_classes, 1))
+    full_bias = np.full(num_classes, bias.mean() - UNSEEN_MARGIN)
+    full_kernel[classifier.classes_], full_bias[classifier.classes_] = kernel, bias
+    return np.ascontiguousarray(full_kernel.T), full_bias
+
+
+def evaluate_head(probed: ProbeResult, rows: np.ndarray, labels: np.ndarray) -> metrics.Metrics:
+    """Return the metrics of a probe on features [N, D] and labels [N]."""
+    return _evaluate(probed.kernel, probed.bias, probed.kind, labels, rows, labels, probed.class_names)
 
 
 def _evaluate(
-    classifier: Any, kind: str, rows: np.ndarray, labels: np.ndarray, names: Sequence[str]
+    kernel: np.ndarray,
+    bias: np.ndarray,
+    kind: str,
+    trained_labels: np.ndarray,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
 ) -> metrics.Metrics:
-    scores = classifier.decision_function(rows)
-    if scores.ndim == 1:  # with two classes scikit-learn returns only the score of the second
-        scores = np.stack([np.zeros_like(scores), scores], 1) if kind == "softmax" else np.stack([-scores, scores], 1)
-    # A class without training examples is never predicted and does not change the probabilities of the others.
-    logits = np.repeat(scores.min(1, keepdims=True).astype(np.float32) - UNSEEN_MARGIN, len(names), axis=1)
-    logits[:, classifier.classes_] = scores
+    logits = (rows @ kernel + bias).astype(np.float32)
     logs = jax.nn.log_softmax(logits)
     losses = -logs[np.arange(len(rows)), labels]
     sums = metrics.batch_sums(jax.numpy.asarray(logits), jax.numpy.asarray(labels), jax.numpy.ones(len(rows)), losses)
     result = metrics.summarise(metrics.add(None, sums), names, np.exp(np.asarray(logs)), labels)
     notes = [*result.notes]
-    unknown = [names[label] for label in np.unique(labels) if label not in classifier.classes_]
+    unknown = [names[label] for label in np.unique(labels) if label not in trained_labels]
     if unknown:
         notes.append(f"no training examples of {', '.join(unknown)}: counted as wrong, with a large finite loss")
     if kind == "svm":

@@ -95,3 +95,21 @@ def require_writable(path: Path, suffix: str) -> None:
         raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
     if not existed:
         path.unlink()
+
+
+def require_new_checkpoint(folder: str) -> None:
+    """Check before long work that a checkpoint can be written to a folder. Nothing is created.
+
+    Raises:
+        ValueError: naming the folder, if it holds a checkpoint or something else already, or cannot be created.
+    """
+    path = Path(folder)
+    if (path / "card.json").exists():
+        raise ValueError(f"{folder}: is a checkpoint already; choose another folder, or remove it first")
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise ValueError(f"{folder}: exists and is not a checkpoint; choose another folder")
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        raise ValueError(f"{folder}: {parent} is a file; choose another folder")
+    if not os.access(parent, os.W_OK):
+        raise ValueError(f"{folder}: cannot be written (no permission for {parent})")

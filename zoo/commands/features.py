@@ -37,13 +37,14 @@ def add_extraction(parser: argparse.ArgumentParser) -> None:
 def extract(options: argparse.Namespace, splits: list[str] | None) -> Any:
     """Compute the features selected by the options."""
     from zoo import api
-    from zoo.analysis import probe
+    from zoo.analysis.features import features
     from zoo.commands.evaluate import open_data_of
 
     loaded = api.load(options.checkpoint)
     dataset = open_data_of(options.checkpoint, loaded.card, options.data, options.data_dir)
-    return probe.features(
+    return features(
         loaded, dataset, options.at, splits=splits, pool=options.pool, limit=options.limit, on_batch=counter("images"),
+        source=options.checkpoint,
     )  # fmt: skip
 
 

@@ -1,9 +1,10 @@
 """`zoo probe`: train a linear classifier on a checkpoint's features."""
 
 import argparse
+import shlex
 import sys
 
-from zoo.commands import start_jax
+from zoo.commands import require_new_checkpoint, start_jax
 from zoo.commands.features import add_extraction, extract
 
 
@@ -13,6 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_extraction(parser)
     parser.add_argument("--svm", action="store_true", help="Train a linear SVM instead of a softmax classifier.")
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER", help="Save network and classifier as a checkpoint for every other command."
+    )
     parser.add_argument("--json", action="store_true", help="Print all metrics as JSON, with the confusion matrix.")
 
 
@@ -20,18 +24,33 @@ def run(options: argparse.Namespace) -> int:
     start_jax()
     import json
 
+    from zoo import api
     from zoo.analysis import probe
+    from zoo.analysis.features import HEAD_INPUT, load_features
+    from zoo.analysis.linear_head import attach_head, model_with_classes
     from zoo.inference import metrics
     from zoo.inference.evidence import describe_evidence
 
+    if options.output:
+        require_new_checkpoint(options.output)
     if options.checkpoint.lower().endswith(".npz"):
         ignored = {"--data": options.data, "--data-dir": options.data_dir, "--limit": options.limit,
-                 "--at": options.at != "features", "--pool": options.pool != "mean"}  # fmt: skip
+                 "--at": options.at != HEAD_INPUT, "--pool": options.pool != "mean"}  # fmt: skip
         if any(ignored.values()):
             flags = ", ".join(flag for flag, value in ignored.items() if value)
             raise ValueError(f"{options.checkpoint} already holds features; remove {flags}, which would have no effect")
-        features = probe.load_features(options.checkpoint)
+        features = load_features(options.checkpoint)
+        if options.output and (features.origin is None or not features.origin.checkpoint):
+            raise ValueError(
+                f"{options.checkpoint}: does not say which checkpoint computed its features; write it again with "
+                "`zoo features CKPT`, or give the checkpoint instead of the file"
+            )
     else:
+        if options.output and options.at != HEAD_INPUT:
+            raise ValueError(f"-o: a head reads the endpoint {HEAD_INPUT!r}; drop --at {options.at}")
+        if options.output:
+            card = api.load(options.checkpoint).card
+            model_with_classes(card.model, card.fields, 2)  # raises if the network has no head to train
         features = extract(options, None)
     kind = "svm" if options.svm else "softmax"
     probed = probe.probe(features, kind)
@@ -39,13 +58,21 @@ def run(options: argparse.Namespace) -> int:
         probed.metrics, "`zoo train --folds 5` tests on every image once.",
         "Check the labels with `zoo data`, or try another layer with --at.",
     )  # fmt: skip
+    saved = ""
+    if options.output and features.origin:
+        command = shlex.join(["zoo", *options.words])
+        headed = attach_head(features.origin.checkpoint, probed, options.output, command=command)
+        saved = f"{options.output}: {headed.card.model} with the classifier as its head"
     if options.json:
         print(json.dumps(probed.metrics.to_json(), indent=1))
         print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr)
         return 0
     print(
         f"linear {kind} on {features.about}; C {probed.strength:g} per 1,000 examples, by {probed.folds}-fold "
-        f"cross-validation on train and validation ({100 * probed.cross_validated:.2f} %); test split:"
+        f"cross-validation on {' and '.join(probed.trained_on)} ({100 * probed.cross_validated:.2f} %); "
+        f"{probed.split} split:"
     )
     print("\n".join([metrics.format_report(probed.metrics), *lines]))
+    if saved:
+        print(f"{saved}\n   try it: zoo predict {options.output} IMAGE …")
     return 0

@@ -4,8 +4,9 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoo.commands import SIGNAL_EXIT, count, seconds, start_jax
 from zoo.commands.devices import add_device_options, parallelism_of
@@ -14,6 +15,7 @@ from zoo.commands.streams import exit_at_once
 if TYPE_CHECKING:
     from zoo.distributed.mesh import Parallelism
     from zoo.training.plan import TrainRequest
+    from zoo.training.run import RunConfig
 
 #: option -> (metavar, help text) for the fields of Recipe with an option of their own; `--set` sets any field.
 RECIPE_FLAGS = {
@@ -41,6 +43,9 @@ RECIPE_FLAGS = {
     "unfreeze-at": ("EPOCH", "Epoch at which frozen parts start to be trained; 0: never."),
 }
 
+#: Fields that `--set` may change with --quick.
+QUICK_FIELDS = ("class_weights", "recipe.class_weights")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from zoo.training.recipe import choices_of
@@ -67,6 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "column (default: a column named patient, subject, group, …).")  # fmt: skip
     add("--limit", metavar="N", type=count, default=None, help="Use at most N records of each split; 0: all.")
     add("--workers", metavar="N", type=count, default=None, help="Threads that read images (default: one per core).")
+    add("--quick", action="store_true",
+        help="Fit only a linear head to frozen features: seconds instead of hours on a CPU.")  # fmt: skip
     add("--dry-run", action="store_true", help="Print shapes, memory and a time estimate without training.")
     add("--save-every", metavar="SECONDS", type=seconds, default=60.0,
         help="Time between saves of the run's state (default: 60).")  # fmt: skip
@@ -109,10 +116,15 @@ def run(options: argparse.Namespace) -> int:
         dry_run.dry_run(training_plan, say)
         return 0
     command = shlex.join(["zoo", *os.environ.get("ZOO_LAUNCHED", "").split(), *options.words])
-    fit = partial(
+    fit: Callable[[plan.Plan], Any] = partial(
         loop.fit, save_seconds=options.save_every, save_steps=options.save_steps, command=command,
         quiet=options.quiet, workers=options.workers, second_signal=exit_at_once,
     )  # fmt: skip
+    if request.head:
+        from zoo.analysis import quick
+
+        request = quick.prepare(request)
+        fit = partial(quick.fit_plan, command=command, quiet=options.quiet, workers=options.workers)
     try:
         if folds:
             cross_validation.cross_validate(request, folds, options.group, fit, say)
@@ -134,6 +146,9 @@ def train_request(options: argparse.Namespace, parallelism: "Parallelism | None"
 
     base = read_config(options.config) if options.config else None
     init = options.init or (base.init if base else None)
+    head = "linear" if options.quick or (base and base.head) else ""
+    if head:
+        _require_quick_options(options, base)
     flags = {flag: getattr(options, _field(flag)) for flag in (*RECIPE_FLAGS, "micro-batch")}
     settings = [
         Setting(f"--{flag}", f"recipe.{_field(flag)}", text) for flag, text in flags.items() if text is not None
@@ -150,7 +165,27 @@ def train_request(options: argparse.Namespace, parallelism: "Parallelism | None"
         parallelism=parallelism,
         workdir=options.workdir,
         open_init=api.open_init,
+        head=head,
     )
+
+
+def _require_quick_options(options: argparse.Namespace, base: "RunConfig | None") -> None:
+    """Raise ValueError for options that do not apply to fitting a head."""
+    if base and not base.head:
+        raise ValueError(f"--config {options.config}: trains the whole network; remove --quick or --config")
+    if options.model and not options.init:
+        raise ValueError(
+            f"--quick --model {options.model}: the features need pretrained weights; give them with --init instead "
+            "(`zoo list --weights`), or remove --model for the default"
+        )
+    flags = [f for f in (*RECIPE_FLAGS, "recipe", "micro-batch", "mesh", "dry-run") if getattr(options, _field(f))]
+    flags += ["save-steps"] * bool(options.save_steps) + ["parallel"] * (options.parallel != "jit")
+    names = [f"--{flag}" for flag in flags]
+    names += [f"--set {text}" for text in options.set if text.partition("=")[0].strip() not in QUICK_FIELDS]
+    if names:
+        raise ValueError(
+            f"--quick fits only a linear head; remove {', '.join(names)}, or --quick to train the whole network"
+        )
 
 
 def _field(flag: str) -> str:

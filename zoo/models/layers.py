@@ -54,12 +54,13 @@ _formulation: ContextVar[str | None] = ContextVar("formulation", default=None)
 def formulation(name: str) -> Iterator[None]:
     """Select the implementation of the layers that are traced inside this context.
 
-    Both implementations compute the same function up to rounding. `zoo.distributed.compile.jit_for_platform` selects
+    All implementations compute the same function up to rounding. `zoo.distributed.compile.jit_for_platform` selects
     the one that suits the platform, unless it is called inside this context.
 
     Args:
         name: "plain" for `jax.lax` operations, the default, needed by export and forward-mode differentiation; "cpu"
-            for the operations of `zoo.models.cpu_kernels`, which are faster on CPUs.
+            for the operations of `zoo.models.cpu_kernels`, which are faster on CPUs; "portable" for plain operations in
+            the forms that ONNX has, with the padding of a maximum as an operation of its own.
     """
     token = _formulation.set(name)
     try:
@@ -102,6 +103,9 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0, ceil: boo
     pads = _pool_padding(x.shape, window, stride, padding, ceil)
     if _on_cpu() and window <= 5:  # cpu_kernels unrolls the window, which is too long for larger ones
         return cpu_kernels.max_pool(x, window, stride, pads)
+    if _formulation.get() == "portable" and pads != ((0, 0), (0, 0)):
+        # jax2onnx takes any padding but "SAME" for none; the padded values never win.
+        x, pads = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf), ((0, 0), (0, 0))
     # Keyword arguments, because jax2onnx replaces this function by one that needs them.
     return nn.max_pool(x, window_shape=(window, window), strides=(stride, stride), padding=pads)
 

@@ -29,13 +29,21 @@ class Display:
         epochs: epochs of the run.
         quiet: print nothing.
         interval: seconds between lines.
+        live: show the bar on a terminal.
     """
 
     def __init__(
-        self, total_steps: int, batch_size: int, epochs: float, *, quiet: bool = False, interval: float = LINE_INTERVAL
+        self,
+        total_steps: int,
+        batch_size: int,
+        epochs: float,
+        *,
+        quiet: bool = False,
+        interval: float = LINE_INTERVAL,
+        live: bool = True,
     ):
         self.total_steps, self.batch_size, self.epochs = total_steps, batch_size, epochs
-        self.quiet, self.interval = quiet, interval
+        self.quiet, self.interval, self.live = quiet, interval, live
         self.start_time = self.output_time = time.monotonic()
         self.step_time: float | None = None  # when the last step ended
         self.warmup_left = WARMUP_STEPS
@@ -45,7 +53,7 @@ class Display:
         self.task: Any = None
 
     def __enter__(self) -> "Display":
-        if not self.quiet and sys.stdout.isatty():
+        if self.live and not self.quiet and sys.stdout.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -66,6 +66,8 @@ class TrainRequest:
         workdir: folder of the run; None for one under runs/.
         open_init: opens pretrained weights by name, for photographs without `model` and `init`.
         fold: train and test on one fold of a cross-validation; None for that of `base`, or for the splits of the data.
+        head: "linear" to fit only a linear head to the frozen features of `init`, by default those of the pretrained
+            weights that suit the images (`zoo.analysis.quick`).
     """
 
     model: str | None = None
@@ -82,6 +84,7 @@ class TrainRequest:
     workdir: str | Path | None = None
     open_init: Callable[[str], InitCheckpoint] | None = None
     fold: Fold | None = None
+    head: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,7 +292,7 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
         name, models.card_fields(name, network), dataset.name, recipe, _limit(request), fingerprint,
         request.data_dir or (request.base.data_dir if request.base else None),
         None if request.init is None else request.init.spec,
-        None if request.init is None else request.init.digest(), fold,
+        None if request.init is None else request.init.digest(), fold, request.head,
     )  # fmt: skip
     _require_same_in_all_processes(config)
     plan = Plan(
@@ -304,6 +307,8 @@ def _resolve_settings(request: TrainRequest) -> tuple[str, dict[str, Any], Recip
     name, fields = _resolve_model(request)
     recipe_fields, model_fields = apply_settings(request.settings, models.create(name, **fields))
     fields |= model_fields
+    if request.head and "aux_heads" in models.defining_fields(models.create(name, **fields)):
+        fields["aux_heads"] = False  # they matter in training only
     models.create(name, **fields)  # check the fields before reading data
     changes = {**request.changes, **recipe_fields}
     auto_micro_batch = changes.get("micro_batch") == "auto"
@@ -340,6 +345,12 @@ def with_default_model(request: TrainRequest, dataset: Dataset, say: Say) -> Tra
     """
     kind = advice.kind_of_images(dataset)
     scratch, pretrained = advice.MODELS[kind], advice.PRETRAINED[kind]
+    if request.head and request.open_init is not None:
+        say(f"No --init given: the head is fitted to features of {pretrained}, which suits these images")
+        try:
+            return dataclasses.replace(request, init=request.open_init(pretrained))
+        except ConnectionError as error:
+            raise ConnectionError(f"{error}; or give a checkpoint with --init") from None
     if kind != "photographs" or request.open_init is None:
         return dataclasses.replace(request, model=scratch)
     say(

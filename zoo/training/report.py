@@ -39,7 +39,7 @@ def describe(plan: Plan, say: Say) -> None:
         say(f"      {line}")
     for line in describe_advice(plan):
         say(f"      {line}")
-    for line in (*describe_recipe(plan), *describe_parallelism(plan)):
+    for line in describe_head(plan) if plan.config.head else (*describe_recipe(plan), *describe_parallelism(plan)):
         say(line)
     devices = ""
     if plan.parallelism.devices > 1:
@@ -54,6 +54,14 @@ def describe_advice(plan: Plan) -> list[str]:
     few = "" if plan.init is not None else advice.describe_few_images(plan.dataset)
     unbalanced = advice.describe_imbalance(plan.dataset) if plan.recipe.class_weights == "none" else ""
     return [line for line in (few, unbalanced) if line]
+
+
+def describe_head(plan: Plan) -> list[str]:
+    """Return lines on a run that fits only a head."""
+    weights = ", classes weighted to balance" if plan.recipe.class_weights == "balanced" else ""
+    return [
+        f"head: softmax regression on frozen features of {plan.config.init}, L2 penalty chosen on validation{weights}"
+    ]
 
 
 def describe_recipe(plan: Plan) -> list[str]:
@@ -113,7 +121,7 @@ def evaluate_split(plan: Plan, variables: dict, name: str, display: Display) -> 
     )  # fmt: skip
 
 
-def save_best(plan: Plan, variables: dict, progress: Progress, results: dict) -> checkpoint.Card:
+def save_best(plan: Plan, variables: dict, progress: Progress, results: dict, source: str = "") -> checkpoint.Card:
     """Write the run's best checkpoint.
 
     Args:
@@ -121,6 +129,7 @@ def save_best(plan: Plan, variables: dict, progress: Progress, results: dict) ->
         variables: the best variables.
         progress: the run's progress, for the validation metrics of the best step.
         results: metrics per split, as JSON, that replace those of the row.
+        source: how the checkpoint was made, if only a head was fitted.
     """
     row = next(row for row in progress.history if row["step"] == progress.best_step)
     made_with = json.loads((plan.folder / runs.CONFIG).read_text(encoding="utf-8"))["made_with"]
@@ -130,7 +139,7 @@ def save_best(plan: Plan, variables: dict, progress: Progress, results: dict) ->
         fields=plan.config.fields,
         classes=plan.dataset.class_names,
         preprocess=plan.preprocess,
-        recipe=dataclasses.asdict(plan.recipe),
+        recipe=None if plan.config.head else dataclasses.asdict(plan.recipe),
         data={
             "source": plan.config.data,
             "limit": plan.config.limit,
@@ -140,7 +149,7 @@ def save_best(plan: Plan, variables: dict, progress: Progress, results: dict) ->
         metrics={"step": progress.best_step, "validation": validation, **results},
         versions=made_with["versions"] | {"git": made_with["git"] or "unknown"},
         licence=plan.init.card.licence if plan.init else "",
-        source="trained with jax-model-zoo" + (f" from {plan.init.origin}" if plan.init else ""),
+        source=source or "trained with jax-model-zoo" + (f" from {plan.init.origin}" if plan.init else ""),
         command=made_with["command"],
     )
     return checkpoint.save_checkpoint(plan.folder / runs.BEST, card, variables)
@@ -165,14 +174,15 @@ def draw_figures(plan: Plan, say: Say) -> None:
     them to the next call of the same command.
     """
     curves, confusion = plan.folder / "curves.png", plan.folder / "confusion.png"
-    if curves.exists() and confusion.exists():
+    if (curves.exists() or plan.config.head) and confusion.exists():
         return
     try:
         from zoo.training import plots
 
         results = parse_json(read_bounded(plan.folder / runs.RESULTS, MAX_JSON), runs.RESULTS)
         shown = "test" if "test" in results else "validation"
-        plots.draw_curves(runs.read_history(plan.folder), curves, best_step=results["best_step"])
+        if not plan.config.head:
+            plots.draw_curves(runs.read_history(plan.folder), curves, best_step=results["best_step"])
         plots.draw_confusion(
             results[shown]["confusion"], plan.dataset.class_names, confusion,
             title=f"{plan.config.model} on {plan.config.data}, {shown} split",
@@ -182,13 +192,16 @@ def draw_figures(plan: Plan, say: Say) -> None:
         say(f"Figures of the run were not drawn: {reason:.200}")
 
 
-def describe_test(results: Mapping[str, Metrics]) -> list[str]:
-    """Return lines on a test split that is small, and on a result that is no better than chance."""
+def describe_test(results: Mapping[str, Metrics], head: str = "") -> list[str]:
+    """Return lines on a test split that is small, and on a result that is no better than chance; `head` as in a run."""
     if "test" not in results:
         return []
+    training = (
+        "try another --init" if head else "try a lower --learning-rate or more --epochs, or fine-tune with --init"
+    )
     return describe_evidence(
         results["test"], "Add --folds 5 to test on every image once.",
-        "Check the labels with `zoo data`, try a lower --learning-rate or more --epochs, or fine-tune with --init.",
+        f"Check the labels with `zoo data`, {'or ' * bool(head)}{training}.",
     )  # fmt: skip
 
 
@@ -199,13 +212,14 @@ def write_results(plan: Plan, progress: Progress, results: dict[str, Metrics], d
     write_atomically(plan.folder / runs.RESULTS, json.dumps(summary, indent=1) + "\n")
     draw_figures(plan, display.say)
     epoch = min(progress.best_step / plan.steps_per_epoch, plan.recipe.epochs)
-    display.say(f"{progress.stopped}; best checkpoint: epoch {epoch:.1f} (step {progress.best_step:,})")
+    best = "" if plan.config.head else f"; best checkpoint: epoch {epoch:.1f} (step {progress.best_step:,})"
+    display.say(f"{progress.stopped}{best}")
     for name, result in results.items():
         display.say(
             f"{name:>10}: accuracy {format_accuracy(result.accuracy, result.examples)}  loss {result.loss:.4f}  "
             f"macro F1 {result.macro_f1:.4f}"
         )
     if plan.config.fold is None:
-        for line in describe_test(results):
+        for line in describe_test(results, plan.config.head):
             display.say(line)
     display.say(f"checkpoint: {plan.folder / runs.BEST}\n   try it: zoo predict {plan.folder / runs.BEST} IMAGE …")

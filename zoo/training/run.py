@@ -56,6 +56,8 @@ class RunConfig:
         init: name of the initial checkpoint; not part of the identity.
         init_digest: sha256 of what training takes from the initial checkpoint.
         fold: the fold of a cross-validation, whose test split is not trained on; None for the splits of the data.
+        head: "linear" if only a linear head was fitted to frozen features (`zoo train --quick`); the recipe then has no
+            other part than `class_weights`.
     """
 
     model: str
@@ -68,6 +70,7 @@ class RunConfig:
     init: str | None = None
     init_digest: str | None = None
     fold: Fold | None = None
+    head: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -80,15 +83,19 @@ class RunConfig:
                 **(self.fold.to_json() if self.fold else {}),
             },
             "init": None if self.init is None else {"from": self.init, "sha256": self.init_digest},
-            "recipe": dataclasses.asdict(self.recipe),
+            "recipe": {"class_weights": self.recipe.class_weights} if self.head else dataclasses.asdict(self.recipe),
+            **({"head": self.head} if self.head else {}),
             "format": FORMAT,
         }
 
     def identity(self) -> dict[str, Any]:
         """Return everything that changes the result, flat: {"recipe.epochs": 20.0, …}."""
         nested = json.loads(json.dumps(self.to_json()))
-        del nested["data"]["dir"], nested["recipe"]["source"]
+        del nested["data"]["dir"]
+        nested["recipe"].pop("source", None)
         flat = {"model": nested["model"]["name"]}
+        if self.head:
+            flat["head"] = self.head
         if nested["init"]:
             flat["init"] = nested["init"]["sha256"]
         for part in ("data", "recipe"):
@@ -117,7 +124,7 @@ def config_from_json(data: Any, where: str) -> RunConfig:
         return RunConfig(
             model["name"], dict(model["fields"]), source["source"], recipe_from_json(recipe),
             source["limit"], source["fingerprint"], source["dir"], init.get("from"), init.get("sha256"),
-            Fold.from_json(source),
+            Fold.from_json(source), data.get("head", ""),
         )  # fmt: skip
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{where}: is not the configuration of a run ({error})") from None

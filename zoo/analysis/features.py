@@ -1,0 +1,252 @@
+"""Features: the activations of one of a network's endpoints for every image of a data set, and the file of them."""
+
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from zoo import api, models
+from zoo.data.dataset import Dataset, limited
+from zoo.data.images.measure import as_trained
+from zoo.data.images.preprocess import Preprocess, normalise
+from zoo.data.loader import eval_batches
+from zoo.data.sources import from_arrays, open_dataset
+from zoo.data.splits import record_name
+from zoo.distributed.compile import jit_for_platform
+from zoo.files import atomic_writer
+from zoo.inference.evaluate import BATCH_SIZE
+from zoo.training.finetune import InitCheckpoint
+
+POOLS = ("mean", "flatten")
+
+#: The endpoint that the head reads.
+HEAD_INPUT = "features"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The origin of features.
+
+    Attributes:
+        checkpoint: folder or name of the checkpoint; "" for one in memory.
+        digest: sha256 of the network, its preprocessing and its variables.
+        at: the endpoint.
+        pool: reduction of endpoints of shape [H, W, C].
+        data: name of the data set.
+        limit: maximum number of records per split; 0: all.
+    """
+
+    checkpoint: str
+    digest: str
+    at: str
+    pool: str
+    data: str
+    limit: int = 0
+
+
+class Features(NamedTuple):
+    """The features of a data set.
+
+    Attributes:
+        splits: name -> (features float32 [N, D], labels int32 [N]).
+        class_names: one name per label.
+        about: a line on their origin: endpoint, model and data set.
+        files: name -> the file of each record, or "record N" for arrays. Empty if unknown.
+        origin: the checkpoint and the data; None if unknown.
+    """
+
+    splits: dict[str, tuple[np.ndarray, np.ndarray]]
+    class_names: tuple[str, ...]
+    about: str = ""
+    files: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 (a NamedTuple is immutable)
+    origin: Origin | None = None
+
+    def save(self, file: str | Path) -> None:
+        """Write an .npz file.
+
+        It holds "train_features", "train_labels" and "train_files" and so on for every split, "class_names", "about"
+        and "origin" (JSON).
+
+        Raises:
+            OSError: if it cannot be written; an existing file then stays as it was.
+        """
+        arrays: dict[str, Any] = {
+            f"{name}_{part}": array
+            for name, pair in self.splits.items()
+            for part, array in zip(("features", "labels"), pair, strict=True)
+        }
+        arrays |= {f"{name}_files": np.array(names, np.str_) for name, names in self.files.items()}
+        origin = "" if self.origin is None else json.dumps(asdict(self.origin))
+        with atomic_writer(Path(file)) as stream:  # given a name, NumPy would append .npz to it
+            np.savez(
+                stream, **arrays, class_names=np.array(self.class_names), about=np.array(self.about),
+                origin=np.array(origin),
+            )  # fmt: skip
+
+
+def load_features(file: str | Path) -> Features:
+    """Read a file that `Features.save` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file of another kind.
+    """
+    if not Path(file).exists():
+        raise FileNotFoundError(f"{file}: no such file")
+    try:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("not an .npz archive")
+        with np.load(file, allow_pickle=False) as arrays:
+            names = [key.removesuffix("_features") for key in arrays.files if key.endswith("_features")]
+            splits = {name: (arrays[f"{name}_features"], arrays[f"{name}_labels"]) for name in names}
+            files = {name: tuple(arrays[f"{name}_files"].tolist()) for name in names if f"{name}_files" in arrays}
+            origin = json.loads(str(arrays["origin"])) if "origin" in arrays and str(arrays["origin"]) else None
+            return Features(
+                splits, tuple(arrays["class_names"].tolist()), str(arrays["about"]), files,
+                None if origin is None else Origin(**origin),
+            )  # fmt: skip
+    except (ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{file}: was not written by `zoo features` ({error})") from None
+
+
+def endpoints(model: nn.Module, preprocess: Preprocess) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every endpoint for one image, by name: the stages first, in order."""
+    shape = preprocess.input_shape
+    images = jax.ShapeDtypeStruct((1, *shape), np.float32)
+
+    def forward(images):
+        return model.init_with_output(jax.random.key(0), images)[0][1]
+
+    shapes = {name: end.shape[1:] for name, end in jax.eval_shape(forward, images).items()}
+    order = [
+        *(stage for stage in model.stages if stage in shapes),
+        *(name for name in shapes if name not in model.stages),
+    ]
+    return {name: shapes[name] for name in order}
+
+
+def features(
+    checkpoint: "api.Checkpoint | str | Path",
+    data: str | Path | Dataset | tuple[Any, Any],
+    at: str = "features",
+    *,
+    splits: Sequence[str] | None = None,
+    pool: str = "mean",
+    data_dir: str | None = None,
+    limit: int = 0,
+    batch_size: int = BATCH_SIZE,
+    on_batch: Callable[[int], Any] | None = None,
+    source: str = "",
+) -> Features:
+    """Compute the activations of an endpoint for every image of a data set, in evaluation mode.
+
+    Args:
+        checkpoint: a Checkpoint, or a folder or name that `load` takes. Its card decides how images are preprocessed.
+        data: a data set, its name or folder, or arrays (images, labels). Its classes may differ from the checkpoint's.
+        at: the endpoint: a stage, "features" or "logits".
+        splits: names of the splits; all by default.
+        pool: reduction of endpoints of shape [H, W, C]: "mean" over positions gives C features, "flatten" H * W * C.
+        data_dir: folder of TensorFlow Datasets.
+        limit: maximum number of records per split; 0: all.
+        batch_size: images per batch.
+        on_batch: called with the number of images done so far.
+        source: folder or name of a Checkpoint that was loaded before, to record with the features.
+
+    Returns:
+        The features of every split.
+
+    Raises:
+        ValueError: for an unknown endpoint, split or pooling, naming the known ones.
+    """
+    if isinstance(data, tuple):
+        data = from_arrays(data)
+    if not isinstance(data, (str, Path, Dataset)):
+        kind = type(data).__name__
+        raise ValueError(f"features: data has type {kind}; give a name, folder, Dataset or tuple (images, labels)")
+    loaded = api.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
+    dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
+    if limit:
+        dataset = limited(dataset, limit)
+    dataset = as_trained(dataset, loaded.card.preprocess)
+    arrays = compute_features(
+        loaded.model, loaded.variables, loaded.card.preprocess, dataset, at,
+        splits=splits, pool=pool, batch_size=batch_size, on_batch=on_batch,
+    )  # fmt: skip
+    files = {name: _record_names(dataset.splits[name]) for name in arrays}
+    about = f"{at} of {loaded.card.model} on {dataset.name}"
+    spec = str(checkpoint) if isinstance(checkpoint, (str, Path)) else source
+    origin = Origin(spec, digest_of(loaded), at, pool, dataset.name, limit)
+    return Features(arrays, tuple(dataset.class_names), about, files, origin)
+
+
+def digest_of(checkpoint: "api.Checkpoint") -> str:
+    """Return the sha256 of a checkpoint's network, classes, preprocessing and variables."""
+    return InitCheckpoint("", checkpoint.card, jax.device_get(checkpoint.variables)).digest()
+
+
+def _record_names(split: Any) -> tuple[str, ...]:
+    return tuple(record_name(split, index) for index in range(len(split)))
+
+
+def compute_features(
+    model: nn.Module,
+    variables: dict,
+    preprocess: Preprocess,
+    dataset: Dataset,
+    at: str = HEAD_INPUT,
+    *,
+    splits: Sequence[str] | None = None,
+    pool: str = "mean",
+    batch_size: int = BATCH_SIZE,
+    on_batch: Callable[[int], Any] | None = None,
+    workers: int | None = None,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return {split: (features float32 [N, D], labels int32 [N])}.
+
+    Args:
+        model: the network.
+        variables: its variables.
+        preprocess: from an image to its input.
+        dataset: the data.
+        at, splits, pool, batch_size, on_batch: see `features`.
+        workers: threads that read images; None for one per processor.
+
+    Raises:
+        ValueError: for an unknown endpoint, split or pooling, naming the known ones.
+    """
+    known = endpoints(model, preprocess)
+    if at not in known:
+        raise ValueError(f"{models.name_of(model)} has no endpoint {at!r}; it has {', '.join(known)}")
+    if pool not in POOLS:
+        raise ValueError(f"pool {pool!r}: choose from {', '.join(POOLS)}")
+    step, variables = _feature_step(model, preprocess, at, pool), jax.device_put(variables)
+    done, arrays = 0, {}
+    for name in splits or dataset.splits:
+        if name not in dataset.splits:
+            raise ValueError(f"{dataset.name}: has no split {name!r}; it has {', '.join(dataset.splits)}")
+        rows, split = [], dataset.splits[name]
+        for batch in eval_batches(split, preprocess, batch_size=batch_size, workers=workers):
+            count = int((batch["weight"] > 0).sum())
+            rows.append(np.asarray(step(variables, batch["image"]))[:count])
+            done += count
+            if on_batch:
+                on_batch(done)
+        arrays[name] = np.concatenate(rows), np.asarray(split.labels, np.int32)
+    return arrays
+
+
+@lru_cache(maxsize=8)
+def _feature_step(model: nn.Module, preprocess: Preprocess, at: str, pool: str) -> Callable:
+    def forward(variables, images):
+        _, ends = model.apply(variables, normalise(images, preprocess))
+        end = ends[at].astype(np.float32)
+        return end.mean((1, 2)) if end.ndim == 4 and pool == "mean" else end.reshape(len(end), -1)
+
+    return jit_for_platform(forward)
