@@ -2,8 +2,8 @@
 
 Krizhevsky, Sutskever and Hinton 2012, "ImageNet classification with deep convolutional neural networks": two towers,
 one per GPU, with local response normalisation and overlapping pooling. Krizhevsky 2014, "One weird trick for
-parallelizing convolutional neural networks", arXiv:1404.5997: one tower without normalisation, in the form of
-torchvision.
+parallelizing convolutional neural networks", arXiv:1404.5997: one tower, in the form of torchvision, which `AlexNetOWT`
+compares with the paper's.
 """
 
 from typing import Any
@@ -31,14 +31,15 @@ TWO_TOWERS = {
     "conv4": (384, 3, 2, 1.0),
     "conv5": (256, 3, 2, 1.0),
 }
-# Figure 2 of arXiv:1404.5997, as in torchvision: (features, kernel size).
+# torchvision's alexnet: (features, kernel size). The paper's conv4 has 384 features.
 ONE_TOWER = {"conv1": (64, 11), "conv2": (192, 5), "conv3": (384, 3), "conv4": (256, 3), "conv5": (256, 3)}
 
 
 def normalise_within_towers(x):
     """Apply local response normalisation to the channels of each tower separately: [B, H, W, C] -> [B, H, W, C].
 
-    The towers are placed side by side, as one image of twice the width.
+    The formula and constants of section 3.3; the author's code divides alpha by 5 (see `local_response_norm`). The
+    towers are placed side by side, as one image of twice the width.
     """
     batch, height, width, channels = x.shape
     return local_response_norm(x.reshape(batch, height, 2 * width, channels // 2)).reshape(x.shape)
@@ -113,10 +114,21 @@ class AlexNet(nn.Module):
 class AlexNetOWT(nn.Module):
     """AlexNet in one tower, torchvision's `alexnet`: 61,100,840 parameters with 1,000 classes.
 
-    Differs from the paper: adaptive average pooling after conv5, so that images may have any size, and dropout before
-    each hidden dense layer instead of after it. Not specified in the paper: convolutions and dense layers are
-    initialised after He et al. 2015, the head as in PyTorch. The endpoints conv1 … conv5 are taken after the ReLU,
-    before pooling.
+    Differs from the paper, where it is silent from the author's configuration (cuda-convnet2,
+    layers-imagenet-1gpu.cfg):
+
+    - the paper has 384 filters in conv4; torchvision and the configuration have 256;
+    - no local response normalisation, which the configuration has after conv1 and conv2;
+    - conv1 is padded by 2 pixels on 224; the configuration does not pad;
+    - adaptive average pooling after conv5, so that images may have any size;
+    - dropout before each hidden dense layer instead of after it;
+    - softmax cross-entropy for the paper's 1,000 independent logistic units; the configuration has a softmax, whose
+      biases start at -7;
+    - convolutions and dense layers are initialised after He et al. 2015, biases at 0, the head as in PyTorch; the
+      configuration draws from N(0, 0.01) or, in conv3 to conv5, N(0, 0.03), with biases of 1 in conv2, conv4, conv5 and
+      the hidden dense layers.
+
+    The endpoints conv1 … conv5 are taken after the ReLU, before pooling.
 
     Attributes:
         num_classes: number of classes, or None for no head.

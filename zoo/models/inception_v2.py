@@ -5,7 +5,8 @@ arXiv:1502.03167, figure 5.
 
 Differs from the paper: the pool projections of 4c and 4d have 96 features instead of 128. With 128 the filters of the
 figure add up to 608 channels, while its output sizes say 576 and module 4e needs 576. The authors' TensorFlow model has
-96 too.
+96 too. There are no auxiliary heads: figure 5 shows none. Running averages keep 0.9 of their value in a step; TF-Slim
+keeps 0.9997 in all its Inceptions.
 """
 
 from functools import partial

@@ -4,6 +4,9 @@ Szegedy, Vanhoucke, Ioffe, Shlens and Wojna 2015, "Rethinking the Inception arch
 arXiv:1512.00567, in the form of torchvision, which is that of the authors' TensorFlow model.
 
 Differs from the paper: table 1 only sketches the network, with another stem and other sizes between the modules.
+Differs from the authors' model (TF-Slim): its average pools do not count their padding (`pool_padding="nothing"`), and
+its running averages keep 0.9997 of their value in a step, here 0.9 as in PyTorch. timm's `tf_in1k` and `tf_adv_in1k`
+come from that model and are used with torchvision's pools, as in timm.
 """
 
 from functools import partial

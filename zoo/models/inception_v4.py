@@ -5,7 +5,8 @@ learning", arXiv:1602.07261, figures 3 to 9. The Inception-ResNet of the same pa
 
 Not specified in the paper: convolutions are initialised from a normal distribution over the fan-in (He et al. 2015), as
 in TF-Slim; average pools do not count their padding, as in TensorFlow; batch norms have epsilon 1e-3. TF-Slim trained
-with an auxiliary head that the paper does not have; it is left out.
+with an auxiliary head that the paper does not have; it is left out. TF-Slim's running averages keep 0.9997 of their
+value in a step, here 0.9.
 
 The small-image form (`stem="small"`) is not in the paper: the first convolution has stride 1, the stem reduces only
 once, and the second reduction keeps its size, so that 32 pixels become 15, 7 and 3. All blocks are unchanged.

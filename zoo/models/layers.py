@@ -190,7 +190,8 @@ def local_response_norm(x: jax.Array, size: int = 5, alpha: float = 1e-4, beta: 
     Args:
         x: images [B, H, W, C].
         size: number of neighbouring channels in the sum, the channel itself included.
-        alpha: factor of the sum, as in the paper; Caffe and PyTorch divide theirs by `size` first.
+        alpha: factor of the sum, as in the paper's formula. The author's own code (cuda-convnet2), Caffe and PyTorch
+            divide theirs by `size` first, so the value that the paper prints stands for a fifth of it there.
         beta: exponent.
         k: constant added to the sum.
     """

@@ -9,15 +9,24 @@ kept its figure and its table 1, so their networks are fields of the same class:
 - Zagoruyko and Komodakis 2016, "Wide residual networks", arXiv:1605.07146, section 3.4 (WRN-50-2): `widen`. Their
   networks for small images are in wide_resnet.py;
 - Hu et al. 2017, "Squeeze-and-excitation networks", arXiv:1709.01507 (SE-ResNet): `squeeze`;
-- He et al. 2018, "Bag of tricks", arXiv:1812.01187, figure 2 (ResNet-D): `stem="deep"`, `shortcut="pool"`;
+- Wu and He 2018, "Group normalization", arXiv:1803.08494: `norm="group"`;
+- He et al. 2018, "Bag of tricks", arXiv:1812.01187, figure 2: `stem="deep"` (ResNet-C), with `shortcut="pool"`
+  (ResNet-D). GluonCV's ResNet-S has `stem="wide"`, timm's networks in T `stem="tiered"`, which no paper describes;
+- Wang et al. 2019, "ECA-Net", arXiv:1910.03151 (ECA-ResNet): `eca`;
+- Bello et al. 2021, "Revisiting ResNets", arXiv:2103.07579 (ResNet-RS): ResNet-D with `squeeze=4` and
+  `stem_pool="conv"`, and dropout and stochastic depth in training. Its networks were trained at 128 to 320 pixels; the
+  size of released weights is in their card;
 - Huang et al. 2016, "Deep networks with stochastic depth", arXiv:1603.09382: `stochastic_depth`.
 
 Differs from the papers: the stride of a bottleneck is in its 3x3 convolution by default (v1.5, as in torchvision);
-`stride_in="1x1"` is the paper's. Not specified in the papers: option A pads half of its zeros on either side;
-convolutions are initialised from a normal distribution over the fan-out (the 2015 paper cites arXiv:1502.01852 without
-naming the fan), the head uniformly, as in PyTorch. The small-image forms of ImageNet networks are not in the papers:
-`stem="small"` is a 3x3 convolution without pooling, as in the CIFAR networks; of ResNet-D it keeps the pooled
-shortcuts.
+`stride_in="1x1"` is the paper's, and that of the released SE-ResNets. SE-ResNet-18 and -34 have at least 8 hidden
+channels, as in timm (`squeeze_multiple=8`), where the ratio of 16 leaves 4 in the first stage. The paper's ECA-ResNets
+are plain ResNets with gates (`eca_resnet50`); timm's have the stem and the shortcuts of ResNet-D.
+
+Not specified in the papers: option A pads half of its zeros on either side; convolutions are initialised from a normal
+distribution over the fan-out (the 2015 paper cites arXiv:1502.01852 without naming the fan), the head uniformly, as in
+PyTorch. The small-image forms of ImageNet networks are not in the papers: `stem="small"` is a 3x3 convolution without
+pooling, as in the CIFAR networks; of ResNet-D it keeps the pooled shortcuts.
 """
 
 from collections.abc import Callable

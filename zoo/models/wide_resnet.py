@@ -3,7 +3,10 @@
 Zagoruyko and Komodakis 2016, "Wide residual networks", arXiv:1605.07146: few, wide, pre-activated blocks of two 3x3
 convolutions. Their ImageNet network, WRN-50-2, is a ResNet with wide bottlenecks and is in resnet.py.
 
-Differs from the paper: nothing known. A projection reads the first activation of its block, as in the authors' code.
+A projection reads the first activation of its block, as in the authors' code. Differs from that code: convolutions are
+initialised from a normal distribution over the fan-out, as in the residual networks; the code draws over the fan-in
+since September 2016, and drew over the fan-out before. The head is initialised uniformly, as in PyTorch. Dropout is off
+by default: the paper uses 0.3 on CIFAR and 0.4 on SVHN, as the authors' scripts do.
 """
 
 from collections.abc import Callable
@@ -63,7 +66,7 @@ class WideResNet(nn.Module):
         depth: 6n + 4, for n blocks in each of the three stages.
         widen: the paper's k; the stages have 16k, 32k and 64k channels.
         width: channels of the stem, 16 in the paper.
-        dropout: rate between the two convolutions of a block (section 2.4; 0.3 in the paper).
+        dropout: rate between the two convolutions of a block (section 2.4; 0.3 on CIFAR, 0.4 on SVHN in the paper).
         stochastic_depth: probability of dropping the branch of the last block in training; it grows linearly from the
             first block (Huang et al. 2016, arXiv:1603.09382).
         zero_init: start every branch at zero.

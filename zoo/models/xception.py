@@ -5,8 +5,9 @@ convolution is a 3x3 convolution of each channel by itself followed by a 1x1 con
 
 The defaults are timm's `legacy_xception`. Keras's Xception, by the author, differs in how images of even size are
 pooled (TensorFlow pads only below and on the right) and in the epsilon of the norms: `pool_padding="same",
-epsilon=1e-3`. Dropout 0.5 before the head is the paper's for ImageNet. Not specified in the paper: convolutions are
-initialised over the fan-in (He et al. 2015), which for a depthwise kernel is its 9 weights.
+epsilon=1e-3`. Dropout 0.5 before the head is the paper's for ImageNet (section 4.3). Not specified in the paper:
+convolutions are initialised over the fan-in (He et al. 2015), which for a depthwise kernel is its 9 weights; running
+averages keep 0.9 of their value in a step, as in PyTorch, where Keras's batch norm keeps 0.99.
 
 The small-image form (`stem="small"`) is not in the paper: neither convolution of the stem reduces the image; 32 pixels
 become 4 in the middle flow.
