@@ -61,7 +61,7 @@ def page() -> str:
         size = "x".join(map(str, model.input_shape))
         row = f"| {name} | {totals['parameters']:,} | {amount(totals['multiply_adds'])} | {size} | {model.paper} | "
         families.setdefault(model.family, []).append(f"{row}{describe_weights(name)} |")
-    columns = "| model | parameters | multiply-adds | native size | paper | published weights |\n|---|---|---|---|---|---|"
+    columns = "| model | parameters | multiply-adds | native size | paper | published weights |\n" + "|---" * 6 + "|"
     tables = [f"## {family}\n\n{columns}\n" + "\n".join(rows) + "\n" for family, rows in families.items()]
     return "\n".join([HEAD, *tables])
 
