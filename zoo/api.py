@@ -22,6 +22,7 @@ from zoo.data.sources.arrays import evaluation_split
 from zoo.data.sources.names import canonical_split
 from zoo.distributed.mesh import parse_parallelism
 from zoo.inference import evaluate as evaluation
+from zoo.inference.evidence import describe_trained_on
 from zoo.inference.metrics import Metrics
 from zoo.inference.predict import Checkpoint, require_head
 from zoo.pretrained import weights
@@ -329,6 +330,8 @@ def evaluate(
         loaded.model, loaded.variables, records, preprocess, loaded.card.classes,
         batch_size=batch_size, on_batch=on_batch, tta=tta, parallelism=parse_parallelism(), per_example=per_example,
     )  # fmt: skip
+    if line := describe_trained_on(loaded.card, dataset, split, records):
+        result = dataclasses.replace(result, notes=(*result.notes, line))
     if not per_example or result.per_example is None:
         return result
     parts = dataset.splits.items() if split == "all" else [(split, records)]

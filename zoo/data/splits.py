@@ -274,6 +274,10 @@ class JoinedSplit:
     def number(self, index: int) -> int:
         return record_number(*self._locate(index))
 
+    def content_keys(self) -> Sequence[bytes] | None:
+        parts = [known_keys(split) for split in self.splits]
+        return None if None in parts else [key for part in parts if part is not None for key in part]
+
     def with_white(self, white: float | None) -> JoinedSplit:
         return replace(self, splits=tuple(with_white(split, white) for split in self.splits))
 

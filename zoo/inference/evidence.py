@@ -1,7 +1,13 @@
 """Remarks on what a result shows: too few examples, no better than chance, measured on images that were trained on."""
 
+from pathlib import Path
+
 import numpy as np
 
+from zoo.checkpoint import Card
+from zoo.data.content_sketch import TRAINED_ON, ContentSketch, describe_shared
+from zoo.data.dataset import Dataset
+from zoo.data.splits import Split
 from zoo.inference.metrics import Metrics
 
 FEW_EXAMPLES = 30  # below this number, the interval of an accuracy of 90 % is more than 20 points wide
@@ -41,3 +47,24 @@ def describe_chance(result: Metrics) -> str:
         return ""
     verdict = "Not clearly better" if result.accuracy > share else "No better"
     return f"{verdict} than chance: the answer {name!r} for every image is right for {100 * share:.2f} % of them."
+
+
+def describe_trained_on(card: Card, dataset: Dataset, split: str, records: Split) -> str:
+    """Return a sentence if a checkpoint was trained on images on which it is evaluated, "" otherwise.
+
+    Args:
+        card: of the checkpoint. Without a sketch of its training images, the name of a data set that is not a file
+            decides.
+        dataset: the data.
+        split: name of the split that is evaluated, or "all".
+        records: its images.
+    """
+    data = card.data or {}
+    if (sketch := ContentSketch.from_json(data.get(TRAINED_ON))) is not None:
+        return describe_shared(sketch, records, "were trained on")
+    source = data.get("source")
+    is_named = isinstance(source, str) and source not in ("", "arrays") and not Path(source).expanduser().exists()
+    if not is_named or source != dataset.name or split not in ("train", "all") or "train" not in dataset.splits:
+        return ""
+    part = "All" if split == "train" else f"About {100 * len(dataset.splits['train']) / len(records):.0f} %"
+    return f"{part} of these images were trained on, so the accuracy does not show how the model does on new images."

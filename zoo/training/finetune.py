@@ -19,6 +19,7 @@ import numpy as np
 
 from zoo import checkpoint, models
 from zoo.checkpoint import Card
+from zoo.data.content_sketch import TRAINED_ON, ContentSketch
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.images.tta import at_size
 from zoo.suggest import did_you_mean
@@ -53,6 +54,11 @@ class InitCheckpoint:
     def origin(self) -> str:
         """The name, followed by the source that the card states."""
         return f"{self.spec} ({self.card.source})" if self.card.source else self.spec
+
+    @property
+    def trained_on(self) -> ContentSketch | None:
+        """Sketch of the images that the checkpoint was trained on; None if its card has none."""
+        return ContentSketch.from_json((self.card.data or {}).get(TRAINED_ON))
 
     def digest(self) -> str:
         """Return the sha256 of everything that training takes from the checkpoint."""

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import optax
 
 from zoo import models
 from zoo.data.augment.host_crop import place_augmentation
+from zoo.data.content_sketch import ContentSketch, sketch_of
 from zoo.data.dataset import Dataset, limited
 from zoo.data.folds import Fold, take_fold
 from zoo.data.images.measure import adapt_preprocess, preprocess_for
@@ -131,6 +132,13 @@ class Plan:
     def eval_model(self) -> nn.Module:
         """The network as a checkpoint runs it: in float32, without rematerialisation."""
         return models.with_runtime(self.model, dtype=jax.numpy.float32, remat=False)
+
+    @cached_property
+    def trained_on(self) -> ContentSketch:
+        """Sketch of the training images, and of those of the initial checkpoint if its card has one."""
+        own = sketch_of(self.dataset.splits["train"])
+        earlier = self.init.trained_on if self.init else None
+        return own.merge(earlier) if earlier else own
 
     @property
     def num_parameters(self) -> int:

@@ -9,6 +9,7 @@ import jax
 from zoo import checkpoint
 from zoo.checkpoint.manifest import MAX_JSON
 from zoo.checkpoint.schema import parse_json
+from zoo.data.content_sketch import TRAINED_ON, describe_shared
 from zoo.data.inspect import advice
 from zoo.data.sources.listing import describe_left_out
 from zoo.distributed import mesh, processes
@@ -145,6 +146,7 @@ def save_best(plan: Plan, variables: dict, progress: Progress, results: dict, so
             "limit": plan.config.limit,
             "notes": [str(n) for n in plan.dataset.notes],
             **(plan.config.fold.to_json() if plan.config.fold else {}),
+            TRAINED_ON: plan.trained_on.to_json(),
         },
         metrics={"step": progress.best_step, "validation": validation, **results},
         versions=made_with["versions"] | {"git": made_with["git"] or "unknown"},
@@ -192,6 +194,15 @@ def draw_figures(plan: Plan, say: Say) -> None:
         say(f"Figures of the run were not drawn: {reason:.200}")
 
 
+def describe_init_overlap(plan: Plan) -> list[str]:
+    """Return a line if the initial checkpoint was trained on test images."""
+    earlier, test = plan.init.trained_on if plan.init else None, plan.dataset.splits.get("test")
+    if plan.init is None or earlier is None or test is None:
+        return []
+    line = describe_shared(earlier, test, f"were trained on by {plan.init.spec}")
+    return [f"test split: {line}"] if line else []
+
+
 def describe_test(results: Mapping[str, Metrics], head: str = "") -> list[str]:
     """Return lines on a test split that is small, and on a result that is no better than chance; `head` as in a run."""
     if "test" not in results:
@@ -219,7 +230,7 @@ def write_results(plan: Plan, progress: Progress, results: dict[str, Metrics], d
             f"{name:>10}: accuracy {format_accuracy(result.accuracy, result.examples)}  loss {result.loss:.4f}  "
             f"macro F1 {result.macro_f1:.4f}"
         )
-    if plan.config.fold is None:
-        for line in describe_test(results, plan.config.head):
-            display.say(line)
+    test_lines = [] if plan.config.fold else describe_test(results, plan.config.head)
+    for line in (*describe_init_overlap(plan), *test_lines):
+        display.say(line)
     display.say(f"checkpoint: {plan.folder / runs.BEST}\n   try it: zoo predict {plan.folder / runs.BEST} IMAGE …")
