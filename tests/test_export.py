@@ -4,8 +4,10 @@ import builtins
 import json
 import os
 import re
+import resource
 import stat
 import sys
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import jax
@@ -29,9 +31,19 @@ def checkpoint(name, path, **fields):
     )  # fmt: skip
     variables = models.init(model, 0)
     rng = np.random.default_rng(0)
-    variables["batch_stats"] = jax.tree.map(
-        lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), variables["batch_stats"]
+    # Means far from zero would leave nothing after the rectifiers, and a head of zeros no logits to compare.
+    variables["batch_stats"] = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+            if path[-1].key == "var"
+            else rng.normal(0, 0.1, leaf.shape).astype(np.float32)
+        ),
+        variables["batch_stats"],
     )
+    if "head" in variables["params"]:
+        variables["params"]["head"] = jax.tree.map(
+            lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), variables["params"]["head"]
+        )
     zoo.save(path, model, variables, CLASSES, preprocess, licence="CC0-1.0")
     return zoo.load(path)
 
@@ -180,20 +192,92 @@ def test_onnx_is_compared_with_the_network_before_it_is_written(right, lenet, tm
         assert not list(tmp_path.iterdir())
 
 
+@contextmanager
+def file_size_limit(size):
+    """Let every write beyond `size` bytes of a file fail, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_failed_write_leaves_what_was_there(resnet, tmp_path, folder, capsys):
+    file = tmp_path / "x.safetensors"
+    file.write_text("before")
+    with file_size_limit(10_000), pytest.raises(OSError, match=r"x\.safetensors") as caught:
+        export.write_safetensors(resnet, file)
+    assert caught.value.filename == str(file)
+    with file_size_limit(100), pytest.raises(OSError, match=r"x_preprocess\.py"):
+        export.write_preprocess(resnet, file)
+    with file_size_limit(10_000):
+        code, out, err = run_command(capsys, "export", folder / "resnet", "--to", "safetensors", "-o", file)
+    assert code == 2 and not out and err.count("\n") == 1 and f"{file}: file too large" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"] and file.read_text() == "before"
+
+
+def test_a_stablehlo_file_is_written_whole_or_not_at_all(resnet, tmp_path, monkeypatch):
+    """Without compiling the network: what is written is what `serialize` returns."""
+
+    class Exported:
+        def serialize(self):
+            return bytes(50_000)
+
+        def call(self, pixels):
+            return jax.jit(export.pixels_to_logits(resnet))(pixels)
+
+    monkeypatch.setattr(jax.export, "export", lambda *_, **__: lambda *_: Exported())
+    monkeypatch.setattr(jax.export, "deserialize", lambda data: Exported())
+    monkeypatch.setattr(export, "_compare", lambda *_: None)
+    with file_size_limit(20_000), pytest.raises(OSError, match=r"net\.stablehlo"):
+        export.write_stablehlo(resnet, tmp_path / "net.stablehlo")
+    assert not (tmp_path / "net.stablehlo").exists() and not list(tmp_path.glob(".*"))
+    export.write_stablehlo(resnet, tmp_path / "net.stablehlo")
+    assert (tmp_path / "net.stablehlo").read_bytes() == bytes(50_000)
+
+
+#: One member of each family, small.
+FAMILIES = {
+    "mlp": {"image_size": 8, "widths": (8,)},
+    "highway": {"image_size": 8, "layers": 3, "width": 10},
+    "lenet5": {},
+    "lenet5_1998": {},
+    "alexnet_small": {"width": 0.1},
+    "alexnet_owt_small": {"width": 0.1},
+    "googlenet_small": {"width": 0.1, "blocks": (1, 1, 1)},
+    "googlenet_bn_small": {"width": 0.1, "blocks": (1, 1, 1)},
+    "inception_v2_small": {"width": 0.1, "blocks": (1, 1, 1)},
+    "inception_v3_small": {"width": 0.1, "blocks": (1, 1, 1)},
+    "inception_v4_small": {"width": 0.1, "blocks": (1, 1, 1)},
+    "inception_resnet_v2_small": {"width": 0.1, "blocks": (1, 1, 1)},
+    "xception_small": {"width": 0.1, "blocks": (1,)},
+    "resnet20": {"blocks": (1, 1, 1)},
+    "resnet18": {"blocks": (1, 1), "width": 16},
+    "resnet50d_small": {"blocks": (1, 1), "width": 16},
+    "se_resnet50_small": {"blocks": (1, 1), "width": 16},
+    "resnext50_32x4d_small": {"blocks": (1, 1)},
+    "resnet50_v2_small": {"blocks": (1, 1), "width": 16},
+    "wide_resnet16_8": {"depth": 10, "widen": 2},
+    "highway_conv": {"layers": 3, "image_size": 8},
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["resnet", "lenet"])
-def test_onnx(which, request, tmp_path):
+@pytest.mark.parametrize("name", FAMILIES)
+def test_onnx(name, tmp_path):
     """Needs jax2onnx and onnxruntime (docs/export.md)."""
     pytest.importorskip("jax2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    loaded = request.getfixturevalue(which)
+    loaded = checkpoint(name, tmp_path / "ckpt", **FAMILIES[name])
     export.write_onnx(loaded, tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     assert "card" in session.get_modelmeta().custom_metadata_map
     for count in (1, 4):
         pixels = export.example_pixels(loaded, count)
-        logits = jax.jit(export.pixels_to_logits(loaded))(pixels)
-        np.testing.assert_allclose(session.run(None, {"pixels": pixels})[0], logits, rtol=1e-3, atol=1e-4)
+        logits = np.asarray(jax.jit(export.pixels_to_logits(loaded))(pixels))
+        assert np.abs(logits).max() > 1e-3
+        np.testing.assert_allclose(session.run(None, {"pixels": pixels})[0], logits, atol=1e-4 * np.abs(logits).max())
 
 
 # --- commands ---------------------------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ def atomic_writer(file: Path, *, durable: bool = True, unique: bool = False) -> 
 
     Yields:
         The temporary file, open for writing bytes.
+
+    Raises:
+        OSError: naming `file`, if the disk is full or a limit is reached.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp" if unique else f".{file.name}.tmp")
     try:
@@ -31,9 +34,11 @@ def atomic_writer(file: Path, *, durable: bool = True, unique: bool = False) -> 
             if durable:
                 os.fsync(stream.fileno())
         temporary.replace(file)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # a failed write
+            raise OSError(error.errno, os.strerror(error.errno), str(file)) from None
         raise
     if durable:
         sync_folder(file.parent)

@@ -145,7 +145,7 @@ def test_a_network_with_fixed_outputs_has_no_head(tmp_path, monkeypatch):
 
 def test_cross_validation_of_heads(network, photos, capsys):
     words = ("train", "--quick", "--init", network, "--data", "photos/train", "--folds", "3", "--workdir", "cv")
-    code, out, err = run_command(capsys, *words, "--quiet")
+    code, _, err = run_command(capsys, *words, "--quiet")
     assert code == 0, err
     bests = sorted(Path("cv").rglob("best"))
     assert len(bests) == 3 and all(zoo.load(best).card.recipe is None for best in bests)

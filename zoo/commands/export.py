@@ -54,5 +54,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         export.write_onnx(loaded, file)
         details = "; outputs match the network's"
+    pixels = export.write_preprocess(loaded, file)
     print(f"{file}: {loaded.card.model}, {amount(file.stat().st_size)}B{details}")
+    print(f"{pixels}: its preprocessing, with NumPy and Pillow alone")
     return 0

@@ -103,8 +103,10 @@ def padded_shortcut(x, features: int, stride: int, conv_norm: Callable[..., nn.M
 
 def halve(x: jax.Array) -> jax.Array:
     """Average over 2x2, at odd edges over fewer pixels: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
-    odd = ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))
-    return avg_pool(jnp.pad(x, odd, mode="edge"), 2, 2)
+    for axis in (1, 2):
+        if x.shape[axis] % 2:  # jnp.pad(mode="edge") would do the same, but jax2onnx pads one too many
+            x = jnp.concatenate([x, jax.lax.slice_in_dim(x, -1, None, axis=axis)], axis)
+    return avg_pool(x, 2, 2)
 
 
 SHORTCUTS: dict[str, Callable] = {"conv": projection_shortcut, "pool": pooled_shortcut, "pad": padded_shortcut}

@@ -15,6 +15,7 @@ from zoo.data.images.decode import Uint8
 from zoo.data.images.preprocess import Preprocess, image_to_input
 from zoo.data.inspect.grid import thumbnail
 from zoo.data.splits import encoded_reader
+from zoo.files import atomic_writer
 
 COLUMNS, ROWS = 8, 12  # pictures
 SIDE, GAP, LINE = 96, 4, 18  # pixels: longer side of a picture, space between pictures, height of a line of text
@@ -111,4 +112,5 @@ def _draw(
         for column, picture in enumerate(row):
             left = column * step + GAP + (SIDE - picture.width) // 2
             sheet.paste(picture, (left, top + LINE + (SIDE - picture.height) // 2))
-    sheet.save(path)
+    with atomic_writer(Path(path), durable=False) as stream:
+        sheet.save(stream, "PNG")

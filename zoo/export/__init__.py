@@ -19,6 +19,8 @@ import numpy as np
 from zoo import models
 from zoo.api import Checkpoint
 from zoo.data.images.preprocess import normalise
+from zoo.export.preprocess_file import preprocess_file
+from zoo.files import atomic_writer, write_atomically
 from zoo.models.layers import formulation
 from zoo.pretrained.convert import export as export_tensors
 from zoo.pretrained.recognise import SOURCES
@@ -78,7 +80,7 @@ def write_safetensors(loaded: Checkpoint, file: str | Path, keys: str | None = N
     Raises:
         ValueError: if the project does not have the network, or cannot represent its variables.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     candidates = [keys] if keys else ["torchvision", "timm", "akamaster", "zoo"]
     for name in candidates:
@@ -91,11 +93,10 @@ def write_safetensors(loaded: Checkpoint, file: str | Path, keys: str | None = N
     framework = {"keras": "np", "zoo": "np"}.get(name, "pt")
     about = {**description(loaded), "format": framework, "keys": name}
     del about["input"], about["output"]
-    file = Path(file)
-    file.touch()
-    mode = file.stat().st_mode  # save_file replaces the file by one that only its owner can read
-    save_file({key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}, file, about)
-    file.chmod(mode)
+    # safetensors' own writer makes a file that only its owner can read, and leaves half of it if the disk is full.
+    data = save({key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}, about)
+    with atomic_writer(Path(file)) as stream:
+        stream.write(data)
     return name
 
 
@@ -128,9 +129,10 @@ def write_stablehlo(loaded: Checkpoint, file: str | Path) -> None:
     data = export.export(network, platforms=PLATFORMS)(pixels).serialize()
     again = export.deserialize(bytearray(data))
     _compare(file, loaded, lambda example: np.asarray(again.call(example)))
-    file.write_bytes(data)
     about = json.dumps(description(loaded), indent=1, ensure_ascii=False)
-    file.with_name(f"{file.name}.json").write_text(about + "\n", encoding="utf-8")
+    write_atomically(file.with_name(f"{file.name}.json"), about + "\n")
+    with atomic_writer(file) as stream:
+        stream.write(data)
 
 
 def write_onnx(loaded: Checkpoint, file: str | Path) -> None:
@@ -171,7 +173,24 @@ def write_onnx(loaded: Checkpoint, file: str | Path) -> None:
     onnx.checker.check_model(data)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     _compare(file, loaded, lambda example: session.run(["logits"], {"pixels": example})[0])
-    Path(file).write_bytes(data)
+    with atomic_writer(Path(file)) as stream:
+        stream.write(data)
+
+
+def write_preprocess(loaded: Checkpoint, file: str | Path) -> Path:
+    """Write a Python file that brings images to the network's pixels with NumPy and Pillow alone, beside an export.
+
+    Args:
+        loaded: the checkpoint.
+        file: the exported file; for net.onnx the file is net_preprocess.py.
+
+    Returns:
+        The path of the Python file.
+    """
+    file = Path(file)
+    path = file.with_name(f"{file.stem}_preprocess.py")
+    write_atomically(path, preprocess_file(loaded.card, file.name))
+    return path
 
 
 def _compare(file: Any, loaded: Checkpoint, exported: Callable[[np.ndarray], np.ndarray]) -> None:
