@@ -130,3 +130,20 @@ def test_progress_is_json_and_part_of_the_manifest(tmp_path):
     saved = checkpoint.save_state(tmp_path, 1, {"a": np.zeros(1)}, {"é": 1.5})
     assert json.loads((saved / run_state.PROGRESS).read_text(encoding="utf-8")) == {"é": 1.5}
     assert run_state.PROGRESS in json.loads((saved / manifest.MANIFEST).read_text())["files"]
+
+
+def test_what_a_kill_within_a_save_left_is_deleted_when_the_run_resumes(tmp_path):
+    """A third save if the oldest was not deleted yet, half of one, temporary and replaced folders."""
+    for step in (8, 9, 10):
+        checkpoint.save_state(tmp_path, step, {"a": np.float32(step)}, {"step": step}, keep=3)
+    (tmp_path / "step_000000008" / "manifest.json").unlink()
+    (tmp_path / "step_000000010").rename(tmp_path / ".step_000000010.old")
+    (tmp_path / ".step_000000010.tmp").mkdir()
+    assert checkpoint.latest_intact_save(tmp_path).name == "step_000000010"
+    assert names(tmp_path) == ["step_000000009", "step_000000010"]
+
+
+def test_more_than_a_billion_steps_are_ordered(tmp_path):
+    for step in (999_999_999, 1_000_000_000, 1_000_000_001):
+        checkpoint.save_state(tmp_path, step, {"a": np.float32(step)}, {"step": step})
+    assert names(tmp_path) == ["step_1000000000", "step_1000000001"]

@@ -339,7 +339,8 @@ def write_arrays(path: Path, tree: Mapping) -> None:
     save = v1.save if hasattr(v1, "save") else v1.save_pytree  # Orbax before 0.12, which jax2onnx depends on
     required_bytes = sum(np.asarray(leaf).nbytes for leaf in flatten(dict(tree)).values())
     # Checked first, because TensorStore prints tracebacks from its threads when a disk is full.
-    if shutil.disk_usage(path.parent).free < required_bytes:
+    # Only where the folder was made: other processes may come here before it exists.
+    if is_primary() and shutil.disk_usage(path.parent).free < required_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
     try:
         with _ORBAX, _quiet_logs():

@@ -20,13 +20,15 @@ from zoo.checkpoint.manifest import (
     write_json,
     write_manifest,
 )
-from zoo.files import remove_folder, replace_folder
+from zoo.files import finish_replacement, remove_folder, replace_folder
 from zoo.trees import flatten
 
 PROGRESS = "progress.json"
+#: Saves that are kept: the newest, and the one before it in case the newest is damaged.
+KEPT_SAVES = 2
 
 
-def save_state(folder: str | Path, step: int, arrays: Any, progress: Mapping[str, Any], keep: int = 2) -> Path:
+def save_state(folder: str | Path, step: int, arrays: Any, progress: Mapping[str, Any], keep: int = KEPT_SAVES) -> Path:
     """Save the whole state of a run under folder/step_N and delete all but the newest `keep` saves.
 
     With several processes every process must call this with the same full arrays and see the same folder.
@@ -63,11 +65,17 @@ def latest_intact_save(folder: str | Path, warn: Callable[[str], Any] = print) -
     A damaged save is reported through `warn` and the one before it is used: training from there gives the same bits.
     """
     folder = Path(folder)
-    for leftover in folder.glob(".*.tmp"):
+    for leftover in folder.glob(".step_*.tmp"):
         remove_folder(leftover)
-    for i, path in reversed(list(enumerate(_saves(folder)))):
+    for leftover in folder.glob(".step_*.old"):
+        finish_replacement(folder / leftover.name[1 : -len(".old")])
+        remove_folder(leftover)
+    saves = _saves(folder)
+    for i, path in reversed(list(enumerate(saves))):
         try:
             check_manifest(path)
+            for old in saves[: max(i + 1 - KEPT_SAVES, 0)]:  # a kill within `save_state` leaves one too many
+                remove_folder(old)
             return path
         except CorruptCheckpointError as error:
             warn(f"{error}; {'using the save before it' if i else 'starting from step 0'}")
@@ -109,7 +117,8 @@ def latest_save(folder: str | Path) -> Path | None:
 
 
 def _saves(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name))
+    saves = (path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name))
+    return sorted(saves, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def _to_plain_dict(tree: Any) -> dict:

@@ -217,6 +217,7 @@ class Trainer:
         self.max_in_flight = 1
         self.exported_step = -1  # the best step that best/ holds
         self.save_time = time.monotonic()
+        self.compare_flags = processes.PeriodicMax()
 
     def run(self, caught: list[int], save_seconds: float, save_steps: int, workers: int | None) -> None:
         """Train until the plan ends, patience runs out or a signal arrives."""
@@ -250,7 +251,7 @@ class Trainer:
         progress = self.progress
         due = save_steps and progress.step % save_steps == 0
         overdue = time.monotonic() - self.save_time >= save_seconds
-        signum, overdue_anywhere = processes.all_reduce_max(progress.step, caught[0] if caught else 0, overdue)
+        signum, overdue_anywhere = self.compare_flags(progress.step, caught[0] if caught else 0, overdue)
         if due or progress.stopped or signum or overdue_anywhere:
             self.save()
         if signum and not progress.stopped:

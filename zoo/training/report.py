@@ -178,6 +178,8 @@ def draw_figures(plan: Plan, say: Say) -> None:
     curves, confusion = plan.folder / "curves.png", plan.folder / "confusion.png"
     if (curves.exists() or plan.config.head) and confusion.exists():
         return
+    for leftover in plan.folder.glob(".*.png.*.tmp"):
+        leftover.unlink(missing_ok=True)
     try:
         from zoo.training import plots
 
