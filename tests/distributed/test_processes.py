@@ -74,7 +74,7 @@ def test_incomplete_or_wrong_addresses_are_refused(arguments, message):
 def test_a_single_process_needs_no_collectives():
     processes.initialize("none")
     assert processes.is_primary() and not processes.is_multiprocess()
-    assert processes.all_reduce_max(3, 15, True) == (15, True)
+    assert processes.all_reduce_max(15, True) == processes.PeriodicMax()(3, 15, True) == (15, True)
     assert processes.run_on_primary(lambda: "result") == "result"
     tree = {"array": jax.numpy.arange(3), "number": 5}
     gathered = processes.gather_to_host(tree)
@@ -94,13 +94,33 @@ def two_processes(monkeypatch):
     return pretend
 
 
-def test_flags_are_compared_every_eight_steps(two_processes):
-    """Each comparison waits for the device."""
+def test_flags_are_compared(two_processes):
     two_processes(0, process_allgather=lambda flags: np.stack([flags, [5, 0, -7]]))
-    assert processes.all_reduce_max(0, 3, True, -9) == (5, 1, -7)
-    assert processes.all_reduce_max(8, 9, False, 0) == processes.all_reduce_max(16, 9, False, 0) == (9, 0, 0)
-    for step in (1, 7, 9, 15):
-        assert processes.all_reduce_max(step, 9, True) == (0, 0)
+    assert processes.all_reduce_max(3, True, -9) == (5, 1, -7)
+
+
+@pytest.mark.parametrize(
+    ("own_seconds", "other_seconds", "compared"),
+    [
+        (0.01, 0.001, [1, 2, 10, 18]),  # every eight steps: a comparison waits for the device
+        (0.001, 0.3, [1, 2, 5, 8, 11, 14, 17, 20]),  # the slower process decides
+        (1.5, 0.001, [*range(1, 21)]),
+    ],
+)
+def test_slow_steps_are_compared_more_often(two_processes, monkeypatch, own_seconds, other_seconds, compared):
+    now, steps = [0.0], []
+    monkeypatch.setattr(processes.time, "monotonic", lambda: now[0])
+
+    def process_allgather(flags):
+        steps.append(step)
+        return np.stack([flags, [0, round(1000 * other_seconds)]])
+
+    two_processes(0, process_allgather=process_allgather)
+    periodic = processes.PeriodicMax()
+    for step in range(1, 21):
+        now[0] += own_seconds
+        assert periodic(step, 9) == ((9,) if steps[-1:] == [step] else (0,))
+    assert steps == compared
 
 
 def test_the_primary_process_computes_for_all(two_processes):

@@ -9,6 +9,7 @@ or copies.
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -16,8 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 
-#: Steps between comparisons of flags across processes: a comparison waits for the device.
+#: Steps between comparisons of flags across processes, at most: a comparison waits for the device.
 COMPARE_EVERY = 8
+#: Seconds between comparisons at which slow steps are compared more often, down to every step.
+COMPARE_SECONDS = 1.0
 
 
 def detect_launcher(environment: Mapping[str, str] = os.environ) -> str:
@@ -113,15 +116,41 @@ def gather_to_host(tree: Any) -> Any:
     return jax.tree.map(gather, tree)
 
 
-def all_reduce_max(step: int, *flags: int) -> tuple[int, ...]:
-    """Return the maximum of each flag over all processes, every COMPARE_EVERY steps; zeros in between."""
+def all_reduce_max(*flags: int) -> tuple[int, ...]:
+    """Return the maximum of each flag over all processes."""
     if not is_multiprocess():
         return flags
-    if step % COMPARE_EVERY:
-        return (0,) * len(flags)
     from jax.experimental import multihost_utils
 
     return tuple(int(flag) for flag in multihost_utils.process_allgather(np.array(flags, np.int32)).max(0))
+
+
+class PeriodicMax:
+    """The maximum of flags over all processes, compared at steps on which the processes agree.
+
+    The interval follows from the slowest process's time per step, which is compared with the flags: COMPARE_EVERY steps
+    if they are fast, fewer if those would take more than COMPARE_SECONDS, so that a signal to one process is noticed
+    soon by all. It affects no result.
+    """
+
+    def __init__(self) -> None:
+        self.next_step = 0
+        self.last_step: int | None = None
+        self.last_time = 0.0
+
+    def __call__(self, step: int, *flags: int) -> tuple[int, ...]:
+        """Return the maxima at a step of comparison, and zeros between; all processes must call it for every step."""
+        if not is_multiprocess():
+            return flags
+        if step < self.next_step:
+            return (0,) * len(flags)
+        now, interval = time.monotonic(), 1  # the first steps, which take unusually long, say nothing about the others
+        elapsed = 0 if self.last_step is None else round(1000 * (now - self.last_time) / (step - self.last_step))
+        *maxima, milliseconds = all_reduce_max(*flags, min(elapsed, 2**31 - 1))
+        if self.last_step is not None:
+            interval = max(1, min(COMPARE_EVERY, int(1000 * COMPARE_SECONDS) // max(milliseconds, 1)))
+        self.last_step, self.last_time, self.next_step = step, time.monotonic(), step + interval
+        return tuple(maxima)
 
 
 def run_on_primary(function: Callable[[], Any]) -> Any:
