@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from zoo.commands import SIGNAL_EXIT
-from zoo.commands.streams import leave, prepare_streams
+from zoo.commands.streams import end_on_signal, leave, prepare_streams
 from zoo.host_memory import retain_freed_memory
 from zoo.suggest import did_you_mean
 from zoo.text import error_line
@@ -135,6 +135,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     prepare_streams(persistent=words[:1] == ["train"])
     try:
         code = main(arguments)
+        end_on_signal(code)
     except KeyboardInterrupt:  # while modules are imported
         code = SIGNAL_EXIT + 2
     except Exception:

@@ -1,7 +1,9 @@
 """Standard output and error of the `zoo` program, and its end: lost readers, narrow encodings, exit codes."""
 
 import os
+import signal
 import sys
+import threading
 from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
@@ -74,6 +76,15 @@ def exit_at_once(signum: int, frame: Any = None) -> NoReturn:
     """Handle a signal by ending the process at once, without waiting for threads or for a save in progress."""
     os.write(2, b"zoo: ended before the save was complete; the save before it is intact\n")
     os._exit(SIGNAL_EXIT + signum)
+
+
+def end_on_signal(code: int) -> None:
+    """End with an exit code, and without a traceback, if a signal arrives from now on: the work is done."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda signum, frame: os._exit(code))
 
 
 def leave(code: int) -> NoReturn:

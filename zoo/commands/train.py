@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.commands import SIGNAL_EXIT, count, seconds, start_jax
 from zoo.commands.devices import add_device_options, parallelism_of
-from zoo.commands.streams import exit_at_once
+from zoo.commands.streams import end_on_signal, exit_at_once
 
 if TYPE_CHECKING:
     from zoo.distributed.mesh import Parallelism
@@ -131,6 +131,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             fit(plan.make_plan(request, say))
     except loop.InterruptedRunError as stop:
+        end_on_signal(SIGNAL_EXIT + stop.signum)
         if processes.is_primary():
             print(f"zoo train: Interrupted; {stop}. Repeat the command to resume: {command}", file=sys.stderr)
         return SIGNAL_EXIT + stop.signum
