@@ -9,7 +9,7 @@ import pytest
 from helpers import random_images, train
 
 from zoo.data.sources import from_arrays
-from zoo.distributed import processes
+from zoo.distributed import device_memory, processes
 from zoo.distributed.mesh import SINGLE_DEVICE, Parallelism
 from zoo.training import loop, memory
 from zoo.training import plan as planning
@@ -54,14 +54,14 @@ def test_required_bytes_of_a_compiled_function():
 
 def test_devices_of_a_cpu_share_its_memory(monkeypatch):
     """Evenly among the devices in use, and among the processes on the machine."""
-    monkeypatch.setattr(memory, "available_memory", lambda: 2400)
-    monkeypatch.setattr(memory, "release_freed_memory", lambda: None)
+    monkeypatch.setattr(device_memory, "available_memory", lambda: 2400)
+    monkeypatch.setattr(device_memory, "release_freed_memory", lambda: None)
     assert memory.available_bytes(SINGLE_DEVICE) == 2400
     assert memory.available_bytes(Parallelism("jit", (("data", 4),))) == 600
     assert memory.available_bytes() == 300
     monkeypatch.setenv("ZOO_LOCAL_PROCESSES", "3")
     assert memory.available_bytes(SINGLE_DEVICE) == 800
-    monkeypatch.setattr(memory, "available_memory", lambda: None)
+    monkeypatch.setattr(device_memory, "available_memory", lambda: None)
     assert memory.available_bytes(SINGLE_DEVICE) is None
 
 
@@ -147,7 +147,7 @@ def test_several_processes_choose_by_the_largest_shortage(monkeypatch):
     """In MiB: the most that any requires and the least that any has."""
     flags = []
 
-    def all_reduce_max(step, *values):
+    def all_reduce_max(*values):
         flags.append(values)
         if len(values) == 1:
             return (1,)  # too large for another process
@@ -159,7 +159,7 @@ def test_several_processes_choose_by_the_largest_shortage(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda parallelism: 600 * MIB)
     assert memory.try_compile(lambda: "step", SINGLE_DEVICE) == (None, Shortage(700 * MIB, 300 * MIB))
     assert flags == [(0,), (500, -600)]
-    monkeypatch.setattr(processes, "all_reduce_max", lambda step, *values: values if len(values) > 1 else (1,))
+    monkeypatch.setattr(processes, "all_reduce_max", lambda *values: values if len(values) > 1 else (1,))
     monkeypatch.setattr(memory, "available_bytes", lambda parallelism: None)
     assert memory.try_compile(lambda: "step", SINGLE_DEVICE) == (None, Shortage(500 * MIB, None))
 

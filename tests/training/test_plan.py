@@ -14,6 +14,7 @@ from zoo import cli, models
 from zoo.data.dataset import limited
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.sources import from_arrays
+from zoo.distributed.device_memory import OutOfMemoryError
 from zoo.distributed.mesh import Parallelism, parse_parallelism
 from zoo.training import loop, report
 from zoo.training.plan import Plan, TrainRequest
@@ -371,3 +372,37 @@ def test_few_images_and_unbalanced_classes_are_named():
     assert "30 training images of cat, 10 of dog" in lines[1] and "--set class_weights=balanced" in lines[1]
     balanced = dataclasses.replace(PLAIN, class_weights="balanced")
     assert len(report.describe_advice(mlp_plan(balanced, data=data))) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "named"),
+    [
+        ("mlp", {"image_size": 4097}, "--image-size"),  # parameters
+        ("resnet20", {"image_size": 4097}, "45 images of 4097x4097x1"),  # the batch
+        ("resnet20", {"image_size": 16, "test_size": 4097}, "images of 4097x4097x1"),  # evaluation
+    ],
+)
+def test_memory_is_estimated_from_shapes(model, changes, named, monkeypatch):
+    """Before anything large is allocated, and before the preprocessing of large images is measured."""
+    monkeypatch.setattr("zoo.distributed.device_memory.available_memory", lambda: 2**32)
+    data = from_arrays(random_images(64, 8, 8, classes=2), name="made")
+    with pytest.raises(OutOfMemoryError, match=named) as raised:
+        make_plan(model, data, Recipe(**changes))
+    assert_one_line(raised, "available", "lower")
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"epochs": 1e14}, ("epochs", "2,147,483,647")),
+        ({"epochs": 1e300}, ("epochs", "1e+15")),
+        ({"epochs": 10**400}, ("epochs", "1e+15")),
+        ({"min_epoch_steps": 10**12}, ("min_epoch_steps", "2,147,483,647")),
+        ({"head_epochs": 1e300}, ("head_epochs", "1e+15")),
+        ({"milestones": (0.5, 1e300)}, ("milestones", "1e+15")),
+    ],
+)
+def test_more_steps_than_can_be_counted_are_refused(changes, parts):
+    with pytest.raises(ValueError) as raised:
+        make_plan("softmax", dataset(), Recipe(**changes))
+    assert_one_line(raised, *parts)

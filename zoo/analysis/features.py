@@ -21,6 +21,7 @@ from zoo.data.sources import from_arrays, open_dataset
 from zoo.data.splits import record_name
 from zoo.distributed.compile import jit_for_platform
 from zoo.files import atomic_writer
+from zoo.inference import memory
 from zoo.inference.evaluate import BATCH_SIZE
 from zoo.training.finetune import InitCheckpoint
 
@@ -155,7 +156,7 @@ def features(
         pool: reduction of endpoints of shape [H, W, C]: "mean" over positions gives C features, "flatten" H * W * C.
         data_dir: folder of TensorFlow Datasets.
         limit: maximum number of records per split; 0: all.
-        batch_size: images per batch.
+        batch_size: images per batch; fewer if these do not fit into memory.
         on_batch: called with the number of images done so far.
         source: folder or name of a Checkpoint that was loaded before, to record with the features.
 
@@ -227,6 +228,12 @@ def compute_features(
     if pool not in POOLS:
         raise ValueError(f"pool {pool!r}: choose from {', '.join(POOLS)}")
     step, variables = _feature_step(model, preprocess, at, pool), jax.device_put(variables)
+    smaller = [2**n for n in range(batch_size.bit_length() - 1, -1, -1) if 2**n < batch_size]
+    batch_size = memory.largest_batch(
+        step, variables, [batch_size, *smaller],
+        lambda count: jax.ShapeDtypeStruct((count, *preprocess.input_shape), np.uint8),
+        "use a checkpoint for smaller images",
+    )  # fmt: skip
     done, arrays = 0, {}
     for name in splits or dataset.splits:
         if name not in dataset.splits:

@@ -17,7 +17,7 @@ from zoo.data.loader import eval_batches, prefetch_to_device
 from zoo.data.splits import Split, record_label
 from zoo.distributed.compile import jit_for_platform
 from zoo.distributed.mesh import SINGLE_DEVICE, Parallelism, process_shard, replicated, shard_batch, shard_variables
-from zoo.inference import metrics
+from zoo.inference import memory, metrics
 from zoo.inference.examples import Examples, classify_logits
 from zoo.inference.folding import fold, folded_on_device
 
@@ -118,12 +118,14 @@ def evaluate(
 
     Raises:
         ValueError: if the split is empty.
+        OutOfMemoryError: before anything is read, if a batch does not fit into memory.
     """
     parallelism = SINGLE_DEVICE if parallelism.is_single_device else dataclasses.replace(parallelism, method="jit")
     step = _eval_step(model, preprocess, parallelism)
     variables = shard_variables(parallelism, model, fold(model, variables, preprocess.input_shape))
     place = None if parallelism.is_single_device else partial(shard_batch, parallelism)
     size = _images_per_batch(len(split), batch_size, tta, parallelism.devices)
+    require_memory(model, variables, len(split), preprocess, batch_size, tta, parallelism)
     keep_scores = len(split) * len(class_names) <= metrics.SCORE_LIMIT
     batches = eval_batches(split, preprocess, batch_size=size, shard=process_shard(parallelism), tta=tta)
     results = (step(variables, batch) for batch in prefetch_to_device(batches, place))
@@ -156,6 +158,24 @@ def _examples(split: Split, answers: Sequence[tuple[np.ndarray, ...]], class_nam
     files = tuple(record_label(split, i) for i in range(len(split)))
     labels = np.asarray(split.labels, np.int32)
     return Examples(files, ("",) * len(files), labels, predictions, probabilities, losses, tuple(class_names))
+
+
+def require_memory(
+    model: nn.Module,
+    variables: dict,
+    examples: int,
+    preprocess: Preprocess,
+    batch_size: int = BATCH_SIZE,
+    tta: str = "",
+    parallelism: Parallelism = SINGLE_DEVICE,
+) -> None:
+    """Raise OutOfMemoryError if `evaluate` would not fit into memory. The variables may be shapes and dtypes."""
+    views = (VIEWS[tta].num_views,) if tta else ()
+    rows = _images_per_batch(examples, batch_size, tta, parallelism.devices) // parallelism.devices
+    batch = memory.abstract_batch((rows, *views, *preprocess.input_shape))
+    step = _eval_step(model, preprocess, parallelism)
+    advice = "lower the batch size (in training --micro-batch) or the image size"
+    memory.require_room(step, variables, batch, advice, parallelism)
 
 
 def _images_per_batch(examples: int, batch_size: int, tta: str, devices: int) -> int:
@@ -195,6 +215,11 @@ def predict_probabilities(
     step = _eval_step(model, preprocess)
     variables = folded_on_device(model, variables, preprocess.input_shape)
     size = batch_size or prediction_batch(len(images))
+    if len(images):
+        size = memory.largest_batch(
+            step, variables, (size, *(smaller for smaller in PREDICTION_BATCHES if smaller < size)),
+            lambda count: memory.abstract_batch((count, *images.shape[1:])), "use a machine with more memory",
+        )  # fmt: skip
     rows = []
     for start in range(0, len(images), size):
         part = images[start : start + size]

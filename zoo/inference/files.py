@@ -1,5 +1,6 @@
 """Prediction for many image files."""
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -7,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from zoo.data.images.decode import read_image
+from zoo.data.images.tta import VIEWS
 from zoo.data.sources.folders import FolderWalk
 from zoo.data.threads import DecodeTask, prefetch
 from zoo.inference.evaluate import prediction_batch
 from zoo.inference.predict import Checkpoint, Prediction, classify, preprocess_image
 from zoo.text import error_line
 
-GROUP = 32  # number of files that are read, and then classified, at a time
+GROUP = 32  # largest number of files that are read, and then classified, at a time
+GROUP_BYTES = 2**28  # of the inputs of such a group
 
 
 def image_files(names: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -54,7 +57,9 @@ def predict_files(
         problems: receives a line for every file that cannot be read; these files are skipped.
     """
     preprocess = checkpoint.card.preprocess
-    size = prediction_batch(len(files), GROUP)  # the same for all groups, so that one compilation serves them
+    views = VIEWS[tta].num_views if tta else 1
+    at_once = min(GROUP, max(GROUP_BYTES // (views * math.prod(preprocess.input_shape)), 1))
+    size = prediction_batch(len(files), at_once)  # the same for all groups, so that one compilation serves them
 
     def read(file: Path, images: dict[Path, Any]) -> None:
         try:
@@ -63,12 +68,12 @@ def predict_files(
             images[file] = error_line(error)
 
     def tasks() -> Iterator[tuple[dict[Path, Any], list[DecodeTask]]]:
-        for start in range(0, len(files), GROUP):
+        for start in range(0, len(files), at_once):
             images: dict[Path, Any] = {}
-            yield images, [partial(read, file, images) for file in files[start : start + GROUP]]
+            yield images, [partial(read, file, images) for file in files[start : start + at_once]]
 
     for number, images in enumerate(prefetch(tasks(), None)):
-        group = files[number * GROUP : (number + 1) * GROUP]
+        group = files[number * at_once : (number + 1) * at_once]
         problems += [images[file] for file in group if isinstance(images[file], str)]
         readable = [file for file in group if not isinstance(images[file], str)]
         pixels = [images[file] for file in readable]

@@ -3,34 +3,27 @@
 Memory is checked when a step is compiled, before the first of its steps runs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 
-from zoo.distributed import mesh, processes
+from zoo.distributed import processes
+from zoo.distributed.device_memory import (
+    OutOfMemoryError,
+    available_bytes,
+    format_bytes,
+    required_bytes,
+    tree_bytes,
+)
 from zoo.distributed.mesh import Parallelism
-from zoo.host_memory import available_memory, release_freed_memory
 
 #: Steps that need more than this many bytes per device run one at a time on CPU (100 ms and more on two cores).
 MAX_CONCURRENT_STEP_BYTES = 64 * 2**20
 #: Seconds after a step's results are ready until XLA has usually freed its temporary memory.
 FREE_DELAY = 0.001
-
-
-class OutOfMemoryError(ValueError):
-    """Raised when a training step needs more memory than the devices have."""
-
-
-def required_bytes(step: Any) -> int | None:
-    """Return the bytes per device that a compiled step needs beside the state; None if the backend does not say."""
-    memory = step.memory_analysis()
-    if memory is None:
-        return None
-    new_output = memory.output_size_in_bytes - memory.alias_size_in_bytes  # outputs that do not overwrite the state
-    return memory.temp_size_in_bytes + max(new_output, 0) + memory.generated_code_size_in_bytes
 
 
 def max_in_flight(step: Any) -> int:
@@ -43,26 +36,6 @@ def max_in_flight(step: Any) -> int:
     if jax.default_backend() != "cpu":
         return 3
     return 1 if (required_bytes(step) or 0) > MAX_CONCURRENT_STEP_BYTES else 2
-
-
-def available_bytes(parallelism: Parallelism | None = None) -> int | None:
-    """Return the bytes available on the fullest of this process's devices; None if unknown.
-
-    CPU devices share the memory of the machine or container evenly among the devices of all processes on it.
-
-    Args:
-        parallelism: the devices to consider; None for all.
-    """
-    used = set(mesh.devices_of(parallelism)) if parallelism else set(jax.devices())
-    devices = [device for device in jax.local_devices() if device in used]
-    if devices[0].platform == "cpu":
-        release_freed_memory()
-        available = available_memory()
-        return None if available is None else available // (len(devices) * processes.processes_on_this_host())
-    statistics = [device.memory_stats() or {} for device in devices]
-    if not all("bytes_limit" in device for device in statistics):
-        return None
-    return min(device["bytes_limit"] - device.get("bytes_in_use", 0) for device in statistics)
 
 
 @dataclass(frozen=True)
@@ -89,7 +62,7 @@ def try_compile(compile_step: Callable[[], Any], parallelism: Parallelism) -> tu
             raise
         step = required = available = None
     too_large = step is None or (required is not None and available is not None and required > available)
-    if not any(processes.all_reduce_max(0, int(too_large))):
+    if not any(processes.all_reduce_max(int(too_large))):
         return step, None
     return None, _largest_shortage(Shortage(required, available))
 
@@ -101,7 +74,7 @@ def _largest_shortage(shortage: Shortage) -> Shortage:
     mib, unknown = 2**20, 2**31 - 1
     required = 0 if shortage.required is None else shortage.required // mib
     available = unknown if shortage.available is None else shortage.available // mib
-    required, negative_available = processes.all_reduce_max(0, required, -available)
+    required, negative_available = processes.all_reduce_max(required, -available)
     return Shortage(required * mib or None, None if negative_available == -unknown else -negative_available * mib)
 
 
@@ -151,8 +124,7 @@ def describe_shortage(shortage: Shortage, batch_size: int, advice: str) -> str:
     """Return the error message for a step that does not fit, ending in advice."""
     if shortage.required is None or shortage.available is None:
         return f"a step of {batch_size} images needs more memory than a device has; {advice}"
-    unit, name = (2**30, "GiB") if shortage.required >= 10 * 2**30 else (2**20, "MiB")
-    required, available = (f"{size / unit:,.1f} {name}" for size in (shortage.required, shortage.available))
+    required, available = format_bytes(shortage.required, shortage.available)
     return f"a step of {batch_size} images needs {required} per device, {available} available; {advice}"
 
 
@@ -163,4 +135,49 @@ def advise(micro_batch: int | None) -> str:
     return (
         f"use --micro-batch {micro_batch}, which fits and accumulates gradients (batch norm then sees {micro_batch} "
         "images at a time), or --micro-batch auto"
+    )
+
+
+def require_room(
+    variables: Mapping,
+    other_state: Any,
+    batch_size: int,
+    micro_batch: int,
+    image_shape: tuple[int, int, int],
+    parallelism: Parallelism,
+) -> None:
+    """Check that the state and a batch of images can be allocated, from their shapes alone.
+
+    This is a lower bound, computed before anything is allocated; the compiled step is measured later. All processes
+    must call this together.
+
+    Args:
+        variables: the shapes and dtypes of the variables.
+        other_state: those of the rest of the training state.
+        batch_size: images per step over all devices.
+        micro_batch: images per forward pass.
+        image_shape: (height, width, channels) of the largest input.
+        parallelism: the devices.
+
+    Raises:
+        OutOfMemoryError: naming the bytes and what to lower.
+    """
+    available = available_bytes(parallelism)
+    if available is None:
+        return
+    local = max(parallelism.devices // jax.process_count(), 1)
+    pixels = image_shape[0] * image_shape[1] * image_shape[2]
+    # The state is created whole. A batch exists three times as uint8: in use, transferred, and being read.
+    state_bytes = tree_bytes((variables, variables["params"], other_state))
+    batch_bytes = pixels * (3 * batch_size + 4 * micro_batch) // parallelism.devices
+    if jax.default_backend() == "cpu":
+        available, batch_bytes = available * local, batch_bytes * local
+    too_large = state_bytes + batch_bytes > available
+    if not any(processes.all_reduce_max(int(too_large))):
+        return
+    lower = "--image-size or use a smaller model" if state_bytes > batch_bytes else "--batch-size or --image-size"
+    total, of_state, of_batch, has = format_bytes(state_bytes + batch_bytes, state_bytes, batch_bytes, available)
+    raise OutOfMemoryError(
+        f"training needs at least {total} ({of_state} for parameters, gradients and optimiser, {of_batch} for "
+        f"{batch_size:,} images of {'x'.join(map(str, image_shape))}), {has} available; lower {lower}"
     )

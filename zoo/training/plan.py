@@ -7,6 +7,7 @@ crops, timeline and micro-batch, each exactly once; `loop.fit` runs the Plan.
 import dataclasses
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from zoo.data.loader import prefetch_to_device, train_batches
 from zoo.data.sources import open_dataset
 from zoo.distributed import compile, mesh, pmap, processes
 from zoo.distributed.mesh import Parallelism
-from zoo.inference.evaluate import BATCH_SIZE
+from zoo.inference.evaluate import BATCH_SIZE, require_memory
 from zoo.training import finetune, memory, progressive
 from zoo.training import run as runs
 from zoo.training.finetune import InitCheckpoint
@@ -38,10 +39,15 @@ from zoo.training.optim import make_optimizer
 from zoo.training.recipe import Recipe
 from zoo.training.run import RunConfig
 from zoo.training.settings import Setting, apply_settings
-from zoo.training.step import TrainState, create_state, make_train_step, reset_optimizer
+from zoo.training.step import TrainState, abstract_opt_state, create_state, make_train_step, reset_optimizer
 from zoo.training.timeline import Segment, build_timeline, optimizer_span, segment_at
 
 DEFAULT_DATA = "digits"
+
+#: Pixels of an image from which memory is estimated before its preprocessing is measured.
+LARGE_IMAGE = 2**20
+#: Largest number of steps: the state counts them in an int32.
+MAX_STEPS = 2**31 - 1
 
 _DTYPES = {"float32": jax.numpy.float32, "bfloat16": jax.numpy.bfloat16}
 
@@ -189,6 +195,20 @@ class Plan:
             frozen=first.frozen,
         )  # fmt: skip
 
+    def require_memory(self) -> None:
+        """Raise OutOfMemoryError, from shapes alone, if the state, a batch or an evaluation do not fit into memory."""
+        segment, variables = self.segments[-1], self.abstract_variables
+        opt_state = abstract_opt_state(variables, self.optimizer(segment), segment.frozen)
+        memory.require_room(
+            variables, (opt_state, variables if self.recipe.ema else None), self.batch_size,
+            self.recipe.micro_batch or self.batch_size, segment.preprocess.input_shape, self.parallelism,
+        )  # fmt: skip
+        examples = len(self.dataset.splits["validation"])
+        require_memory(
+            self.eval_model, self.abstract_variables, examples, self.preprocess, self.eval_batch_size,
+            parallelism=self.parallelism,
+        )  # fmt: skip
+
     def largest_step(self) -> tuple[Segment, TrainState]:
         """Return the last segment and a throw-away state for it: earlier ones may freeze layers or shrink images."""
         segment = self.segments[-1]
@@ -240,7 +260,7 @@ class Plan:
 
     def is_eval_step(self, step: int) -> bool:
         """Return True if validation follows after `step` steps: every eval_every_epochs, and after the last step."""
-        every = self.steps_per_epoch * self.recipe.eval_every_epochs
+        every = max(self.steps_per_epoch * self.recipe.eval_every_epochs, 1)
         return step == self.total_steps or math.floor(step / every) > math.floor((step - 1) / every)
 
 
@@ -273,7 +293,7 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
     if fields["num_classes"] != dataset.num_classes:
         raise ValueError(f"num_classes={fields['num_classes']}, but {dataset.name} has {dataset.num_classes} classes")
     fingerprint = dataset.fingerprint()
-    network, train_preprocess = _resolve_network(request.init, name, fields, recipe, dataset)
+    network, train_preprocess = _resolve_network(request.init, name, fields, recipe, dataset, parallelism)
     if request.init:
         dataset = note_polarity(dataset, train_preprocess.polarity)
     abstract = models.abstract_variables(network, train_preprocess.input_shape)  # raises if the sizes are impossible
@@ -289,7 +309,7 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
         micro_batch = "auto" if auto_micro_batch else recipe.micro_batch
         pmap.require_supported(batch_size, parallelism.devices, micro_batch, recipe.augment)
     steps_per_epoch = max(len(train) / batch_size, recipe.min_epoch_steps)
-    total_steps = max(math.ceil(recipe.epochs * steps_per_epoch), 1)
+    total_steps = _resolve_total_steps(recipe, steps_per_epoch)
     new_head = request.init is not None and request.init.needs_new_rows(dataset.class_names)
     segments = build_timeline(
         finetune.frozen_spans(recipe, network, abstract, total_steps, steps_per_epoch, new_head),
@@ -307,6 +327,7 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
         config, runs.run_folder(request.workdir, config), network, dataset, preprocess, batch_size, steps_per_epoch,
         total_steps, segments, abstract, _balanced_weights(recipe, dataset), request.init, parallelism,
     )  # fmt: skip
+    plan.require_memory()
     return _resolve_micro_batch(plan, say) if auto_micro_batch else plan
 
 
@@ -418,7 +439,12 @@ def open_data(request: TrainRequest) -> Dataset:
 
 
 def _resolve_network(
-    init: InitCheckpoint | None, name: str, fields: dict[str, Any], recipe: Recipe, dataset: Dataset
+    init: InitCheckpoint | None,
+    name: str,
+    fields: dict[str, Any],
+    recipe: Recipe,
+    dataset: Dataset,
+    parallelism: Parallelism,
 ) -> tuple[nn.Module, Preprocess]:
     """Return the network as it is trained and the Preprocess of the end of training."""
     network, side = models.create(name, **fields), recipe.final_image_size
@@ -428,10 +454,25 @@ def _resolve_network(
         preprocess = adapt_preprocess(init.preprocess(side, recipe.channels), dataset)
     else:
         size = (side, side) if side else network.input_shape[:2]
+        _require_room_early(network, size, recipe, len(dataset.splits["train"]), parallelism)
         preprocess = preprocess_for(dataset, size, recipe.channels or getattr(network, "channels", None))
     if recipe.remat and "remat" not in models.runtime_fields(network):
         raise ValueError(f"recipe field remat=True: {name} has no blocks to rematerialise")
     return models.with_runtime(network, dtype=_DTYPES[recipe.precision], remat=recipe.remat), preprocess
+
+
+def _require_room_early(
+    network: nn.Module, size: tuple[int, int], recipe: Recipe, num_records: int, parallelism: Parallelism
+) -> None:
+    """Raise OutOfMemoryError before a large preprocessing is measured, which takes minutes, if training cannot fit."""
+    if size[0] * size[1] <= LARGE_IMAGE:
+        return
+    variables: dict[str, Any] = {"params": {}}
+    if "image_size" in models.defining_fields(network):  # others have the same variables at any size
+        with suppress(ValueError):
+            variables = models.abstract_variables(network, (*size, 1))
+    batch_size = min(recipe.batch_size or num_records, num_records)
+    memory.require_room(variables, (), batch_size, recipe.micro_batch or batch_size, (*size, 1), parallelism)
 
 
 def _resolve_batch_size(recipe: Recipe, num_records: int, parallelism: Parallelism) -> int:
@@ -441,6 +482,17 @@ def _resolve_batch_size(recipe: Recipe, num_records: int, parallelism: Paralleli
         batch_size = num_records // parallelism.devices * parallelism.devices or num_records
     mesh.require_divisible(parallelism, batch_size, recipe.micro_batch)
     return batch_size
+
+
+def _resolve_total_steps(recipe: Recipe, steps_per_epoch: float) -> int:
+    steps = math.ceil(recipe.epochs * steps_per_epoch)
+    if steps > MAX_STEPS:
+        raise ValueError(
+            f"recipe field epochs={recipe.epochs:g}: {steps:.3g} steps of {recipe.batch_size} images, at most "
+            f"{MAX_STEPS:,} can be counted; lower epochs"
+            + (" or min_epoch_steps" if steps_per_epoch == recipe.min_epoch_steps else "")
+        )
+    return max(steps, 1)
 
 
 def _balanced_weights(recipe: Recipe, dataset: Dataset) -> tuple[float, ...] | None:
@@ -455,7 +507,7 @@ def _require_same_in_all_processes(config: RunConfig) -> None:
     """Raise ValueError in all processes if one of them was asked for another run."""
     own = config.identity()
     lines = runs.differences(processes.run_on_primary(lambda: own), own)
-    if any(processes.all_reduce_max(0, bool(lines))):
+    if any(processes.all_reduce_max(bool(lines))):
         text = "; ".join(lines) or "reported by another process"
         raise ValueError(f"the processes have different configurations: {text}. Give each the same command and data")
 

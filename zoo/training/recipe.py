@@ -25,6 +25,8 @@ NON_NEGATIVE = (
     "l1", "l2", "weight_decay", "clip_norm", "patience", "seed", "warmup_epochs", "aux_weight", "decay_factor",
     "final_lr_fraction",
 )  # fmt: skip
+#: Largest magnitude of any number in a recipe: products of two stay finite.
+MAX_NUMBER = 1e15
 BELOW_ONE = ("momentum", "b2", "label_smoothing", "ema")
 
 
@@ -150,6 +152,8 @@ class Recipe:
             raise ValueError(f"recipe field {field}={getattr(self, field)!r}: {message}")
 
     def _check_ranges(self) -> None:
+        for field in _TYPES:
+            self._require(_is_within_limit(getattr(self, field)), field, f"must be at most {MAX_NUMBER:g}")
         for field in POSITIVE:
             self._require(getattr(self, field) > 0, field, "must be positive")
         for field in NON_NEGATIVE:
@@ -196,6 +200,13 @@ def choices_of(field: str) -> tuple[str, ...]:
     return typing.get_args(_TYPES[field]) if typing.get_origin(_TYPES[field]) is Literal else ()
 
 
+def _is_within_limit(value: Any) -> bool:
+    """Return True unless a number, or one in a tuple, exceeds MAX_NUMBER."""
+    if isinstance(value, tuple):
+        return all(map(_is_within_limit, value))
+    return not isinstance(value, (int, float)) or abs(value) <= MAX_NUMBER
+
+
 def _check_type(name: str, value: Any) -> None:
     expected = _TYPES[name]
     if typing.get_origin(expected) is Literal:
@@ -208,7 +219,8 @@ def _check_type(name: str, value: Any) -> None:
         item = typing.get_args(expected)[0]
         valid = isinstance(value, tuple) and all(isinstance(v, (item, int) if item is float else item) for v in value)
     elif expected is float:
-        valid = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        valid = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+        valid = valid and not isinstance(value, bool)
     else:
         valid = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
     if not valid:

@@ -77,6 +77,11 @@ def reset_optimizer(state: TrainState, optimizer: optax.GradientTransformation, 
     return state._replace(opt_state=jax.jit(optimizer.init)(partition(state.variables["params"], frozen)))
 
 
+def abstract_opt_state(variables: dict, optimizer: optax.GradientTransformation, frozen: frozenset[str]) -> Any:
+    """Return the shapes and dtypes of the optimiser's state for variables of these shapes and dtypes."""
+    return jax.eval_shape(optimizer.init, partition(variables["params"], frozen))
+
+
 def eval_variables(state: TrainState) -> dict:
     """Return the variables to evaluate and save: the moving average if there is one."""
     return state.variables if state.ema is None else state.ema

@@ -1,6 +1,7 @@
 """Measuring the preprocessing for training from scratch on a data set."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,8 @@ from zoo.data.images.sampling import sample_images
 from zoo.data.splits import white_level, with_white
 
 MIN_SIDE = 0.75  # share of the input's side from which smaller images keep their pixels
+
+MOMENT_BYTES = 2**26  # of the images whose levels are counted at a time
 
 
 def preprocess_for(dataset: Dataset, image_size: tuple[int, int], channels: str | None = None) -> Preprocess:
@@ -59,7 +62,9 @@ def preprocess_for(dataset: Dataset, image_size: tuple[int, int], channels: str 
         mean=(0.0,) * len(channels),
         std=(1.0,) * len(channels),
     )
-    mean, std = _channel_moments(images_to_input(images, unscaled))
+    rows = max(MOMENT_BYTES // math.prod(unscaled.input_shape), 1)
+    inputs = (images_to_input(images[start : start + rows], unscaled) for start in range(0, len(images), rows))
+    mean, std = _channel_moments(inputs, len(channels))
     return Preprocess(
         size=image_size,
         resize=box,
@@ -132,12 +137,15 @@ def adapt_preprocess(preprocess: Preprocess, dataset: Dataset) -> Preprocess:
     return replace(preprocess, polarity=polarity, ink_extent=ink_extent)
 
 
-def _channel_moments(images: Uint8) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _channel_moments(parts: Iterable[Uint8], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel of uint8 [N, H, W, C], in [0, 1], from exact level counts."""
+    totals = np.zeros((channels, 256), np.int64)
+    for images in parts:
+        for channel in range(channels):
+            totals[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
     level = np.arange(256) / 255.0
     means, stds = [], []
-    for channel in range(images.shape[-1]):
-        counts = np.bincount(images[..., channel].ravel(), minlength=256)
+    for counts in totals:
         mean = float((counts * level).sum() / counts.sum())
         std = math.sqrt(float((counts * (level - mean) ** 2).sum() / counts.sum()))
         means.append(round(mean, 4))

@@ -11,6 +11,8 @@ from zoo.data.splits import Split, image_sizes
 from zoo.data.threads import run_all
 
 SAMPLE_SIZE = 10_000  # records
+SAMPLE_PIXELS = 2**32  # of a sample, resized to the input: fewer records are read for very large inputs
+SAMPLE_BYTES = 2**31  # of shrunk photographs
 
 
 def sample_images(split: Split, cover: tuple[int, int], limit: int = SAMPLE_SIZE) -> Uint8 | list[Uint8]:
@@ -24,13 +26,15 @@ def sample_images(split: Split, cover: tuple[int, int], limit: int = SAMPLE_SIZE
     Returns:
         uint8 [n, H, W, C], or a list of [H, W, C] if sizes differ or images were shrunk.
     """
+    affordable = max(min(SAMPLE_PIXELS // (cover[0] * cover[1]), len(split)), 1)
     first = split.read(np.arange(min(1, len(split))))
     sizes = image_sizes(split)
     area = first[0].size if sizes is None else float(np.median(sizes.prod(axis=1)))
     if isinstance(first, np.ndarray) or area <= SMALL_IMAGE:
-        count = min(limit, len(split))
+        count = min(limit, affordable)
         return split.read(np.arange(count) * len(split) // count)
-    count = min(limit // 10, len(split))
+    shrunk_bytes = min(area, cover[0] * cover[1]) * first[0].shape[-1]
+    count = min(limit // 10, affordable, max(int(SAMPLE_BYTES // shrunk_bytes), 1))
     records = np.arange(count) * len(split) // count
     images: list[Uint8] = [first[0]] * count
 
