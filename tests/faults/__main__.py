@@ -1,0 +1,61 @@
+"""Run the long form of the fault tests and print its figures.
+
+python -m tests.faults                          # everything: about an hour on two cores
+python -m tests.faults kills --mode plain --kills 100
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from . import kills, long_run, programs
+from .modes import MODES, make_images
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def run_kills(options: argparse.Namespace, folder: Path) -> int:
+    faults = 0
+    for name in options.mode or MODES:
+        place = folder / name.replace(" ", "-")
+        result = kills.storm(name, options.kills, place, folder / "images", seed=options.seed, say=say)
+        say(f"{name}: {result}")
+        faults += len(result.faults)
+    return faults
+
+
+def run_long(options: argparse.Namespace, folder: Path) -> int:
+    for name, values in long_run.summarise(long_run.long_run(folder / "long", options.steps, say=say)).items():
+        say(f"{name}: {values}")
+    return 0
+
+
+PARTS = {"kills": run_kills, "long-run": run_long}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--mode", action="append", choices=MODES, help="modes of the kill storm (default: all)")
+    parser.add_argument("--kills", type=int, default=100, help="kills per mode (default: 100)")
+    parser.add_argument("--steps", type=int, default=10**6, help="steps of the long run (default: 1,000,000)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all moments and positions")
+    parser.add_argument("--folder", type=Path, help="folder for runs (default: a temporary one)")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"unknown part {unknown.pop()}; choose from {', '.join(PARTS)}")
+    folder = (options.folder or Path(tempfile.mkdtemp(prefix="zoo-faults-"))).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    sys.path.insert(0, str(programs.ROOT / "tests"))  # of helpers.py
+    programs.prepare(folder / "cache")
+    make_images(folder / "images")
+    faults = sum(PARTS[part](options, folder) for part in options.parts or PARTS)
+    say(f"faults: {faults}")
+    return int(faults > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
