@@ -131,3 +131,14 @@ def test_extras_are_declared(page):
 def test_modules_that_pages_name_exist(page):
     for name in re.findall(r"`([\w.]+/[\w./]+\.py)`", page.read_text("utf-8")):
         assert any((ROOT / folder / name).exists() for folder in ("", "zoo")), name
+
+
+def test_every_promise_of_the_readme_names_its_test():
+    section = (ROOT / "README.md").read_text("utf-8").split("## What survives what")[1].split("\n## ")[0]
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 8
+    for row in rows:
+        files = re.findall(r"`(tests/\S+\.py)`", row[-1])
+        assert files, row
+        for file in files:
+            assert "\ndef test_" in (ROOT / file).read_text("utf-8"), file

@@ -58,8 +58,8 @@ def predict_files(
     """
     preprocess = checkpoint.card.preprocess
     views = VIEWS[tta].num_views if tta else 1
-    at_once = min(GROUP, max(GROUP_BYTES // (views * math.prod(preprocess.input_shape)), 1))
-    size = prediction_batch(len(files), at_once)  # the same for all groups, so that one compilation serves them
+    group_size = min(GROUP, max(GROUP_BYTES // (views * math.prod(preprocess.input_shape)), 1))
+    size = prediction_batch(len(files), group_size)  # the same for all groups, so that one compilation serves them
 
     def read(file: Path, images: dict[Path, Any]) -> None:
         try:
@@ -68,12 +68,12 @@ def predict_files(
             images[file] = error_line(error)
 
     def tasks() -> Iterator[tuple[dict[Path, Any], list[DecodeTask]]]:
-        for start in range(0, len(files), at_once):
+        for start in range(0, len(files), group_size):
             images: dict[Path, Any] = {}
-            yield images, [partial(read, file, images) for file in files[start : start + at_once]]
+            yield images, [partial(read, file, images) for file in files[start : start + group_size]]
 
     for number, images in enumerate(prefetch(tasks(), None)):
-        group = files[number * at_once : (number + 1) * at_once]
+        group = files[number * group_size : (number + 1) * group_size]
         problems += [images[file] for file in group if isinstance(images[file], str)]
         readable = [file for file in group if not isinstance(images[file], str)]
         pixels = [images[file] for file in readable]
