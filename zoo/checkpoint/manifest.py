@@ -99,9 +99,9 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_json(file: Path, data: Any) -> None:
-    """Write data as JSON, indented and in UTF-8."""
-    file.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(file: Path, data: Any, indent: int | None = 1) -> None:
+    """Write data as JSON in UTF-8, indented for readers; None is several times faster."""
+    file.write_text(json.dumps(data, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(file: Path) -> Any:

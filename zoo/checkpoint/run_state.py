@@ -49,7 +49,7 @@ def save_state(folder: str | Path, step: int, arrays: Any, progress: Mapping[str
     if is_primary():
         remove_folder(temporary)
         temporary.mkdir(parents=True)
-        write_json(temporary / PROGRESS, dict(progress))
+        write_json(temporary / PROGRESS, dict(progress), indent=None)  # a row per evaluation: it may be long
     write_arrays(temporary / ARRAYS, _to_plain_dict(arrays))
     if is_primary():
         write_manifest(temporary)

@@ -315,7 +315,8 @@ class Progress:
     stopped: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Return the fields themselves: copying a long history would take longer than writing it."""
+        return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Progress":
