@@ -246,7 +246,10 @@ def traced(model, image_shape=None):
 def shallow(name, **fields):
     """Create a model with one block per stage; tracing all blocks takes seconds and tests nothing more."""
     blocks = models.defining_fields(create(name)).get("blocks")
-    return create(name, **({} if blocks is None else {"blocks": (1,) * len(blocks)}), **fields)
+    fewer = {} if blocks is None else {"blocks": (1,) * len(blocks)}
+    if name.startswith("bit_"):
+        fewer["widen"] = 1
+    return create(name, **fewer, **fields)
 
 
 def test_listed_parameters_are_the_published_counts():
@@ -262,12 +265,13 @@ def test_every_model_has_a_count_and_a_reduced_instance():
 PATHS = json.loads((Path(__file__).parent / "paths.json").read_text(encoding="utf-8"))
 
 
-#: Networks whose only difference from a smaller one is depth or width; all blocks are traced only with `-m slow`.
+#: Networks whose only difference from a smaller one is depth or width, or whose parts others have; all of their blocks
+#: are traced only with `-m slow`.
 LARGER = {
-    "resnet34_v2", "resnet200_v2", "resnet1001", "resnet101c", "resnet152c", "se_resnet34", "se_resnet101",
-    "se_resnet152", "se_resnext101_32x4d", "eca_resnet101d", "eca_resnet269d", "resnet_rs101", "resnet_rs152",
-    "resnet_rs200", "resnet_rs270", "resnet_rs350", "resnet_rs420", "bit_r50x3", "bit_r101x1", "bit_r101x3",
-    "bit_r152x2", "bit_r152x4",
+    "resnet34_v2", "resnet164", "resnet200_v2", "resnet1001", "resnet50_gn", "resnet50c", "resnet101c", "resnet152c",
+    "se_resnet34", "se_resnet101", "se_resnet152", "se_resnext50_32x4d", "se_resnext101_32x4d", "eca_resnet50d",
+    "eca_resnet101d", "eca_resnet269d", "resnet_rs101", "resnet_rs152", "resnet_rs200", "resnet_rs270",
+    "resnet_rs350", "resnet_rs420", "bit_r50x1", "bit_r50x3", "bit_r101x1", "bit_r101x3", "bit_r152x2", "bit_r152x4",
 }  # fmt: skip
 
 

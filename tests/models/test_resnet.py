@@ -203,3 +203,15 @@ def test_a_wide_block_applies_dropout_in_training_only():
     jax.eval_shape(model.apply, variables, images)
     with pytest.raises(InvalidRngError):  # needs a random key
         jax.eval_shape(partial(model.apply, train=True, mutable=["batch_stats"]), variables, images)
+
+
+def test_own_networks_of_the_pre_activation_paper():
+    """He et al. 2016: 164 and 1,001 layers for CIFAR-10, 200 for ImageNet; norm and ReLU before the stem's pooling."""
+    for name, depth in (("resnet164", 164), ("resnet1001", 1001)):
+        assert 3 * sum(create(name).blocks) + 2 == depth
+    assert 3 * sum(create("resnet200_v2").blocks) + 2 == 200
+    params = models.abstract_variables(create("resnet200_v2", blocks=(2, 1)))["params"]
+    assert "stem_norm" in params and "norm1" not in params["stage1_block1"]
+    assert "norm1" in params["stage1_block2"] and "norm1" in params["stage2_block1"]
+    params = models.abstract_variables(create("resnet164", blocks=(1, 1)))["params"]
+    assert "stem_norm" not in params and "norm1" in params["stage1_block1"]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from reference_keys import ByName
 from seeded import seeded_images, seeded_tensors
 
 import zoo.models as models
@@ -14,7 +15,7 @@ from zoo.models.alexnet import AlexNet
 from zoo.models.googlenet import GoogLeNet
 from zoo.pretrained import keras as keras_source
 from zoo.pretrained import torchvision as source
-from zoo.pretrained.convert import TORCH_IGNORED, convert, export, flattened, torch_key_map
+from zoo.pretrained.convert import convert, export, flattened
 
 pytestmark = pytest.mark.parity
 
@@ -171,18 +172,6 @@ def test_one_training_step_of_googlenet(torch, torchvision, monkeypatch):
 
 
 # --- written out in PyTorch's layers ------------------------------------------------------------------------------
-
-
-class ByName:
-    """A key map for a PyTorch network whose modules have the names of ours, with a point for every slash."""
-
-    IGNORED = TORCH_IGNORED
-
-    def __init__(self, layouts):
-        self.layouts = layouts
-
-    def key_map(self, model, variables):
-        return torch_key_map(variables, ((r".*", lambda m: m[0].replace("/", ".")),), self.layouts)
 
 
 def test_alexnet_in_two_towers(torch, compare):
