@@ -7,6 +7,7 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["ZOO_REPORT"] = "0"  # no page after each of the many runs; tests/analysis/test_report.py writes some
 os.environ["ZOO_MESH"] = "data=1"  # the default of every test: the first device
 if "ZOO_TEST_CACHE" not in os.environ:  # created by the first process, shared by workers and children
     os.environ["ZOO_TEST_CACHE"] = tempfile.mkdtemp(prefix="zoo-tests-")

@@ -33,6 +33,8 @@ _PUBLIC = {
     "probe": "zoo.analysis.probe",
     "attach_head": "zoo.analysis.linear_head",
     "fit_head": "zoo.analysis.quick",
+    "explain": "zoo.analysis.explain",
+    "report": "zoo.analysis.report",
 }
 
 __all__ = list(_PUBLIC)

@@ -32,6 +32,7 @@ from zoo.training.cross_validation import CrossValidation
 from zoo.training.finetune import InitCheckpoint
 from zoo.training.plan import DEFAULT_DATA, TrainRequest, make_plan
 from zoo.training.recipe import Recipe, parse_field
+from zoo.training.report import page_writer
 from zoo.training.settings import RECIPE_FIELDS
 from zoo.trees import match_leaves
 
@@ -176,7 +177,7 @@ def fit(
         parallel=parallel, mesh=mesh, changes=changes,
     )  # fmt: skip
     say = (lambda line: None) if quiet else print
-    return loop.fit(make_plan(request, say), quiet=quiet, workers=workers)
+    return loop.fit(make_plan(request, say), quiet=quiet, workers=workers, write_page=page_writer())
 
 
 def cross_validate(
@@ -221,7 +222,7 @@ def cross_validate(
     known = {name: arguments.pop(name) for name in names if name in arguments}
     request = _train_request("cross_validate", model, data, recipe, **known, changes=arguments)
     say = (lambda line: None) if quiet else print
-    fit_plan = partial(loop.fit, quiet=quiet, workers=workers)
+    fit_plan = partial(loop.fit, quiet=quiet, workers=workers, write_page=page_writer())
     return cross_validation.cross_validate(request, count, group, fit_plan, say)
 
 

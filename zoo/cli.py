@@ -21,6 +21,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("predict", "Classify images with a checkpoint."),
     "features": ("features", "Save a layer's activations for every image."),
     "probe": ("probe", "Train a linear classifier on a checkpoint's features."),
+    "show": ("show", "Draw a checkpoint's filters, its view of an image, or the features of a data set."),
+    "report": ("report", "Write a page about a run or a checkpoint: curves, mistakes, calibration, data."),
+    "serve": ("serve", "Classify images on a page of this computer: drop a file and see where the network looks."),
     "data": ("data", "Inspect a data set: classes, sizes, faults, duplicates and augmentation."),
     "list": ("list", "List the models, recipes or pretrained weights."),
     "info": ("info", "Show a model's layers or a checkpoint's card."),
@@ -38,7 +41,7 @@ KEEPING_MEMORY = ("train", "eval", "features", "probe")
 SYNONYMS = {
     "fit": "train", "finetune": "train", "fine-tune": "train", "resume": "train", "evaluate": "eval", "test": "eval",
     "val": "eval", "validate": "eval", "infer": "predict", "classify": "predict", "convert": "import", "models": "list",
-    "check": "verify", "show": "info", "summary": "info",
+    "check": "verify", "summary": "info", "explain": "show", "visualise": "show", "visualize": "show",
 }  # fmt: skip
 
 

@@ -59,6 +59,46 @@ def keras():
     return pytest.importorskip("keras")
 
 
+@pytest.fixture(scope="session")
+def cifar_resnet(torch):
+    """blocks in each stage -> the network, under the name `module` that DataParallel gives it."""
+    nn, f = torch.nn, torch.nn.functional
+
+    class Block(nn.Module):
+        def __init__(self, before, width, stride):
+            super().__init__()
+            self.stride, self.pad = stride, (width - before) // 2
+            self.conv1, self.bn1 = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+            self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+
+        def forward(self, x):
+            shortcut = f.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
+            return f.relu(shortcut + self.bn2(self.conv2(f.relu(self.bn1(self.conv1(x))))))
+
+    class Net(nn.Module):
+        def __init__(self, blocks):
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+            for i, (before, width) in enumerate([(16, 16), (16, 32), (32, 64)], 1):
+                rest = [Block(width, width, 1) for _ in range(blocks - 1)]
+                self.add_module(f"layer{i}", nn.Sequential(Block(before, width, min(i, 2)), *rest))
+            self.linear = nn.Linear(64, 10)
+
+        def forward(self, x):
+            x = self.layer3(self.layer2(self.layer1(f.relu(self.bn1(self.conv1(x))))))
+            return self.linear(x.mean((2, 3)))
+
+    class Parallel(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, x):
+            return self.module(x)
+
+    return lambda blocks: Parallel(Net(blocks))
+
+
 def relative_error(ours, theirs) -> float:
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 

@@ -1,23 +1,33 @@
 """`zoo info`: print the layers of a model or the card of a checkpoint."""
 
 import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from zoo.commands import amount
+from zoo.commands import amount, require_writable
+from zoo.files import write_atomically
 from zoo.suggest import did_you_mean
+from zoo.text import first_few
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME|CKPT", help="Name of a model, or folder or name of a checkpoint.")
     parser.add_argument("--json", action="store_true", help="Print the layers or the card as JSON.")
+    parser.add_argument("--diagram", metavar="FILE.svg", help="Draw the network: blocks, branches and shapes.")
 
 
 def run(options: argparse.Namespace) -> int:
     import json
 
     from zoo.models import MODELS, create
-    from zoo.models.summary import layers, totals
+    from zoo.models.graph import trace
+    from zoo.models.summary import totals
     from zoo.pretrained import weights
+
+    if options.diagram:
+        require_writable(Path(options.diagram), ".svg")
 
     card = None
     if options.name in MODELS:
@@ -31,22 +41,44 @@ def run(options: argparse.Namespace) -> int:
                 create(options.name)  # raises with the closest names
             raise
         model, shape = create(card.model, **card.fields), card.preprocess.input_shape
-    rows = layers(model, shape)
+    graph = trace(model, shape)
+    rows = graph.rows()
+    size = "x".join(map(str, shape))
+    if options.diagram:
+        from zoo.analysis.diagram import diagram
+
+        write_atomically(Path(options.diagram), diagram(graph, f"{options.name}, images of {size}"))
+        print(options.diagram, file=sys.stderr)
     if options.json:
         print(json.dumps(card.to_json() if card else [row._asdict() for row in rows], indent=1))
         return 0
     if card:
         print_card(options.name, card)
-    width = max(len(row.path) for row in rows)
-    print(f"{'layer':<{width}}  {'kind':<14}{'output':<16}{'parameters':>12}{'multiply-adds':>16}")
-    for row in rows:
-        output = "x".join(map(str, row.output))
-        print(f"{row.path:<{width}}  {row.kind:<14}{output:<16}{row.parameters:>12,}{row.multiply_adds:>16,}")
-    total, size = totals(rows), "x".join(map(str, shape))
+    print_layers(rows)
+    total = totals(rows)
     work = amount(total["multiply_adds"])
     print(f"\n{total['parameters']:,} parameters, {work} multiply-adds for an image of {size}")
     print(model.paper)
     return 0
+
+
+def print_layers(rows: Sequence[Any]) -> None:
+    """Print layers and operations as a table, with the inputs of those that read more than the row above."""
+    width = max(len(row.path) for row in rows)
+    print(f"{'layer':<{width}}  {'kind':<14}{'output':<16}{'parameters':>12}{'multiply-adds':>16}  reads")
+    above = "image"
+    for row in rows:
+        output = "x".join(map(str, row.output))
+        counts = f"{row.parameters:>12,}{row.multiply_adds:>16,}" if row.parameters else " " * 28
+        reads = "" if row.inputs == (above,) else first_few([_shorten(path, row.path) for path in row.inputs], 4)
+        print(f"{row.path:<{width}}  {row.kind:<14}{output:<16}{counts}  {reads}".rstrip())
+        above = row.path
+
+
+def _shorten(path: str, reader: str) -> str:
+    """Return the path of an input without the folder that it shares with its reader."""
+    folder = reader.rpartition("/")[0]
+    return path.removeprefix(f"{folder}/") if folder else path
 
 
 def _format_metrics(result: dict[str, Any]) -> str:

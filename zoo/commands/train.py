@@ -85,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Reproduce results to the bit on GPU too, at some cost in speed.",
     )
     add("--quiet", action="store_true", help="Print errors only.")
+    add("--no-report", dest="report", action="store_false", help="Write no report.html at the end.")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -119,6 +120,7 @@ def run(options: argparse.Namespace) -> int:
     fit: Callable[[plan.Plan], Any] = partial(
         loop.fit, save_seconds=options.save_every, save_steps=options.save_steps, command=command,
         quiet=options.quiet, workers=options.workers, second_signal=exit_at_once,
+        write_page=report.page_writer() if options.report else None,
     )  # fmt: skip
     if request.head:
         from zoo.analysis import quick

@@ -20,14 +20,15 @@ FIGURES = Path(__file__).with_name("figures.json")
 
 
 class Layer(NamedTuple):
-    """A module with parameters.
+    """A module with parameters, or an operation between modules (see `zoo.models.graph`).
 
     Attributes:
         path: path of the module, "stage1_block1/conv1/conv".
-        kind: name of its class.
+        kind: name of its class, or of the operation.
         output: shape of its output, without the batch.
         parameters: number of trainable parameters.
         multiply_adds: number of multiplications with a kernel, for one image.
+        inputs: paths of the layers whose outputs it reads; "image" is the input of the network. () if not traced.
     """
 
     path: str
@@ -35,6 +36,7 @@ class Layer(NamedTuple):
     output: tuple[int, ...]
     parameters: int
     multiply_adds: int
+    inputs: tuple[str, ...] = ()
 
 
 def layers(model: ImageClassifier, image_shape: tuple[int, int, int] | None = None) -> list[Layer]:
@@ -51,9 +53,20 @@ def layers(model: ImageClassifier, image_shape: tuple[int, int, int] | None = No
     variables = abstract_variables(model, shape)
     rows: dict[str, Layer] = {}
 
+    def call(variables, images):
+        with record_layers(variables["params"], rows):
+            return model.apply(variables, images)
+
+    jax.eval_shape(call, variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    return list(rows.values())
+
+
+def record_layers(params: Any, rows: dict[str, Layer]) -> Any:
+    """Return a context in which every layer of a model that is called is added to `rows`, by path."""
+
     def record(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         result = call(*args, **kwargs)
-        leaves = _direct_leaves(variables["params"], context.module.path)
+        leaves = _direct_leaves(params, context.module.path)
         if context.method_name != "__call__" or not leaves:
             return result
         output = tuple(result.shape[1:])
@@ -66,12 +79,7 @@ def layers(model: ImageClassifier, image_shape: tuple[int, int, int] | None = No
         rows[path] = Layer(path, type(context.module).__name__, output, parameters, multiply_adds)
         return result
 
-    def call(variables, images):
-        with nn.intercept_methods(record):
-            return model.apply(variables, images)
-
-    jax.eval_shape(call, variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    return list(rows.values())
+    return nn.intercept_methods(record)
 
 
 def _direct_leaves(params: Any, path: tuple[str, ...]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from zoo.training import memory, report
 from zoo.training import run as runs
 from zoo.training.display import Display
 from zoo.training.plan import Plan, Say
+from zoo.training.report import PageWriter
 from zoo.training.run import Logs, Progress
 from zoo.training.step import TrainState, eval_variables
 from zoo.training.timeline import Segment
@@ -59,6 +60,7 @@ def fit(
     quiet: bool = False,
     workers: int | None = None,
     second_signal: Callable[[int, Any], Any] | None = None,
+    write_page: PageWriter | None = None,
 ) -> Checkpoint:
     """Run a plan, or resume it, and return its best checkpoint.
 
@@ -73,6 +75,7 @@ def fit(
         workers: threads that read data which is not kept in memory; None for one per processor. They affect speed only.
         second_signal: handler of a second signal, which arrives during the save that the first one caused; None for the
             handler that was installed before.
+        write_page: writes the page of the finished run; None for none. The page builds on modules above this one.
 
     Raises:
         ValueError: if the folder holds another run.
@@ -99,7 +102,10 @@ def fit(
             processes.run_on_primary(lambda: report.draw_figures(plan, display.say))
         else:
             train(plan, display, save_seconds, save_steps, workers, second_signal)
-    return read_result(plan)
+        result = read_result(plan)
+        if write_page is not None:
+            processes.run_on_primary(lambda: report.write_page(plan, result, write_page, display.say))
+    return result
 
 
 def read_result(plan: Plan) -> Checkpoint:

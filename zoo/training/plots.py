@@ -33,7 +33,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | Path, *, best_
         path: the PNG to write.
         best_step: the step of the best checkpoint, marked in both panels.
     """
-    figure = _figure(9, 3.4, gap=0.06)
+    figure = new_figure(9, 3.4, gap=0.06)
     from matplotlib.ticker import MaxNLocator
 
     by_epoch = all(row.get("epoch") is not None for row in history)
@@ -67,7 +67,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | Path, *, best_
         _style_axes(axes, "epoch" if by_epoch else "step", label)
         if drawn:
             axes.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(
@@ -96,7 +96,7 @@ def draw_confusion(
     has_counts = classes <= MAX_CLASSES_WITH_COUNTS
     side = max(3.0, 0.42 * classes) if has_counts else 6.0
     margin = 0.085 * longest + 0.6
-    figure = _figure(side + margin + (0.6 if has_counts else 3.6), side + margin)
+    figure = new_figure(side + margin + (0.6 if has_counts else 3.6), side + margin)
     axes: Axes = figure.subplots()
     # The square root makes a few mistakes in a hundred visible.
     axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
@@ -125,10 +125,10 @@ def draw_confusion(
         text = "\n".join(["most frequent mistakes", "(true → predicted)", "", *(lines or ["none"])])
         style: dict[str, Any] = {"fontsize": 8, "linespacing": 1.5, "color": "#333333", "parse_math": False}
         axes.text(1.03, 1, text, transform=axes.transAxes, va="top", **style)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float, gap: float = 0.02) -> "Figure":
+def new_figure(width: float, height: float, gap: float = 0.02) -> "Figure":
     """Return a blank figure; sizes in inches, the gap between panels as a fraction of the width."""
     import_matplotlib()
     from matplotlib.figure import Figure
@@ -188,7 +188,7 @@ def _truncate(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _save(figure: "Figure", path: str | Path) -> None:
+def save_figure(figure: "Figure", path: str | Path) -> None:
     """Write the PNG atomically: under a temporary name first."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

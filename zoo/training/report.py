@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
 
 import jax
 
@@ -10,6 +13,7 @@ from zoo import checkpoint
 from zoo.checkpoint.manifest import MAX_JSON
 from zoo.checkpoint.schema import parse_json
 from zoo.data.content_sketch import TRAINED_ON, describe_shared
+from zoo.data.dataset import Dataset
 from zoo.data.inspect import advice
 from zoo.data.sources.listing import describe_left_out
 from zoo.distributed import mesh, processes
@@ -18,11 +22,18 @@ from zoo.inference.evaluate import evaluate
 from zoo.inference.evidence import describe_evidence
 from zoo.inference.intervals import format_accuracy
 from zoo.inference.metrics import Metrics
+from zoo.inference.predict import Checkpoint
 from zoo.training import finetune, progressive
 from zoo.training import run as runs
 from zoo.training.display import Display, format_count
 from zoo.training.plan import Plan, Say
 from zoo.training.run import Progress
+
+#: Writes a page about a finished run and returns its file: (folder of the run, best checkpoint, data) -> file.
+PageWriter = Callable[[Path, Checkpoint, Dataset], Path]
+
+#: Name of that page in the folder of the run.
+PAGE = "report.html"
 
 #: Number of updates below which hardly any network learns.
 FEW_STEPS = 50
@@ -203,6 +214,27 @@ def describe_init_overlap(plan: Plan) -> list[str]:
         return []
     line = describe_shared(earlier, test, f"were trained on by {plan.init.spec}")
     return [f"test split: {line}"] if line else []
+
+
+def page_writer() -> PageWriter | None:
+    """Return the function that writes the page of a run; None if ZOO_REPORT is 0 in the environment.
+
+    The module is imported by name, and not before training has ended: it builds on the layers above this one.
+    """
+    if os.environ.get("ZOO_REPORT") == "0":
+        return None
+    return lambda folder, result, dataset: import_module("zoo.analysis.report").write_run_page(folder, result, dataset)
+
+
+def write_page(plan: Plan, result: Checkpoint, writer: PageWriter, say: Say) -> None:
+    """Write the page of a finished run unless it is there. A failure is reported and does not fail the run."""
+    if (plan.folder / PAGE).exists():
+        return
+    try:
+        say(f"report: {writer(plan.folder, result, plan.dataset)}")
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        say(f"The page of the run was not written: {reason:.200}. Try `zoo report {plan.folder}`")
 
 
 def describe_test(results: Mapping[str, Metrics], head: str = "") -> list[str]:

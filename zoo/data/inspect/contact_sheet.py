@@ -41,6 +41,28 @@ def augmented_sheet(dataset: Dataset, preprocess: Preprocess, augment: Sequence[
     The augmentation runs on host and device as it does in training. A heading names the operations, and each row its
     class.
     """
+    labels, images = augmented_images(dataset, preprocess, augment)
+    rows = [[_thumbnail(image) for image in row] for row in images]
+    heading = f"augmentation: {'; '.join(augment) or 'none'}"
+    titles = [dataset.class_names[label] for label in labels]
+    _draw(rows, titles, path, heading, ["original", *(f"epoch {epoch}" for epoch in range(1, COLUMNS))])
+
+
+def augmented_images(
+    dataset: Dataset, preprocess: Preprocess, augment: Sequence[str], rows: int = ROWS, columns: int = COLUMNS
+) -> tuple[Any, Uint8]:
+    """Return train images of up to `rows` classes and their augmented forms, as training makes them.
+
+    Args:
+        dataset: the data.
+        preprocess: preprocessing of training.
+        augment: the operations.
+        rows: maximum number of images.
+        columns: number of forms, the original first and then one for each epoch.
+
+    Returns:
+        (labels int [n], images uint8 [n, columns, H, W, C], RGB or grey).
+    """
     import jax
     import jax.numpy as jnp
 
@@ -48,15 +70,15 @@ def augmented_sheet(dataset: Dataset, preprocess: Preprocess, augment: Sequence[
 
     split = dataset.splits["train"]
     labels = np.asarray(split.labels)
-    classes = _chosen_classes(dataset)
-    members = [np.flatnonzero(labels == k)[: ROWS // len(classes)] for k in classes]
+    classes = _chosen_classes(dataset, rows)
+    members = [np.flatnonzero(labels == k)[: rows // len(classes)] for k in classes]
     records = np.concatenate(members).tolist()
     crop, on_device = place_augmentation(split, preprocess, augment)
     read_encoded = encoded_reader(split)
     plain = np.stack([image_to_input(image, preprocess) for image in split.read(np.array(records))])
     targets = jax.nn.one_hot(labels[records], dataset.num_classes)
-    columns = [plain]
-    for epoch in range(COLUMNS - 1):
+    forms = [plain]
+    for epoch in range(columns - 1):
         images = plain
         if crop is not None and read_encoded is not None:
             files = zip(records, read_encoded(np.array(records)), strict=True)
@@ -65,18 +87,14 @@ def augmented_sheet(dataset: Dataset, preprocess: Preprocess, augment: Sequence[
             on_device, jax.random.key(epoch), jnp.arange(len(images)),
             jnp.asarray(images, jnp.float32), targets, fill=jnp.asarray(preprocess.fill, jnp.float32),
         )  # fmt: skip
-        columns.append(np.clip(np.rint(np.asarray(augmented)), 0, 255).astype(np.uint8))
-    if preprocess.channels == "BGR":
-        columns = [column[..., ::-1] for column in columns]
-    rows = [[_thumbnail(column[n]) for column in columns] for n in range(len(records))]
-    heading = f"augmentation: {'; '.join(augment) or 'none'}"
-    titles = [dataset.class_names[labels[record]] for record in records]
-    _draw(rows, titles, path, heading, ["original", *(f"epoch {epoch}" for epoch in range(1, COLUMNS))])
+        forms.append(np.clip(np.rint(np.asarray(augmented)), 0, 255).astype(np.uint8))
+    stacked = np.stack(forms, axis=1)
+    return labels[records], stacked[..., ::-1] if preprocess.channels == "BGR" else stacked
 
 
-def _chosen_classes(dataset: Dataset) -> list[int]:
-    """Return up to 12 classes, evenly spaced."""
-    count = min(ROWS, dataset.num_classes)
+def _chosen_classes(dataset: Dataset, limit: int = ROWS) -> list[int]:
+    """Return up to `limit` classes, evenly spaced."""
+    count = min(limit, dataset.num_classes)
     return [i * dataset.num_classes // count for i in range(count)]
 
 

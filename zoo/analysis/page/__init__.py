@@ -1,0 +1,1 @@
+"""Self-contained web pages: escaped HTML, charts as SVG, and the parts of `zoo report`."""

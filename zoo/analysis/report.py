@@ -1,0 +1,127 @@
+"""`zoo report`: one self-contained page about a run or a checkpoint, which opens from disk without a network."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from zoo import api
+from zoo.analysis.page.collect import PageData, collect, read_run
+from zoo.analysis.page.html import Markup, document, element
+from zoo.analysis.page.sections import SECTIONS
+from zoo.analysis.page.style import STYLE
+from zoo.data.dataset import Dataset
+from zoo.data.sources import open_dataset
+from zoo.data.sources.names import canonical_split
+from zoo.files import write_atomically
+from zoo.inference.predict import Checkpoint, require_head
+from zoo.training.report import PAGE
+from zoo.training.run import BEST, CONFIG
+
+
+def checkpoint_of(source: str | Path) -> str | Path:
+    """Return the checkpoint of a run's folder, or `source` itself if it is not one.
+
+    Raises:
+        ValueError: for a run without a best checkpoint.
+    """
+    folder = Path(source).expanduser()
+    if not (folder / CONFIG).is_file():
+        return source
+    if not (folder / BEST).is_dir():
+        raise ValueError(f"{source}: this run has no best checkpoint yet; finish it with its `zoo train` command")
+    return folder / BEST
+
+
+def run_folder_of(source: str | Path) -> Path | None:
+    """Return the folder of the run that `source`, a run or its best checkpoint, belongs to; None for others."""
+    folder = Path(source).expanduser()
+    if (folder / CONFIG).is_file():
+        return folder
+    return folder.parent if folder.name == BEST and (folder.parent / CONFIG).is_file() else None
+
+
+def report(
+    source: str | Path | Checkpoint,
+    data: str | Path | Dataset,
+    output: str | Path = PAGE,
+    *,
+    split: str = "",
+    data_dir: str | None = None,
+    on_batch: Callable[[int], Any] | None = None,
+) -> Path:
+    """Evaluate a checkpoint and write a page about it: curves, confusions, mistakes with Grad-CAM, calibration, data.
+
+    Args:
+        source: the folder of a run, or a checkpoint: its folder, its name or a Checkpoint.
+        data: a data set, or its name or folder; its classes are matched by name.
+        output: the page to write.
+        split: the split to evaluate; by default test, or validation, or the last one.
+        data_dir: folder of TensorFlow Datasets.
+        on_batch: called with the number of images evaluated.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: for a checkpoint without a head, an unfinished run, and data without this split.
+
+    Example:
+        >>> zoo.report("runs/…", "photos/")
+    """
+    in_memory = isinstance(source, Checkpoint)
+    loaded = source if isinstance(source, Checkpoint) else api.load(checkpoint_of(source))
+    require_head(loaded.card)
+    dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
+    folder = loaded.workdir if isinstance(source, Checkpoint) else run_folder_of(source)
+    name = f"{loaded.card.model} on {dataset.name}" if in_memory else str(source)
+    facts = None if folder is None else read_run(folder)
+    chosen = choose_split(dataset, split)
+    page = collect(loaded, dataset, title=name, split=chosen, run=facts, on_batch=on_batch)
+    write_atomically(Path(output), render(page))
+    return Path(output)
+
+
+def choose_split(dataset: Dataset, name: str = "") -> str:
+    """Return the split of this name; by default test, or validation, or the last one.
+
+    Raises:
+        ValueError: if there is no such split.
+    """
+    if not name:
+        return next((part for part in ("test", "validation") if part in dataset.splits), list(dataset.splits)[-1])
+    split = canonical_split(name) or name
+    if split not in dataset.splits:
+        raise ValueError(f"{dataset.name}: no split {name!r}; choose from {', '.join(dataset.splits)}")
+    return split
+
+
+def write_run_page(folder: Path, checkpoint: Checkpoint, dataset: Dataset) -> Path:
+    """Write report.html into the folder of a finished run."""
+    page = collect(checkpoint, dataset, title=folder.name, split=choose_split(dataset), run=read_run(folder))
+    write_atomically(folder / PAGE, render(page))
+    return folder / PAGE
+
+
+def render(data: PageData) -> str:
+    """Return the page as HTML."""
+    sections: list[Markup] = []
+    links: list[Markup] = []
+    for key, title, function in SECTIONS:
+        content = function(data)
+        if content is None:
+            continue
+        sections.append(
+            element("section", element("h2", title, id=f"{key}-title"), content, id=key,
+                    aria_labelledby=f"{key}-title")
+        )  # fmt: skip
+        links.append(element("li", element("a", title, href=f"#{key}")))
+    about = f"Report of a JAX functional model zoo; {data.evaluation.result.examples:,} images"
+    return document(
+        f"{data.title}: report",
+        STYLE,
+        element("a", "Skip to the results", href="#summary", class_="skip"),
+        element("header", element("h1", data.title), element("p", about, class_="soft")),
+        element("nav", element("ul", links), aria_label="Sections"),
+        element("main", sections),
+        element("footer", element("p", "Everything on this page is in this file; it loads nothing from elsewhere.")),
+    )

@@ -1,0 +1,34 @@
+"""`zoo report`: write a page about a run or a checkpoint."""
+
+import argparse
+from pathlib import Path
+
+from zoo.commands import counter, require_writable, start_jax
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="RUN|CKPT", help="Folder of a run, or folder or name of a checkpoint.")
+    parser.add_argument("--data", metavar="DATA", help="Data set (default: the one it was trained on).")
+    parser.add_argument("--data-dir", metavar="DIR", help="Folder of TensorFlow Datasets and Hugging Face datasets.")
+    parser.add_argument("--split", metavar="NAME", default="", help="Split: train, validation or test (default: test).")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE.html", default="report.html", help="Page to write (default: report.html)."
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    require_writable(Path(options.output), ".html")
+    start_jax()
+    import time
+
+    from zoo import api
+    from zoo.analysis import report
+    from zoo.commands.evaluate import open_data_of
+
+    start = time.monotonic()
+    checkpoint = report.checkpoint_of(options.source)
+    dataset = open_data_of(str(checkpoint), api.load(checkpoint).card, options.data, options.data_dir)
+    page = report.report(options.source, dataset, options.output, split=options.split, on_batch=counter("evaluated"))
+    size = page.stat().st_size / 1e6
+    print(f"{page}: {size:.1f} MB in {time.monotonic() - start:.0f} s; open it in any browser")
+    return 0
