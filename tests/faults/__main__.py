@@ -89,7 +89,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a few of each, in seconds")
     options = parser.parse_args()
     if options.quick:
-        options.mode, options.kills, options.checkpoint_damages, options.run_damages = ["mixup"], 2, 15, 15
+        options.mode, options.kills, options.checkpoint_damages, options.run_damages = ["mixup"], 2, 15, 6
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"unknown part {unknown.pop()}; choose from {', '.join(PARTS)}")
     folder = (options.folder or Path(tempfile.mkdtemp(prefix="zoo-faults-"))).absolute()

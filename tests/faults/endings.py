@@ -29,9 +29,10 @@ TRAIN = shlex.split(
 
 def judge(program: Program, codes: tuple[int, ...], *named: str) -> list[str]:
     """Return faults of an ended program: another exit code, a traceback, several lines, or what is not named."""
+    program.wait()
     errors = program.complained().strip()
     faults = []
-    if program.wait() not in codes:
+    if program.code not in codes:
         faults.append(f"ended with {program.code} instead of {' or '.join(map(str, codes))}: {errors[-300:]!r}")
     if "Traceback" in errors or "Exception ignored" in errors:
         faults.append(f"traceback: {errors[-300:]!r}")

@@ -21,11 +21,11 @@ def run(folder, *words):
 
 
 def test_a_few_faults(tmp_path):
-    """Thirty kinds of damage and a signal during a save. test_loop.py kills a training."""
+    """Kinds of damage and a signal during a save. test_loop.py kills a training."""
     done = run(tmp_path, "damage", "endings", "--quick")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "faults: 0" in done.stdout and "signals: 0 faults" in done.stdout
-    assert done.stdout.count("15 kinds of damage") == 2
+    assert "15 kinds of damage" in done.stdout and "6 kinds of damage" in done.stdout
 
 
 @pytest.mark.faults

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import jax
@@ -139,7 +139,8 @@ def train(
         if logs is not None:
             logs.close()
             seconds = time.monotonic() - start_time
-            runs.append_timing(plan.folder, first_step, progress.step, plan.batch_size, seconds)
+            with suppress(OSError):  # it would hide the error that ended the training
+                runs.append_timing(plan.folder, first_step, progress.step, plan.batch_size, seconds)
 
 
 def resume(plan: Plan, state: TrainState, say: Say) -> tuple[TrainState, dict, Progress]:
