@@ -18,6 +18,18 @@ class ByName:
         return torch_key_map(variables, ((r".*", lambda m: m[0].replace("/", ".")),), self.layouts)
 
 
+_RUNS = {"inceptionresnetA": "repeat_1", "inceptionresnetB": "repeat_2", "inceptionresnetC": "repeat_3"}
+_SINGLE = {"stem": "", "reductionA": "mixed_6a.", "reductionB": "mixed_7a."}
+_BLOCKS = {
+    **{block: INCEPTION_RESNET_V2[block] for block in (*_RUNS, "reductionB")},
+    "reductionA": INCEPTION_V4["reductionA"],
+    "stem": {
+        "conv1": "conv2d_1a", "conv2": "conv2d_2a", "conv3": "conv2d_2b", "conv4": "conv2d_3b", "conv5": "conv2d_4a",
+        "conv6": "conv2d_4b",
+    },
+}  # fmt: skip
+
+
 class FaceNet:
     """facenet-pytorch's InceptionResnetV1 up to the paper's last block, with a head called `logits`.
 
@@ -26,23 +38,13 @@ class FaceNet:
 
     IGNORED = TORCH_IGNORED
     __name__ = "facenet"
-    RUNS = {"inceptionresnetA": "repeat_1", "inceptionresnetB": "repeat_2", "inceptionresnetC": "repeat_3"}
-    SINGLE = {"stem": "", "reductionA": "mixed_6a.", "reductionB": "mixed_7a."}
-    BLOCKS = {
-        **{block: INCEPTION_RESNET_V2[block] for block in (*RUNS, "reductionB")},
-        "reductionA": INCEPTION_V4["reductionA"],
-        "stem": {
-            "conv1": "conv2d_1a", "conv2": "conv2d_2a", "conv3": "conv2d_2b", "conv4": "conv2d_3b",
-            "conv5": "conv2d_4a", "conv6": "conv2d_4b",
-        },
-    }  # fmt: skip
 
     def key_map(self, model: InceptionResNetV1, variables):
         def place(block, number):
-            return self.SINGLE[block] if block in self.SINGLE else f"{self.RUNS[block]}.{number - 1}."
+            return _SINGLE[block] if block in _SINGLE else f"{_RUNS[block]}.{number - 1}."
 
         rules = (
-            *in_blocks(self.BLOCKS, place),
+            *in_blocks(_BLOCKS, place),
             (r"(inceptionresnet[ABC])(\d+)/expand", lambda m: f"{place(m[1], int(m[2]))}conv2d"),
             (r"head", "logits"),
         )
