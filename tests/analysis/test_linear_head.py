@@ -167,6 +167,7 @@ def test_the_file_of_features_keeps_file_names_and_origin(mlp, tmp_path):
     extracted = zoo.features(mlp, tmp_path / "data")
     extracted.save(tmp_path / "f.npz")
     again = load_features(tmp_path / "f.npz")
+    assert again.sketches == extracted.sketches and set(again.sketches) == set(again.splits)
     assert again.files == extracted.files and again.origin == extracted.origin
     assert again.files["test"] == tuple(f"test/{c}/{n}.png" for c in "ab" for n in (0, 1))
     for name, files in again.files.items():
@@ -224,6 +225,8 @@ def test_every_command_takes_the_checkpoint(mlp, tmp_path, capsys, monkeypatch):
     assert accuracy["accuracy"] == zoo.load("fitted").card.metrics["test"]["accuracy"]
     code, out, _ = run_command(capsys, "predict", "fitted", "photos/val/ants")
     assert code == 0 and out.count("ants") >= 4
+    on_train = json.loads(run_command(capsys, "eval", "fitted", "--data", "photos", "--split", "train", "--json")[1])
+    assert any("were trained on" in note for note in on_train["notes"])
     code, out, _ = run_command(capsys, "verify", "fitted")
     assert code == 0 and "fitted: ok" in out
     code, out, _ = run_command(capsys, "info", "fitted")

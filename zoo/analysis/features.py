@@ -13,12 +13,13 @@ import jax
 import numpy as np
 
 from zoo import api, models
+from zoo.data.content_sketch import ContentSketch, sketch_of
 from zoo.data.dataset import Dataset, limited
 from zoo.data.images.measure import as_trained
 from zoo.data.images.preprocess import Preprocess, normalise
 from zoo.data.loader import eval_batches
 from zoo.data.sources import from_arrays, open_dataset
-from zoo.data.splits import record_name
+from zoo.data.splits import images_in_memory, known_keys, record_name
 from zoo.distributed.compile import jit_for_platform
 from zoo.files import atomic_writer
 from zoo.inference import memory
@@ -61,6 +62,7 @@ class Features(NamedTuple):
         about: a line on their origin: endpoint, model and data set.
         files: name -> the file of each record, or "record N" for arrays. Empty if unknown.
         origin: the checkpoint and the data; None if unknown.
+        sketches: name -> the sketch of the split's images, where it is known without reading them again.
     """
 
     splits: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -68,6 +70,7 @@ class Features(NamedTuple):
     about: str = ""
     files: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 (a NamedTuple is immutable)
     origin: Origin | None = None
+    sketches: dict[str, ContentSketch] = {}  # noqa: RUF012
 
     def save(self, file: str | Path) -> None:
         """Write an .npz file.
@@ -84,6 +87,7 @@ class Features(NamedTuple):
             for part, array in zip(("features", "labels"), pair, strict=True)
         }
         arrays |= {f"{name}_files": np.array(names, np.str_) for name, names in self.files.items()}
+        arrays |= {f"{name}_sketch": np.array(json.dumps(s.to_json())) for name, s in self.sketches.items()}
         origin = "" if self.origin is None else json.dumps(asdict(self.origin))
         with atomic_writer(Path(file)) as stream:  # given a name, NumPy would append .npz to it
             np.savez(
@@ -109,9 +113,14 @@ def load_features(file: str | Path) -> Features:
             splits = {name: (arrays[f"{name}_features"], arrays[f"{name}_labels"]) for name in names}
             files = {name: tuple(arrays[f"{name}_files"].tolist()) for name in names if f"{name}_files" in arrays}
             origin = json.loads(str(arrays["origin"])) if "origin" in arrays and str(arrays["origin"]) else None
+            read = {
+                name: ContentSketch.from_json(json.loads(str(arrays[f"{name}_sketch"])))
+                for name in names
+                if f"{name}_sketch" in arrays
+            }
             return Features(
                 splits, tuple(arrays["class_names"].tolist()), str(arrays["about"]), files,
-                None if origin is None else Origin(**origin),
+                None if origin is None else Origin(**origin), {name: s for name, s in read.items() if s is not None},
             )  # fmt: skip
     except (ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{file}: was not written by `zoo features` ({error})") from None
@@ -184,7 +193,14 @@ def features(
     about = f"{at} of {loaded.card.model} on {dataset.name}"
     spec = str(checkpoint) if isinstance(checkpoint, (str, Path)) else source
     origin = Origin(spec, digest_of(loaded), at, pool, dataset.name, limit)
-    return Features(arrays, tuple(dataset.class_names), about, files, origin)
+    known = {name: split for name, split in dataset.splits.items() if name in arrays and _is_hashed(split)}
+    sketches = {name: sketch_of(split) for name, split in known.items()}
+    return Features(arrays, tuple(dataset.class_names), about, files, origin, sketches)
+
+
+def _is_hashed(split: Any) -> bool:
+    """Return True if the content of a split can be hashed without reading its records again."""
+    return known_keys(split) is not None or images_in_memory(split) is not None
 
 
 def digest_of(checkpoint: "api.Checkpoint") -> str:

@@ -12,6 +12,7 @@ from zoo import api, models
 from zoo.analysis.features import HEAD_INPUT, digest_of
 from zoo.analysis.probe import ProbeResult
 from zoo.checkpoint import Card, save_checkpoint
+from zoo.data.content_sketch import TRAINED_ON, ContentSketch
 from zoo.inference.predict import Checkpoint
 from zoo.training import run
 from zoo.training.finetune import is_head
@@ -115,12 +116,16 @@ def _card(old: Card, model: nn.Module, probed: ProbeResult, checkpoint: Any, com
     metrics: dict[str, Any] = {probed.split: brief}
     if probed.folds:
         metrics["cross_validation"] = {"accuracy": probed.cross_validated, "folds": probed.folds}
+    data: dict[str, Any] = {"source": origin.data, "limit": origin.limit, "notes": []} if origin else {}
+    if probed.images is not None:
+        before = ContentSketch.from_json((old.data or {}).get(TRAINED_ON))
+        data[TRAINED_ON] = (probed.images if before is None else before.merge(probed.images)).to_json()
     return dataclasses.replace(
         old,
         fields=models.defining_fields(model),
         classes=tuple(probed.class_names),
         recipe=None,
-        data={"source": origin.data, "limit": origin.limit, "notes": []} if origin else None,
+        data=data or None,
         metrics=metrics,
         versions=run.versions(),
         source=f"linear {probed.kind} classifier on frozen features of {spec}"

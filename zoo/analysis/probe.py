@@ -7,13 +7,14 @@ result is a kernel and a bias, which `zoo.analysis.linear_head` attaches to the 
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from zoo.analysis.features import Features, Origin
+from zoo.data.content_sketch import ContentSketch
 from zoo.inference import metrics
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # C, the inverse of the L2 penalty, per 1,000 examples
@@ -43,6 +44,7 @@ class ProbeResult(NamedTuple):
         origin: the checkpoint and the data; None if unknown.
         trained_on: splits that the classifier was trained on.
         validation: metrics of the validation split, if it was not trained on.
+        images: sketch of the images that it was trained on; None if unknown.
     """
 
     metrics: metrics.Metrics
@@ -59,6 +61,7 @@ class ProbeResult(NamedTuple):
     origin: Origin | None = None
     trained_on: tuple[str, ...] = ("train",)
     validation: metrics.Metrics | None = None
+    images: ContentSketch | None = None
 
 
 def probe(
@@ -110,8 +113,15 @@ def probe(
     result = _evaluate(kernel, bias, kind, labels, *features.splits[held_out], features.class_names)
     return ProbeResult(
         result, best, float(accuracy[best]), len(folds), classifier, held_out, kernel, bias, kind,
-        features.class_names, features.about, features.origin, trained_on,
+        features.class_names, features.about, features.origin, trained_on, images=_sketch(features, trained_on),
     )  # fmt: skip
+
+
+def _sketch(features: Features, splits: Sequence[str]) -> ContentSketch | None:
+    """Return the sketch of the images of these splits, or None if that of one is unknown."""
+    if any(name not in features.sketches for name in splits):
+        return None
+    return reduce(ContentSketch.merge, (features.sketches[name] for name in splits))
 
 
 def fit_on_validation(
