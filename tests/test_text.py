@@ -1,9 +1,40 @@
-"""Lists of names in messages; escapes are tested with the streams and the commands that print them."""
+"""Text from files of unknown origin as part of one line."""
 
-from zoo.text import first_few
+import errno
+
+import pytest
+
+from zoo.text import error_line, escape, first_line, one_line
 
 
-def test_first_few():
-    assert first_few([]) == "" and first_few(list("abcde")) == "a, b, c, d, e"
-    assert first_few(list("abcdef")) == "a, b, c, d, e and 1 more" and first_few(list("abc"), 2) == "a, b and 1 more"
-    assert first_few(["a"] * 1005).endswith("and 1,000 more")
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("two\nlines", r"two\nlines"), ("a\tb\r", r"a\tb\r"), ("\x1b[2J", r"\x1b[2J"), ("\x9b31m", r"\x9b31m"),
+     ("\u202egnp.exe", r"\u202egnp.exe"), ("\u2028", r"\u2028"), ("caf\udce9", r"caf\udce9"),
+     ("a b é 東京 🐝", "a b é 東京 🐝")],
+)  # fmt: skip
+def test_names_are_escaped(name, shown):
+    assert escape(name) == shown and escape(name).isprintable()
+
+
+def test_a_message_becomes_one_line():
+    assert one_line("  one\n  two\t three\r\n") == "one two three"
+    assert one_line(ValueError("\x1b[31mred")) == r"\x1b[31mred"
+    assert one_line(KeyError()) == "KeyError" and one_line(ValueError(" \n")) == "ValueError"
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end():
+    line = one_line(f"begin {'x' * 10_000} end", 100)
+    assert line.startswith("begin x") and line.endswith("x end") and " … " in line and len(line) < 100
+    assert one_line("x" * 100, 100) == "x" * 100
+
+
+def test_the_first_line_of_an_error():
+    assert first_line(ValueError("\n first\x07 \nsecond")) == r"first\x07"
+    assert first_line(ValueError("  one\ntwo")) == "one" and first_line(MemoryError()) == "MemoryError"
+
+
+def test_an_error_line_names_the_file_of_the_system():
+    error = OSError(errno.ENOENT, "No such file or directory", "two\nlines")
+    assert error_line(error) == r"two\nlines: no such file or directory"
+    assert error_line(ValueError("a\nb \x1b[2J")) == r"a b \x1b[2J"

@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -136,6 +137,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """Run `main` and exit. After a signal, or as one of several failed processes, exit without waiting for threads."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     prepare_streams(persistent=words[:1] == ["train"])
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on images that it reads all the same
     try:
         code = main(arguments)
         end_on_signal(code)

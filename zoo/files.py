@@ -1,5 +1,6 @@
 """Durable file operations: atomic writes, folder replacement and locks."""
 
+import errno
 import os
 import shutil
 import stat
@@ -7,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from zoo.text import escape
+
+MAX_TEXT = 2**31  # bytes of a text file; the table of ImageNet-21k has half of that
 
 
 @contextmanager
@@ -44,22 +49,52 @@ def atomic_writer(file: Path, *, durable: bool = True, unique: bool = False) -> 
         sync_folder(file.parent)
 
 
+def require_regular(file: Path) -> int:
+    """Return the size of a regular file, in bytes.
+
+    Pipes, sockets, devices and links to them are refused before they are opened: reading one may never end.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it is anything else.
+    """
+    try:
+        status = file.stat()
+    except ValueError:  # a NUL character
+        raise FileNotFoundError(f"{escape(str(file))}: no such file") from None
+    if not stat.S_ISREG(status.st_mode):
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
+        raise ValueError(f"{escape(str(file))}: is {what}, not a regular file")
+    return status.st_size
+
+
 def read_bounded(file: Path, limit: int) -> bytes:
     """Read a whole regular file of at most `limit` bytes.
-
-    Pipes, devices and links to them are refused before they are opened: reading one may never end.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: naming the file, if it is not a regular file or is larger.
     """
-    if not stat.S_ISREG(file.stat().st_mode):
-        raise ValueError(f"{file}: is not a regular file")
+    require_regular(file)
     with open(file, "rb") as stream:
         raw = stream.read(limit + 1)
     if len(raw) > limit:
-        raise ValueError(f"{file}: is larger than {limit:,} bytes")
+        raise ValueError(f"{escape(str(file))}: is larger than {limit:,} bytes")
     return raw
+
+
+def read_text(file: Path, limit: int = MAX_TEXT, encoding: str = "utf-8") -> str:
+    """Read a regular text file of at most `limit` bytes.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it is not a regular file, is larger, or is not text in this encoding.
+    """
+    try:
+        return read_bounded(file, limit).decode(encoding)
+    except UnicodeDecodeError:
+        name = encoding.upper().removesuffix("-SIG")
+        raise ValueError(f"{escape(str(file))}: is not text in {name}; save it as {name}") from None
 
 
 def write_atomically(file: Path, text: str) -> None:
@@ -113,8 +148,17 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 def follow_link(path: Path) -> Path:
-    """Return where a symbolic link points to, or `path` itself. A folder is replaced there, on its own file system."""
-    return path.resolve() if path.is_symlink() else path
+    """Return where a symbolic link points to, or `path` itself. A folder is replaced there, on its own file system.
+
+    Raises:
+        OSError: naming the link, if it leads back to itself.
+    """
+    if not path.is_symlink():
+        return path
+    try:
+        return path.resolve()
+    except RuntimeError:  # Python before 3.13
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
 
 
 def finish_replacement(path: Path) -> None:

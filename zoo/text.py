@@ -1,7 +1,8 @@
 """Lists of names, and text from files of unknown origin on its way to a terminal or a spreadsheet."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 # Control characters but tab and newline, and what reorders or breaks lines. A carriage return may begin or end a text,
@@ -22,6 +23,39 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def escape(text: str) -> str:
+    """Return a name from a file as part of a line: line ends, control characters and undecodable bytes are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def one_line(message: object, limit: int = 600) -> str:
+    """Return a message as one printable line, shortened in its middle to `limit` characters.
+
+    Args:
+        message: a text, or an exception, whose type is used if it has no message. It may quote a file.
+        limit: number of characters.
+    """
+    line = escape(" ".join(str(message).split())) or type(message).__name__
+    return line if len(line) <= limit else f"{line[: limit // 2]} … {line[-limit // 4 :]}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, printable and not too long, or its type if it has none."""
+    return one_line((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+@contextmanager
+def one_line_errors(limit: int = 1000) -> Iterator[None]:
+    """Turn the message of a ValueError in the block, which may quote a file, into one line; see `one_line`."""
+    try:
+        yield
+    except ValueError as error:
+        line = one_line(error, limit)
+        if line == str(error):
+            raise
+        raise (ValueError if isinstance(error, UnicodeError) else type(error))(line) from None
+
+
 def csv_cell(value: Any) -> Any:
     """Return a cell that no spreadsheet takes for a formula: text like one gets an apostrophe in front (OWASP)."""
     formula = isinstance(value, str) and value.startswith(_FORMULA) and not _NUMBER.fullmatch(value)
@@ -36,5 +70,5 @@ def unescaped(stream: Any) -> Any:
 def error_line(error: BaseException) -> str:
     """Return the message of an error on one line; for an error of the operating system, the file first."""
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror.lower()}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return escape(f"{error.filename}: {error.strerror.lower()}")
+    return escape(" ".join(str(error).split())) or type(error).__name__

@@ -9,6 +9,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers import assert_one_line, run_command
+from PIL import Image
 
 import zoo
 from zoo import checkpoint, models
@@ -158,6 +160,84 @@ def test_weights_that_are_not_finite_are_refused_and_reported(tmp_path, network,
     assert np.array_equal(zoo.load(tmp_path / "ckpt", allow_nonfinite=True).variables["params"]["head"]["bias"],
                           broken["params"]["head"]["bias"], equal_nan=True)  # fmt: skip
     assert any("head/bias" in line for line in checkpoint.verify_checkpoint(tmp_path / "ckpt"))
+
+
+def test_commands_accept_weights_that_are_not_finite_only_if_asked(tmp_path, network, monkeypatch, capsys):
+    model, variables = network
+    broken = copy.deepcopy(variables)
+    broken["params"]["head"]["bias"] = np.asarray([0, np.nan, 0], np.float32)
+    zoo.save(tmp_path / "ckpt", model, broken, CLASSES, PREPROCESS, allow_nonfinite=True)
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (40, 8, 8), np.uint8), np.array(list("abca") * 10)
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / "x.png")
+    monkeypatch.chdir(tmp_path)
+    commands = {
+        "eval ckpt --data data.npz --json": 0, "predict ckpt x.png": 2, "verify ckpt": 0,
+        "export ckpt --to safetensors -o x.safetensors": 0, "features ckpt --data data.npz -o f.npz": 0,
+        "probe ckpt --data data.npz --json": 0,
+    }  # fmt: skip
+    for command, code in commands.items():
+        refused, _, err = run_command(capsys, *command.split())
+        assert refused == 2 and "params/head/bias" in err and err.count("\n") == 1, command
+        accepted, out, err = run_command(capsys, *command.split(), "--allow-nonfinite")
+        assert accepted == code, (command, err)
+        if "--json" in command:
+            json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        if command.startswith("eval"):
+            assert json.loads(out)["loss"] is None and json.loads(out)["accuracy"] == 0
+        if command.startswith("predict"):  # no class is right if all probabilities are NaN
+            assert "NaN" in err and err.count("\n") == 1 and not out
+    refused, _, err = run_command(capsys, "eval", "x.safetensors", "--data", "data.npz")
+    assert refused == 2 and "params/head/bias" in err
+    words = ("import", "x.safetensors", "-o", "imported")
+    assert run_command(capsys, *words)[0] == 2 and not (tmp_path / "imported").exists()
+    assert run_command(capsys, *words, "--allow-nonfinite")[0] == 0 and (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("metrics", {"test": 5}), ("metrics", {"test": {"accuracy": "x"}}), ("metrics", {"validation": {"loss": []}}),
+        ("metrics", {"published": {"accuracy": True}}), ("metrics", {"test": {"examples": 10**30}}), ("metrics", []),
+        ("data", {"source": 5}), ("data", []), ("recipe", "x"),
+    ],
+)  # fmt: skip
+def test_records_of_a_card_have_types(folder, field, value):
+    card = json.loads((folder / "card.json").read_text())
+    rewrite_card(folder, json.dumps({**card, field: value}).encode())
+    with pytest.raises(ValueError, match=f"'{field}' is not a table") as caught:
+        zoo.load(folder)
+    assert_one_line(caught, "card.json")
+
+
+def test_nan_in_a_card_is_printed_as_null(folder, capsys):
+    card = json.loads((folder / "card.json").read_text())
+    card["metrics"] = {"test": {"accuracy": 0.5, "loss": float("nan")}, "auc": float("inf")}
+    rewrite_card(folder, json.dumps(card).encode())
+    code, out, _ = run_command(capsys, "info", folder, "--json")
+    assert code == 0
+    shown = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert shown["metrics"] == {"test": {"accuracy": 0.5, "loss": None}, "auc": None}
+
+
+def test_names_in_a_card_cannot_change_the_terminal_or_break_lines(folder, capsys):
+    card = json.loads((folder / "card.json").read_text())
+    card |= {"classes": ["two\nlines", "\x1b[2J", "c"], "licence": "a\nb", "source": "\x9b31m"}
+    rewrite_card(folder, json.dumps(card).encode())
+    loaded = zoo.load(folder)
+    code, out, _ = run_command(capsys, "info", folder)
+    assert code == 0
+    for text in (out, repr(loaded)):
+        assert r"two\nlines, \x1b[2J, c" in text and all(line.isprintable() for line in text.split("\n"))
+
+
+def test_names_in_a_manifest_are_printed_on_one_line(folder):
+    (folder / "arrays" / "two\nlines\x1b[2J").write_text("x")
+    with pytest.raises(ValueError, match=r"arrays/two\\nlines\\x1b\[2J is not listed") as caught:
+        zoo.load(folder)
+    assert_one_line(caught)
+    assert all(line.isprintable() for line in checkpoint.verify_checkpoint(folder))
 
 
 def test_metadata_may_hold_numpy_and_jax_scalars(tmp_path, network):

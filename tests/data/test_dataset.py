@@ -8,7 +8,6 @@ from zoo.data.dataset import (
     Note,
     all_splits,
     create_missing_splits,
-    first_line,
     hold_out_mask,
     record_keys,
     with_classes,
@@ -233,10 +232,6 @@ def test_the_largest_remainders_get_the_rest():
 def test_notes_print_as_their_text():
     note = Note("held_out", "no test split: …", "test")
     assert str(note) == f"{note}" == "no test split: …" and note == Note("held_out", "no test split: …", "test")
-
-
-def test_first_line_of_an_error():
-    assert first_line(ValueError("  one\ntwo")) == "one" and first_line(MemoryError()) == "MemoryError"
 
 
 @pytest.mark.parametrize(

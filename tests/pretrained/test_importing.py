@@ -3,6 +3,7 @@
 Expected values are computed here from the tensors of the file, with transposes written out.
 """
 
+import dataclasses
 import io
 import json
 import zipfile
@@ -18,6 +19,7 @@ from torch_bytes import called, named, number, text
 
 import zoo
 from zoo.data.dataset import with_classes
+from zoo.data.images.preprocess import Preprocess
 from zoo.data.sources.open import open_dataset
 from zoo.pretrained.importing import import_file
 from zoo.pretrained.readers import read_tensors
@@ -526,3 +528,41 @@ def test_folders_that_are_not_weights(tmp_path):
 
 def test_akamaster_names_of_ten_classes_are_cifar10(tmp_path):
     assert import_file(save(tmp_path / "x.pth", small()[1])).card.classes == CIFAR10
+
+
+# --- the card of an exported file -------------------------------------------------------------------------------------
+
+
+def exported(path, **changes):
+    """Write softmax regression as `zoo export` does, with changes to its card."""
+    size = {"size": (4, 4), "resize": (4, 4), "channels": "L", "mean": (0.5,), "std": (0.25,)}
+    card = {
+        "model": "softmax", "fields": {"num_classes": 3, "image_size": 4}, "classes": ["a", "b", "c"],
+        "preprocess": dataclasses.asdict(Preprocess(**size)), "licence": "CC0-1.0", "format": 2, **changes,
+    }  # fmt: skip
+    arrays = {"params/head/kernel": np.ones((16, 3), np.float32), "params/head/bias": np.zeros(3, np.float32)}
+    save_file(arrays, path, {"card": json.dumps(card)})
+    return path
+
+
+def test_a_network_that_is_nothing_but_a_head_is_imported(tmp_path):
+    imported = import_file(exported(tmp_path / "x.safetensors"))
+    assert imported.card.model == "softmax" and imported.card.classes == ("a", "b", "c")
+    assert imported.card.licence == "CC0-1.0" and imported.card.preprocess.size == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "part"),
+    [
+        ("fields", [1], "'fields' is not"), ("fields", {"blocks": [10**9]}, "does not fit"),
+        ("classes", [1, 2, 3], "'classes'"), ("classes", ["a"], "1 class names"),
+        ("preprocess", 5, "preprocess"), ("preprocess", {}, "missing or unknown"),
+        ("model", 7, "'model'"), ("model", "lenet\x1b[2J", "lenet"), ("licence", [], "'licence'"),
+        ("format", 99, "format"), ("recipe", [], "'recipe'"), ("unknown\nfield", 1, r"unknown field"),
+    ],
+)  # fmt: skip
+def test_the_card_of_an_exported_file_is_checked(field, value, part, tmp_path):
+    with pytest.raises(ValueError) as caught:
+        import_file(exported(tmp_path / "x.safetensors", **{field: value}))
+    assert_one_line(caught, "x.safetensors: ", part)
+    assert str(caught.value).isprintable()

@@ -376,3 +376,9 @@ def test_cached_weights_are_opened_offline(published, monkeypatch):
     assert hashed and len(hashed) == len(set(hashed))  # each file is hashed once
     assert np.array_equal(loaded.variables["params"]["head"]["bias"], tensors["linear.bias"])
     assert weights.read_card(name) == loaded.card and weights.folder_of(name).is_dir()
+
+
+@pytest.mark.parametrize("spec", [".nowhere", "./nowhere", "runs/nowhere/best"])
+def test_a_path_that_does_not_exist_is_not_taken_for_a_name(spec):
+    with pytest.raises(FileNotFoundError, match=f"^{spec}: no such checkpoint folder or weight file$"):
+        find(spec)

@@ -21,9 +21,10 @@ from zoo.data.loader import eval_batches
 from zoo.data.sources import from_arrays, open_dataset
 from zoo.data.splits import images_in_memory, known_keys, record_name
 from zoo.distributed.compile import jit_for_platform
-from zoo.files import atomic_writer
+from zoo.files import atomic_writer, require_regular
 from zoo.inference import memory
 from zoo.inference.evaluate import BATCH_SIZE
+from zoo.text import escape, one_line
 from zoo.training.finetune import InitCheckpoint
 
 POOLS = ("mean", "flatten")
@@ -104,11 +105,12 @@ def load_features(file: str | Path) -> Features:
         ValueError: for a file of another kind.
     """
     if not Path(file).exists():
-        raise FileNotFoundError(f"{file}: no such file")
+        raise FileNotFoundError(f"{escape(str(file))}: no such file")
+    require_regular(Path(file))
     try:
         if not zipfile.is_zipfile(file):
             raise ValueError("not an .npz archive")
-        with np.load(file, allow_pickle=False) as arrays:
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             names = [key.removesuffix("_features") for key in arrays.files if key.endswith("_features")]
             splits = {name: (arrays[f"{name}_features"], arrays[f"{name}_labels"]) for name in names}
             files = {name: tuple(arrays[f"{name}_files"].tolist()) for name in names if f"{name}_files" in arrays}
@@ -118,12 +120,23 @@ def load_features(file: str | Path) -> Features:
                 for name in names
                 if f"{name}_sketch" in arrays
             }
+            class_names = tuple(map(str, arrays["class_names"].tolist()))
+            _check_features(splits, len(class_names))
             return Features(
-                splits, tuple(arrays["class_names"].tolist()), str(arrays["about"]), files,
+                splits, class_names, one_line(arrays["about"]), files,
                 None if origin is None else Origin(**origin), {name: s for name, s in read.items() if s is not None},
             )  # fmt: skip
-    except (ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{file}: was not written by `zoo features` ({error})") from None
+    except Exception as error:  # NumPy parses headers as Python, and raises nearly any type for damaged ones
+        raise ValueError(f"{escape(str(file))}: was not written by `zoo features` ({one_line(error, 200)})") from None
+
+
+def _check_features(splits: dict[str, tuple[np.ndarray, np.ndarray]], num_classes: int) -> None:
+    """Raise ValueError unless every split has rows of numbers and as many labels in 0..num_classes - 1."""
+    for name, (rows, labels) in splits.items():
+        if rows.ndim != 2 or rows.dtype.kind != "f" or labels.shape != rows.shape[:1] or labels.dtype.kind not in "iu":
+            raise ValueError(f"{name}: {rows.dtype} {rows.shape} and labels {labels.dtype} {labels.shape}")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+            raise ValueError(f"{name}: labels {labels.min()} to {labels.max()} for {num_classes} classes")
 
 
 def endpoints(model: nn.Module, preprocess: Preprocess) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ from zoo.checkpoint.format import (
     leaf_table,
     load_checkpoint,
     read_card,
+    require_finite,
     save_checkpoint,
     verify_checkpoint,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "load_checkpoint",
     "read_card",
     "read_state",
+    "require_finite",
     "save_checkpoint",
     "save_state",
     "verify_checkpoint",

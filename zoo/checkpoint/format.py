@@ -39,12 +39,15 @@ from zoo.checkpoint.schema import check_card, to_plain_json
 from zoo.data.dataset import require_distinct_names
 from zoo.data.images.preprocess import Preprocess
 from zoo.files import backup_of, finish_replacement, follow_link, remove_folder, replace_folder
+from zoo.text import one_line, one_line_errors
 from zoo.trees import flatten
 
 CARD = "card.json"
 
 #: Orbax's saves and loads are not thread-safe: calls from several threads wait for each other without end.
 _ORBAX = threading.Lock()
+
+MAX_MESSAGE = 100_000  # characters of an error that lists leaves
 
 #: Fields that cards written before them lack; they have defaults.
 OPTIONAL_FIELDS = {"white"}
@@ -106,8 +109,13 @@ def upgrade_names(part: str, fields: Any) -> Any:
     return {renamed.get(name, name): value for name, value in fields.items()}
 
 
-def card_from_json(data: Any, where: str) -> Card:
-    """Build a card from parsed JSON of format 1 or 2.
+def card_from_json(data: Any, where: str, num_leaves: int | None = None) -> Card:
+    """Build a card from parsed JSON of format 1 or 2. NaN and infinity in its records become None.
+
+    Args:
+        data: the parsed JSON.
+        where: the file, for errors.
+        num_leaves: number of leaves, for a card without their table.
 
     Raises:
         ValueError: naming `where`, for another format version, unknown fields or a field of another type or range.
@@ -124,12 +132,14 @@ def card_from_json(data: Any, where: str) -> Card:
         if isinstance(part, dict):
             unmatched = sorted((set(part) ^ names) - (names & OPTIONAL_FIELDS))
         if unmatched:
-            raise ValueError(f"{where}: missing or unknown fields for format {version}: {', '.join(unmatched)}")
-    check_card(data, where)
+            listed = one_line(", ".join(unmatched), 200)
+            raise ValueError(f"{where}: missing or unknown fields for format {version}: {listed}")
+    check_card(data, where, num_leaves)
+    data = to_plain_json(data, where)
     try:
         preprocess = Preprocess(**data["preprocess"])
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"{where}: {one_line(error)}") from None
     values = {**data, "classes": tuple(data["classes"]), "leaves": tuple(data["leaves"]), "format": FORMAT}
     return Card(**{**values, "preprocess": preprocess})
 
@@ -197,7 +207,12 @@ def load_checkpoint(path: str | Path, check: bool = True, allow_nonfinite: bool 
         ValueError: for a format version that is not readable, a card with missing, unknown or invalid fields, or a leaf
             that is not finite.
     """
-    path = _absolute_if_unnamed(path)
+    with one_line_errors(MAX_MESSAGE):
+        return _load_stable(_absolute_if_unnamed(path), check, allow_nonfinite)
+
+
+def _load_stable(path: Path, check: bool, allow_nonfinite: bool) -> tuple[Card, dict]:
+    """Load a checkpoint that a training may be replacing at the same time."""
     for _ in range(5):
         folder = _locate(path)
         inode = folder.stat().st_ino
@@ -221,14 +236,19 @@ def read_card(path: str | Path) -> Card:
     Raises:
         FileNotFoundError, CorruptCheckpointError, ValueError: as `load_checkpoint`.
     """
-    folder = _locate(_absolute_if_unnamed(path))
-    _require_checkpoint(folder, str(path))
-    check_manifest(folder)
-    return card_from_json(read_json(folder / CARD), str(folder / CARD))
+    with one_line_errors(MAX_MESSAGE):
+        folder = _locate(_absolute_if_unnamed(path))
+        _require_checkpoint(folder, str(path))
+        check_manifest(folder)
+        return card_from_json(read_json(folder / CARD), str(folder / CARD))
 
 
-def verify_checkpoint(path: str | Path) -> list[str]:
+def verify_checkpoint(path: str | Path, allow_nonfinite: bool = False) -> list[str]:
     """Check every file and leaf of a checkpoint against its hashes.
+
+    Args:
+        path: the folder.
+        allow_nonfinite: accept leaves that hold NaN or infinity.
 
     Returns:
         A line for each file or leaf that differs from what was written; empty if all are intact.
@@ -244,8 +264,9 @@ def verify_checkpoint(path: str | Path) -> list[str]:
             return lines  # a damaged card says nothing reliable about the leaves
         card, variables = _load_checkpoint(folder, check=not (folder / MANIFEST).exists())
     except ValueError as error:
-        return [*lines, str(error)]
-    return lines + compare_leaves(card.leaves, leaf_table(variables)) + nonfinite_leaves(variables)
+        return [*lines, one_line(error, MAX_MESSAGE)]
+    nonfinite = [] if allow_nonfinite else nonfinite_leaves(variables)
+    return lines + compare_leaves(card.leaves, leaf_table(variables)) + nonfinite
 
 
 def _load_checkpoint(path: Path, check: bool) -> tuple[Card, dict]:
@@ -309,7 +330,8 @@ def require_finite(variables: Mapping, where: str) -> None:
     if lines := nonfinite_leaves(variables):
         more = f"; and {len(lines) - 3} more leaves" if len(lines) > 3 else ""
         raise ValueError(
-            f"{where}: {'; '.join(lines[:3])}{more}; such a network predicts nothing (allow_nonfinite=True accepts it)"
+            f"{where}: {'; '.join(lines[:3])}{more}; such a network predicts nothing "
+            "(to accept it: --allow-nonfinite, or allow_nonfinite=True)"
         )
 
 
@@ -378,7 +400,7 @@ def read_arrays(path: Path) -> dict:
     from orbax.checkpoint import v1
 
     try:
-        with _ORBAX, _single_process_context():
+        with _ORBAX, _quiet_logs(), _single_process_context():
             tree = (v1.load if hasattr(v1, "load") else v1.load_pytree)(path.absolute())
     except Exception as error:  # Orbax and TensorStore raise many types for a folder that they did not write
         raise CorruptCheckpointError(f"{path}: Orbax cannot read it ({type(error).__name__})") from None

@@ -11,6 +11,7 @@ from typing import Any
 
 from zoo.checkpoint.schema import check_files, parse_json
 from zoo.files import read_bounded, sync_file
+from zoo.text import escape, one_line
 
 #: Version of the checkpoint format that this version writes, and the versions that it reads.
 FORMAT = 2
@@ -53,8 +54,8 @@ def manifest_problems(path: Path) -> list[str]:
         raise CorruptCheckpointError(f"{file}: is damaged")
     require_readable(version, str(file))
     lines = []
-    for name, row in listed.items():
-        part = path / name
+    for listed_name, row in listed.items():
+        part, name = path / listed_name, escape(listed_name)
         if not part.is_file():
             lines.append(f"{name} is missing")
         elif part.stat().st_size != row["bytes"]:
@@ -63,7 +64,7 @@ def manifest_problems(path: Path) -> list[str]:
             lines.append(f"{name} has different content (sha256)")
     arrays = path / ARRAYS
     present = {part.relative_to(path).as_posix() for part in arrays.rglob("*") if part.is_file()}
-    return lines + [f"{name} is not listed in the manifest" for name in sorted(present - set(listed))]
+    return lines + [f"{escape(name)} is not listed in the manifest" for name in sorted(present - set(listed))]
 
 
 def require_readable(version: Any, where: str) -> None:
@@ -72,7 +73,7 @@ def require_readable(version: Any, where: str) -> None:
         return
     newer = isinstance(version, int) and version > FORMAT
     advice = "written by a newer version of the zoo; upgrade jax-model-zoo" if newer else "not a known format"
-    raise ValueError(f"{where}: format version {version}, this version reads up to {FORMAT} ({advice})")
+    raise ValueError(f"{where}: format version {one_line(version, 40)}, this version reads up to {FORMAT} ({advice})")
 
 
 def write_manifest(path: Path) -> None:

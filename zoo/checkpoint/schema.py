@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from zoo.text import one_line
+
 #: Limits of a card. Real ones stay far below: ImageNet-21k has 21,843 classes, ResNet-1202 has 7,000 leaves.
 MAX_DEPTH = 32
 MAX_TEXT = 10_000
@@ -19,6 +21,9 @@ MAX_CLASSES = 1_000_000
 MAX_LEAVES = 1_000_000
 MAX_FIELD = 2**31 - 1
 MAX_VALUES = 2**40
+
+#: Results of a split that are read as numbers.
+RESULTS = ("accuracy", "loss", "top5", "examples")
 
 #: Fields of models that count layers. Each layer has a leaf of its own, so a card has at least as many leaves.
 LAYER_COUNTS = ("blocks", "depth", "layers", "widths")
@@ -36,7 +41,7 @@ def parse_json(raw: bytes, where: str) -> Any:
             raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: is not valid JSON ({error})") from None
+        raise ValueError(f"{where}: is not valid JSON ({one_line(error, 200)})") from None
 
 
 def _depth(text: str) -> int:
@@ -79,7 +84,8 @@ def is_integer(value: Any, low: int = 0, high: int = MAX_FIELD) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """Return True for a text of bounded length that UTF-8 can hold."""
     return isinstance(value, str) and len(value) <= MAX_TEXT and _encodes(value)
 
 
@@ -97,27 +103,28 @@ def _is_field(value: Any) -> bool:
         return len(value) <= 1000 and not any(isinstance(part, list) for part in value) and all(map(_is_field, value))
     if isinstance(value, float):
         return math.isfinite(value)
-    return value is None or isinstance(value, bool) or is_integer(value, -MAX_FIELD) or _is_text(value)
+    return value is None or isinstance(value, bool) or is_integer(value, -MAX_FIELD) or is_text(value)
 
 
-def _is_fields(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_text, value)) and all(map(_is_field, value.values()))
+def is_fields(value: Any) -> bool:
+    """Return True for the fields of a model: a table of numbers, words, null, and lists of them."""
+    return isinstance(value, dict) and all(map(is_text, value)) and all(map(_is_field, value.values()))
 
 
 def _is_classes(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MAX_CLASSES and all(map(_is_text, value))
+    return isinstance(value, list) and len(value) <= MAX_CLASSES and all(map(is_text, value))
 
 
 def _is_leaf(row: Any) -> bool:
     return (
         isinstance(row, dict)
         and set(row) == {"path", "shape", "dtype", "sha256"}
-        and _is_text(row["path"])
+        and is_text(row["path"])
         and isinstance(row["shape"], list)
         and len(row["shape"]) <= MAX_DEPTH
         and all(is_integer(side, 0, MAX_VALUES) for side in row["shape"])
         and math.prod(row["shape"]) <= MAX_VALUES
-        and _is_text(row["dtype"])
+        and is_text(row["dtype"])
         and isinstance(row["sha256"], str)
         and re.fullmatch("[0-9a-f]{64}", row["sha256"]) is not None
     )
@@ -127,36 +134,58 @@ def _is_leaves(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= MAX_LEAVES and all(map(_is_leaf, value))
 
 
-def _is_record(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_text, value))
+def is_record(value: Any) -> bool:
+    """Return True for a table whose keys are texts."""
+    return isinstance(value, dict) and all(map(is_text, value))
 
 
 def _is_texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_text, value)) and all(map(_is_text, value.values()))
+    return isinstance(value, dict) and all(map(is_text, value)) and all(map(is_text, value.values()))
 
 
 def _is_optional_record(value: Any) -> bool:
-    return value is None or _is_record(value)
+    return value is None or is_record(value)
+
+
+def _is_data(value: Any) -> bool:
+    return value is None or (is_record(value) and (value.get("source") is None or is_text(value["source"])))
+
+
+def _is_metrics(value: Any) -> bool:
+    """Return True for a table in which the results of a split are tables with numbers for RESULTS."""
+    if not is_record(value):
+        return False
+    results = [value[name] for name in ("validation", "test", "published") if value.get(name) is not None]
+    return all(is_record(result) and all(_is_number(result.get(key)) for key in RESULTS) for result in results)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, float) or is_integer(value, -MAX_VALUES, MAX_VALUES)
 
 
 _CARD: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "model": (_is_text, "a name"),
-    "fields": (_is_fields, "a table of numbers, words and lists of them"),
+    "model": (is_text, "a name"),
+    "fields": (is_fields, "a table of numbers, words and lists of them"),
     "classes": (_is_classes, "a list of names"),
-    "preprocess": (_is_record, "a table"),
+    "preprocess": (is_record, "a table"),
     "recipe": (_is_optional_record, "a table or null"),
-    "data": (_is_optional_record, "a table or null"),
-    "metrics": (_is_record, "a table"),
+    "data": (_is_data, "a table or null, with a text as source"),
+    "metrics": (_is_metrics, "a table of results, with numbers as accuracy, loss and examples"),
     "versions": (_is_texts, "a table of texts"),
-    "licence": (_is_text, "a text"),
-    "source": (_is_text, "a text"),
-    "command": (_is_text, "a text"),
+    "licence": (is_text, "a text"),
+    "source": (is_text, "a text"),
+    "command": (is_text, "a text"),
     "leaves": (_is_leaves, "a table of path, shape, dtype, sha256"),
 }
 
 
-def check_card(card: Mapping[str, Any], where: str) -> None:
+def check_card(card: Mapping[str, Any], where: str, num_leaves: int | None = None) -> None:
     """Check the types, ranges and sizes of a card's fields, and that they agree with each other.
+
+    Args:
+        card: the fields of a card.
+        where: the file, for errors.
+        num_leaves: number of leaves; by default that of the card's table.
 
     Raises:
         ValueError: naming `where` and the first field that is wrong.
@@ -167,19 +196,21 @@ def check_card(card: Mapping[str, Any], where: str) -> None:
     outputs = card["fields"].get("num_classes", len(card["classes"]))
     if (outputs or 0) != len(card["classes"]):
         raise ValueError(f"{where}: {len(card['classes'])} class names for a model with {outputs or 0} classes")
+    num_leaves = len(card["leaves"]) if num_leaves is None else num_leaves
     for name in set(LAYER_COUNTS) & set(card["fields"]):
         value = card["fields"][name]
         counts = value if isinstance(value, list) else [value]
         valid = all(is_integer(count) for count in counts)
         layers = len(counts) if name == "widths" else sum(counts) if valid else 0
-        if not valid or layers > max(len(card["leaves"]), 1):
-            raise ValueError(f"{where}: {name}={value} does not fit the {len(card['leaves'])} leaves of the card")
+        if not valid or layers > max(num_leaves, 1):
+            shown = one_line(value, 80)
+            raise ValueError(f"{where}: {name}={shown} does not fit the {num_leaves} leaves of the card")
 
 
 def check_files(files: Any) -> bool:
     """Return True if `files` maps relative paths inside the checkpoint to their "bytes" and "sha256"."""
     return isinstance(files, dict) and all(
-        _is_text(name)
+        is_text(name)
         and name
         and not name.startswith("/")
         and ".." not in name.split("/")

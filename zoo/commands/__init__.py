@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 #: Exit code of a process that a signal ended, minus the number of the signal.
 SIGNAL_EXIT = 128
@@ -66,6 +67,20 @@ def counter(label: str) -> Callable[[int], None]:
             print(f"\r{label} {done:,}", end="\r", file=sys.stderr, flush=True)
 
     return show
+
+
+def add_allow_nonfinite(parser: argparse.ArgumentParser) -> None:
+    """Add the option of all commands that load a checkpoint."""
+    parser.add_argument("--allow-nonfinite", action="store_true", help="Accept weights that are NaN or infinite.")
+
+
+def json_text(value: Any, indent: int | None = 1) -> str:
+    """Return a value as valid JSON, with null in place of NaN and infinity."""
+    import json
+
+    from zoo.checkpoint.schema import to_plain_json
+
+    return json.dumps(to_plain_json(value, "result"), indent=indent, allow_nan=False)
 
 
 def amount(number: float) -> str:

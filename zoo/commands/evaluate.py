@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import count, counter, require_writable, start_jax
+from zoo.commands import add_allow_nonfinite, count, counter, json_text, require_writable, start_jax
 from zoo.host_memory import release_freed_memory
 from zoo.text import error_line
 
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--csv", metavar="FILE.csv", help="Write file, truth, prediction, probability and loss of every image."
     )
+    add_allow_nonfinite(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,15 +46,13 @@ def run(options: argparse.Namespace) -> int:
         if path:
             require_writable(Path(path), suffix)
     start_jax()
-    import json
-
     from zoo import api
     from zoo.data.dataset import with_classes
     from zoo.data.images.tta import check_views
     from zoo.inference import evidence, metrics
     from zoo.inference.predict import require_head
 
-    loaded = api.load(options.checkpoint)
+    loaded = api.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
     require_head(loaded.card)
     if options.batch_size < 1:
         raise ValueError("--batch-size must be at least 1")
@@ -83,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     lines = write_examples(options, result.per_example, dataset, split) if result.per_example else []
     if options.json:
         left_out = {"left_out": list(dataset.left_out)} if dataset.left_out else {}
-        print(json.dumps({**result.to_json(), **left_out}, indent=1))
+        print(json_text({**result.to_json(), **left_out}))
     else:
         size = f" at {options.image_size}x{options.image_size}" if options.image_size else ""
         how = f"{options.tta} views, averaged" if options.tta else "single crop"

@@ -2,7 +2,7 @@
 
 import argparse
 
-from zoo.commands import amount, require_writable, start_jax
+from zoo.commands import add_allow_nonfinite, amount, require_writable, start_jax
 
 #: File name suffix by format.
 SUFFIXES = {"safetensors": ".safetensors", "stablehlo": ".stablehlo", "onnx": ".onnx"}
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="Tensor names of safetensors: torchvision, timm, akamaster, keras or zoo (default: the first that fits).",
     )
+    add_allow_nonfinite(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     name = os.path.basename(os.path.abspath(options.checkpoint)).replace(":", "-")
     file = Path(options.output or f"{name}{SUFFIXES[options.to]}")
     require_writable(file, SUFFIXES[options.to])
-    loaded = api.load(options.checkpoint)
+    loaded = api.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
     details = ""
     if options.to == "safetensors":
         details = f", tensor names of {export.write_safetensors(loaded, file, options.keys)}"

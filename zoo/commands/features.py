@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import count, counter, require_writable, start_jax
+from zoo.commands import add_allow_nonfinite, count, counter, require_writable, start_jax
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +32,7 @@ def add_extraction(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", metavar="N", type=count, default=0, help="Use at most N records of each split; 0: all."
     )
+    add_allow_nonfinite(parser)
 
 
 def extract(options: argparse.Namespace, splits: list[str] | None) -> Any:
@@ -40,7 +41,7 @@ def extract(options: argparse.Namespace, splits: list[str] | None) -> Any:
     from zoo.analysis.features import features
     from zoo.commands.evaluate import open_data_of
 
-    loaded = api.load(options.checkpoint)
+    loaded = api.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
     dataset = open_data_of(options.checkpoint, loaded.card, options.data, options.data_dir)
     return features(
         loaded, dataset, options.at, splits=splits, pool=options.pool, limit=options.limit, on_batch=counter("images"),

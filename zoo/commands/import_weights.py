@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import start_jax
+from zoo.commands import add_allow_nonfinite, start_jax
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resize-mode", metavar="MODE", help="Resize rule: crop, pad or squash (ignore the aspect ratio).")
     add("--interpolation", metavar="NAME", help="Interpolation: nearest, bilinear, bicubic, lanczos or box.")
     add("--channels", metavar="ORDER", help="Channel order: L (grey), RGB or BGR.")
+    add_allow_nonfinite(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(
             f"{options.file}: is a {imported.card.model} with {count} classes; write it as a checkpoint: -o FOLDER"
         )
-    card = weights.save_imported(imported, folder)
+    card = weights.save_imported(imported, folder, options.allow_nonfinite)
     print(f"{folder}: {card.model}, {len(card.leaves)} leaves, {len(card.classes)} classes")
     print(f"use it: zoo predict {name} IMAGE, zoo train --init {name} --data FOLDER, or zoo.load({name!r})")
     return 0
@@ -105,6 +106,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         ValueError: naming the path, if it is not text, has no class folders, or repeats a name.
     """
     from zoo.data.dataset import require_distinct_names
+    from zoo.files import read_text
 
     if path.is_dir():
         # The order of torchvision.datasets.ImageFolder: 0, 1, 10, 11, 2, …
@@ -114,10 +116,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         if not names:
             raise ValueError(f"{path}: has no class folders")
         return names
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: is not text in UTF-8") from None
+    names = tuple(line.strip() for line in read_text(path, encoding="utf-8-sig").rstrip().splitlines())
     require_distinct_names(names, str(path))
     return names
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import amount, require_writable
+from zoo.commands import amount, json_text, require_writable
 from zoo.files import write_atomically
 from zoo.suggest import did_you_mean
-from zoo.text import first_few
+from zoo.text import escape, first_few
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    import json
-
     from zoo.models import MODELS, create
     from zoo.models.graph import trace
     from zoo.models.summary import totals
@@ -50,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         write_atomically(Path(options.diagram), diagram(graph, f"{options.name}, images of {size}"))
         print(options.diagram, file=sys.stderr)
     if options.json:
-        print(json.dumps(card.to_json() if card else [row._asdict() for row in rows], indent=1))
+        print(json_text(card.to_json() if card else [row._asdict() for row in rows]))
         return 0
     if card:
         print_card(options.name, card)
@@ -96,7 +94,8 @@ def _format_metrics(result: dict[str, Any]) -> str:
 def print_card(path: str, card: Any) -> None:
     """Print a summary of a checkpoint's card."""
     more = ", …" if len(card.classes) > 10 else ""
-    print(f"{path}: {card.model}, {len(card.classes)} classes ({', '.join(card.classes[:10])}{more})")
+    classes = ", ".join(map(escape, card.classes[:10]))
+    print(f"{path}: {card.model}, {len(card.classes)} classes ({classes}{more})")
     changed = {key: value for key, value in card.fields.items() if key != "num_classes"}
     lines = {
         "fields": ", ".join(f"{key}={value}" for key, value in changed.items()),
@@ -106,11 +105,11 @@ def print_card(path: str, card: Any) -> None:
         "source": card.source,
     }
     for split in ("validation", "test"):
-        if split in card.metrics:
+        if card.metrics.get(split):
             lines[split] = _format_metrics(card.metrics[split])
     if published := card.metrics.get("published"):
         lines["published"] = f"{_format_metrics(published)} on {published.get('data', 'its original data')}"
     for key, value in lines.items():
         if value:
-            print(f"  {key:<12}{value}")
+            print(f"  {key:<12}{escape(str(value))}")
     print()

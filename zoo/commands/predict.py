@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import count, require_writable, start_jax
+from zoo.commands import add_allow_nonfinite, count, json_text, require_writable, start_jax
+from zoo.text import escape
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,12 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tta", metavar="VIEWS", default="", help="Average over views: flip, five-crop, ten-crop or multi-scale."
     )
+    add_allow_nonfinite(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     start_jax()
-    import json
-
     from zoo import api
     from zoo.data.images.tta import check_views
     from zoo.inference.files import image_files, predict_files
@@ -32,20 +32,20 @@ def run(options: argparse.Namespace) -> int:
         require_writable(Path(options.output), ".csv")
     if options.top < 1:
         raise ValueError("--top must be at least 1")
-    loaded = api.load(options.checkpoint)
+    loaded = api.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
     if options.tta:
         check_views(options.tta, loaded.card.preprocess)
     files, problems = image_files(options.images)
     rows = []
     for file, prediction in predict_files(loaded, files, options.top, options.tta, problems):
         rows.append((str(file), prediction))
-        print(json.dumps({"file": str(file), "top": [list(pair) for pair in prediction.top]})
+        print(json_text({"file": str(file), "top": [list(pair) for pair in prediction.top]}, indent=None)
               if options.json else _line(str(file), prediction), flush=True)  # fmt: skip
     if options.output:
         write_table(Path(options.output), rows, min(options.top, len(loaded.card.classes)))
     for problem in problems:
         print(f"zoo predict: {problem}", file=sys.stderr)
-    if problems and len(files) + len(problems) > 1:
+    if problems and len(rows) + len(problems) > 1:
         print(
             f"zoo predict: {len(problems):,} of {len(rows) + len(problems):,} files could not be read", file=sys.stderr
         )
@@ -61,4 +61,5 @@ def write_table(path: Path, rows: Sequence[tuple[str, Any]], width: int) -> None
 
 
 def _line(name: str, prediction: Any) -> str:
-    return f"{name}  " + "  ".join(f"{label} {100 * probability:.1f} %" for label, probability in prediction.top)
+    classes = (f"{escape(label)} {100 * probability:.1f} %" for label, probability in prediction.top)
+    return f"{escape(name)}  {'  '.join(classes)}"

@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 
-from zoo.commands import require_new_checkpoint, start_jax
+from zoo.commands import json_text, require_new_checkpoint, start_jax
 from zoo.commands.features import add_extraction, extract
 
 
@@ -22,8 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     start_jax()
-    import json
-
     from zoo import api
     from zoo.analysis import probe
     from zoo.analysis.features import HEAD_INPUT, load_features
@@ -64,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         headed = attach_head(features.origin.checkpoint, probed, options.output, command=command)
         saved = f"{options.output}: {headed.card.model} with the classifier as its head"
     if options.json:
-        print(json.dumps(probed.metrics.to_json(), indent=1))
+        print(json_text(probed.metrics.to_json()))
         print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr)
         return 0
     print(

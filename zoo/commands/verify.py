@@ -3,11 +3,12 @@
 import argparse
 import sys
 
-from zoo.commands import amount
+from zoo.commands import add_allow_nonfinite, amount
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CKPT", help="Folder or name of a checkpoint.")
+    add_allow_nonfinite(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -17,10 +18,10 @@ def run(options: argparse.Namespace) -> int:
     from zoo.pretrained import weights
 
     folder = weights.folder_of(options.checkpoint)
-    problems = checkpoint.verify_checkpoint(folder)
+    problems = checkpoint.verify_checkpoint(folder, options.allow_nonfinite)
     if not problems:
         try:
-            loaded = api.load(folder)
+            loaded = api.load(folder, allow_nonfinite=options.allow_nonfinite)
         except ValueError as error:  # intact, but does not match its model
             problems = [str(error)]
     for problem in problems:

@@ -31,7 +31,7 @@ from zoo.data.splits import (
     subset,
 )
 from zoo.suggest import did_you_mean
-from zoo.text import first_few
+from zoo.text import first_few, one_line
 
 __all__ = [
     "SPLITS",
@@ -87,7 +87,8 @@ class Note:
 def require_distinct_names(class_names: Iterable[str], source: str) -> None:
     """Raise ValueError, beginning with `source`, if two classes have the same name."""
     if repeated := sorted(name for name, count in Counter(class_names).items() if count > 1):
-        raise ValueError(f"{source}: duplicate class names: {', '.join(repeated[:3])}; give each class its own name")
+        listed = one_line(", ".join(repeated[:3]), 200)
+        raise ValueError(f"{source}: duplicate class names: {listed}; give each class its own name")
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,12 +244,16 @@ def hold_out_mask(keys: Sequence[bytes], labels: NDArray[Any], count: int) -> ND
     return np.fromiter((key in chosen for key in keys), bool, len(keys))
 
 
-def create_missing_splits(splits: Mapping[str, Split]) -> tuple[dict[str, Split], list[Note]]:
+def create_missing_splits(splits: Mapping[str, Split], source: str = "") -> tuple[dict[str, Split], list[Note]]:
     """Create missing splits from train.
 
     Without a test split, 20 % of train is held out for it, and 10 % for validation. With a test split but no
     validation split, only the 10 % are held out. Validation has at most MAX_VALIDATION records. Data with a validation
     split, or without a train split, stays as it is.
+
+    Args:
+        splits: the splits that exist.
+        source: name of the data, for errors.
 
     Returns:
         The splits in the order of SPLITS, and a note for each one held out.
@@ -264,25 +269,21 @@ def create_missing_splits(splits: Mapping[str, Split]) -> tuple[dict[str, Split]
         if "test" not in splits:
             counts = {"test": round(TEST_FRACTION * total), **counts}
         for name, count in counts.items():
-            splits["train"], splits[name] = _hold_out(splits["train"], name, count)
+            splits["train"], splits[name] = _hold_out(splits["train"], name, count, source)
             text = f"no {name} split: {len(splits[name]):,} of {total:,} records are held out of train by content"
             notes.append(Note("held_out", text, name))
     return {name: splits[name] for name in SPLITS if name in splits}, notes
 
 
-def _hold_out(train: Split, name: str, count: int) -> tuple[Split, Split]:
-    """Split `train` in two: the rest and the records held out. `name` is for the error message."""
+def _hold_out(train: Split, name: str, count: int, source: str) -> tuple[Split, Split]:
+    """Split `train` in two: the rest and the records held out. `name` and `source` are for the error message."""
     mask = hold_out_mask(content_keys(train), train.labels, count)
     if not mask.any():
         raise ValueError(
-            f"too little data: cannot hold out {name} records from {len(train)}; add images, or give a {name} split"
+            f"{source}{': ' if source else ''}too little data: cannot hold out {name} records from {len(train)}; "
+            f"add images, or give a {name} split"
         )
     return subset(train, ~mask), subset(train, mask)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def nearest_names(wrong: str, known: Iterable[str]) -> str:

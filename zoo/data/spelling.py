@@ -4,14 +4,11 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from zoo.text import escape
+
 BLANKS = re.compile(r"[ \t\u00a0\u2000-\u200a\u202f\u3000]+")
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))  # zero-width characters and the soft hyphen
 WHOLE = re.compile(r"\d+(\.0*)?", re.ASCII)
-
-
-def escape(text: str) -> str:
-    """Return a file name with line ends, control characters and undecodable bytes escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def clean_class_name(name: str) -> str:

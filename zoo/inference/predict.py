@@ -16,6 +16,7 @@ from zoo.data.images.tta import VIEWS, check_views
 from zoo.inference import evaluate
 from zoo.inference.intervals import format_accuracy
 from zoo.models import count_parameters
+from zoo.text import escape
 
 
 class Prediction(NamedTuple):
@@ -69,9 +70,9 @@ class Checkpoint:
         accuracies = [
             f"{split} accuracy {describe_accuracy(card.metrics[split])}"
             for split in ("validation", "test")
-            if isinstance(card.metrics.get(split), dict) and "accuracy" in card.metrics[split]
+            if isinstance(card.metrics.get(split), dict) and card.metrics[split].get("accuracy") is not None
         ]
-        names = ", ".join(card.classes[:5]) + (", …" if len(card.classes) > 5 else "")
+        names = ", ".join(map(escape, card.classes[:5])) + (", …" if len(card.classes) > 5 else "")
         lines = [
             f"Checkpoint of {card.model}, {count_parameters(self.variables):,} parameters",
             f"  input: {height}x{width} pixels, {card.preprocess.channels}",
@@ -80,7 +81,7 @@ class Checkpoint:
         if accuracies:
             lines.append(f"  {', '.join(accuracies)}")
         if card.source:
-            lines.append(f"  source: {card.source}")
+            lines.append(f"  source: {escape(card.source)}")
         return "\n".join(lines)
 
 
@@ -146,6 +147,9 @@ def classify(
         return []
     require_head(card)
     probabilities = evaluate.predict_probabilities(model, variables, np.stack(pixels), card.preprocess, batch_size)
+    if not np.isfinite(probabilities).all():
+        bad = int((~np.isfinite(probabilities).all(axis=1)).sum())
+        raise ValueError(f"{card.model}: the outputs for {bad} of {len(pixels)} images are NaN; no class can be given")
     return [_prediction(row, card.classes, top) for row in probabilities]
 
 

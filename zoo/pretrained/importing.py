@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo import models
-from zoo.checkpoint import Card
-from zoo.checkpoint.format import upgrade_names
+from zoo.checkpoint import FORMAT, Card, card_from_json
 from zoo.data.dataset import placeholder_names, require_distinct_names
 from zoo.data.imagenet import class_names
 from zoo.data.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -19,6 +18,7 @@ from zoo.pretrained.names import find
 from zoo.pretrained.readers import Tensors, read_tensors
 from zoo.pretrained.recognise import HEAD, SOURCES, Match, best_match, loaded_leaf, match_aux_heads, recognise
 from zoo.pretrained.registry import CIFAR10, WEIGHTS, Weights
+from zoo.text import escape, one_line
 from zoo.trees import flatten
 
 #: With so many numbered folders, sorting them as text (torchvision: 0, 1, 10, 2, …) differs from counting.
@@ -93,8 +93,9 @@ def import_file(
     try:
         return _import_own(file, tensors, target, fields, classes, dict(preprocess or {}))
     except ValueError as error:
-        message = str(error)
-        raise type(error)(message) if message.startswith(str(file)) else ValueError(f"{file}: {message}") from None
+        message = one_line(error, 2000)
+        name = escape(str(file))
+        raise type(error)(message) if message.startswith(name) else ValueError(f"{name}: {message}") from None
 
 
 def import_published(file: Path, row: Weights, downloaded: bool = False) -> Imported:
@@ -175,9 +176,9 @@ def _import_own(
 ) -> Imported:  # fmt: skip
     """Import a file that is not published; errors need not name the file."""
     notes = list(tensors.notes)
-    stated = tensors.metadata.card
+    stated = _stated_card(tensors)
     if name is None and stated:
-        name, fields = stated["model"], {**stated["fields"], **fields}
+        name, fields = stated.model, {**stated.fields, **fields}
         notes.append(f"the model is that of the file's card: {name}")
     if name is None:
         architecture, similar = recognise(tensors)
@@ -197,16 +198,29 @@ def _import_own(
     _require_match(match, tensors, name)
     model = match.model
     notes += [f"the tensors have the names of {match.source}", *match.notes]
-    preprocess = _preprocess(name, model, match, tensors, changes, notes)
-    class_names_ = _classes(match.source, model.num_classes or 0, tensors, classes, notes)
+    preprocess = _preprocess(name, model, match, tensors, stated, changes, notes)
+    class_names_ = _classes(match.source, model.num_classes or 0, tensors, stated, classes, notes)
     variables = _convert(file, model, match.source, match.arrays, preprocess)
     digests = ", ".join(check_digest(part, "") for part in tensors.files)
     card = Card(
         model=name, fields=models.card_fields(name, model), classes=class_names_, preprocess=preprocess,
-        licence=stated.get("licence", "") if stated else "", versions=_versions(),
+        licence=stated.licence if stated else "", versions=_versions(),
         source=f"{file.name}, sha256 {digests}; {'; '.join(notes)}",
     )  # fmt: skip
     return Imported(card, variables, tuple(notes))
+
+
+def _stated_card(tensors: Tensors) -> Card | None:
+    """Return the card in a file that this project exported, checked as that of a checkpoint is; None without one.
+
+    Raises:
+        ValueError: naming the field that is wrong.
+    """
+    stated = tensors.metadata.card
+    if not stated:
+        return None
+    optional = {"recipe": None, "data": None, "metrics": {}, "versions": {}, "licence": "", "source": "", "command": ""}
+    return card_from_json({"format": FORMAT, **optional, **stated, "leaves": []}, "its card", len(tensors.arrays))
 
 
 def _require_match(match: Match, tensors: Tensors, name: str) -> None:
@@ -253,16 +267,13 @@ def _channels(model: Any, match: Match) -> int:
 
 
 def _preprocess(
-    name: str, model: Any, match: Match, tensors: Tensors, changes: dict[str, Any], notes: list[str]
-) -> Preprocess:
+    name: str, model: Any, match: Match, tensors: Tensors, stated_card: Card | None, changes: dict[str, Any],
+    notes: list[str],
+) -> Preprocess:  # fmt: skip
     """Return the preprocessing: of the file's card or the published weights, with what the file and the user state."""
     metadata = tensors.metadata
-    if metadata.card:
-        fields = metadata.card["preprocess"]
-        try:
-            base = Preprocess(**(upgrade_names("preprocess", fields) if metadata.card.get("format") == 1 else fields))
-        except TypeError:
-            raise ValueError("has a card whose preprocessing is not understood") from None
+    if stated_card:
+        base = stated_card.preprocess
         notes.append("class names and preprocessing are those of the file's card")
     else:
         base, assumption = _assumed_preprocess(match.source, name, model, _channels(model, match))
@@ -312,7 +323,7 @@ def _assumed_preprocess(source: str, name: str, model: Any, channels: int) -> tu
 
 
 def _classes(
-    source: str, count: int, tensors: Tensors, given: Sequence[str] | None, notes: list[str]
+    source: str, count: int, tensors: Tensors, stated_card: Card | None, given: Sequence[str] | None, notes: list[str]
 ) -> tuple[str, ...]:
     """Return the class names: given by the user, stated in the file, or assumed."""
     if given is not None:
@@ -320,8 +331,8 @@ def _classes(
             raise ValueError(f"{len(given)} class names for {count} outputs")
         return tuple(given)
     metadata = tensors.metadata
-    if metadata.card and len(metadata.card["classes"]) == count:
-        return tuple(str(name) for name in metadata.card["classes"])
+    if stated_card and len(stated_card.classes) == count:
+        return stated_card.classes
     for entry, names in metadata.classes.items():
         if len(names) == count:
             require_distinct_names(names, entry)

@@ -60,9 +60,9 @@ def read_keras(path: Path) -> tuple[dict[str, np.ndarray], Metadata]:
             content, config = _unpack(path)
         with h5py.File(content, "r") as file:
             if "layers" in file:
-                arrays = _numbered(file)
+                arrays = _numbered(file, path.stat().st_size)
             else:
-                arrays = _named(file)
+                arrays = _named(file, path.stat().st_size)
                 config = config or _json(file.attrs.get("model_config"))
         if not arrays:
             raise ValueError("has no weights in it")
@@ -103,7 +103,7 @@ def _add(arrays: dict[str, np.ndarray], key: str, array: np.ndarray) -> None:
     arrays[key] = array
 
 
-def _named(file: Any) -> dict[str, np.ndarray]:
+def _named(file: Any, file_size: int) -> dict[str, np.ndarray]:
     """Read the older form, which lists layers and weights by name: "conv1/kernel:0", or "conv1_W:0" in Keras 1.
 
     A nested model is one layer; its weights are listed by the names of its own layers.
@@ -120,18 +120,18 @@ def _named(file: Any) -> dict[str, np.ndarray]:
             *modules, name = weight.removesuffix(":0").split("/")
             layer = modules[-1] if modules else outer
             name = name.removeprefix(f"{layer}_")
-            _add(arrays, f"{layer}/{KERAS_1.get(name, name)}", _array(_member(weights, weight)))
+            _add(arrays, f"{layer}/{KERAS_1.get(name, name)}", _array(_member(weights, weight), file_size))
     return arrays
 
 
-def _numbered(file: Any, depth: int = 0) -> dict[str, np.ndarray]:
+def _numbered(file: Any, file_size: int, depth: int = 0) -> dict[str, np.ndarray]:
     """Read the form of Keras 3: one group per layer, by class and number, with the layer's name; weights by number."""
     arrays: dict[str, np.ndarray] = {}
     layers = _member(file, "layers")
     for group_name in layers:
         group = _member(layers, group_name)
         if "layers" in group and depth < MAX_NESTING:  # a model inside this one
-            for key, array in _numbered(group, depth + 1).items():
+            for key, array in _numbered(group, file_size, depth + 1).items():
                 _add(arrays, key, array)
         values: Any = _member(group, "vars") if "vars" in group else ()
         if len(values) == 0:
@@ -148,7 +148,7 @@ def _numbered(file: Any, depth: int = 0) -> dict[str, np.ndarray]:
         if len(values) < len(names):
             names = names[1:] if kind == "batch_normalization" else names[:-1]
         for number, weight in enumerate(names):
-            _add(arrays, f"{layer}/{weight}", _array(_member(values, str(number))))
+            _add(arrays, f"{layer}/{weight}", _array(_member(values, str(number)), file_size))
     return arrays
 
 
@@ -166,12 +166,14 @@ def _member(group: Any, path: str) -> Any:
     return group
 
 
-def _array(dataset: Any) -> np.ndarray:
+def _array(dataset: Any, file_size: int) -> np.ndarray:
     if dataset.is_virtual or dataset.external:  # would read other files
         raise ValueError("has data that are stored in another file")
-    stored = min(dataset.id.get_storage_size(), dataset.file.id.get_filesize())
+    stored = min(dataset.id.get_storage_size(), file_size)  # the size that the file states may be damaged
     if dataset.nbytes > MAX_EXPANSION * stored + MAX_UNWRITTEN:
         raise ValueError(f"has {dataset.name} of shape {dataset.shape} in {stored} bytes")
+    if dataset.dtype.kind not in "biuf":
+        raise ValueError(f"has {dataset.name} of type {dataset.dtype}, which is no array of numbers")
     return np.asarray(dataset)
 
 

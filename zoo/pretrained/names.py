@@ -6,6 +6,7 @@ from pathlib import Path
 
 from zoo import checkpoint
 from zoo.cache import cache_folder
+from zoo.files import require_regular
 from zoo.pretrained.registry import DEFAULTS, WEIGHTS, Weights
 from zoo.suggest import did_you_mean
 
@@ -31,8 +32,11 @@ def find(spec: str | Path) -> Path | Weights:
 
     Raises:
         FileNotFoundError: with similar names, if nothing has this name.
+        ValueError: for a pipe, a socket or a device.
     """
     path = Path(spec).expanduser()
+    if path.exists() and not path.is_dir():
+        require_regular(path)
     if path.exists() or isinstance(spec, Path):
         return path
     if spec in shipped():

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from zoo.files import read_text, require_regular
 from zoo.pretrained.file_kinds import file_kind, folder_kind
 from zoo.pretrained.metadata import Metadata, read_metadata
 from zoo.pretrained.torch_files import ZIP_MAGIC, NotTorchFileError, read_torch
 from zoo.pretrained.unpickle import Name, Opaque, UnsafePickleError, describe
 from zoo.suggest import did_you_mean
+from zoo.text import escape, one_line
 
 #: Keys under which training scripts save the state dict, in order of preference.
 WRAPPERS = (
@@ -29,6 +31,7 @@ WRAPPERS = (
 NOT_WEIGHTS = re.compile(r"(?i)optim|sched|scaler|loops|callbacks|hyper_parameters|rng|sampler|criterion|loss")
 #: Keys and prefixes of averaged weights.
 AVERAGED = re.compile(r"(?i)(^|[._])(ema|averaged?|swa|shadow|teacher)([._]|$)")
+MAX_INDEX = 2**28  # bytes of an index of shards
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 KERAS_MEMBER = "model.weights.h5"
 #: One file of several: model-00001-of-00003.safetensors.
@@ -70,20 +73,23 @@ def read_tensors(path: str | Path, weights: str | None = None) -> Tensors:
         ValueError: if the file is damaged, cut off or not a weight file, or has no such set of weights.
     """
     path = Path(path)
+    name = escape(str(path))
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such weight file")
+        raise FileNotFoundError(f"{name}: no such weight file")
+    if not path.is_dir():
+        require_regular(path)
     try:
         shards = _shards(path)
         tensors = _read_shards(path, shards, weights) if shards else _read(path, weights)
         return tensors if tensors.files else replace(tensors, files=(path,))
     except UnsafePickleError as error:
-        raise UnsafePickleError(f"{path}: {error}") from None
+        raise UnsafePickleError(f"{name}: {one_line(error)}") from None
     except FileNotFoundError:
         raise
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{name}: {one_line(error)}") from None
     except (OverflowError, RecursionError, MemoryError) as error:  # sizes and nesting that no real file has
-        raise ValueError(f"{path}: is damaged, or too large for this machine ({type(error).__name__})") from None
+        raise ValueError(f"{name}: is damaged, or too large for this machine ({type(error).__name__})") from None
 
 
 def _read(path: Path, weights: str | None) -> Tensors:
@@ -169,7 +175,7 @@ def _shards(path: Path) -> list[Path]:
 def _shards_of_index(index: Path) -> list[Path]:
     """Return the shards that an index file names, all in its folder."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(read_text(index, MAX_INDEX))["weight_map"].values()))
         if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):

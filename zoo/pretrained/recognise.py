@@ -110,7 +110,8 @@ def match_source(source: str, model: Any, tensors: Tensors, explicit: frozenset[
         _drop_head(source, model, inside, outside, notes)
     problem = problem or _leftover_problem(outside, None if features is None else features.shape[0], notes)
     body = all_keys({path: entry for path, entry in key_map.items() if not path.startswith(HEAD)})
-    coverage = len(body & set(inside)) / max(len(body), 1)
+    # A network that is nothing but a head, such as softmax regression, has no other tensors.
+    coverage = len(body & set(inside)) / len(body) if body else float(all_keys(key_map) == set(inside))
     return Match(source, model, inside, key_map, tuple(notes), coverage, preprocess, headless, problem)
 
 

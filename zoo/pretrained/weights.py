@@ -67,6 +67,8 @@ def open_weights(
     located = find(spec)
     if isinstance(located, Path) and located.is_file():
         imported = import_file(located, model, fields)
+        if not allow_nonfinite:
+            checkpoint.require_finite(imported.variables, str(spec))
         return imported.card, imported.variables
     if model or fields:
         raise ValueError(f"{spec}: states its own model; `model` and fields are for weight files only")
@@ -100,10 +102,10 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def save_imported(imported: Imported, folder: Path) -> Card:
+def save_imported(imported: Imported, folder: Path, allow_nonfinite: bool = False) -> Card:
     """Write an imported file as a checkpoint; return its card with the table of leaves."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return checkpoint.save_checkpoint(folder, imported.card, imported.variables)
+    return checkpoint.save_checkpoint(folder, imported.card, imported.variables, allow_nonfinite)
 
 
 def read_card(spec: str | Path) -> Card:

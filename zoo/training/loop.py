@@ -158,7 +158,7 @@ def resume(plan: Plan, state: TrainState, say: Say) -> tuple[TrainState, dict, P
     if name is None:
         return state, best, Progress()
     arrays, saved = checkpoint.read_state(plan.folder / runs.STATE / name, like)
-    progress = Progress.from_json(saved)
+    progress = Progress.from_json(saved, f"{plan.folder / runs.STATE / name}")
     say(f"Resuming at step {progress.step:,} of {plan.total_steps:,}")
     return jax.tree.map(jax.numpy.asarray, arrays["state"]), arrays["best"], progress
 

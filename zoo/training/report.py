@@ -23,6 +23,7 @@ from zoo.inference.evidence import describe_evidence
 from zoo.inference.intervals import format_accuracy
 from zoo.inference.metrics import Metrics
 from zoo.inference.predict import Checkpoint
+from zoo.text import first_line
 from zoo.training import finetune, progressive
 from zoo.training import run as runs
 from zoo.training.display import Display, format_count
@@ -144,7 +145,7 @@ def save_best(plan: Plan, variables: dict, progress: Progress, results: dict, so
         source: how the checkpoint was made, if only a head was fitted.
     """
     row = next(row for row in progress.history if row["step"] == progress.best_step)
-    made_with = json.loads((plan.folder / runs.CONFIG).read_text(encoding="utf-8"))["made_with"]
+    made_with = runs.read_origin(plan.folder)
     validation = {key.removeprefix("validation_"): value for key, value in row.items() if key.startswith("validation_")}
     card = checkpoint.Card(
         model=plan.config.model,
@@ -203,7 +204,7 @@ def draw_figures(plan: Plan, say: Say) -> None:
             title=f"{plan.config.model} on {plan.config.data}, {shown} split",
         )  # fmt: skip
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         say(f"Figures of the run were not drawn: {reason:.200}")
 
 

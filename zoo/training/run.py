@@ -17,18 +17,20 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoo.checkpoint import schema
 from zoo.checkpoint.format import upgrade_names
 from zoo.checkpoint.manifest import FORMAT, MAX_JSON, require_readable
 from zoo.checkpoint.run_state import latest_save
 from zoo.checkpoint.schema import parse_json
 from zoo.data.folds import Fold
 from zoo.files import locked, read_bounded, write_atomically
+from zoo.text import escape, one_line
 from zoo.training.recipe import Recipe, recipe_from_json
 
 CONFIG, METRICS, RESULTS, TIMING = "config.json", "metrics.jsonl", "results.json", "timing.jsonl"
@@ -121,13 +123,40 @@ def config_from_json(data: Any, where: str) -> RunConfig:
         require_readable(version, where)
         model, source, init = data["model"], data["data"], data["init"] or {}
         recipe = upgrade_names("recipe", data["recipe"]) if version == 1 else data["recipe"]
-        return RunConfig(
-            model["name"], dict(model["fields"]), source["source"], recipe_from_json(recipe),
-            source["limit"], source["fingerprint"], source["dir"], init.get("from"), init.get("sha256"),
-            Fold.from_json(source), data.get("head", ""),
+        values = (
+            model["name"], model["fields"], source["source"], recipe, source["limit"], source["fingerprint"],
+            source["dir"], init.get("from"), init.get("sha256"),
         )  # fmt: skip
+        head = data.get("head", "")
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{where}: is not the configuration of a run ({error})") from None
+        raise ValueError(f"{where}: is not the configuration of a run ({one_line(error, 200)})") from None
+    for (name, (is_valid, expected)), value in zip(_CONFIG.items(), values, strict=True):
+        if not is_valid(value):
+            raise ValueError(f"{where}: {name!r} is not {expected}")
+    if not schema.is_text(head):
+        raise ValueError(f"{where}: 'head' is not a text")
+    try:
+        return RunConfig(*values[:3], recipe_from_json(values[3]), *values[4:], Fold.from_json(source), head)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{where}: {one_line(error)}") from None
+
+
+def _is_optional_text(value: Any) -> bool:
+    return value is None or schema.is_text(value)
+
+
+#: Checks of the attributes of a RunConfig in its JSON, in their order.
+_CONFIG: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model.name": (schema.is_text, "a name"),
+    "model.fields": (schema.is_fields, "a table of numbers, words and lists of them"),
+    "data.source": (schema.is_text, "a name"),
+    "recipe": (schema.is_record, "a table"),
+    "data.limit": (schema.is_integer, "a whole number"),
+    "data.fingerprint": (schema.is_text, "a text"),
+    "data.dir": (_is_optional_text, "a folder or null"),
+    "init.from": (_is_optional_text, "a name or null"),
+    "init.sha256": (_is_optional_text, "a text or null"),
+}
 
 
 def read_config(file: str | Path) -> RunConfig:
@@ -141,12 +170,19 @@ def read_config(file: str | Path) -> RunConfig:
     if file.is_dir():
         file = file / CONFIG
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = parse_json(read_bounded(file, MAX_JSON), str(file))
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: no such configuration") from None
-    except ValueError:
-        raise ValueError(f"{file}: is not JSON") from None
     return config_from_json(data, str(file))
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """Return the command, git revision and versions that a run's configuration records."""
+    data = parse_json(read_bounded(folder / CONFIG, MAX_JSON), str(folder / CONFIG))
+    made_with = data.get("made_with") if isinstance(data, dict) else None
+    if not isinstance(made_with, dict) or not isinstance(made_with.get("versions"), dict):
+        raise ValueError(f"{folder / CONFIG}: does not record the command and versions of the run")
+    return {"command": "", "git": None, **made_with}
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------
@@ -229,7 +265,7 @@ def require_same_run(path: Path, config: RunConfig) -> None:
 def record_micro_batch(path: Path, micro_batch: int) -> None:
     """Write the micro-batch into the configuration of a run that has not begun. The caller holds the run's lock."""
     file = path / CONFIG
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = parse_json(read_bounded(file, MAX_JSON), str(file))
     if config["recipe"]["micro_batch"] != micro_batch:
         config["recipe"]["micro_batch"] = micro_batch
         write_atomically(file, json.dumps(config, indent=1) + "\n")
@@ -260,8 +296,19 @@ def append_timing(path: Path, first: int, last: int, batch_size: int, seconds: f
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl."""
-    return [json.loads(line) for line in (path / METRICS).read_text(encoding="utf-8").splitlines()]
+    """Return the rows of metrics.jsonl.
+
+    Raises:
+        ValueError: naming the file, if a line is not a JSON object.
+    """
+    file = path / METRICS
+    rows = []
+    for number, line in enumerate(read_bounded(file, MAX_JSON).splitlines(), 1):
+        row = parse_json(line, f"{file}, line {number}")
+        if not isinstance(row, dict):
+            raise ValueError(f"{file}, line {number}: is not a JSON object")
+        rows.append(row)
+    return rows
 
 
 def versions() -> dict[str, str]:
@@ -319,12 +366,37 @@ class Progress:
         return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Progress":
-        """Build the progress from JSON of format 1 or 2."""
+    def from_json(cls, data: dict[str, Any], where: str = "progress.json") -> "Progress":
+        """Build the progress from JSON of format 1 or 2.
+
+        Raises:
+            ValueError: naming a field that is unknown or of another type.
+        """
+        if not isinstance(data, dict):
+            raise ValueError(f"{where}: is not a table")
         if "stale" in data:  # format 1
             data = {**data, "evals_without_improvement": data["stale"]}
             del data["stale"]
+        for name, value in data.items():
+            if name not in _PROGRESS or not _PROGRESS[name](value):
+                raise ValueError(f"{where}: {escape(name)!r:.80} is unknown or of another type")
         return cls(**data)
+
+
+def _are_numbers(value: Any) -> bool:
+    return all(isinstance(part, int | float) and not isinstance(part, bool) for part in value)
+
+
+#: Checks of the fields of Progress.
+_PROGRESS: dict[str, Callable[[Any], bool]] = {
+    "step": schema.is_integer,
+    "history": lambda rows: isinstance(rows, list) and all(map(schema.is_record, rows)),
+    "best_step": schema.is_integer,
+    "best_score": lambda score: score is None or (isinstance(score, list) and _are_numbers(score)),
+    "evals_without_improvement": schema.is_integer,
+    "sums": lambda sums: schema.is_record(sums) and _are_numbers(sums.values()),
+    "stopped": schema.is_text,
+}
 
 
 class Logs:

@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import tracemalloc
 import zlib
@@ -10,6 +11,7 @@ from photos import encoded, exif, photo, scene, stroke
 from PIL import Image
 
 from zoo.data.images.decode import (
+    UNREAD_FORMATS,
     apply_orientation,
     composite,
     decode_images,
@@ -304,7 +306,9 @@ def test_usual_formats_are_recognised_by_their_first_bytes(file_format, monkeypa
         Image, "open", lambda file, formats_=None, **k: formats.append(k["formats"]) or original(file, **k)
     )
     read_image(encoded(photo(4, 4), file_format))
-    assert formats == [None if file_format == "BMP" else (file_format,)]
+    (tried,) = formats
+    assert len(tried) > 20 if file_format == "BMP" else tried == (file_format,)
+    assert not UNREAD_FORMATS & set(tried)
 
 
 def test_to_pixels_of_one_bit_and_grey_images_has_one_channel():
@@ -530,3 +534,46 @@ def test_a_large_transparent_image_takes_little_more_memory_than_its_pixels():
 def test_luma_of_a_large_image_is_computed_by_blocks():
     rgb = np.random.default_rng(0).integers(0, 256, (1300, 900, 3), np.uint8)
     np.testing.assert_array_equal(luma(rgb)[..., 0], np.asarray(Image.fromarray(rgb).convert("L")))
+
+
+# --- files that must not be decoded -----------------------------------------------------------------------------------
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+OTHERS = {
+    "EPS": EPS, "WMF": b"\xd7\xcd\xc6\x9a\0\0" + bytes(60), "GRIB": b"GRIB" + bytes(3) + b"\1" + bytes(40),
+    "BUFR": b"BUFR" + bytes(40), "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(60), "MPEG": b"\0\0\1\xb3\4\0\4" + bytes(20),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_formats_that_run_programs_or_are_only_headers_are_not_opened(name, monkeypatch):
+    """Pillow runs Ghostscript for EPS."""
+    import subprocess
+
+    for function in ("run", "call", "check_call", "Popen"):
+        monkeypatch.setattr(subprocess, function, lambda *_, **__: pytest.fail("runs a program"))
+    assert name in UNREAD_FORMATS
+    with pytest.raises(ValueError, match=r"^image: is not an image file of a known format"):
+        read_image(OTHERS[name])
+
+
+def test_only_regular_files_of_bounded_size_are_decoded(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "zero.png"):
+        with pytest.raises(ValueError, match=f"{name}: is a pipe, a socket or a device"):
+            read_image(tmp_path / name)
+    with open(tmp_path / "large.png", "wb") as file:
+        file.truncate(2**31)
+    with pytest.raises(ValueError, match=r"large\.png: is larger than 1,073,741,824 bytes"):
+        read_image(tmp_path / "large.png")
+    with pytest.raises(ValueError, match="is a folder"):
+        read_image(tmp_path)
+
+
+def test_names_and_brands_are_printed_on_one_line(tmp_path):
+    file = tmp_path / "two\nlines.png"
+    file.write_bytes(b"\0\0\0\x18ftypa\x1bv\n" + bytes(20))
+    with pytest.raises(ValueError, match=r"two\\nlines\.png: is a a\\x1bv file") as caught:
+        read_image(file)
+    assert str(caught.value).isprintable()

@@ -424,13 +424,13 @@ def test_hostile_shards(kind, first, tmp_path):
     path = tmp_path / "train.tar"
     path.write_bytes(first + HOSTILE[kind] + bytes(1024))
     tracemalloc.start()
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(ValueError) as caught:
         open_source(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert_one_line(caught, f"{path}: ")
-    assert time.monotonic() - begin < 3 and peak < 2**26
+    assert time.process_time() - begin < 3 and peak < 2**26
 
 
 def test_brace_patterns_without_end():

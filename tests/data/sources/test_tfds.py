@@ -137,6 +137,12 @@ def test_tfds_photographs_are_cropped_on_the_host(tmp_path):
     got.close()
 
 
+@pytest.mark.parametrize("name", ["val", "valid"])
+def test_tfds_splits_have_other_names_for_validation(name, tmp_path):
+    prepare(tmp_path, {"train": random_images(60), name: random_images(9), "test": random_images(15)})
+    assert split_sizes(open_dataset("tfds:tiny", data_dir=tmp_path)) == {"train": 60, "validation": 9, "test": 15}
+
+
 def test_tfds_validation_replaces_a_test_split_without_labels(tmp_path):
     test = random_images(15)[0], np.full(15, -1)
     prepare(tmp_path, {"train": random_images(60), "validation": random_images(9), "test": test})

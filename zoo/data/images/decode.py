@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from zoo.data.images.colour import Uint8, composite, flatten_transparency, luma
 from zoo.data.images.levels import OVERSHOOT, PixelRangeError, find_white, kind_of_mode, scale_to_8_bits, value_range
+from zoo.files import read_bounded
+from zoo.text import escape, first_line
 
 __all__ = [
     "Uint8",
@@ -32,6 +34,11 @@ __all__ = [
 ]
 
 CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
+MAX_IMAGE_BYTES = 2**30  # of an encoded image; a sparse file or a header can claim any size
+
+#: Formats of Pillow that are not read: EPS runs Ghostscript, WMF asks Windows to draw, and of the others Pillow only
+#: reads the header.
+UNREAD_FORMATS = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
 
 
 def read_image(source: str | Path | bytes | BinaryIO, white: float | None = None) -> Uint8:
@@ -55,19 +62,17 @@ def read_image(source: str | Path | bytes | BinaryIO, white: float | None = None
             unknown range, or has so many pixels that it may be a decompression bomb.
     """
     if isinstance(source, str | Path):
-        name = str(source)
+        name = escape(str(source))
         path = Path(source)
-        if path.is_dir():
-            raise ValueError(f"{name}: is a folder, not an image file")
         try:
-            data = path.read_bytes()
+            data = read_bounded(path, MAX_IMAGE_BYTES)
         except FileNotFoundError:
             raise FileNotFoundError(f"{name}: no such file") from None
         except OSError as error:
             raise ValueError(f"{name}: cannot be read ({error.strerror})") from None
     else:
         data = bytes(source) if isinstance(source, bytes | bytearray | memoryview) else source.read()
-        name = str(getattr(source, "name", "image"))
+        name = escape(str(getattr(source, "name", "image")))
         if not isinstance(data, bytes):
             raise ValueError(f"{name}: is open as text; open it in binary mode ('rb')")
     with open_image(data, name) as image:
@@ -92,7 +97,7 @@ def open_image(data: bytes, name: str = "image") -> Iterator[Any]:
     if not data:
         raise ValueError(f"{name}: empty file (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data), formats=_format(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             yield image
     except UnidentifiedImageError:
         raise ValueError(f"{name}: {_describe_unknown(data)}") from None
@@ -103,20 +108,27 @@ def open_image(data: bytes, name: str = "image") -> Iterator[Any]:
     except PixelRangeError as error:
         raise PixelRangeError(f"{name}: {error}") from None
     except Exception as error:  # Pillow's decoders raise exceptions of nearly any type on damaged files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"{name}: damaged or not supported ({reason})") from None
 
 
-def _format(data: bytes) -> tuple[str] | None:
-    """Return the format of JPEG and PNG files, else None; trying every decoder takes longer than decoding one."""
+def _formats(data: bytes) -> tuple[str, ...]:
+    """Return the formats to try: that of JPEG and PNG files alone, because trying every decoder takes long."""
     if data.startswith(b"\xff\xd8\xff"):
         return ("JPEG",)
-    return ("PNG",) if data.startswith(b"\x89PNG\r\n\x1a\n") else None
+    return ("PNG",) if data.startswith(b"\x89PNG\r\n\x1a\n") else _other_formats()
+
+
+def _other_formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in Image.OPEN if name not in UNREAD_FORMATS)
 
 
 def _describe_unknown(data: bytes) -> str:
     if data[4:8] == b"ftyp":
-        brand = data[8:12].decode("ascii", "replace").strip()
+        brand = escape(data[8:12].decode("ascii", "replace").strip())
         return f"is a {brand} file, which cannot be decoded; convert it to JPEG or PNG"
     return f"is not an image file of a known format (it begins with {data[:12]!r}); convert it to JPEG or PNG"
 
@@ -210,11 +222,11 @@ def _pixels_of(source: Any, white: float | None) -> Uint8:
     """Decode a file or a PIL image."""
     if not _is_pil(source):
         return read_image(source, white)
-    name = str(getattr(source, "filename", "") or "image")
+    name = escape(str(getattr(source, "filename", "") or "image"))
     try:
         return upright_pixels(source, white)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"{name}: {reason}") from None
 
 
@@ -256,7 +268,7 @@ def as_numbers(images: Any) -> NDArray[Any]:
     try:
         x = np.asarray(images)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"a {type(images).__name__} cannot be read as an array of images ({reason})") from None
     if x.dtype.kind == "V" and x.dtype.names is None and x.dtype.name.startswith(("bfloat", "float", "int", "uint")):
         x = x.astype(np.float32 if "float" in x.dtype.name else np.int32)

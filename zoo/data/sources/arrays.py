@@ -8,12 +8,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.dataset import Dataset, Note, create_missing_splits, first_line
+from zoo.data.dataset import Dataset, Note, create_missing_splits
 from zoo.data.images.colour import composite
 from zoo.data.images.decode import array_white, as_numbers, channels_last, type_of
 from zoo.data.images.levels import PixelRangeError, choose_array_white, scale_to_8_bits, value_range
 from zoo.data.sources.names import check_joined_labels, unify_class_names
 from zoo.data.splits import ArraySplit, Labels, Pixels
+from zoo.text import first_line
 
 Arrays = tuple[Any, Any]
 MISSING_LABELS = ("nan", "NaN", "<NA>", "NaT")  # as pandas writes missing values
@@ -71,7 +72,7 @@ def dataset_from_pairs(pairs: Mapping[str, Arrays], class_names: Sequence[str] |
         notes += spelling
     numbers, names, renumbered = _to_classes(labels, class_names, name)
     splits, held_out = create_missing_splits(
-        {split: ArraySplit(images[split], numbers[split], whites[split]) for split in pairs}
+        {split: ArraySplit(images[split], numbers[split], whites[split]) for split in pairs}, name
     )
     return Dataset(name, splits, names, (*notes, *renumbered, *held_out))
 

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.data.dataset import Note, first_line
+from zoo.data.dataset import Note
+from zoo.data.images.decode import MAX_IMAGE_BYTES
 from zoo.data.sources.listing import Listing, hash_parts
 from zoo.data.sources.names import canonical_split
+from zoo.files import read_bounded
+from zoo.text import first_line
 
 EXTRA = "jax-model-zoo[hf]"
 
@@ -45,7 +48,7 @@ class HfStore:
         if (data := cell.get("bytes")) is not None:
             return bytes(data)
         try:
-            return Path(cell["path"]).read_bytes()
+            return read_bounded(Path(cell["path"]), MAX_IMAGE_BYTES)
         except (KeyError, TypeError, OSError) as error:
             raise ValueError(f"{self.name(record)}: cannot be read ({first_line(error)})") from error
 

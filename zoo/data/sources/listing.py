@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from zoo.cache import cache_folder
 from zoo.data.dataset import SPLITS, Dataset, Note, create_missing_splits, require_distinct_names
+from zoo.data.images.decode import MAX_IMAGE_BYTES
 from zoo.data.images.levels import PixelRangeError, choose_white, find_white, kind_of_mode
 from zoo.data.sources.names import check_joined_labels, clean_class_name, escape, unify_class_names
 from zoo.data.sources.scan import Scan, scan
@@ -22,7 +23,6 @@ from zoo.data.splits import EncodedSplit, Split, Store, content_keys, record_nam
 from zoo.files import atomic_writer
 from zoo.text import first_few
 
-MAX_IMAGE_BYTES = 2**30  # a sparse file or a header can claim any size
 MAX_LINES = 10  # lines printed of a list that may be long
 # Without O_NONBLOCK, opening a named pipe waits for ever
 OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -175,7 +175,7 @@ def open_listing(listing: Listing, scanned: Scan | None = None) -> Dataset:
     if "train" in splits and "validation" in splits and "test" not in splits:
         splits["test"] = splits.pop("validation")
         notes.append(Note("splits", "no test split: the validation split is used as the test split", "test"))
-    splits, held_out = create_missing_splits(splits)
+    splits, held_out = create_missing_splits(splits, listing.name)
     class_names, words = words_for_wnids(names)
     leaks = leakage(splits, {name: content_keys(split) for name, split in splits.items()})
     return Dataset(listing.name, splits, class_names, (*notes, *words, *held_out, *leaks), tuple(left_out))

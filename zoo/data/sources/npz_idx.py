@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import math
 import re
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.dataset import SPLITS, Dataset, Note, create_missing_splits, first_line
+from zoo.data.dataset import SPLITS, Dataset, Note, create_missing_splits
 from zoo.data.sources.arrays import dataset_from_pairs
 from zoo.data.sources.names import canonical_split
 from zoo.data.splits import ArraySplit, Pixels
-from zoo.text import first_few
+from zoo.files import read_text
+from zoo.text import first_few, first_line, one_line
 
 # --- digits -----------------------------------------------------------------------------------------------------------
 
@@ -99,8 +101,8 @@ def npz(path: Path) -> Dataset:
             }
             if not pairs:
                 raise ValueError(
-                    f"{name}: contains {', '.join(keys) or 'nothing'}; expected x_train, y_train (x_test, y_test), or "
-                    "train_images, train_labels (val_…, test_…), or images, labels, or x, y"
+                    f"{name}: contains {one_line(', '.join(keys) or 'nothing', 200)}; expected x_train, y_train "
+                    "(x_test, y_test), or train_images, train_labels (val_…, test_…), or images, labels, or x, y"
                 )
             _require_plausible_sizes(file, [key for pair in pairs.values() for key in pair], name)
             arrays = {split: (_array(file, x, name), _array(file, y, name)) for split, (x, y) in pairs.items()}
@@ -114,7 +116,7 @@ def npz(path: Path) -> Dataset:
     dataset = dataset_from_pairs(arrays, names, name)
     used = {key for pair in pairs.values() for key in pair} | {"class_names"}
     if unused := [key for key in keys if key not in used]:
-        return replace(dataset, notes=(*dataset.notes, Note("unused", f"not used: {', '.join(unused)}")))
+        return replace(dataset, notes=(*dataset.notes, Note("unused", f"not used: {one_line(', '.join(unused), 200)}")))
     return dataset
 
 
@@ -131,6 +133,10 @@ def _array(file: Any, key: str, name: str) -> NDArray[Any]:
     try:
         if not isinstance(array := file[key], np.ndarray):
             raise ValueError("not an array")
+        if array.dtype.kind == "U" and array.size:
+            code_points = np.frombuffer(array.tobytes(), np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+            if code_points.size and code_points.max() > sys.maxunicode:
+                raise ValueError("text with characters that do not exist")
         return array
     except MemoryError:
         raise ValueError(f"{name}: the array {key} does not fit in memory") from None
@@ -224,7 +230,7 @@ def idx_folder(folder: Path, prefix: str | None = None) -> Dataset:
     names_file, mapping_file = folder / "classes.txt", folder / f"{prefix}-mapping.txt"
     class_names = None
     if names_file.is_file():
-        class_names = names_file.read_text(encoding="utf-8").splitlines()
+        class_names = read_text(names_file).splitlines()
     elif mapping_file.is_file():
         characters = _read_mapping(mapping_file)
         class_names = list(characters.values())
@@ -240,10 +246,12 @@ def _read_mapping(path: Path) -> dict[int, str]:
     """Read a file of EMNIST with lines "label code", such as "10 65" for A."""
     characters = {}
     try:
-        for line in path.read_text(encoding="ascii").splitlines():
+        for line in read_text(path, encoding="ascii").splitlines():
             if line.strip():
                 label, code = line.split()[:2]
                 characters[int(label)] = chr(int(code))
+        if not characters:
+            raise ValueError("empty")
     except (ValueError, OverflowError):
         raise ValueError(f"{path}: is not a list of labels and character codes; remove it to use numbers") from None
     return dict(sorted(characters.items()))

@@ -23,6 +23,7 @@ from zoo.data.sources.npz_idx import digits, idx_files, idx_folder, idx_prefix, 
 from zoo.data.sources.shards import is_tar, list_shards, tar_files
 from zoo.data.sources.tables import is_table, list_table
 from zoo.data.sources.tfds import tfds_dataset
+from zoo.text import one_line_errors
 
 Spec = str | Path
 
@@ -110,8 +111,9 @@ def open_source(spec: Spec, data_dir: Spec | None = None) -> Dataset | Listing:
     if _is_folder(spec) and _is_system_root(_path(spec).resolve()):
         raise ValueError(f"{spec}: is not a folder of data; name the folder that contains the class folders")
     for source in SOURCES:
-        if source.recognise(spec):
-            return source.open(spec, data_dir)
+        with one_line_errors():
+            if source.recognise(spec):
+                return source.open(spec, data_dir)
     raise _unrecognised(spec)
 
 
@@ -132,7 +134,8 @@ def open_dataset(spec: Spec, data_dir: Spec | None = None) -> Dataset:
         {'train': 1258, 'validation': 180, 'test': 359}
     """
     source = open_source(spec, data_dir)
-    return open_listing(source) if isinstance(source, Listing) else source
+    with one_line_errors():
+        return open_listing(source) if isinstance(source, Listing) else source
 
 
 def _path(spec: Spec) -> Path:

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.cache import cached
-from zoo.data.dataset import first_line
 from zoo.data.images.decode import exif_orientation, open_image, to_pixels
 from zoo.data.images.levels import OVERSHOOT, PixelRangeError, kind_of_mode, value_range
 from zoo.data.splits import Store
 from zoo.data.threads import run_all
+from zoo.text import first_line
 
 CHUNK = 64  # records per task
 

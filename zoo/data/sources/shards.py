@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.cache import cached
-from zoo.data.dataset import Note, first_line
+from zoo.data.dataset import Note
 from zoo.data.sources.folders import IMAGE_SUFFIXES, begins_like_an_image, class_folders
 from zoo.data.sources.listing import Listing, require_image_size, stamp_files
 from zoo.data.sources.names import (
@@ -35,7 +35,7 @@ from zoo.data.sources.names import (
 )
 from zoo.data.sources.tables import json_cell, json_object
 from zoo.data.threads import tracked
-from zoo.text import first_few
+from zoo.text import first_few, first_line
 
 # First bytes of compressed files, and the command that unpacks them in place
 COMPRESSED = {b"\x1f\x8b": "gunzip -k", b"BZh": "bunzip2 -k", b"\xfd7zXZ": "unxz -k", b"\x28\xb5\x2f\xfd": "unzstd"}

@@ -16,6 +16,7 @@ from zoo.data.sources.folders import IMAGE_SUFFIXES
 from zoo.data.sources.listing import FileStore, Listing, stamp_files
 from zoo.data.sources.names import canonical_split, escape, similar_split
 from zoo.data.sources.paths import resolve_paths
+from zoo.files import MAX_TEXT, read_bounded
 from zoo.text import first_few
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -107,7 +108,7 @@ def _other_columns(rows: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ..
 
 
 def _read_text(file: Path) -> str:
-    data = file.read_bytes()
+    data = read_bounded(file, MAX_TEXT)
     encoding = BYTE_ORDER_MARKS.get(data[:2], "utf-8-sig")
     try:
         return data.decode(encoding)

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.cache import cached
-from zoo.data.dataset import Dataset, Note, create_missing_splits, first_line, nearest_names
+from zoo.data.dataset import Dataset, Note, create_missing_splits, nearest_names
 from zoo.data.splits import ArraySplit, EncodedSplit, Split, decode, record_keys
 from zoo.data.threads import tracked
+from zoo.text import first_line
 
 IN_MEMORY_BYTES = 2**30  # a split whose decoded pixels take at most this many bytes is decoded once and cached
 TFDS_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
@@ -94,7 +95,7 @@ def tfds_dataset(name: str, data_dir: str | Path | None) -> Dataset:
     for split, records in splits.items():
         if not ((records.labels >= 0) & (records.labels < len(names))).all():
             raise ValueError(f"tfds:{name}: {split} labels must be in 0..{len(names) - 1}")
-    splits, held_out = create_missing_splits(splits)
+    splits, held_out = create_missing_splits(splits, f"tfds:{name}")
     return Dataset(f"tfds:{name}", splits, names, (*notes, *held_out))
 
 
