@@ -83,7 +83,7 @@ def test_eval_passes_each_option_on(monkeypatch, capsys):
     calls = []
     loaded = api.load("lenet5-mnist")
     monkeypatch.setattr("zoo.commands.evaluate.start_jax", lambda: None)
-    monkeypatch.setattr(api, "load", lambda spec: loaded)
+    monkeypatch.setattr(api, "load", lambda spec, allow_nonfinite: loaded)
 
     class Stop(ValueError):
         pass

@@ -219,7 +219,15 @@ def _stated_card(tensors: Tensors) -> Card | None:
     stated = tensors.metadata.card
     if not stated:
         return None
-    optional = {"recipe": None, "data": None, "metrics": {}, "versions": {}, "licence": "", "source": "", "command": ""}
+    optional: dict[str, Any] = {
+        "recipe": None,
+        "data": None,
+        "metrics": {},
+        "versions": {},
+        "licence": "",
+        "source": "",
+        "command": "",
+    }
     return card_from_json({"format": FORMAT, **optional, **stated, "leaves": []}, "its card", len(tensors.arrays))
 
 

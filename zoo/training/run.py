@@ -136,7 +136,11 @@ def config_from_json(data: Any, where: str) -> RunConfig:
     if not schema.is_text(head):
         raise ValueError(f"{where}: 'head' is not a text")
     try:
-        return RunConfig(*values[:3], recipe_from_json(values[3]), *values[4:], Fold.from_json(source), head)
+        name, fields, data_name, recipe_fields, limit, fingerprint, data_dir, start, digest = values
+        return RunConfig(
+            name, fields, data_name, recipe_from_json(recipe_fields), limit, fingerprint, data_dir, start, digest,
+            Fold.from_json(source), head,
+        )  # fmt: skip
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{where}: {one_line(error)}") from None
 
