@@ -26,6 +26,8 @@ SLOW = {
     "manifest": 6,
 }
 EXAMPLES = 12
+#: Readers that start JAX and Orbax for every input; -m slow and the program check them.
+LONG_FORM = ("card, whole network", "arrays of Orbax", "state of Orbax")
 
 
 @pytest.fixture
@@ -35,7 +37,9 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG_FORM else name for name in READERS]
+)
 def test_a_damaged_file_is_read_or_refused_in_one_line(name, tmp_path, cache):
     reader = READERS[name]
     for number, files in enumerate(reader.seeds()):
