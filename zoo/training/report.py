@@ -269,3 +269,4 @@ def write_results(plan: Plan, progress: Progress, results: dict[str, Metrics], d
     for line in (*describe_init_overlap(plan), *test_lines):
         display.say(line)
     display.say(f"checkpoint: {plan.folder / runs.BEST}\n   try it: zoo predict {plan.folder / runs.BEST} IMAGE …")
+    display.say(f"  curves: tensorboard --logdir {plan.folder}")
