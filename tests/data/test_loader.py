@@ -11,7 +11,14 @@ from zoo.data import loader
 from zoo.data.augment.host_crop import Crop, place_augmentation, read_crop
 from zoo.data.images.preprocess import Preprocess, images_to_input
 from zoo.data.images.tta import images_to_views
-from zoo.data.loader import batch_indices, eval_batches, nearest_multiples, prefetch_to_device, train_batches
+from zoo.data.loader import (
+    batch_indices,
+    eval_batches,
+    nearest_multiples,
+    prefetch_to_device,
+    repeated_indices,
+    train_batches,
+)
 from zoo.data.sources import ArraySplit, open_dataset
 
 PLAIN = Preprocess((2, 3), (2, 3), channels="L", mean=(0.0,), std=(1.0,))
@@ -477,3 +484,57 @@ def test_host_crops_use_the_record_and_its_epoch(photographs, streaming):
     for row, (record, epoch) in enumerate(zip(indices.tolist(), epochs.tolist(), strict=True)):
         crop = read_crop(split.encoded([record])[0], SEEN, 5, epoch, record, Crop())
         np.testing.assert_array_equal(batch["image"][row], crop)
+
+
+# --- repeated augmentation --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_records", "batch_size", "repeats"), [(12, 6, 3), (10, 8, 2), (7, 5, 4), (5, 16, 3)])
+def test_an_epoch_of_repeated_augmentation(num_records, batch_size, repeats):
+    """As many examples as ever, of the first records of the epoch's order, each with copies 0, 1, ..."""
+    epochs = 3
+    steps = -(-epochs * num_records // batch_size)
+    parts = [repeated_indices(3, step, batch_size, num_records, repeats) for step in range(steps)]
+    records, epoch, copies = (np.concatenate(part) for part in zip(*parts, strict=True))
+    for number in range(epochs - 1):
+        order = batch_indices(3, 0, num_records, num_records)[0]
+        if number:
+            order = np.concatenate([batch_indices(3, step, 1, num_records)[0] for step in
+                                    range(number * num_records, (number + 1) * num_records)])  # fmt: skip
+        expected = sorted((order[place // repeats], place % repeats) for place in range(num_records))
+        mine = epoch == number
+        assert sorted(zip(records[mine].tolist(), copies[mine].tolist(), strict=True)) == expected
+
+
+def test_neighbours_in_a_batch_of_copies_are_different_images():
+    records, _, copies = repeated_indices(0, 0, 24, 1000, 3)
+    assert copies.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    assert records[:8].tolist() == records[8:16].tolist() == records[16:].tolist() and len(set(records)) == 8
+    assert all(a != b for a, b in itertools.pairwise(records))
+
+
+def test_without_repeats_the_batches_are_the_same():
+    for step in range(4):
+        indices, epochs, copies = repeated_indices(1, step, 7, 10, 1)
+        assert np.array_equal((indices, epochs), batch_indices(1, step, 7, 10)) and not copies.any()
+    same(take(train_batches(numbered(9), PLAIN, batch_size=4, seed=0), 3),
+         take(train_batches(numbered(9), PLAIN, batch_size=4, seed=0, repeats=1), 3))  # fmt: skip
+
+
+def test_repeated_batches_in_memory_and_streamed(monkeypatch):
+    def batches(split):
+        return take(train_batches(split, PLAIN, batch_size=6, seed=2, repeats=2), 3)
+
+    in_memory = batches(numbered(9))
+    monkeypatch.setattr(loader, "CACHE_BYTES", 0)
+    same(in_memory, batches(numbered(9)))
+    assert in_memory[0]["label"].tolist() == in_memory[0]["image"][:, 0, 0, 0].tolist()
+    assert in_memory[0]["label"][:3].tolist() == in_memory[0]["label"][3:].tolist()
+
+
+def test_host_crops_of_copies_differ(tmp_path):
+    split = open_dataset(folder_of(tmp_path, {"train/a": 4, "train/b": 4, "val/a": 1, "val/b": 1})).splits["train"]
+    preprocess = Preprocess((16, 16), (16, 16))
+    (batch,) = take(train_batches(split, preprocess, batch_size=4, seed=0, crop=Crop(), repeats=2), 1)
+    assert batch["label"][:2].tolist() == batch["label"][2:].tolist()
+    assert (batch["image"][:2] != batch["image"][2:]).any((1, 2, 3)).all()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zoo import models
 from zoo.training import optim
 from zoo.training.recipe import Optimizer, Recipe, Schedule
 
@@ -44,6 +45,9 @@ def direction(name, state, gradient, count):
         state["v"] = B2 * state.get("v", 0) + (1 - B2) * gradient**2
         state["m"] = MOMENTUM * state.get("m", 0) + gradient / np.sqrt(state["v"] + EPSILON)
         return state["m"]
+    if name == "rmsprop-tf":  # the mean square starts at 1
+        state["v"] = B2 * state.get("v", 1) + (1 - B2) * gradient**2
+        return gradient / np.sqrt(state["v"] + EPSILON)
     if name == "lion":
         sign = np.sign(MOMENTUM * state.get("m", 0) + (1 - MOMENTUM) * gradient)
         state["m"] = B2 * state.get("m", 0) + (1 - B2) * gradient
@@ -69,7 +73,8 @@ def reference(name, weights, gradients, *, decay=0.0, trust=True, factor=1.0):
             coefficient = 0.001 if name == "lars" else 1
             update = update * coefficient * np.linalg.norm(weights) / np.linalg.norm(update)
         update = rate * update
-        if name == "lars":  # You et al. 2017, algorithm 1: the momentum is of the scaled updates
+        # You et al. 2017, algorithm 1, and tf.train.RMSPropOptimizer: the momentum is of the scaled updates.
+        if name in ("lars", "rmsprop-tf"):
             update = state["m"] = MOMENTUM * state.get("m", 0) + update
         weights = weights - factor * update
     return weights
@@ -234,3 +239,46 @@ def test_the_schedule_for_logging_is_that_of_the_updates():
         updates, state = optimizer.update(GRADS[0], state, PARAMS)
         np.testing.assert_allclose(updates["dense"]["bias"], -schedule(step) * GRADS[0]["dense"]["bias"], rtol=1e-6)
         assert float(schedule(step)) == pytest.approx(RATES[step])
+
+
+# --- kinds of parameters ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["alexnet_small", "resnet20", "inception_v3_small", "lenet5_1998", "googlenet_small"])
+def test_kinds_of_parameters(name):
+    """Norms have a scale or nothing beside their bias; layers have a kernel or coefficients."""
+    params = models.abstract_variables(models.create(name))["params"]
+    for path, kind in optim.kinds_of_parameters(params).items():
+        leaf = path.rpartition("/")[2]
+        is_norm = "norm" in path.rpartition("/")[0].rpartition("/")[2]
+        if leaf == "kernel":
+            assert kind == "weight"
+        elif is_norm:
+            assert kind == "norm"
+        elif leaf == "bias":
+            assert kind in ("bias", "weight")  # LeNet-5's C3 has a matrix of biases
+    assert "bias" in optim.kinds_of_parameters(params).values()
+
+
+def test_decay_and_rates_by_kind():
+    params = {
+        "conv": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "norm": {"scale": jnp.ones(2), "bias": jnp.ones(2)}
+    }  # fmt: skip
+    mask = optim.decay_mask(params, Recipe(decay_bias=True))
+    assert mask == {"conv": {"kernel": True, "bias": True}, "norm": {"scale": False, "bias": False}}
+    recipe = Recipe(bias_lr_factor=2.0, norm_lr_factor=0.5)
+    factors = {"conv/bias": 2.0, "norm/scale": 0.5, "norm/bias": 0.5}
+    assert optim.multipliers_by_kind(params, recipe) == factors
+    assert optim.multipliers_by_kind(params, Recipe()) == {}
+
+
+@pytest.mark.parametrize("method", ["linear", "constant"])
+def test_warm_up_from_a_fraction_of_the_rate(method):
+    """torchvision's --lr-warmup-method and --lr-warmup-decay, by steps."""
+    recipe = Recipe(
+        learning_rate=0.5, schedule="constant", warmup_epochs=2, epochs=10, warmup=method, warmup_lr_fraction=0.1
+    )
+    schedule = optim.learning_rate_schedule(recipe, 50, 5)
+    rates = [float(schedule(step)) for step in range(12)]
+    expected = np.linspace(0.05, 0.5, 11)[:10] if method == "linear" else [0.05] * 10
+    np.testing.assert_allclose(rates, [*expected, 0.5, 0.5], rtol=1e-6)

@@ -69,6 +69,16 @@ SAME = [
     ("--init START --head-epochs 1 --freeze stem,stage1 --unfreeze-at 2 --layer-decay 0.8 --head-lr 0.1 --data digits",
      {"init": "START", "data": "digits", "head_epochs": 1.0, "freeze": ("stem", "stage1"), "unfreeze_at": 2.0,
       "layer_decay": 0.8, "head_lr": 0.1}),
+    ("--eval-crop 0.875 --normalisation symmetric --set augment_repeats=2 --set ema_every=4",
+     {"model": "lenet5", "eval_crop": 0.875, "normalisation": "symmetric", "augment_repeats": 2, "ema_every": 4}),
+    ("--optimizer rmsprop-tf --set bias_lr_factor=2 --set decay_bias=true --set norm_momentum=0.99"
+     " --set warmup=constant --set warmup_lr_fraction=0.1 --set ema_warmup=copy --set norm_lr_factor=0.5",
+     {"model": "lenet5", "optimizer": "rmsprop-tf", "bias_lr_factor": 2.0, "decay_bias": True, "norm_momentum": 0.99,
+      "warmup": "constant", "warmup_lr_fraction": 0.1, "ema_warmup": "copy", "norm_lr_factor": 0.5}),
+    ("--model mlp --set model_fields=dropout=0.25 --set loss=sigmoid --set target_threshold=0.2",
+     {"model": "mlp", "model_fields": ("dropout=0.25",), "loss": "sigmoid", "target_threshold": 0.2}),
+    ("--model resnet20 --recipe bit-hyperrule --image-size 16",
+     {"model": "resnet20", "recipe": "bit-hyperrule", "image_size": 16}),
     ("--init START --recipe small --data digits --set channels=L",
      {"init": "START", "data": "digits", "recipe": "small", "channels": "L"}),
 ]  # fmt: skip
@@ -406,3 +416,64 @@ def test_more_steps_than_can_be_counted_are_refused(changes, parts):
     with pytest.raises(ValueError) as raised:
         make_plan("softmax", dataset(), Recipe(**changes))
     assert_one_line(raised, *parts)
+
+
+# --- what a recipe sets besides the optimiser -------------------------------------------------------------------------
+
+
+def replace(**fields):
+    return dataclasses.replace(PLAIN, **fields)
+
+
+def test_a_recipe_sets_fields_of_the_model():
+    recipe = dataclasses.replace(PLAIN, model_fields=("dropout=0.25",))
+    assert mlp_plan(recipe).config.fields["dropout"] == 0.25
+    given = make_plan("mlp", dataset(), recipe, fields={**MLP, "dropout": 0.0})
+    assert given.config.fields["dropout"] == 0
+    setting = Setting("--set dropout", "dropout", "0.75")
+    assert mlp_plan(recipe, settings=[setting]).config.fields["dropout"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("zero_init=true", ["zero_init", "mlp", "--set model_fields=none"]), ("dropout=many", ["dropout=many", "float"])],
+)
+def test_a_recipe_for_another_model_is_an_error(text, words):
+    with pytest.raises(ValueError, match="model_fields") as caught:
+        mlp_plan(dataclasses.replace(PLAIN, model_fields=(text,)))
+    assert_one_line(caught, *words)
+
+
+def test_normalisation_of_a_recipe_and_of_a_model():
+    standard = mlp_plan().preprocess
+    symmetric = mlp_plan(replace(normalisation="symmetric")).preprocess
+    centred = mlp_plan(replace(normalisation="centre")).preprocess
+    assert symmetric.mean == symmetric.std == (0.5,)
+    assert centred.mean == standard.mean and centred.std == (1 / 255,) and 0.1 < standard.std[0] < 0.5
+    for name, fields in (("alexnet", {"image_size": 67, "width": 0.1}), ("googlenet", {"width": 0.1})):
+        plan = make_plan(name, dataset(), replace(image_size=67), fields=fields)
+        assert plan.preprocess.std == (1 / 255,) * plan.preprocess.num_channels
+        again = make_plan(name, dataset(), replace(image_size=67, normalisation="standardise"), fields=fields)
+        assert min(again.preprocess.std) > 0.1
+    small = make_plan("alexnet_small", dataset(), PLAIN, fields={"width": 0.1}).preprocess
+    assert min(small.std) > 0.1  # its kernels are initialised for inputs of unit variance
+
+
+def test_normalisation_of_an_initial_checkpoint(start):
+    init = zoo.api.open_init(start)
+    kept = make_plan(None, dataset(), PLAIN, init=init).preprocess
+    assert kept.mean == init.card.preprocess.mean and kept.std == init.card.preprocess.std
+    changed = make_plan(None, dataset(), replace(normalisation="centre"), init=init).preprocess
+    assert changed.std == (1 / 255,) * 3 and changed.mean != kept.mean
+
+
+def test_the_evaluation_crop_is_in_the_plan_but_not_in_training():
+    plan = make_plan("resnet20", pictures(40, 3), replace(eval_crop=0.875, image_size=28))
+    assert plan.preprocess.size == (28, 28) and plan.preprocess.resize == (32, 32)
+    assert plan.segments[0].preprocess.resize == (28, 28)
+
+
+def test_the_hyperrule_of_bit_is_resolved_by_the_data():
+    plan = make_plan("resnet20", pictures(40, 3), "bit-hyperrule")
+    assert plan.total_steps == 500 and plan.preprocess.size == (128, 128)
+    assert plan.recipe.augment == ("scale_crop(low=1.25, high=1.25)", "flip")

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from zoo.training import recipe as recipe_module
-from zoo.training.recipe import Recipe, choices_of, parse_field, recipe_from_json
+from zoo.training.recipe import OMITTED_DEFAULTS, Recipe, choices_of, parse_field, recipe_from_json, recipe_to_json
 
 TINY = 1e-9
 
@@ -17,8 +17,14 @@ RANGES = [
     *((field, (0, 1), (-1,)) for field in ("batch_size", "min_epoch_steps", "image_size", "test_size", "patience",
                                            "seed")),
     *((field, (0.0, 2.0), (-TINY,)) for field in ("head_epochs", "head_lr", "l1", "l2", "weight_decay", "clip_norm",
-                                                  "warmup_epochs", "aux_weight", "decay_factor", "final_lr_fraction")),
-    *((field, (0.0, 1 - TINY), (-TINY, 1.0)) for field in ("momentum", "b2", "label_smoothing", "ema")),
+                                                  "warmup_epochs", "aux_weight", "decay_factor", "final_lr_fraction",
+                                                  "bias_lr_factor", "norm_lr_factor")),
+    *((field, (0.0, 1 - TINY), (-TINY, 1.0)) for field in ("momentum", "b2", "label_smoothing", "ema",
+                                                           "norm_momentum")),
+    *((field, (0.0, 0.5, 1.0), (-TINY, 1 + TINY)) for field in ("eval_crop", "warmup_lr_fraction")),
+    *((field, (1, 4), (0, -1)) for field in ("augment_repeats", "ema_every")),
+    ("target_threshold", (0.0,), (-TINY, 0.2, 1.0)),  # needs loss="sigmoid"
+    ("model_fields", ((), ("dropout=0.3",), ("a=1", "b=x")), (("dropout",), ("=1",), ("dropout=",), ("a b=1",))),
     ("micro_batch", (0, 32, 64), (-1, 48, 128)),
     ("layer_decay", (TINY, 1.0), (0.0, 1 + TINY)),
     ("unfreeze_at", (0.0,), (-TINY, 2.0)),  # nothing is frozen
@@ -151,8 +157,22 @@ def test_choices():
     assert choices_of("epochs") == choices_of("augment") == choices_of("source") == ()
 
 
-def test_json():
-    recipe = Recipe(progressive=(8, 16), progressive_at=(1.5,), test_size=24, augment=("flip",))
-    assert recipe_from_json(json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe
+@pytest.mark.parametrize("to_json", [dataclasses.asdict, recipe_to_json])
+def test_json(to_json):
+    recipe = Recipe(progressive=(8, 16), progressive_at=(1.5,), test_size=24, augment=("flip",), model_fields=("a=1",))
+    assert recipe_from_json(json.loads(json.dumps(to_json(recipe)))) == recipe
     with pytest.raises(ValueError, match="colour, shape"):
         recipe_module.recipe_from_json({"shape": 1, "colour": 1})
+
+
+def test_later_fields_are_written_only_where_they_differ_from_the_default():
+    """Older cards and configurations lack them, and must stay the same to the byte."""
+    assert set(recipe_to_json(Recipe())).isdisjoint(OMITTED_DEFAULTS)
+    assert set(recipe_to_json(Recipe())) | set(OMITTED_DEFAULTS) == set(dataclasses.asdict(Recipe()))
+    assert recipe_to_json(Recipe(ema_every=2)) == {**recipe_to_json(Recipe()), "ema_every": 2}
+
+
+def test_a_threshold_of_targets_needs_the_sigmoid_loss():
+    assert Recipe(loss="sigmoid", target_threshold=0.2).target_threshold == 0.2
+    with pytest.raises(ValueError, match=r"target_threshold=0\.2: needs loss"):
+        Recipe(target_threshold=0.2)

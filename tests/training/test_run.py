@@ -11,7 +11,7 @@ import pytest
 
 from zoo.checkpoint import save_state
 from zoo.training import run
-from zoo.training.recipe import Recipe
+from zoo.training.recipe import OMITTED_DEFAULTS, Recipe
 from zoo.training.run import Logs, Progress, RunConfig
 
 RECIPE = Recipe(epochs=3, batch_size=12)
@@ -48,7 +48,9 @@ def test_the_identity_is_everything_that_changes_the_result():
     )
     assert identity["init"] == "a" * 64 and identity["recipe.epochs"] == 3
     recipe_fields = {f"recipe.{field.name}" for field in dataclasses.fields(Recipe)} - {"recipe.source"}
-    assert {key for key in identity if key.startswith("recipe.")} == recipe_fields
+    later = {f"recipe.{field}" for field in OMITTED_DEFAULTS}
+    assert {key for key in identity if key.startswith("recipe.")} == recipe_fields - later
+    assert recipe(ema_every=2).identity()["recipe.ema_every"] == 2
     assert "init" not in change(init=None, init_digest=None).identity()
 
 

@@ -19,6 +19,7 @@ from zoo.training.step import (
     create_state,
     eval_variables,
     example_losses,
+    loss_targets,
     make_train_step,
     reset_optimizer,
     update_ema,
@@ -256,9 +257,64 @@ def test_the_decay_of_the_moving_average_grows_to_its_limit(step, decay):
     """Batch statistics are averaged like parameters; a frozen path keeps its value."""
     old = {"params": {"w": np.float32(1)}, "batch_stats": {"n": {"mean": np.float32(1), "var": np.float32(1)}}}
     new = jax.tree.map(np.zeros_like, old)
-    ema = update_ema(old, new, 0.9, jnp.int32(step), frozenset({"n/var"}))
+    ema = update_ema(old, new, Recipe(ema=0.9), jnp.int32(step), frozenset({"n/var"}))
     assert float(ema["params"]["w"]) == float(ema["batch_stats"]["n"]["mean"]) == pytest.approx(decay)
     assert float(ema["batch_stats"]["n"]["var"]) == 1
+
+
+def test_the_moving_average_of_torchvision():
+    """references/classification/train.py: updated when step % every == 0; the counter of averages is reset at updates
+    during the warm-up, and an average whose counter is 0 becomes a copy."""
+    recipe, warmup = Recipe(ema=0.75, ema_every=3, ema_warmup="copy"), 7
+    average, averaged, expected = 100.0, 0, 100.0
+    for step in range(20):
+        weight = float(step**2)
+        if step % 3 == 0:
+            expected = weight if averaged == 0 else 0.75 * expected + 0.25 * weight
+            averaged = 0 if step < warmup else averaged + 1
+        ema, variables = ({"params": {"w": jnp.float32(value)}} for value in (average, weight))
+        new = update_ema(ema, variables, recipe, jnp.int32(step), frozenset(), warmup)
+        average = float(new["params"]["w"])
+        assert average == pytest.approx(expected), step
+
+
+def test_targets_above_the_threshold_are_present():
+    """timm's target_threshold 0.2: both classes of a mixed image; smoothing comes after it."""
+    mixed = jnp.array([[0.75, 0.25, 0.0, 0.0], [0.15, 0.85, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    hard = np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]], np.float32)
+    recipe = Recipe(loss="sigmoid", target_threshold=0.2)
+    assert np.array_equal(loss_targets(mixed, recipe), hard)
+    smooth = dataclasses.replace(recipe, label_smoothing=0.1)
+    np.testing.assert_allclose(loss_targets(mixed, smooth), 0.9 * hard + 0.1 / 4, rtol=1e-6)
+    assert loss_targets(mixed, Recipe(loss="sigmoid")) is mixed
+
+
+def test_the_threshold_acts_on_the_loss():
+    fields = {"loss": "sigmoid", "label_smoothing": 0.1}
+    _, plain = change(fields)
+    _, thresholded = change({**fields, "target_threshold": 0.2})
+    assert float(thresholded["loss"]) == pytest.approx(float(plain["loss"]), rel=1e-5)  # nothing is mixed
+    mixing = {**fields, "augment": ("mixup(alpha=5)",)}
+    _, soft = change(mixing)
+    _, hard = change({**mixing, "target_threshold": 0.2})
+    assert abs(float(hard["loss"]) - float(soft["loss"])) > 0.1
+
+
+def test_the_momentum_of_batch_norms():
+    """The first step moves running statistics from 0 by 1 - momentum."""
+    model = models.create("resnet20", blocks=(1,), width=2, num_classes=5)
+    batch = {**BATCH, "image": np.repeat(BATCH["image"], 3, -1)}
+
+    def mean_after(recipe):
+        optimizer, _ = make_optimizer(recipe, 10, 5)
+        state = create_state(model, optimizer, recipe, (8, 8, 3))
+        preprocess = Preprocess((8, 8), (8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
+        state, _ = jax.jit(make_train_step(model, recipe, preprocess, optimizer))(state, batch)
+        return np.asarray(state.variables["batch_stats"]["stem"]["norm"]["mean"])
+
+    own, slow = (mean_after(dataclasses.replace(PLAIN, norm_momentum=value)) for value in (0.0, 0.99))
+    assert np.abs(own).max() > 1e-3
+    np.testing.assert_allclose(slow, own * (1 - 0.99) / (1 - 0.9), rtol=1e-4)
 
 
 def test_the_first_state():

@@ -30,6 +30,8 @@ RECIPE_FLAGS = {
     "image-size": ("PIXELS", "Side of the input."),
     "progressive": ("PIXELS,…", "Sides of the input in consecutive, equal parts of training, such as 128,160,192."),
     "test-size": ("PIXELS", "Side of the input for validation, test and the checkpoint; 0: as in training."),
+    "eval-crop": ("FRACTION", "Side of the centre crop of validation and test by the side of the resized image."),
+    "normalisation": ("NAME", "Normalisation of inputs: {choices} (default: that of --init, or of the model)."),
     "monitor": ("METRIC", "Validation metric that selects the best checkpoint: {choices}."),
     "patience": ("N", "Stop after N evaluations without improvement; 0: never."),
     "seed": ("N", "Random seed."),

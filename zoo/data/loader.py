@@ -21,7 +21,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.augment.host_crop import Crop, read_crop
+from zoo.data.augment.host_crop import Crop, ScaleCrop, read_crop
 from zoo.data.images.preprocess import Preprocess, images_to_input
 from zoo.data.images.tta import VIEWS, check_views, images_to_views
 from zoo.data.splits import Split, encoded_reader, images_in_memory, read_chunk, record_name
@@ -88,6 +88,40 @@ def batch_indices(
     return np.concatenate(parts), epochs
 
 
+def repeated_indices(
+    seed: int, step: int, batch_size: int, num_records: int, repeats: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the records of global batch `step` with repeated augmentation, their epochs and the numbers of the copies.
+
+    An epoch still has `num_records` examples, but of num_records / repeats records, each `repeats` times in succession.
+    Within a batch, first copies come before second ones, so that neighbours, which mixup combines, and the rows of
+    different devices are different images (timm's and torchvision's samplers give copies to different processes).
+
+    Args:
+        seed: seed of the order, at least 0.
+        step: number of the batch, from 0.
+        batch_size: size of the global batch, over all processes.
+        num_records: number of records in the split, N.
+        repeats: copies of each record.
+
+    Returns:
+        records in 0..N-1, epochs and numbers of the copies in 0..repeats-1, each int64 [batch_size].
+
+    Raises:
+        ValueError: as `batch_indices`.
+    """
+    indices, epochs = batch_indices(seed, step, batch_size, num_records)
+    if repeats == 1:
+        return indices, epochs, np.zeros_like(indices)
+    places = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64) % num_records
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        rows = epochs == epoch
+        indices[rows] = _permutation(seed, epoch, num_records)[places[rows] // repeats]
+    copies = places % repeats
+    order = np.argsort(copies, kind="stable")
+    return indices[order], epochs[order], copies[order]
+
+
 def train_batches(
     split: Split,
     preprocess: Preprocess,
@@ -96,7 +130,8 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     shard: tuple[int, int] = (0, 1),
-    crop: Crop | None = None,
+    crop: Crop | ScaleCrop | None = None,
+    repeats: int = 1,
     workers: int | None = None,
 ) -> Generator[Batch]:
     """Yield full batches without end, from batch `start_step` on. All weights are 1.
@@ -113,6 +148,7 @@ def train_batches(
         start_step: first step, to resume a run.
         shard: (rank, count) of this process, which gets rows rank * B / count … of each global batch of size B.
         crop: the crop to cut from the encoded images, as decided by `place_augmentation`; None leaves it to the device.
+        repeats: copies of each record in a batch, for repeated augmentation; see `repeated_indices`.
         workers: number of threads; 0 makes each batch when it is requested, None uses one thread per processor. It
             affects speed only.
 
@@ -130,16 +166,17 @@ def train_batches(
     def gather(images: NDArray[np.uint8]) -> Generator[Batch]:
         step = start_step
         while True:
-            indices = batch_indices(seed, step, batch_size, len(labels))[0][rows]
+            indices = repeated_indices(seed, step, batch_size, len(labels), repeats)[0][rows]
             yield {"image": images[indices], "label": labels[indices], "weight": np.ones(len(indices), np.float32)}
             step += 1
 
     def planned() -> Iterator[tuple[Batch, list[DecodeTask]]]:
         step = start_step
         while True:
-            indices, epochs = (part[rows] for part in batch_indices(seed, step, batch_size, len(labels)))
+            drawn = repeated_indices(seed, step, batch_size, len(labels), repeats)
+            indices, epochs, copies = (part[rows] for part in drawn)
             batch = _empty_batch(labels[indices], len(indices), preprocess)
-            yield batch, _decode_tasks(split, preprocess, indices, batch["image"], crop, seed, epochs)
+            yield batch, _decode_tasks(split, preprocess, indices, batch["image"], crop, seed, (epochs, copies))
             step += 1
 
     return gather(images) if images is not None else prefetch(planned(), workers)
@@ -223,23 +260,27 @@ def _decode_tasks(
     preprocess: Preprocess,
     indices: NDArray[np.int64],
     out: NDArray[np.uint8],
-    crop: Crop | None = None,
+    crop: Crop | ScaleCrop | None = None,
     seed: int = 0,
-    epochs: NDArray[np.int64] | None = None,
+    occurrences: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
     tta: str = "",
 ) -> list[DecodeTask]:
-    """Return tasks that together write the images of these records into the first rows of `out`."""
+    """Return tasks that together write the images of these records into the first rows of `out`.
+
+    `occurrences` holds the epoch and the number of the copy of each record, which decide its crop.
+    """
 
     def preprocess_rows(start: int, stop: int) -> None:
         images = split.read(indices[start:stop])
         out[start:stop] = images_to_views(images, preprocess, tta) if tta else images_to_input(images, preprocess)
 
     def crop_rows(start: int, stop: int) -> None:
-        assert read_encoded is not None and crop is not None and epochs is not None
+        assert read_encoded is not None and crop is not None and occurrences is not None
+        epochs, copies = occurrences
         for row, data in zip(range(start, stop), read_encoded(indices[start:stop]), strict=True):
             record = int(indices[row])
             try:
-                out[row] = read_crop(data, preprocess, seed, int(epochs[row]), record, crop)
+                out[row] = read_crop(data, preprocess, seed, int(epochs[row]), record, crop, int(copies[row]))
             except ValueError as error:
                 raise ValueError(f"{record_name(split, record)}{str(error).removeprefix('image')}") from None
 

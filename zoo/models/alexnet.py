@@ -78,6 +78,11 @@ class AlexNet(nn.Module):
     stages = (*TWO_TOWERS, "dense6", "dense7", "head")
 
     @property
+    def normalisation(self) -> str:
+        """Default of the recipe field: the paper subtracts the mean from values in 0..255 (section 2)."""
+        return "centre" if self.stem == "imagenet" else "standardise"
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         return (self.image_size, self.image_size, 3)
 

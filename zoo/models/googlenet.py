@@ -195,6 +195,11 @@ class GoogLeNet(nn.Module):
         return (*STEM, *module_names(self.blocks), "head")
 
     @property
+    def normalisation(self) -> str:
+        """Default of the recipe field: the mean is subtracted from values in 0..255 (section 5, and Caffe)."""
+        return "centre" if self.stem == "imagenet" else "standardise"
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         return (32, 32, 3) if self.stem == "small" else (224, 224, 3)
 

@@ -335,8 +335,8 @@ class BatchNorm(nn.Module):
     Parameters: scale [C], bias [C]. batch_stats: mean [C], var [C], in float32 whatever the type of the computation.
 
     The running variance is updated with the unbiased estimate, as in algorithm 2 of the paper and in PyTorch;
-    `flax.linen.BatchNorm` uses the biased one. `use_running_average` is an argument of the call, so that fine-tuning
-    can set it by path with `nn.intercept_methods`. If `zoo.inference.folding` has folded the norm into the preceding
+    `flax.linen.BatchNorm` uses the biased one. `use_running_average` and `momentum` are arguments of the call, so that
+    training can set them with `nn.intercept_methods`. If `zoo.inference.folding` has folded the norm into the preceding
     convolution, only the bias in the collection "folded" is added.
 
     Attributes:
@@ -356,7 +356,7 @@ class BatchNorm(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x, use_running_average: bool):
+    def __call__(self, x, use_running_average: bool, momentum: float | None = None):
         if use_running_average and self.has_variable("folded", "bias"):
             return x + self.get_variable("folded", "bias").astype(x.dtype)
         features = (x.shape[-1],)
@@ -372,7 +372,7 @@ class BatchNorm(nn.Module):
         y, mean, var = batch_norm_of_batch(x, scale, bias, self.epsilon, axis_name)
         if not self.is_initializing():
             count = x.size // x.shape[-1] * (1 if axis_name is None else lax.psum(1, axis_name))
-            keep, unbiased = self.momentum, count / max(count - 1, 1)
+            keep, unbiased = self.momentum if momentum is None else momentum, count / max(count - 1, 1)
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
             running_var.value = keep * running_var.value + (1 - keep) * unbiased * var
         return y

@@ -16,6 +16,8 @@ class ImageClassifier(Protocol):
     [B, num_classes], whose losses are added in training. With `train=True` pass `mutable=["batch_stats"]` and
     `rngs={"dropout": key}`; the result is then `((logits, endpoints), updates)`. Parameters do not depend on `train`.
 
+    A model may also have `normalisation`, the default of the recipe field of that name.
+
     Attributes:
         num_classes: number of classes, or None for a network without a head.
         family: name shared by the variants of one architecture; recipes are found by it.

@@ -24,6 +24,7 @@ from zoo.data.images.preprocess import Preprocess
 from zoo.data.images.tta import at_size
 from zoo.suggest import did_you_mean
 from zoo.text import first_few
+from zoo.training.optim import multipliers_by_kind
 from zoo.training.recipe import Recipe
 from zoo.training.recipes import SMALL_IMAGE, default_recipe, find_recipe
 from zoo.training.timeline import Segment, Span, optimizer_span
@@ -340,11 +341,16 @@ def frozen_spans(
 
 
 def learning_rate_multipliers(recipe: Recipe, model: nn.Module, params: Mapping) -> dict[str, float]:
-    """Return path -> factor on the learning rate: `layer_decay` per stage before the last; `head_lr` for the heads."""
+    """Return path -> factor on the learning rate.
+
+    It is `layer_decay` per stage before the last and `head_lr` for the heads, times the factor of biases or norms.
+    """
     last = len(model.stages) - 1
     head = recipe.head_lr / recipe.learning_rate if recipe.head_lr else 1.0
+    kinds = multipliers_by_kind(params, recipe)
     return {
-        path: head if is_head(model, path) else recipe.layer_decay ** (last - model.stages.index(stage_of(model, path)))
+        path: kinds.get(path, 1.0)
+        * (head if is_head(model, path) else recipe.layer_decay ** (last - model.stages.index(stage_of(model, path))))
         for path in flatten(params)
     }
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from zoo.training.recipe import Recipe
+from zoo.trees import flatten
 
 
 def learning_rate_schedule(recipe: Recipe, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
@@ -42,7 +43,11 @@ def learning_rate_schedule(recipe: Recipe, total_steps: int, steps_per_epoch: fl
         main = optax.cosine_onecycle_schedule(rest, peak, 0.3, 25.0, 1 / max(recipe.final_lr_fraction * 25, 1e-4))
     if not warmup:
         return main
-    return optax.join_schedules([optax.linear_schedule(0.0, main(0), warmup), main], [warmup])
+    first = main(0) * recipe.warmup_lr_fraction
+    rising = optax.constant_schedule(first)
+    if recipe.warmup == "linear":
+        rising = optax.linear_schedule(first, main(0), warmup)
+    return optax.join_schedules([rising, main], [warmup])
 
 
 def is_weight(path: tuple, leaf) -> bool:
@@ -50,11 +55,39 @@ def is_weight(path: tuple, leaf) -> bool:
     return leaf.ndim > 1
 
 
+def kinds_of_parameters(params) -> dict[str, str]:
+    """Return path -> "weight", "bias" (of a layer), "norm" (its scale or bias) or "other" for a tree of parameters.
+
+    A layer has other parameters beside its bias, such as a kernel; a norm has at most a scale.
+    """
+    leaves = flatten(params)
+    layers = {path.rpartition("/")[0] for path in leaves if path.rpartition("/")[2] not in ("scale", "bias")}
+    kinds = {}
+    for path, leaf in leaves.items():
+        parent, _, name = path.rpartition("/")
+        if leaf.ndim > 1:
+            kinds[path] = "weight"
+        elif name == "bias" and parent in layers:
+            kinds[path] = "bias"
+        else:
+            kinds[path] = "norm" if name in ("scale", "bias") else "other"
+    return kinds
+
+
 def decay_mask(params, recipe: Recipe):
     """Return a tree of bools like `params`: True for the leaves that L1, L2 and weight decay act on."""
+    kinds = kinds_of_parameters(params) if recipe.decay_bias else {}
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: recipe.decay_bias_and_norm or is_weight(path, leaf), params
+        lambda path, leaf: recipe.decay_bias_and_norm or is_weight(path, leaf) or kinds.get(_path_name(path)) == "bias",
+        params,
     )
+
+
+def multipliers_by_kind(params, recipe: Recipe) -> dict[str, float]:
+    """Return path -> factor on the learning rate for biases and norms; {} if the recipe has none."""
+    factors = {"bias": recipe.bias_lr_factor, "norm": recipe.norm_lr_factor}
+    kinds = kinds_of_parameters(params)
+    return {path: factors[kind] for path, kind in kinds.items() if factors.get(kind, 1) != 1}
 
 
 def penalty(params, recipe: Recipe) -> jax.Array:
@@ -76,12 +109,16 @@ DIRECTIONS: Mapping[str, Callable[[Recipe], optax.GradientTransformation]] = {
     "momentum": lambda r: optax.trace(r.momentum),
     "nesterov": lambda r: optax.trace(r.momentum, nesterov=True),
     "rmsprop": lambda r: optax.chain(optax.scale_by_rms(r.b2, r.epsilon, eps_in_sqrt=True), optax.trace(r.momentum)),
+    "rmsprop-tf": lambda r: optax.scale_by_rms(r.b2, r.epsilon, initial_scale=1.0, eps_in_sqrt=True),
     "adam": lambda r: optax.scale_by_adam(r.momentum, r.b2, r.epsilon),
     "adamw": lambda r: optax.scale_by_adam(r.momentum, r.b2, r.epsilon),
     "lion": lambda r: optax.scale_by_lion(r.momentum, r.b2),
     "lars": lambda r: optax.identity(),
     "lamb": lambda r: optax.scale_by_adam(r.momentum, r.b2, r.epsilon),
 }
+
+#: Optimisers whose momentum accumulates updates that are already multiplied by the learning rate.
+LR_INSIDE_MOMENTUM = ("lars", "rmsprop-tf")
 
 
 def make_optimizer(
@@ -90,8 +127,10 @@ def make_optimizer(
     """Build the optimiser of a recipe.
 
     The order is: clipping, direction, decoupled weight decay, trust ratio (LARS, LAMB), learning rate. Sources: Adam
-    arXiv:1412.6980, AdamW 1711.05101, Lion 2302.06675, LARS 1708.03888, LAMB 1904.00962; RMSProp with momentum as in
-    Szegedy et al. 2015 (arXiv:1512.00567).
+    arXiv:1412.6980, AdamW 1711.05101, Lion 2302.06675, LARS 1708.03888, LAMB 1904.00962. RMSProp with momentum has no
+    paper: "rmsprop" is PyTorch's order (the mean square starts at 0, the learning rate is applied to the momentum),
+    "rmsprop-tf" TensorFlow's (it starts at 1, the momentum accumulates updates times the learning rate), for which the
+    rates of the Inception papers were chosen. Both have epsilon inside the root.
 
     Args:
         recipe: the recipe.
@@ -114,11 +153,15 @@ def make_optimizer(
     if recipe.optimizer == "lamb":
         parts.append(optax.masked(optax.scale_by_trust_ratio(), _weights_only))
     parts.append(optax.scale_by_learning_rate(schedule))
-    if recipe.optimizer == "lars":
+    if recipe.optimizer in LR_INSIDE_MOMENTUM:
         parts.append(optax.trace(recipe.momentum))
     if multipliers and any(factor != 1 for factor in multipliers.values()):
         parts.append(_scale_by_path(multipliers))
     return optax.chain(*parts), schedule
+
+
+def _path_name(path) -> str:
+    return "/".join(str(entry.key) for entry in path)
 
 
 def _weights_only(params):
@@ -127,6 +170,6 @@ def _weights_only(params):
 
 def _scale_by_path(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
     def scale(path, update):
-        return update * multipliers.get("/".join(str(entry.key) for entry in path), 1.0)
+        return update * multipliers.get(_path_name(path), 1.0)
 
     return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates))

@@ -23,22 +23,25 @@ from zoo.data.augment.host_crop import place_augmentation
 from zoo.data.content_sketch import ContentSketch, sketch_of
 from zoo.data.dataset import Dataset, limited
 from zoo.data.folds import Fold, take_fold
-from zoo.data.images.measure import adapt_preprocess, preprocess_for
+from zoo.data.images.measure import adapt_preprocess, preprocess_for, with_normalisation
 from zoo.data.images.polarity import note_polarity
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.inspect import advice
 from zoo.data.loader import prefetch_to_device, train_batches
 from zoo.data.sources import open_dataset
+from zoo.data.splits import image_sizes
 from zoo.distributed import compile, mesh, pmap, processes
 from zoo.distributed.mesh import Parallelism
 from zoo.inference.evaluate import BATCH_SIZE, require_memory
+from zoo.suggest import did_you_mean
 from zoo.training import finetune, memory, progressive
 from zoo.training import run as runs
 from zoo.training.finetune import InitCheckpoint
 from zoo.training.optim import make_optimizer
 from zoo.training.recipe import Recipe
+from zoo.training.recipes import RULES
 from zoo.training.run import RunConfig
-from zoo.training.settings import Setting, apply_settings
+from zoo.training.settings import Setting, apply_settings, parse_model_field
 from zoo.training.step import TrainState, abstract_opt_state, create_state, make_train_step, reset_optimizer
 from zoo.training.timeline import Segment, build_timeline, optimizer_span, segment_at
 
@@ -161,7 +164,7 @@ class Plan:
         batches = train_batches(
             self.dataset.splits["train"], segment.preprocess, batch_size=self.batch_size, seed=self.recipe.seed,
             start_step=step, shard=mesh.process_shard(self.parallelism), crop=segment.augmentation.host_crop,
-            workers=workers,
+            repeats=self.recipe.augment_repeats, workers=workers,
         )  # fmt: skip
         if self.parallelism.is_single_device:
             return prefetch_to_device(batches)
@@ -232,6 +235,7 @@ class Plan:
             shard_microbatches=partial(mesh.shard_microbatches, self.parallelism),
             gather=partial(mesh.gather_fsdp, self.parallelism, model),
             unroll=compile.max_unrolled_microbatches(),
+            warmup_steps=round(self.recipe.warmup_epochs * self.steps_per_epoch),
         )  # fmt: skip
         batch = mesh.abstract_batch(self.parallelism, self.batch_size, segment.preprocess.input_shape)
         return compile.compile_train_step(step, self.parallelism, model, state, batch)
@@ -285,6 +289,9 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
     if request.model is None and request.init is None and request.base is None:
         opened = open_data(request)
         request = with_default_model(request, opened, say)
+    if isinstance(request.recipe, str) and request.recipe in RULES:
+        opened = open_data(request) if opened is None else opened
+        request = dataclasses.replace(request, recipe=_apply_rule(request.recipe, opened))
     name, fields, recipe, auto_micro_batch = _resolve_settings(request)
     dataset = open_data(request) if opened is None else opened
     if fold := _fold(request):
@@ -331,6 +338,16 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
     return _resolve_micro_batch(plan, say) if auto_micro_batch else plan
 
 
+def _apply_rule(name: str, dataset: Dataset) -> Recipe:
+    """Return the recipe that a rule gives for the size of the training split and of its images."""
+    train = dataset.splits["train"]
+    sizes = image_sizes(train)
+    if sizes is None:
+        sizes = np.array([image.shape[:2] for image in train.read(np.arange(min(len(train), 100)))])
+    height, width = np.median(sizes, axis=0)
+    return RULES[name](len(train), float(height), float(width))
+
+
 def _resolve_settings(request: TrainRequest) -> tuple[str, dict[str, Any], Recipe, bool]:
     """Return (model, its fields, recipe, True if the micro-batch is to be chosen) without reading any data."""
     name, fields = _resolve_model(request)
@@ -344,7 +361,21 @@ def _resolve_settings(request: TrainRequest) -> tuple[str, dict[str, Any], Recip
     if auto_micro_batch:
         changes["micro_batch"] = 0
     recipe = dataclasses.replace(_resolve_recipe(request, name, fields, changes), **changes)
-    return name, fields, recipe, auto_micro_batch
+    return name, _with_recipe_fields(recipe, name, fields), recipe, auto_micro_batch
+
+
+def _with_recipe_fields(recipe: Recipe, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model's fields with those of `recipe.model_fields` that are not given already."""
+    defaults = models.defining_fields(models.create(name))
+    chosen = {}
+    for text in recipe.model_fields:
+        field, _, value = (part.strip() for part in text.partition("="))
+        where = f"recipe field model_fields: {text}"
+        if field not in defaults:
+            hint = did_you_mean(field, defaults) or f"its fields are {', '.join(defaults)}"
+            raise ValueError(f"{where}: {name} has no such field; {hint}. Leave it out with --set model_fields=none")
+        chosen[field] = parse_model_field(where, value, defaults[field])
+    return {**chosen, **fields}
 
 
 def _resolve_model(request: TrainRequest) -> tuple[str, dict[str, Any]]:
@@ -452,10 +483,12 @@ def _resolve_network(
         network = models.create(name, **{**fields, "image_size": side})
     if init:
         preprocess = adapt_preprocess(init.preprocess(side, recipe.channels), dataset)
+        preprocess = with_normalisation(preprocess, recipe.normalisation, dataset)
     else:
         size = (side, side) if side else network.input_shape[:2]
         _require_room_early(network, size, recipe, len(dataset.splits["train"]), parallelism)
         preprocess = preprocess_for(dataset, size, recipe.channels or getattr(network, "channels", None))
+        preprocess = with_normalisation(preprocess, recipe.normalisation or getattr(network, "normalisation", ""))
     if recipe.remat and "remat" not in models.runtime_fields(network):
         raise ValueError(f"recipe field remat=True: {name} has no blocks to rematerialise")
     return models.with_runtime(network, dtype=_DTYPES[recipe.precision], remat=recipe.remat), preprocess
@@ -485,7 +518,7 @@ def _resolve_batch_size(recipe: Recipe, num_records: int, parallelism: Paralleli
 
 
 def _resolve_total_steps(recipe: Recipe, steps_per_epoch: float) -> int:
-    steps = math.ceil(recipe.epochs * steps_per_epoch)
+    steps = math.ceil(round(recipe.epochs * steps_per_epoch, 6))  # 500 / 3 * 3 is 500 steps, not 501
     if steps > MAX_STEPS:
         raise ValueError(
             f"recipe field epochs={recipe.epochs:g}: {steps:.3g} steps of {recipe.batch_size} images, at most "

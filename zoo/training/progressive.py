@@ -6,7 +6,9 @@ than in training: random crops magnify objects compared with centre crops, and a
 et al. 2019, arXiv:1906.06423). Optimiser, schedule and state continue across changes of size.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import flax.linen as nn
@@ -32,8 +34,17 @@ def image_size_spans(
 
 
 def eval_preprocess(recipe: Recipe, preprocess: Preprocess) -> Preprocess:
-    """Return the Preprocess of validation, test and the checkpoint for a training that ends with `preprocess`."""
-    return at_size(preprocess, recipe.test_size) if recipe.test_size else preprocess
+    """Return the Preprocess of validation, test and the checkpoint for a training that ends with `preprocess`.
+
+    `eval_crop` applies to images that are resized to the input and cropped; drawings and images that keep their pixels
+    are shown whole.
+    """
+    result = at_size(preprocess, recipe.test_size) if recipe.test_size else preprocess
+    padded = any(box < side for box, side in zip(preprocess.resize, preprocess.size, strict=True))
+    if not recipe.eval_crop or preprocess.polarity is not None or padded:
+        return result
+    height, width = (math.floor(side / recipe.eval_crop + 1e-6) for side in result.size)  # as timm rounds
+    return replace(result, resize=(height, width))
 
 
 def require_sizes_supported(model: nn.Module, recipe: Recipe, preprocess: Preprocess) -> None:

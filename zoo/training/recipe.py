@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from zoo.suggest import did_you_mean
 
-Optimizer = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "lion", "lars", "lamb"]
+Optimizer = Literal["sgd", "momentum", "nesterov", "rmsprop", "rmsprop-tf", "adam", "adamw", "lion", "lars", "lamb"]
 Schedule = Literal["constant", "step", "exponential", "cosine", "linear", "one-cycle"]
 Monitor = Literal["loss", "accuracy", "macro_f1", "roc_auc", "last"]
 
@@ -23,11 +23,19 @@ POSITIVE = ("epochs", "learning_rate", "eval_every_epochs", "decay_every_epochs"
 NON_NEGATIVE = (
     "batch_size", "micro_batch", "min_epoch_steps", "image_size", "test_size", "head_epochs", "unfreeze_at", "head_lr",
     "l1", "l2", "weight_decay", "clip_norm", "patience", "seed", "warmup_epochs", "aux_weight", "decay_factor",
-    "final_lr_fraction",
+    "final_lr_fraction", "bias_lr_factor", "norm_lr_factor",
+)  # fmt: skip
+BELOW_ONE = ("momentum", "b2", "label_smoothing", "ema", "norm_momentum", "target_threshold")
+UP_TO_ONE = ("eval_crop", "warmup_lr_fraction")
+AT_LEAST_ONE = ("augment_repeats", "ema_every")
+
+#: Fields that cards and configurations have only where they differ from the default, because older ones lack them.
+OMITTED_DEFAULTS = (
+    "eval_crop", "normalisation", "augment_repeats", "warmup", "warmup_lr_fraction", "norm_momentum", "decay_bias",
+    "bias_lr_factor", "norm_lr_factor", "target_threshold", "ema_every", "ema_warmup", "model_fields",
 )  # fmt: skip
 #: Largest magnitude of any number in a recipe: products of two stay finite.
 MAX_NUMBER = 1e15
-BELOW_ONE = ("momentum", "b2", "label_smoothing", "ema")
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,17 @@ class Recipe:
     test_size: int = 0
     """Image size in pixels for validation, test and the checkpoint, often larger than in training (Touvron et al. 2019,
     arXiv:1906.06423). 0: the last training size."""
+    eval_crop: float = 0.0
+    """Side of the centre crop as a fraction of the side that the image is resized to, for validation, test and the
+    checkpoint: 0.875 resizes to 256 for an input of 224. 0: that of the initial checkpoint, else the whole image."""
     channels: Literal["", "L", "RGB", "BGR"] = ""
     """Input channels, grey or colour. "": those of the data, or of the initial checkpoint."""
+    normalisation: Literal["", "standardise", "centre", "symmetric"] = ""
+    """"standardise": subtract the mean and divide by the standard deviation of the data, "centre": subtract the mean
+    from pixel values in 0..255, "symmetric": scale them to -1..1. "": that of the initial checkpoint, or what the model
+    was published with."""
+    model_fields: tuple[str, ...] = ()
+    """Fields of the model to set, such as "dropout=0.3", unless they are given otherwise."""
 
     # Optimiser
     optimizer: Optimizer = "adamw"
@@ -70,7 +87,11 @@ class Recipe:
     """Term added to the denominator of Adam variants and RMSProp."""
     schedule: Schedule = "cosine"
     warmup_epochs: float = 0.0
-    """Epochs of linear warm-up from zero to the peak learning rate, counted as part of `epochs`."""
+    """Epochs of warm-up to the peak learning rate, counted as part of `epochs`."""
+    warmup: Literal["linear", "constant"] = "linear"
+    """Learning rate during warm-up: rising from the first one, or staying at it."""
+    warmup_lr_fraction: float = 0.0
+    """First learning rate of the warm-up as a fraction of the one after it."""
     milestones: tuple[float, ...] = (0.5, 0.75)
     """Schedule "step": fractions of training at which the learning rate is multiplied by `decay_factor`."""
     decay_factor: float = 0.1
@@ -90,13 +111,30 @@ class Recipe:
     parameters. It applies to every optimiser, so adam with it is adamw."""
     decay_bias_and_norm: bool = False
     """Apply penalties and weight decay to biases and norm scales too, as in He et al. 2015."""
+    decay_bias: bool = False
+    """Apply them to the biases of convolutions and dense layers too, but not to norms."""
+    bias_lr_factor: float = 1.0
+    """Factor on the learning rate of the biases of convolutions and dense layers (2 in Caffe's networks)."""
+    norm_lr_factor: float = 1.0
+    """Factor on the learning rate of the scales and biases of norms."""
+    norm_momentum: float = 0.0
+    """Fraction of the running statistics that a batch norm keeps at each step. 0: the model's own."""
     label_smoothing: float = 0.0
     clip_norm: float = 0.0
     """Maximum global norm of the gradient. 0: no clipping."""
     augment: tuple[str, ...] = ()
     """Augmentation of training images, in order: see AUGMENTATIONS in zoo/data/augment/ops.py."""
+    augment_repeats: int = 1
+    """Repeated augmentation: copies of each image in a batch, augmented differently. An epoch then has so many times
+    fewer images (Hoffer et al. 2019, arXiv:1901.09335; Berman et al. 2019, arXiv:1902.05509)."""
     ema: float = 0.0
-    """Decay per step of an exponential moving average of the variables, which is then evaluated and saved. 0: none."""
+    """Decay per update of an exponential moving average of the variables, which is then evaluated and saved. 0:
+    none."""
+    ema_every: int = 1
+    """Steps between updates of the moving average."""
+    ema_warmup: Literal["ramp", "copy"] = "ramp"
+    """Start of the moving average: a decay of at most (1 + step) / (10 + step), as in TensorFlow, or copies of the
+    variables during `warmup_epochs`, as in torchvision."""
     class_weights: Literal["none", "balanced"] = "none"
     """"balanced": weight each example's loss by N / (K * number of examples of its class)."""
 
@@ -115,6 +153,8 @@ class Recipe:
     # Loss
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """Softmax cross-entropy, or K binary cross-entropies over sigmoids (Wightman et al. 2021, arXiv:2110.00476)."""
+    target_threshold: float = 0.0
+    """Loss "sigmoid": mixed targets above this value become 1 and others 0, before label smoothing. 0: none do."""
     aux_weight: float = 0.3
     """Weight of the loss of each auxiliary head."""
 
@@ -160,6 +200,10 @@ class Recipe:
             self._require(getattr(self, field) >= 0, field, "must not be negative")
         for field in BELOW_ONE:
             self._require(0 <= getattr(self, field) < 1, field, "must be in [0, 1)")
+        for field in UP_TO_ONE:
+            self._require(0 <= getattr(self, field) <= 1, field, "must be in [0, 1]")
+        for field in AT_LEAST_ONE:
+            self._require(getattr(self, field) >= 1, field, "must be at least 1")
         self._require(0 < self.layer_decay <= 1, "layer_decay", "must be in (0, 1]")
         self._require(self.seed < 2**32, "seed", "must be below 2**32")
 
@@ -181,6 +225,13 @@ class Recipe:
             not starts or valid, "progressive_at",
             f"must be {len(sizes) - 1} increasing epochs below epochs={self.epochs:g} for progressive={sizes}",
         )  # fmt: skip
+        self._require(not self.target_threshold or self.loss == "sigmoid", "target_threshold", 'needs loss="sigmoid"')
+        for text in self.model_fields:
+            name, separator, value = text.partition("=")
+            self._require(
+                bool(separator and name.strip().isidentifier() and value.strip()), "model_fields",
+                f"{text!r} is not of the form dropout=0.3",
+            )  # fmt: skip
         increasing = all(a < b for a, b in pairwise((0, *self.milestones, 1)))
         self._require(increasing, "milestones", "must be increasing fractions of training between 0 and 1")
         divides = self.micro_batch == 0 or self.batch_size % self.micro_batch == 0
@@ -228,8 +279,16 @@ def _check_type(name: str, value: Any) -> None:
         raise ValueError(f"recipe field {name}={value!r}: must be of type {type_name}")
 
 
+def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields of a recipe for JSON, without those of OMITTED_DEFAULTS that have their default."""
+    fields = dataclasses.asdict(recipe)
+    return {
+        name: value for name, value in fields.items() if name not in OMITTED_DEFAULTS or value != getattr(Recipe, name)
+    }
+
+
 def recipe_from_json(data: dict[str, Any]) -> Recipe:
-    """Build a recipe from the JSON of `dataclasses.asdict`.
+    """Build a recipe from the JSON of `recipe_to_json`; missing fields have their defaults.
 
     Raises:
         ValueError: naming unknown fields.

@@ -1,6 +1,5 @@
 """Reports of a run: its description before the start, its best checkpoint, results and figures at the end."""
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -28,6 +27,7 @@ from zoo.training import finetune, progressive
 from zoo.training import run as runs
 from zoo.training.display import Display, format_count
 from zoo.training.plan import Plan, Say
+from zoo.training.recipe import recipe_to_json
 from zoo.training.run import Progress
 
 #: Writes a page about a finished run and returns its file: (folder of the run, best checkpoint, data) -> file.
@@ -152,7 +152,7 @@ def save_best(plan: Plan, variables: dict, progress: Progress, results: dict, so
         fields=plan.config.fields,
         classes=plan.dataset.class_names,
         preprocess=plan.preprocess,
-        recipe=None if plan.config.head else dataclasses.asdict(plan.recipe),
+        recipe=None if plan.config.head else recipe_to_json(plan.recipe),
         data={
             "source": plan.config.data,
             "limit": plan.config.limit,

@@ -31,7 +31,7 @@ from zoo.checkpoint.schema import parse_json
 from zoo.data.folds import Fold
 from zoo.files import locked, read_bounded, write_atomically
 from zoo.text import escape, one_line
-from zoo.training.recipe import Recipe, recipe_from_json
+from zoo.training.recipe import Recipe, recipe_from_json, recipe_to_json
 
 CONFIG, METRICS, RESULTS, TIMING = "config.json", "metrics.jsonl", "results.json", "timing.jsonl"
 STATE, BEST, LOCK = "state", "best", ".lock"
@@ -85,7 +85,7 @@ class RunConfig:
                 **(self.fold.to_json() if self.fold else {}),
             },
             "init": None if self.init is None else {"from": self.init, "sha256": self.init_digest},
-            "recipe": {"class_weights": self.recipe.class_weights} if self.head else dataclasses.asdict(self.recipe),
+            "recipe": {"class_weights": self.recipe.class_weights} if self.head else recipe_to_json(self.recipe),
             **({"head": self.head} if self.head else {}),
             "format": FORMAT,
         }

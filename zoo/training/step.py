@@ -100,6 +100,7 @@ def make_train_step(
     shard_microbatches: Callable[[jax.Array], jax.Array] = lambda microbatches: microbatches,
     gather: Callable[[Mapping], Mapping] = lambda params: params,
     unroll: int = 0,
+    warmup_steps: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Build the pure function (state, batch) -> (state, metrics).
 
@@ -116,6 +117,7 @@ def make_train_step(
         shard_microbatches: places a batch [count, micro-batch, …] so that each micro-batch is split over all devices.
         gather: makes parameters that are split among devices whole for the forward pass.
         unroll: unroll at most this many micro-batches instead of looping; convolutions inside a loop are slow on CPU.
+        warmup_steps: steps of the warm-up, for a moving average that copies the variables until its end.
 
     Returns:
         A function whose metrics are "loss" (mean over the batch, without penalties), "objective" (the minimised
@@ -132,7 +134,8 @@ def make_train_step(
         if axis_name is not None:
             index = index + count * jax.lax.axis_index(axis_name)
             dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
-        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], model.num_classes), recipe.label_smoothing)
+        smoothing = 0.0 if recipe.target_threshold else recipe.label_smoothing  # else `loss_targets` smooths them
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], model.num_classes), smoothing)
         images = batch["image"].astype(jnp.float32)
         fill = jnp.asarray(preprocess.fill, jnp.float32)
         images, targets = augment(augmentation, augment_key, index, images, targets, fill=fill)
@@ -154,7 +157,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
         trainable = optax.apply_updates(trainable, updates)
         variables = {"params": combine(params, trainable) if frozen else trainable, "batch_stats": batch_stats}
-        ema = None if state.ema is None else update_ema(state.ema, variables, recipe.ema, state.step, frozen)
+        ema = None if state.ema is None else update_ema(state.ema, variables, recipe, state.step, frozen, warmup_steps)
         metrics = {**sums, "loss": sums["loss"] / sums["examples"], "objective": value}
         metrics["update"] = optax.tree.norm(updates)
         return TrainState(state.step + 1, variables, opt_state, ema, state.key), metrics
@@ -182,14 +185,15 @@ def make_gradient(
         variables = {
             "params": gather(combine(params, trainable) if frozen else trainable), "batch_stats": batch_stats
         }  # fmt: skip
-        with _use_frozen_statistics(frozen):
+        with _use_frozen_statistics(frozen), _use_norm_momentum(recipe.norm_momentum):
             (logits, endpoints), updates = model.apply(
                 variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
             )
-        losses = example_losses(logits, targets, recipe.loss)
+        goal = loss_targets(targets, recipe)
+        losses = example_losses(logits, goal, recipe.loss)
         total = losses
         for name in sorted(name for name in endpoints if name.startswith("aux")):
-            total = total + recipe.aux_weight * example_losses(endpoints[name], targets, recipe.loss)
+            total = total + recipe.aux_weight * example_losses(endpoints[name], goal, recipe.loss)
         if weights is not None:
             total = total * (targets @ weights)
         sums = {
@@ -250,14 +254,30 @@ def accumulate_gradients(
     return batch_gradient
 
 
-def update_ema(ema: dict, variables: dict, decay: float, step: jax.Array, frozen: frozenset[str]) -> dict:
+def update_ema(
+    ema: dict, variables: dict, recipe: Recipe, step: jax.Array, frozen: frozenset[str], warmup_steps: int = 0
+) -> dict:
     """Return the exponential moving average of the variables after a step. Frozen paths keep their values.
 
-    The decay is min(decay, (1 + step) / (10 + step)), as in TensorFlow, so that early averages forget the initial
-    values.
+    With `ema_warmup="ramp"` the decay is min(ema, (1 + step) / (10 + step)), as in TensorFlow, so that early averages
+    forget the initial values. With "copy" the average is a copy of the variables at every update up to the first one
+    after the warm-up, as in torchvision.
+
+    Args:
+        ema: the average before the step.
+        variables: the variables after the step.
+        recipe: decay, steps between updates and start of the average.
+        step: number of the step, from 0.
+        frozen: paths without collection.
+        warmup_steps: steps of the warm-up.
     """
-    step = step.astype(jnp.float32)
-    rate = jnp.minimum(decay, (1 + step) / (10 + step))
+    count = step.astype(jnp.float32)
+    if recipe.ema_warmup == "ramp":
+        rate = jnp.minimum(recipe.ema, (1 + count) / (10 + count))
+    else:
+        rate = jnp.where(step < warmup_steps + recipe.ema_every, 0.0, recipe.ema)
+    if recipe.ema_every > 1:
+        rate = jnp.where(step % recipe.ema_every == 0, rate, 1.0)
     old = flatten(ema)
     new = {
         path: old[path] if path.split("/", 1)[1] in frozen else rate * old[path] + (1 - rate) * leaf
@@ -277,6 +297,28 @@ def _use_frozen_statistics(frozen: frozenset[str]) -> AbstractContextManager:
         return call(*args, **kwargs)
 
     return nn.intercept_methods(intercept)
+
+
+def _use_norm_momentum(momentum: float) -> AbstractContextManager:
+    """Return a context in which batch norms keep this fraction of their running statistics; 0: their own."""
+
+    def intercept(call, args, kwargs, context):
+        if momentum and isinstance(context.module, BatchNorm) and context.method_name == "__call__":
+            return call(*args, **{**kwargs, "momentum": momentum})
+        return call(*args, **kwargs)
+
+    return nn.intercept_methods(intercept)
+
+
+def loss_targets(targets: jax.Array, recipe: Recipe) -> jax.Array:
+    """Return the targets of the loss, [B, K]: 0 or 1 by `target_threshold`, then smoothed; without it unchanged.
+
+    Both classes of a mixed image are then present, as in Wightman et al. 2021 (arXiv:2110.00476), section 3.1.
+    """
+    if not recipe.target_threshold:
+        return targets
+    present = (targets > recipe.target_threshold).astype(targets.dtype)
+    return optax.smooth_labels(present, recipe.label_smoothing)
 
 
 def example_losses(logits: jax.Array, targets: jax.Array, kind: str) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Random-resized crops on the host, cut from the encoded image files.
+"""Random crops on the host, cut from the encoded image files.
 
 On the device, a crop can only be cut from an image that the loader already brought to the model's input size. If the
 files hold larger images, which are decoded anew in every epoch anyway, the host cuts the crop instead: fewer pixels are
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from zoo.data.images.decode import Uint8, apply_orientation, exif_orientation, open_image, to_pixels
-from zoo.data.images.geometry import Box, pad_to_shape, undo_orientation
+from zoo.data.images.geometry import Box, FloatBox, pad_to_shape, undo_orientation
 from zoo.data.images.preprocess import Preprocess, convert_channels
 from zoo.data.splits import Split, encoded_reader, image_sizes
 
@@ -31,10 +31,23 @@ class Crop(NamedTuple):
     """Smallest aspect ratio (width by height); the largest is 1 / ratio."""
 
 
+class ScaleCrop(NamedTuple):
+    """Distribution of crops of the input's size from images whose shorter side is resized to a random length."""
+
+    low: float = 256 / 224
+    """Smallest length of the shorter side, in units of the input's side."""
+    high: float = 256 / 224
+    """Largest length."""
+
+
+#: Operations that the host can do, with the distribution of their crops.
+HOST_CROPS: dict[str, Callable[..., Crop | ScaleCrop]] = {"resized_crop": Crop, "scale_crop": ScaleCrop}
+
+
 class Augmentation(NamedTuple):
     """A recipe's augmentation, divided between host and device."""
 
-    host_crop: Crop | None
+    host_crop: Crop | ScaleCrop | None
     """The crop that the loader cuts from the encoded images, or None."""
     device: tuple[str, ...]
     """The operations left to the compiled step, in order."""
@@ -43,8 +56,8 @@ class Augmentation(NamedTuple):
 def place_augmentation(split: Split, preprocess: Preprocess, augment: Sequence[str]) -> Augmentation:
     """Decide whether host or device cuts the crops of a recipe's augmentation.
 
-    The host does if the augmentation begins with resized_crop, the images stay encoded until they are read, they are
-    not drawings, and most of them are larger than the model's input (or their sizes are unknown).
+    The host does if the augmentation begins with an operation of HOST_CROPS, the images stay encoded until they are
+    read, they are not drawings, and most of them are larger than the model's input (or their sizes are unknown).
     """
     on_device = Augmentation(None, tuple(augment))
     if not augment or encoded_reader(split) is None or preprocess.polarity is not None:
@@ -52,15 +65,15 @@ def place_augmentation(split: Split, preprocess: Preprocess, augment: Sequence[s
     from zoo.data.augment.ops import parse  # imports jax, which loading data does not need
 
     name, numbers = parse(augment[0])
-    if name != "resized_crop":
+    if name not in HOST_CROPS:
         return on_device
     sizes = image_sizes(split)
     if sizes is not None and np.median(sizes / np.array(preprocess.size), axis=0).min() <= 1:
         return on_device
-    return Augmentation(Crop(**numbers), tuple(augment[1:]))
+    return Augmentation(HOST_CROPS[name](**numbers), tuple(augment[1:]))
 
 
-def draw_crop(seed: int, epoch: int, record: int, height: int, width: int, crop: Crop) -> Box:
+def draw_crop(seed: int, epoch: int, record: int, height: int, width: int, crop: Crop, repeat: int = 0) -> Box:
     """Draw a random-resized crop as a pure function of the arguments.
 
     As in Szegedy et al. 2014 (arXiv:1409.4842, section 6) and torchvision, the area is uniform and the aspect ratio
@@ -75,9 +88,9 @@ def draw_crop(seed: int, epoch: int, record: int, height: int, width: int, crop:
         height: of the image, in pixels.
         width: of the image, in pixels.
         crop: distribution of area and aspect ratio.
+        repeat: number of the copy of the image, with repeated augmentation.
     """
-    bits = np.random.Philox(key=[seed, epoch], counter=[0, record, 0, 0]).random_raw(2 * MAX_ATTEMPTS + 2)
-    uniform = ((bits >> np.uint64(11)) * 2.0**-53).tolist()
+    uniform = _draw_uniform(seed, epoch, record, repeat, 2 * MAX_ATTEMPTS + 2)
     areas, ratios, (y, x) = uniform[:MAX_ATTEMPTS], uniform[MAX_ATTEMPTS:-2], uniform[-2:]
     for area_draw, ratio_draw in zip(areas, ratios, strict=True):
         area = (crop.area + (1 - crop.area) * area_draw) * height * width
@@ -88,6 +101,41 @@ def draw_crop(seed: int, epoch: int, record: int, height: int, width: int, crop:
     h = min(height, max(1, round(width / crop.ratio)))
     w = min(width, max(1, round(height / crop.ratio)))
     return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def draw_scale_crop(
+    seed: int, epoch: int, record: int, height: int, width: int, crop: ScaleCrop, size: tuple[int, int], repeat: int = 0
+) -> FloatBox:
+    """Draw a crop of `size` from the resized image, and return it in pixels of the image as it is.
+
+    The image is resized so that it covers `size`, times a factor of which the shorter side becomes a whole number of
+    pixels, uniform between `low` and `high`; the crop lies on whole pixels of the resized image. Randomness and other
+    arguments as in `draw_crop`.
+
+    Args:
+        seed: of the run.
+        epoch: counted from 0.
+        record: index in the split.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        crop: distribution of the length of the shorter side.
+        size: (height, width) of the crop.
+        repeat: number of the copy of the image, with repeated augmentation.
+    """
+    length, y, x = _draw_uniform(seed, epoch, record, repeat, 3)
+    shorter = min(size)
+    first, last = round(crop.low * shorter), round(crop.high * shorter)
+    factor = (first + int(length * (last - first + 1))) / shorter
+    scale = factor * max(size[0] / height, size[1] / width)
+    scaled = max(round(height * scale), size[0]), max(round(width * scale), size[1])
+    top, left = int(y * (scaled[0] - size[0] + 1)), int(x * (scaled[1] - size[1] + 1))
+    down, right = height / scaled[0], width / scaled[1]
+    return FloatBox(top * down, left * right, size[0] * down, size[1] * right)
+
+
+def _draw_uniform(seed: int, epoch: int, record: int, repeat: int, count: int) -> list[float]:
+    bits = np.random.Philox(key=[seed, epoch], counter=[0, record, repeat, 0]).random_raw(count)
+    return ((bits >> np.uint64(11)) * 2.0**-53).tolist()
 
 
 def truncate_jpeg(data: bytes, rows: int) -> bytes:
@@ -109,8 +157,10 @@ def truncate_jpeg(data: bytes, rows: int) -> bytes:
     return data
 
 
-def read_crop(data: bytes, preprocess: Preprocess, seed: int, epoch: int, record: int, crop: Crop) -> Uint8:
-    """Decode the crop `draw_crop(seed, epoch, record, ...)` of an image and bring it to the model's input.
+def read_crop(
+    data: bytes, preprocess: Preprocess, seed: int, epoch: int, record: int, crop: Crop | ScaleCrop, repeat: int = 0
+) -> Uint8:
+    """Decode the crop that `draw_crop` or `draw_scale_crop` draws of an image and bring it to the model's input.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the crop is still at least as large as the input, and only down
     to the last row of the crop.
@@ -121,7 +171,8 @@ def read_crop(data: bytes, preprocess: Preprocess, seed: int, epoch: int, record
         seed: of the run.
         epoch: counted from 0.
         record: index in the split.
-        crop: distribution of area and aspect ratio.
+        crop: distribution of the crops.
+        repeat: number of the copy of the image, with repeated augmentation.
 
     Returns:
         uint8 [*preprocess.input_shape].
@@ -135,8 +186,14 @@ def read_crop(data: bytes, preprocess: Preprocess, seed: int, epoch: int, record
         orientation = exif_orientation(image)
         transposed = orientation >= 5
         height, width = image.size if transposed else image.size[::-1]
-        drawn = draw_crop(seed, epoch, record, height, width, crop)
-        box = undo_orientation(drawn, orientation, height, width)
+        box: Box | FloatBox
+        if isinstance(crop, ScaleCrop):
+            drawn = draw_scale_crop(seed, epoch, record, height, width, crop, preprocess.size, repeat)
+            box = undo_orientation(drawn, orientation, height, width)
+        else:
+            box = undo_orientation(
+                draw_crop(seed, epoch, record, height, width, crop, repeat), orientation, height, width
+            )
         target = preprocess.size[::-1] if transposed else preprocess.size
         reduction = 1
         if image.mode not in ("L", "RGB") or "transparency" in image.info:
@@ -155,7 +212,7 @@ def read_crop(data: bytes, preprocess: Preprocess, seed: int, epoch: int, record
     return cast(Uint8, pad_to_shape(converted, preprocess.input_shape, preprocess.fill))
 
 
-def _draft_jpeg(image: Any, data: bytes, box: Box, target: tuple[int, int]) -> tuple[Any, int]:
+def _draft_jpeg(image: Any, data: bytes, box: Box | FloatBox, target: tuple[int, int]) -> tuple[Any, int]:
     """Return a JPEG set up to decode no more than a box needs, and the factor by which it is reduced."""
     from PIL import Image
 

@@ -1,22 +1,21 @@
-"""Augmentation of photographs: random-resized crops, colour jitter, RandAugment, TrivialAugment, random erasing.
+"""Augmentation of photographs: random crops, colour jitter, colour noise and random erasing.
 
-The functions have the same form as those of ops.py, whose table lists them: (keys, index, images, targets, fill,
-numbers) -> (images, targets), with drawing separate from applying. Images are float32 [B, H, W, C] in 0..255. Colour
-operations take three channels as red, green and blue; images with another number of channels have no colour.
+The functions have the form that ops.py describes. Colour operations take three channels as red, green and blue; images
+with another number of channels have no colour.
 
 The operations act on the model's input, after the loader's resizing, whereas the papers' pipelines act on the file's
 pixels.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from zoo.data.augment.pixels import box_mask, sample_bilinear
+from zoo.data.augment.pixels import box_mask
 
 # --- boxes ------------------------------------------------------------------------------------------------------------
 
@@ -79,6 +78,61 @@ def resized_crop(
     return crop_and_resize(images, start, extent), targets
 
 
+def draw_scale(key: Array, low: float, high: float, height: int, width: int) -> tuple[Array, Array]:
+    """Draw an enlargement and the place of a crop from it.
+
+    The shorter side becomes a whole number of pixels, uniform between low and high times itself.
+
+    Returns:
+        (height, width) of the enlarged image and (row, column) of the crop of the original size, both int32 [2].
+    """
+    side_key, place_key = jax.random.split(key)
+    shorter = min(height, width)
+    side = jax.random.randint(side_key, (), round(low * shorter), round(high * shorter) + 1)
+    size = jnp.array([height, width])
+    enlarged = jnp.round(size * (side / shorter)).astype(jnp.int32)
+    return enlarged, jax.random.randint(place_key, (2,), 0, enlarged - size + 1)
+
+
+def crop_of_enlarged(images: Array, enlarged: Array, start: Array) -> Array:
+    """Enlarge images bilinearly and crop them at their original size; float32 [B, H, W, C] to the same shape.
+
+    Args:
+        images: float32 [B, H, W, C].
+        enlarged: int [B, 2], (height, width) of the enlarged images.
+        start: int [B, 2], (row, column) of the crops.
+    """
+
+    def weights(axis: int, size: int) -> Array:  # [B, out, in]
+        pixels = jnp.arange(size)
+        position = (start[:, axis, None] + pixels + 0.5) * (size / enlarged[:, axis, None]) - 0.5
+        return jnp.maximum(0, 1 - jnp.abs(jnp.clip(position, 0, size - 1)[..., None] - pixels))
+
+    height, width = images.shape[1:3]
+    images = jnp.einsum("bij,bjkc->bikc", weights(0, height), images, precision="highest")
+    return jnp.einsum("bij,bkjc->bkic", weights(1, width), images, precision="highest")
+
+
+def scale_crop(
+    keys: Array,
+    index: Array,
+    images: Array,
+    targets: Array,
+    fill: Array,
+    *,
+    low: float = 256 / 224,
+    high: float = 256 / 224,
+) -> tuple[Array, Array]:
+    """Resize the shorter side to a random length and crop the size of the input at random.
+
+    The length is uniform between `low` and `high` times the input's side. Krizhevsky et al. 2012, section 4.1, resize
+    to 256 for an input of 224; He et al. 2015 (arXiv:1512.03385), section 3.4, to 256 to 480.
+    """
+    height, width = images.shape[1:3]
+    enlarged, start = jax.vmap(lambda key: draw_scale(key, low, high, height, width))(keys)
+    return crop_of_enlarged(images, enlarged, start), targets
+
+
 def draw_erasing(key: Array, p: float, height: int, width: int, **box: float) -> tuple[Array, Array]:
     """Draw a box as `draw_box`, with probability p; otherwise its height and width are 0."""
     coin_key, box_key = jax.random.split(key)
@@ -139,7 +193,7 @@ def blend(images: Array, degenerate: Array, factor: Array) -> Array:
     return jnp.clip(degenerate + factor[:, None, None, None] * (images - degenerate), 0, 255)
 
 
-def _select(which: Array, cases: Sequence[Array]) -> Array:
+def select_case(which: Array, cases: Sequence[Array]) -> Array:
     """Select cases[which[b]] for example b; the cases broadcast to [B, H, W, C]."""
     chosen = cases[0]
     for n, case in enumerate(cases[1:], 1):
@@ -193,214 +247,97 @@ def colour_jitter(
     factors, orders, turns = jax.vmap(lambda key: draw_jitter(key, strengths, hue))(keys)
     for which in orders.T if any(strengths) else ():
         luma = grey(images)
-        degenerate = _select(which, [jnp.zeros_like(luma), luma.mean((1, 2), keepdims=True), luma])
+        degenerate = select_case(which, [jnp.zeros_like(luma), luma.mean((1, 2), keepdims=True), luma])
         images = blend(images, degenerate, jnp.take_along_axis(factors, which[:, None], axis=1)[:, 0])
     return (rotate_hue(images, turns) if hue else images), targets
 
 
-# --- RandAugment and TrivialAugment -----------------------------------------------------------------------------------
-
-# Operations of RandAugment with their strength at magnitude 10: Cubuk et al. 2018 (arXiv:1805.09501), table 6, to which
-# Cubuk et al. 2019 refer. Units: degrees; pixels per pixel; shares of the image's side (150 of their 331 pixels);
-# deviation of the factor from 1; bits removed of 8; levels below 256 of the threshold.
-RAND_AUGMENT: dict[str, float] = {
-    "identity": 0,
-    "rotate": 30,
-    "shear_x": 0.3,
-    "shear_y": 0.3,
-    "translate_x": 150 / 331,
-    "translate_y": 150 / 331,
-    "brightness": 0.9,
-    "contrast": 0.9,
-    "color": 0.9,
-    "sharpness": 0.9,
-    "posterize": 4,
-    "solarize": 256,
-    "autocontrast": 0,
-    "equalize": 0,
-}
-
-# The same for TrivialAugment, at its largest magnitude: the Wide space of Müller and Hutter 2021 (arXiv:2103.10158),
-# except that translations are in pixels.
-TRIVIAL_AUGMENT: dict[str, float] = {
-    "identity": 0,
-    "rotate": 135,
-    "shear_x": 0.99,
-    "shear_y": 0.99,
-    "translate_x": 32,
-    "translate_y": 32,
-    "brightness": 0.99,
-    "contrast": 0.99,
-    "color": 0.99,
-    "sharpness": 0.99,
-    "posterize": 6,
-    "solarize": 256,
-    "autocontrast": 0,
-    "equalize": 0,
-}
-OPERATIONS = tuple(RAND_AUGMENT)
+# Principal components of the colours of ImageNet's training images, for pixel values in 0..1: magnitudes ("eigval")
+# and, in columns, directions (red, green, blue), as published in fb.resnet.torch (datasets/imagenet.lua).
+PCA_MAGNITUDES = (0.2175, 0.0188, 0.0045)
+PCA_DIRECTIONS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 
-def _is_any_of(kind: Array, *names: str) -> Array:
-    """Return True for examples whose operation is among the names, bool [B]."""
-    return jnp.isin(kind, np.array([OPERATIONS.index(name) for name in names]))
+def draw_normal(key: Array, sigma: float) -> Array:
+    """Draw three numbers from a normal distribution with standard deviation sigma, float32 [3]."""
+    return sigma * jax.random.normal(key, (3,))
 
 
-def affine_maps(kind: Array, strength: Array, height: int, width: int) -> Array:
-    """Compute the coefficients (a, b, c, d, e, f) of Pillow's Image.transform, float32 [B, 6].
-
-    The pixel (x, y) of the result comes from (ax + by + c, dx + ey + f), with x to the right and y down from the outer
-    corner of the first pixel. Shears keep that corner, as in Pillow, and rotations the centre. Other operations give
-    exactly the identity.
-    """
-
-    def strength_if(*names: str) -> Array:
-        return jnp.where(_is_any_of(kind, *names), strength, 0)
-
-    angle = jnp.deg2rad(strength_if("rotate"))
-    cosine, sine = jnp.cos(angle), jnp.sin(angle)
-    c = width / 2 - cosine * (width / 2) + sine * (height / 2) - strength_if("translate_x")
-    f = height / 2 - sine * (width / 2) - cosine * (height / 2) - strength_if("translate_y")
-    return jnp.stack([cosine, strength_if("shear_x") - sine, c, strength_if("shear_y") + sine, cosine, f], axis=1)
-
-
-def apply_affine(images: Array, maps: Array, fill: Array) -> Array:
-    """Transform images by `affine_maps`, bilinear, with `fill` [C] outside."""
-    a, b, c, d, e, f = (maps[:, n, None, None] for n in range(6))
-    y, x = jnp.arange(images.shape[1])[:, None] + 0.5, jnp.arange(images.shape[2]) + 0.5
-    return sample_bilinear(images, jnp.stack([d * x + e * y + f, a * x + b * y + c], axis=1) - 0.5, fill)
-
-
-def enhance(images: Array, kind: Array, strength: Array) -> Array:
-    """Scale brightness, contrast, colour or sharpness by 1 + strength [B], as Pillow's ImageEnhance.
-
-    Each is a blend with a degenerate image: black, the mean grey, the grey image or the smoothed image. Examples with
-    another operation are unchanged.
-    """
-    luma = grey(images)
-    degenerate = [jnp.zeros_like(luma), luma.mean((1, 2), keepdims=True), luma, smooth(images)]
-    blended = blend(images, _select(kind - OPERATIONS.index("brightness"), degenerate), 1 + strength)
-    selected = _is_any_of(kind, "brightness", "contrast", "color", "sharpness")
-    return jnp.where(selected[:, None, None, None], blended, images)
-
-
-def _table_indices(levels: Array) -> Array:
-    """Return the index of each pixel's level in a table [B, C * 256], as [B, H * W * C]."""
-    return (levels + 256 * jnp.arange(levels.shape[-1])).reshape(len(levels), -1)
-
-
-def cumulative_counts(levels: Array) -> Array:
-    """Count the pixels of each channel at or below each of 256 levels: int32 [B, H, W, C] to int32 [B, C, 256].
-
-    Implemented as a scatter of ones, exact in any order (measured in docs/performance.md).
-    """
-    channels = levels.shape[-1]
-    zeros = jnp.zeros(256 * channels, jnp.int32)
-    counts = jax.vmap(lambda index: zeros.at[index].add(1, mode="promise_in_bounds"))(_table_indices(levels))
-    return jnp.cumsum(counts.reshape(-1, channels, 256), axis=-1)
-
-
-def level_tables(kind: Array, strength: Array, counts: Array) -> Array:
-    """Return the level tables of posterize, solarize, autocontrast and equalize, per channel, as in Pillow's ImageOps.
-
-    Args:
-        kind: int [B], indices in OPERATIONS; the identity table for other operations.
-        strength: [B]; its sign is ignored.
-        counts: int32 [B, C, 256], `cumulative_counts` of the images.
-
-    Returns:
-        int32 [B, C, 256].
-    """
-    levels = jnp.arange(256)
-    amount = jnp.round(jnp.abs(strength)).astype(jnp.int32)[:, None, None]
-    posterized = levels >> amount << amount
-    solarized = jnp.where(levels < 256 - amount, levels, 255 - levels)
-
-    total = counts[..., -1:]
-    low = (counts == 0).sum(-1, keepdims=True)  # the darkest level in use
-    high = (counts < total).sum(-1, keepdims=True)  # the brightest level in use
-    stretched = jnp.clip((levels - low) * 255 // jnp.maximum(high - low, 1), 0, 255)
-    stretched = jnp.where(high > low, stretched, levels)
-
-    darker = jnp.pad(counts[..., :-1], ((0, 0), (0, 0), (1, 0)))  # pixels below each level
-    step = (
-        jnp.where(counts < total, counts, 0).max(-1, keepdims=True) // 255
-    )  # pixels below the brightest level, by 255
-    equalized = jnp.clip((darker + step // 2) // jnp.maximum(step, 1), 0, 255)
-    equalized = jnp.where(step > 0, equalized, levels)
-
-    tables = jnp.broadcast_to(levels, counts.shape)
-    named = {"posterize": posterized, "solarize": solarized, "autocontrast": stretched, "equalize": equalized}
-    for name, table in named.items():
-        tables = jnp.where(_is_any_of(kind, name)[:, None, None], table, tables)
-    return tables
-
-
-def apply_level_tables(images: Array, kind: Array, strength: Array) -> Array:
-    """Apply posterize, solarize, autocontrast or equalize by a level table per channel; others are unchanged."""
-    # Round halves up, which are common after a blend, including those slightly below by rounding errors.
-    levels = jnp.clip(jnp.floor(images + 0.501), 0, 255).astype(jnp.int32)
-    tables = level_tables(kind, strength, cumulative_counts(levels))
-    flat = tables.reshape(len(tables), -1)
-    mapped = jnp.take_along_axis(flat, _table_indices(levels), axis=1, mode="promise_in_bounds").reshape(images.shape)
-    selected = _is_any_of(kind, "posterize", "solarize", "autocontrast", "equalize")
-    return jnp.where(selected[:, None, None, None], mapped.astype(images.dtype), images)
-
-
-def apply_operation(images: Array, kind: Array, strength: Array, fill: Array) -> Array:
-    """Apply the operation OPERATIONS[kind[b]] with strength[b] to example b.
-
-    Three passes (geometry, blends, level tables) each leave the other examples unchanged; a switch between fourteen
-    branches would compute all of them for every example.
-
-    Args:
-        images: float32 [B, H, W, C].
-        kind: int [B].
-        strength: [B], in the units of RAND_AUGMENT, but translations in pixels.
-        fill: [C].
-    """
-    images = apply_affine(images, affine_maps(kind, strength, *images.shape[1:3]), fill)
-    return apply_level_tables(enhance(images, kind, strength), kind, strength)
-
-
-def draw_operation(key: Array) -> tuple[Array, Array, Array]:
-    """Draw the index of an operation, a sign (±1.0) and a magnitude among 0, 1/30, ..., 1, all uniform."""
-    kind_key, sign_key, magnitude_key = jax.random.split(key, 3)
-    kind = jax.random.randint(kind_key, (), 0, len(OPERATIONS))
-    return kind, jax.random.rademacher(sign_key, (), jnp.float32), jax.random.randint(magnitude_key, (), 0, 31) / 30
-
-
-def _max_strength(table: Mapping[str, float], kind: Array) -> Array:
-    """Look up the largest strength of each example's operation, float32 [B]."""
-    return jnp.array([table[name] for name in OPERATIONS], jnp.float32)[kind]
-
-
-def rand_augment(
-    keys: Array, index: Array, images: Array, targets: Array, fill: Array, *, number: int = 2, magnitude: float = 9.0
+def pca_noise(
+    keys: Array, index: Array, images: Array, targets: Array, fill: Array, *, sigma: float = 0.1
 ) -> tuple[Array, Array]:
-    """Apply `number` random operations of fourteen in turn: RandAugment (Cubuk et al. 2019, arXiv:1909.13719).
+    """Add a random colour to the whole image, along the principal components of ImageNet's colours.
 
-    `magnitude`, 0 to 10, has the scale of the paper and timm (torchvision's goes to 30: 9 there is 3 here). All
-    strengths grow with it (timm's "inc"), to those of RAND_AUGMENT at 10; their sign is random. Interpolation is
-    bilinear. Magnitude 0 still changes images, by autocontrast and equalize; number 0 does not.
+    Each component is weighted by its magnitude and a normal number with standard deviation `sigma` (Krizhevsky et al.
+    2012, section 4.1). The components are those that fb.resnet.torch publishes for ImageNet, whatever the data. Values
+    may leave 0..255, as there. Grey images do not change.
     """
-    height, width = images.shape[1:3]
-    strengths = RAND_AUGMENT | {
-        "translate_x": RAND_AUGMENT["translate_x"] * width,
-        "translate_y": RAND_AUGMENT["translate_y"] * height,
-    }
-    for n in range(number):
-        layer = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n)
-        kind, sign, _ = jax.vmap(draw_operation)(layer)
-        images = apply_operation(images, kind, sign * (magnitude / 10) * _max_strength(strengths, kind), fill)
-    return images, targets
+    if images.shape[-1] != 3:
+        return images, targets
+    drawn = jax.vmap(lambda key: draw_normal(key, sigma))(keys)
+    colours = jnp.asarray(PCA_DIRECTIONS) * (255 * jnp.asarray(PCA_MAGNITUDES))
+    return images + jnp.einsum("bj,cj->bc", drawn, colours, precision="highest")[:, None, None], targets
 
 
-def trivial_augment(keys: Array, index: Array, images: Array, targets: Array, fill: Array) -> tuple[Array, Array]:
-    """Apply one of fourteen operations at a random magnitude: TrivialAugment (Müller and Hutter 2021).
+def scale_saturation(images: Array, factor: Array) -> Array:
+    """Multiply the saturation (of HSV, at most 1) by factor [B]; hue and value stay."""
+    if images.shape[-1] != 3:
+        return images
+    value = images.max(-1, keepdims=True)
+    chroma = value - images.min(-1, keepdims=True)
+    largest = jnp.maximum(value, 0) / jnp.where(chroma == 0, 1, chroma)  # factor that gives saturation 1
+    return value - (value - images) * jnp.minimum(factor[:, None, None, None], largest)
 
-    The magnitude has 31 steps from 0 to the strengths of TRIVIAL_AUGMENT. Interpolation is bilinear. See
-    arXiv:2103.10158, table of spaces, Wide.
+
+# Orders of the four distortions: of tensorflow/models, inception/image_processing.py, and of its slim/preprocessing/
+# inception_preprocessing.py.
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+INCEPTION_ORDERS = ((BRIGHTNESS, SATURATION, HUE, CONTRAST), (BRIGHTNESS, CONTRAST, SATURATION, HUE))
+SLIM_ORDERS = (
+    (BRIGHTNESS, SATURATION, HUE, CONTRAST),
+    (SATURATION, BRIGHTNESS, CONTRAST, HUE),
+    (CONTRAST, HUE, BRIGHTNESS, SATURATION),
+    (HUE, SATURATION, CONTRAST, BRIGHTNESS),
+)
+
+
+def draw_distortion(key: Array, strengths: Sequence[float], orders: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+    """Draw deviations uniform on ±strength, float32 [4], and one of the orders, int32 [4]."""
+    strength_key, order_key = jax.random.split(key)
+    deviations = jax.random.uniform(strength_key, (4,), minval=-1, maxval=1) * jnp.array(strengths, jnp.float32)
+    return deviations, jnp.array(orders, jnp.int32)[jax.random.randint(order_key, (), 0, len(orders))]
+
+
+def distort_colour(
+    keys: Array,
+    index: Array,
+    images: Array,
+    targets: Array,
+    fill: Array,
+    *,
+    brightness: float = 32 / 255,
+    contrast: float = 0.5,
+    saturation: float = 0.5,
+    hue: float = 0.2,
+    slim: int = 0,
+) -> tuple[Array, Array]:
+    """Distort the colours as the authors of the Inception networks do (Howard 2013, arXiv:1312.5402).
+
+    `brightness` is the largest share of 255 that is added or subtracted, `contrast` and `saturation` the largest
+    deviations of a factor from 1, `hue` the largest turn in full circles; all are uniform. Contrast is about the mean
+    of each channel. The order is random among the two of tensorflow/models' inception/image_processing.py, or with
+    `slim` among the four of its slim/preprocessing/inception_preprocessing.py. Only the result is clipped to 0..255.
     """
-    kind, sign, magnitude = jax.vmap(draw_operation)(keys)
-    return apply_operation(images, kind, sign * magnitude * _max_strength(TRIVIAL_AUGMENT, kind), fill), targets
+    strengths, orders = (brightness, contrast, saturation, hue), SLIM_ORDERS if slim else INCEPTION_ORDERS
+    deviations, order = jax.vmap(lambda key: draw_distortion(key, strengths, orders))(keys)
+    factors = 1 + deviations
+    for which in order.T if any(strengths) else ():
+        mean = images.mean((1, 2), keepdims=True)
+        cases = [
+            images + 255 * deviations[:, BRIGHTNESS, None, None, None],
+            (images - mean) * factors[:, CONTRAST, None, None, None] + mean,
+            scale_saturation(images, factors[:, SATURATION]),
+            rotate_hue(images, deviations[:, HUE]),
+        ]
+        images = select_case(which, cases)
+    return (jnp.clip(images, 0, 255) if any(strengths) else images), targets

@@ -31,7 +31,7 @@ def sample_bilinear(images: Array, coordinates: Array, fill: Array) -> Array:
     return (1 - dy) * upper + dy * lower
 
 
-def translate(images: Array, offsets: Array, fill: Array, reach: int) -> Array:
+def translate(images: Array, offsets: Array, fill: Array | None, reach: int) -> Array:
     """Translate images by whole pixels.
 
     Implemented as a slice of each padded image (measured in docs/performance.md).
@@ -39,13 +39,16 @@ def translate(images: Array, offsets: Array, fill: Array, reach: int) -> Array:
     Args:
         images: float32 [B, H, W, C].
         offsets: int [B, 2], (down, right) in pixels.
-        fill: [C], the colour that enters at the edges.
+        fill: [C], the colour that enters at the edges; None for a reflection at the outermost pixels.
         reach: largest absolute offset in pixels.
 
     Returns:
         float32 [B, H, W, C].
     """
-    padded = _pad_with_fill(images, fill, reach)
+    if fill is None:
+        padded = jnp.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="reflect")
+    else:
+        padded = _pad_with_fill(images, fill, reach)
     shape = images.shape[1:]
     return jax.vmap(
         lambda image, offset: jax.lax.dynamic_slice(image, (reach - offset[0], reach - offset[1], 0), shape)

@@ -1,7 +1,7 @@
 """Arithmetic of resizing, cropping and padding, shared by preprocessing, test-time augmentation and host crops."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,18 @@ class Box(NamedTuple):
     left: int
     height: int
     width: int
+
+
+class FloatBox(NamedTuple):
+    """A rectangle of an image, in pixels, whose edges may lie between pixels."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+AnyBox = TypeVar("AnyBox", Box, FloatBox)
 
 
 def resize_geometry(
@@ -88,7 +100,7 @@ def pad_to_shape(images: Uint8, shape: tuple[int, int, int], fill: Sequence[int]
     return padded
 
 
-def undo_orientation(box: Box, orientation: int, height: int, width: int) -> Box:
+def undo_orientation(box: AnyBox, orientation: int, height: int, width: int) -> AnyBox:
     """Map a box of the upright image to the pixels as stored: the inverse of `apply_orientation` for a box.
 
     Args:
@@ -102,4 +114,5 @@ def undo_orientation(box: Box, orientation: int, height: int, width: int) -> Box
         left = width - left - box_width
     if orientation in (3, 4, 7, 8):
         top = height - top - box_height
-    return Box(left, top, box_width, box_height) if orientation >= 5 else Box(top, left, box_height, box_width)
+    kind = type(box)
+    return kind(left, top, box_width, box_height) if orientation >= 5 else kind(top, left, box_height, box_width)

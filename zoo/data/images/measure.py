@@ -52,9 +52,8 @@ def preprocess_for(dataset: Dataset, image_size: tuple[int, int], channels: str 
             box = source
     channels = channels or ("L" if grey else "RGB")
     mode = "pad" if polarity else "crop"
-    # Without polarity the fill is the mean colour, so padding must not enter the mean.
     unscaled = Preprocess(
-        size=image_size if polarity else box,
+        size=image_size,
         resize=box,
         resize_mode=mode,
         channels=channels,
@@ -62,20 +61,36 @@ def preprocess_for(dataset: Dataset, image_size: tuple[int, int], channels: str 
         mean=(0.0,) * len(channels),
         std=(1.0,) * len(channels),
     )
-    rows = max(MOMENT_BYTES // math.prod(unscaled.input_shape), 1)
-    inputs = (images_to_input(images[start : start + rows], unscaled) for start in range(0, len(images), rows))
-    mean, std = _channel_moments(inputs, len(channels))
-    return Preprocess(
-        size=image_size,
-        resize=box,
-        resize_mode=mode,
-        channels=channels,
-        polarity=polarity,
-        ink_extent=ink_extent,
-        white=measure_white(dataset, images),
-        mean=mean,
-        std=std,
-    )
+    measured = _measure_moments(images, unscaled)
+    return replace(measured, ink_extent=ink_extent, white=measure_white(dataset, images))
+
+
+def _measure_moments(images: Uint8 | list[Uint8], preprocess: Preprocess) -> Preprocess:
+    """Return the preprocessing with the mean and standard deviation of these images."""
+    # Without polarity the fill is the mean colour, so padding must not enter the mean.
+    height, width = (min(sides) for sides in zip(preprocess.size, preprocess.resize, strict=True))
+    unpadded = preprocess if preprocess.polarity else replace(preprocess, size=(height, width))
+    rows = max(MOMENT_BYTES // math.prod(unpadded.input_shape), 1)
+    inputs = (images_to_input(images[start : start + rows], unpadded) for start in range(0, len(images), rows))
+    mean, std = _channel_moments(inputs, preprocess.num_channels)
+    return replace(preprocess, mean=mean, std=std)
+
+
+def with_normalisation(preprocess: Preprocess, normalisation: str, dataset: Dataset | None = None) -> Preprocess:
+    """Return the preprocessing with another mean and standard deviation.
+
+    Args:
+        preprocess: the preprocessing.
+        normalisation: "standardise" (mean and standard deviation of the data), "centre" (the mean is subtracted from
+            pixel values in 0..255, which are not divided), "symmetric" (0..255 becomes -1..1), or "" for no change.
+        dataset: data with a train split to measure on; None if mean and standard deviation are already those of it.
+    """
+    channels = preprocess.num_channels
+    if normalisation == "symmetric":
+        return replace(preprocess, mean=(0.5,) * channels, std=(0.5,) * channels)
+    if normalisation and dataset is not None:
+        preprocess = _measure_moments(sample_images(dataset.splits["train"], preprocess.size), preprocess)
+    return replace(preprocess, std=(1 / 255,) * channels) if normalisation == "centre" else preprocess
 
 
 def measure_drawings(images: Uint8 | list[Uint8]) -> tuple[str | None, float | None]:
