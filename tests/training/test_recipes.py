@@ -5,8 +5,11 @@ import json
 
 import pytest
 
+from benchmarks import recipes as page
 from zoo.models import MODELS
 from zoo.training import recipes
+from zoo.training.origins import ORIGINS, settings_of
+from zoo.training.published import PUBLISHED as PUBLISHED_RECIPES
 from zoo.training.recipe import Recipe, recipe_from_json
 from zoo.training.recipes import RECIPES
 
@@ -265,3 +268,25 @@ def test_an_unknown_recipe_gets_similar_names():
         recipes.find_recipe("mnits")
     with pytest.raises(ValueError, match=r"'xyzzy'; List all"):
         recipes.find_recipe("xyzzy")
+
+
+# --- origins and the page ---------------------------------------------------------------------------------------------
+
+
+def test_published_recipes_have_origins():
+    assert set(ORIGINS) == set(PUBLISHED_RECIPES) <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", ORIGINS)
+def test_every_number_has_one_origin(name):
+    """Paper, code or ours: each field that differs from the defaults has exactly one of them."""
+    assert set(ORIGINS[name]) <= {"paper", "code", "ours"}
+    fields = [field for names in ORIGINS[name].values() for field in names.split()]
+    assert sorted(fields) == sorted(settings_of(RECIPES[name]))
+    assert ("Ours:" in RECIPES[name].source) >= ("ours" in ORIGINS[name])
+
+
+def test_the_page_of_recipes_is_current():
+    assert page.PAGE.read_text("utf-8") == page.render()
+    rows = [line.split("|")[1].strip(" `") for line in page.render().splitlines() if line.startswith("| `")]
+    assert rows == list(RECIPES)

@@ -6,13 +6,16 @@ parallelizing convolutional neural networks", arXiv:1404.5997: one tower, in the
 compares with the paper's.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from zoo.models.layers import (
     Conv,
+    Initializer,
     adaptive_avg_pool,
     classify,
     local_response_norm,
@@ -35,6 +38,27 @@ TWO_TOWERS = {
 ONE_TOWER = {"conv1": (64, 11), "conv2": (192, 5), "conv3": (384, 3), "conv4": (256, 3), "conv5": (256, 3)}
 
 
+# Connections of a unit of each layer in the paper's network, at 227 pixels and full width.
+FAN_IN = {
+    "conv1": 363, "conv2": 1200, "conv3": 2304, "conv4": 1728, "conv5": 1728, "dense6": 9216, "dense7": 4096,
+    "head": 4096,
+}  # fmt: skip
+
+
+def normal_as_in(layer: str, deviation: float = 0.01) -> Initializer:
+    """Return an initialiser with the outputs' variance of N(0, deviation) in the paper's network.
+
+    With fewer connections than the layer has there, in a narrow network or for smaller images, the deviation grows with
+    the root of the ratio; otherwise activations would shrink from layer to layer and training would not begin.
+    """
+
+    def init(key, shape, dtype=jnp.float32):
+        scale = (FAN_IN[layer] / math.prod(shape[:-1])) ** 0.5
+        return deviation * scale * jax.random.normal(key, shape, dtype)
+
+    return init
+
+
 def normalise_within_towers(x):
     """Apply local response normalisation to the channels of each tower separately: [B, H, W, C] -> [B, H, W, C].
 
@@ -51,14 +75,16 @@ class AlexNet(nn.Module):
     Images have 227 pixels, not 224 as in the text: figure 2 has 55 positions after an 11x11 convolution with stride 4.
     The first layers keep to one tower each, so normalisation does too; Caffe's one-tower copy normalises across both.
     Both towers' halves of the dense layers form one layer. Kernels are initialised from N(0, 0.01), biases of conv2,
-    conv4, conv5 and the hidden dense layers at 1 (section 5). The endpoints conv1 … conv5 are taken after the ReLU,
+    conv4, conv5 and the hidden dense layers at 1 (section 5); in narrow networks and for smaller images, kernels are
+    larger, see `normal_as_in`. Inputs are pixels in 0..255 less their mean by default (section 2), for which this is
+    made: with inputs of unit variance training does not begin (docs/training.md). The mean is one per channel, the
+    paper's one per pixel. The endpoints conv1 … conv5 are taken after the ReLU,
     before normalisation and pooling.
 
     Attributes:
         num_classes: number of classes, or None for no head.
         stem: "imagenet" or "small", which begins with a 5x5 convolution with stride 1, for 28 to 64 pixels. The small
-            form is not in the paper. Its kernels are initialised after He et al. 2015, because training from N(0, 0.01)
-            stays on the first plateau for epochs.
+            form is not in the paper. Its kernels are initialised after He et al. 2015, for inputs of unit variance.
         width: factor of all channels.
         dropout: rate after each hidden dense layer.
         image_size: height and width of the images, which fix the dense layers: at least 67, or 15 with the small stem.
@@ -91,7 +117,7 @@ class AlexNet(nn.Module):
         require_stem(self.stem, "alexnet")
         small = self.stem == "small"
         require_images(images, 15 if small else 67, "alexnet", fixed_size=self.image_size)
-        init = nn.initializers.he_normal() if small else nn.initializers.normal(0.01)
+        init = {name: nn.initializers.he_normal() if small else normal_as_in(name) for name in FAN_IN}
         ends = {}
         x = images.astype(self.dtype)  # [B, 227, 227, 3]
         for name, (features, kernel_size, groups, bias) in TWO_TOWERS.items():
@@ -99,7 +125,7 @@ class AlexNet(nn.Module):
             if name == "conv1":
                 kernel_size, stride, padding = (5, 1, None) if small else (kernel_size, 4, 0)
             bias_init = nn.initializers.constant(0 if small else bias)
-            x = Conv(scale_width(features, self.width), kernel_size, stride, padding, groups, kernel_init=init,
+            x = Conv(scale_width(features, self.width), kernel_size, stride, padding, groups, kernel_init=init[name],
                      bias_init=bias_init, dtype=self.dtype, name=name)(x)  # fmt: skip
             ends[name] = x = nn.relu(x)  # [B, 55, 55, 96], [B, 27, 27, 256], [B, 13, 13, 384] twice, [B, 13, 13, 256]
             if name in ("conv1", "conv2"):
@@ -109,11 +135,11 @@ class AlexNet(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for name in ("dense6", "dense7"):
             bias_init = nn.initializers.constant(0 if small else 1)
-            x = nn.Dense(scale_width(4096, self.width), kernel_init=init, bias_init=bias_init, dtype=self.dtype,
+            x = nn.Dense(scale_width(4096, self.width), kernel_init=init[name], bias_init=bias_init, dtype=self.dtype,
                          name=name)(x)  # fmt: skip
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout_{name}")(nn.relu(x))
             ends[name] = x
-        return classify(x, ends, self.num_classes, train, kernel_init=init, dtype=self.dtype)
+        return classify(x, ends, self.num_classes, train, kernel_init=init["head"], dtype=self.dtype)
 
 
 class AlexNetOWT(nn.Module):

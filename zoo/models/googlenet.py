@@ -160,13 +160,13 @@ class GoogLeNet(nn.Module):
     5x5 convolutions, biases, local response normalisation in the stem, no batch norm. Not specified in the paper, and
     taken from its reproduction in Caffe: response normalisation over 5 channels with k = 1, alpha = 2e-5 (1e-4 in
     Caffe, which divides it by 5) and beta = 0.75; pools that round up; uniform initialisation with variance 1 / fan-in,
-    biases at 0.2. The endpoints aux1 and aux2 hold the auxiliary logits.
+    biases at 0.2. Inputs are pixels in 0..255 less their mean by default, as in Caffe. The endpoints aux1 and aux2 hold
+    the auxiliary logits.
 
     Attributes:
         num_classes: number of classes, or None for no head.
         stem: "imagenet", for images from 31 pixels up, or "small", from 8: a 3x3 convolution with stride 1, no second
-            pool, and initialisation after He et al. 2015, because training from Caffe's stays on the first plateau for
-            epochs (not in the paper).
+            pool, and initialisation after He et al. 2015 for inputs of unit variance (not in the paper).
         width: factor of all channels.
         blocks: number of modules 3a…, 4a… and 5a….
         aux_heads: add the auxiliary heads. At other sizes than 224 they pool to 4x4 nearly equal cells.

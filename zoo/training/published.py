@@ -111,7 +111,7 @@ PUBLISHED: dict[str, Recipe] = {
         schedule="step", milestones=(32 / 64, 48 / 64), l2=1e-4, decay_bias_and_norm=True, augment=_CIFAR,
         warmup="constant", warmup_lr_fraction=0.1, warmup_epochs=_epochs(400, 128, CIFAR_IMAGES),
         source="He et al. 2015 (arXiv:1512.03385), section 4.2, for 110 layers: he2015-cifar with a rate of 0.01 "
-        "until the training error is below 80 %, after about 400 iterations",
+        "until the training error is below 80 %, after about 400 iterations. Ours: as for he2015-cifar",
     ),
     "he2016-cifar": Recipe(
         epochs=_epochs(64_000, 128, CIFAR_IMAGES), batch_size=128, optimizer="momentum", learning_rate=0.1,
