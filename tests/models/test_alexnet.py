@@ -10,7 +10,7 @@ from seeded import seeded_images, seeded_variables
 
 import zoo.models as models
 from zoo.models import create
-from zoo.models.alexnet import normalise_within_towers
+from zoo.models.alexnet import FAN_IN, normalise_within_towers
 
 TINY = {"width": 0.1, "num_classes": 10}  # 8, 24, 40, 40 and 24 maps, 408 units
 
@@ -65,8 +65,12 @@ def test_initialisation_of_section_5():
     biases = {name: set(np.unique(layer["bias"]).tolist()) for name, layer in params.items()}
     ones = {"conv2", "conv4", "conv5", "dense6", "dense7"}
     assert biases == {name: {1.0} if name in ones else {0.0} for name in biases}
+    full = models.abstract_variables(create("alexnet"))["params"]
     for name, layer in params.items():
-        assert np.std(layer["kernel"]) == pytest.approx(0.01, rel=0.03), name
+        connections = np.prod(full[name]["kernel"].shape[:-1]), np.prod(layer["kernel"].shape[:-1])
+        assert FAN_IN[name] == connections[0]
+        scale = np.sqrt(connections[0] / connections[1])  # 1 in the network of the paper
+        assert np.std(layer["kernel"]) == pytest.approx(0.01 * scale, rel=0.03), name
 
 
 def test_two_towers_take_one_image_size():
