@@ -1,7 +1,7 @@
 """Train narrow forms of AlexNet and GoogLeNet with two scales of their inputs, and draw the curves.
 
     python -m benchmarks.lrn_inputs            # trains, writes benchmarks/results/lrn_inputs.json and draws
-    python -m benchmarks.lrn_inputs --draw     # renders docs/lrn_inputs.png and the table of docs/training.md
+    python -m benchmarks.lrn_inputs --draw     # renders docs/lrn_inputs.png and prints the table
 
 Both networks normalise responses and are published with the mean subtracted from pixels in 0..255. "before" divides by
 the standard deviation, and draws AlexNet's kernels from N(0, 0.01) at any width, as this project did; "after" is what
@@ -28,7 +28,6 @@ from zoo.training.run import git_revision, versions
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "lrn_inputs.json"
 FIGURE = ROOT / "docs" / "lrn_inputs.png"
-PAGE = ROOT / "docs" / "training.md"
 
 SEEDS = 3
 STEPS = 300
