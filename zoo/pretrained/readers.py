@@ -142,7 +142,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         with safe_open(path, "np") as file:
             about = file.metadata() or {}
         return load_file(path), about
-    except (SafetensorError, KeyError, UnicodeDecodeError) as error:
+    except (SafetensorError, KeyError, UnicodeDecodeError, AttributeError) as error:  # NumPy may lack the type
         raise ValueError(f"is cut off or not a safetensors file ({' '.join(str(error).split())})") from None
 
 
