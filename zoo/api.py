@@ -242,6 +242,13 @@ def _train_request(
     changes: dict[str, Any],
 ) -> TrainRequest:
     """Build the request of `fit` or `cross_validate`, whose name begins error messages."""
+    if model is not None and not isinstance(model, str):
+        if isinstance(data, str) and data in models.MODELS:
+            raise ValueError(f"{function}: the model comes first: zoo.{function}({data!r}, (images, labels))")
+        raise ValueError(
+            f"{function}: the first argument is the name of a model, not a {type(model).__name__}; write "
+            f'zoo.{function}("lenet5", data)'
+        )
     if model is None and init is None:
         raise ValueError(f'{function}: name a model, e.g. zoo.{function}("lenet5", data), or a checkpoint with init=')
     if data is None and init is not None:

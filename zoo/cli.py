@@ -69,6 +69,8 @@ def _with_hint(parser: argparse.ArgumentParser, message: str) -> str:
         hint = f"did you mean {SYNONYMS[word]}?" if word in SYNONYMS else did_you_mean(word, COMMANDS)
         hint = hint or f"choose from {', '.join(COMMANDS)}"
         return f"unknown command {word!r}; {hint}"
+    if message.startswith("the following arguments are required: "):
+        return f"{message}; see `{parser.prog} --help`"
     return message
 
 

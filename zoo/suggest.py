@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
@@ -25,3 +26,20 @@ def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
 def _initials(name: str) -> str:
     """Return the first letters of the parts of a name: "lr" for "--learning-rate" and learning_rate."""
     return "".join(part[0] for part in re.split("[-_]", name.lower()) if part)
+
+
+def nearest_path(path: Path) -> str:
+    """Return the existing path that a misspelt one may mean, "photos/cat" for "phtos/cat"; "" if there is none."""
+    found = Path(path.anchor)
+    for part in path.parts[bool(path.anchor) :]:
+        if not (found / part).exists():
+            try:
+                names = sorted(entry.name for entry in found.iterdir() if not entry.name.startswith("."))
+            except OSError:
+                return ""
+            near = difflib.get_close_matches(part, names, n=1, cutoff=0.6)
+            if not near:
+                return ""
+            part = near[0]
+        found /= part
+    return str(found)

@@ -258,3 +258,19 @@ def test_ambiguous_spellings_are_not_matched(classes, names):
     split = ArraySplit(np.zeros((len(classes), 4, 4, 1), np.uint8), np.arange(len(classes), dtype=np.int32))
     with pytest.raises(ValueError, match="classes not in the checkpoint"):
         with_classes(Dataset("mine", {"test": split}, classes), names)
+
+
+def test_a_data_set_is_shown_without_its_pixels():
+    dataset = from_arrays(random_images(40, classes=8), name="mine")
+    assert repr(dataset) == "Dataset mine: 8 classes (0, 1, 2, 3, 4 and 3 more); train 24, validation 8, test 8"
+    assert repr(dataset.splits["train"]) == "ArraySplit of 24 images of shape (6, 5, 1)"
+
+
+def test_images_that_are_all_the_same_are_called_so():
+    images, labels = random_images(12, classes=2)
+    with pytest.raises(ValueError) as error:
+        from_arrays((images[:1].repeat(12, 0), labels))
+    assert_one_line(error, "all images are identical")
+    with pytest.raises(ValueError) as error:  # a single picture of each class
+        from_arrays((images[labels], labels))
+    assert_one_line(error, "only 2 of 12 images are different")

@@ -90,7 +90,7 @@ def test_curves_show_loss_and_accuracy_in_percent(figure_of):
 
 def test_the_best_step_is_marked_with_its_values(figure_of):
     loss, accuracy = curves_of(figure_of(draw_curves, HISTORY, best_step=40))
-    assert loss["best step: 0.55"] == ([2.0], [0.55]) and accuracy["best step: 85.00 %"] == ([2.0], [85.0])
+    assert loss["best: 0.55"] == ([2.0], [0.55]) and accuracy["best: 85.00 %"] == ([2.0], [85.0])
     assert sum(x == [2.0, 2.0] for x, _ in loss.values()) == 1  # the vertical line
     assert set(curves_of(figure_of(draw_curves, HISTORY, best_step=41))[0]) == {"train", "validation"}
 

@@ -200,3 +200,8 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
     fit_arrays(folder)
     return folder
+
+
+def test_freezing_without_a_checkpoint_is_pointed_out():
+    _, lines = lines_of(dataclasses.replace(RECIPE, freeze=("body",)))
+    assert any("random initial values" in line and "--init" in line for line in lines)

@@ -168,6 +168,17 @@ def test_another_run_in_the_folder_is_refused_with_its_differences(tmp_path):
         run.open_folder(tmp_path, recipe(seed=1), "")
 
 
+def test_a_message_lists_a_few_differences_shortly(tmp_path):
+    run.open_folder(tmp_path, CONFIG, "")
+    other = dataclasses.replace(CONFIG, model="resnet50", data="p" * 300, fingerprint="f" * 64)
+    with pytest.raises(ValueError) as caught:
+        run.open_folder(tmp_path, dataclasses.replace(other, recipe=Recipe(seed=3, epochs=7, patience=4)), "")
+    message = str(caught.value)
+    assert message.count(", not ") == run.MAX_DIFFERENCES and "other differences" in message
+    assert message.index("model is") < message.index("data.source is") and "--workdir" in message
+    assert len(message) < 500 + len(str(tmp_path))
+
+
 def test_the_state_folder_of_format_1_is_renamed(tmp_path):
     run.open_folder(tmp_path, CONFIG, "")
     (tmp_path / "checkpoints" / "step_5").mkdir(parents=True)

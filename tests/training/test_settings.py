@@ -3,7 +3,7 @@
 import pytest
 
 from zoo import models
-from zoo.training.settings import Setting, apply_settings, parse_assignment, parse_model_field
+from zoo.training.settings import Setting, apply_settings, in_terms_of_options, parse_assignment, parse_model_field
 
 MLP = models.create("mlp", widths=(16,), image_size=8)
 
@@ -86,3 +86,20 @@ def test_the_type_of_a_model_field_is_that_of_its_value():
     for text, current in (("1", True), ("2.5", 1), ("3", "basic"), ("true", 1)):
         with pytest.raises(ValueError, match=rf"--set x '{text}'.*{type(current).__name__}"):
             parse_model_field("--set x", text, current)
+
+
+def test_messages_about_fields_name_the_options_that_set_them():
+    settings = [
+        Setting("--learning-rate", "recipe.learning_rate", "-1"), Setting("--batch-size", "recipe.batch_size", "32"),
+        parse_assignment("momentum=1.5"), Setting("--set widths", "widths", "3"),
+    ]  # fmt: skip
+    cases = {
+        "recipe field learning_rate=-1.0: must be positive": "--learning-rate -1: must be positive",
+        "recipe field momentum=1.5: must be in [0, 1)": "--set momentum=1.5: must be in [0, 1)",
+        "recipe field micro_batch=7: must divide batch_size=32": (
+            "recipe field micro_batch=7: must divide --batch-size 32"
+        ),
+        "recipe field epochs=0.0: must be positive": "recipe field epochs=0.0: must be positive",
+    }
+    for message, expected in cases.items():
+        assert in_terms_of_options(message, settings) == expected

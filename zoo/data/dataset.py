@@ -91,7 +91,7 @@ def require_distinct_names(class_names: Iterable[str], source: str) -> None:
         raise ValueError(f"{source}: duplicate class names: {listed}; give each class its own name")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """The splits of a data set and the names of its classes.
 
@@ -115,6 +115,10 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{name} {len(split):,}" for name, split in self.splits.items())
+        return f"Dataset {self.name}: {self.num_classes} classes ({first_few(self.class_names, 5)}); {splits}"
 
     def fingerprint(self) -> str:
         """Return the sha256 of the class names and of the labels and images of train and validation, not of test."""
@@ -277,7 +281,13 @@ def create_missing_splits(splits: Mapping[str, Split], source: str = "") -> tupl
 
 def _hold_out(train: Split, name: str, count: int, source: str) -> tuple[Split, Split]:
     """Split `train` in two: the rest and the records held out. `name` and `source` are for the error message."""
-    mask = hold_out_mask(content_keys(train), train.labels, count)
+    keys = content_keys(train)
+    mask = hold_out_mask(keys, train.labels, count)
+    if not mask.any() and len(keys) > (distinct := len(set(keys))):
+        same = "all images are identical" if distinct == 1 else f"only {distinct} of {len(keys)} images are different"
+        raise ValueError(
+            f"{source}{': ' if source else ''}cannot hold out {name} records: {same}; check how the images were written"
+        )
     if not mask.any():
         raise ValueError(
             f"{source}{': ' if source else ''}too little data: cannot hold out {name} records from {len(train)}; "

@@ -58,7 +58,7 @@ class Split(Protocol):
         """
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ArraySplit:
     """A split held in memory.
 
@@ -76,6 +76,9 @@ class ArraySplit:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"ArraySplit of {len(self):,} images of shape {self.images.shape[1:]}"
 
     def read(self, indices: Any) -> Pixels:
         return cast(Pixels, self.images[indices])
@@ -114,7 +117,7 @@ class Store(Protocol):
         """Return the name of a record in messages, such as its path."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EncodedSplit:
     """A split of encoded images, decoded each time they are read.
 
@@ -138,6 +141,9 @@ class EncodedSplit:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"EncodedSplit of {len(self):,} images"
 
     def name(self, index: int) -> str:
         return self.store.name(int(self.records[index]))

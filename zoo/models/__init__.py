@@ -220,6 +220,8 @@ def init(model: ImageClassifier, key: jax.Array | int, image_shape: tuple[int, i
     Returns:
         {"params": …, "batch_stats": …}; "batch_stats" is empty for models without batch norm.
     """
+    if isinstance(model, str):
+        raise ValueError(f"init: {model!r} is a name; write zoo.init(zoo.create({model!r}, num_classes=10), {key!r})")
     key = jax.random.key(key) if isinstance(key, int) else key
     return _jit_init(model, key, image_shape and tuple(image_shape))
 

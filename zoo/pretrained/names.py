@@ -8,7 +8,7 @@ from zoo import checkpoint
 from zoo.cache import cache_folder
 from zoo.files import require_regular
 from zoo.pretrained.registry import DEFAULTS, WEIGHTS, Weights
-from zoo.suggest import did_you_mean
+from zoo.suggest import did_you_mean, nearest_path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 SOURCE_NAMES = tuple(dict.fromkeys(weights.source for weights in WEIGHTS.values()))
@@ -51,11 +51,15 @@ def find(spec: str | Path) -> Path | Weights:
             known = tags  # the network exists, the tag does not
         problem = f"no weights of {source} have this name"
     elif os.sep in spec or spec.startswith("."):
-        raise FileNotFoundError(f"{spec}: no such checkpoint folder or weight file")
+        meant = nearest_path(path)
+        hint = f"; did you mean {meant}?" if meant else ""
+        raise FileNotFoundError(f"{spec}: no such checkpoint folder or weight file{hint}")
     else:
         problem = "no such checkpoint folder or weight file, and no shipped or published weights of this name"
     completions = [name for name in known if name.startswith(spec)][:3] if spec else []
     hint = f"did you mean {' or '.join(completions)}?" if completions else did_you_mean(spec, known)
+    if spec and not completions and Path(meant := nearest_path(path), "card.json").is_file():
+        hint = f"did you mean {meant}?"
     raise FileNotFoundError(f"{spec}: {problem}; {hint or '`zoo list --weights` lists them'}")
 
 

@@ -41,7 +41,7 @@ from zoo.training.optim import make_optimizer
 from zoo.training.recipe import Recipe
 from zoo.training.recipes import RULES
 from zoo.training.run import RunConfig
-from zoo.training.settings import Setting, apply_settings, parse_model_field
+from zoo.training.settings import Setting, apply_settings, in_terms_of_options, parse_model_field
 from zoo.training.step import TrainState, abstract_opt_state, create_state, make_train_step, reset_optimizer
 from zoo.training.timeline import Segment, build_timeline, optimizer_span, segment_at
 
@@ -360,7 +360,10 @@ def _resolve_settings(request: TrainRequest) -> tuple[str, dict[str, Any], Recip
     auto_micro_batch = changes.get("micro_batch") == "auto"
     if auto_micro_batch:
         changes["micro_batch"] = 0
-    recipe = dataclasses.replace(_resolve_recipe(request, name, fields, changes), **changes)
+    try:
+        recipe = dataclasses.replace(_resolve_recipe(request, name, fields, changes), **changes)
+    except ValueError as error:
+        raise ValueError(in_terms_of_options(str(error), request.settings)) from None
     return name, _with_recipe_fields(recipe, name, fields), recipe, auto_micro_batch
 
 

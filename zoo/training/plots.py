@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TRAIN, VALIDATION, GREY = "#4c78a8", "#e4572e", "#8a8a8a"
+TRAIN, VALIDATION, GREY, TEXT, GRID = "#4c78a8", "#e4572e", "#8a8a8a", "#333333", "#cfcfcf"
 #: Maximum number of classes whose counts are written into the cells of the confusion matrix.
 MAX_CLASSES_WITH_COUNTS = 20
 
 
-def draw_curves(history: Sequence[Mapping[str, Any]], path: str | Path, *, best_step: int | None = None) -> None:
+def draw_curves(
+    history: Sequence[Mapping[str, Any]], path: str | Path, *, best_step: int | None = None, title: str = ""
+) -> None:
     """Draw loss and accuracy on the training and validation splits over the course of training.
 
     Args:
@@ -32,8 +34,11 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | Path, *, best_
             "validation_accuracy" (accuracies in [0, 1]).
         path: the PNG to write.
         best_step: the step of the best checkpoint, marked in both panels.
+        title: title of the figure.
     """
-    figure = new_figure(9, 3.4, gap=0.06)
+    figure = new_figure(9, 3.8, gap=0.06)
+    if title:
+        figure.suptitle(title, fontsize=11, parse_math=False)
     from matplotlib.ticker import MaxNLocator
 
     by_epoch = all(row.get("epoch") is not None for row in history)
@@ -52,7 +57,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | Path, *, best_
             axes.plot(x, y, color=colour, label=split, lw=1.8, marker="o" if few else None, ms=3.5, clip_on=not few)
             best = [value for place, value in points if split == "validation" and place == position.get(best_step)]
             if best:
-                label_text = f"best step: {best[0]:.2f} %" if name == "accuracy" else f"best step: {best[0]:.4g}"
+                label_text = f"best: {best[0]:.2f} %" if name == "accuracy" else f"best: {best[0]:.4g}"
                 axes.plot(
                     position[best_step], best[0], "o", ms=8, mfc="white", mec=colour, mew=2, label=label_text, zorder=5
                 )
@@ -66,7 +71,16 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | Path, *, best_
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
         _style_axes(axes, "epoch" if by_epoch else "step", label)
         if drawn:
-            axes.legend(frameon=False, fontsize=9)
+            axes.legend(
+                frameon=False,
+                fontsize=9,
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                ncols=3,
+                borderaxespad=0.2,
+                handlelength=1.5,
+                columnspacing=1.2,
+            )
     save_figure(figure, path)
 
 
@@ -104,16 +118,18 @@ def draw_confusion(
         spine.set_visible(False)
     size = 9 if has_counts or classes > 100 else 5.5 if classes > 40 else 7
     axes.set_yticks(ticks, labels, fontsize=size, parse_math=False)
-    axes.set_xticks(ticks, labels, fontsize=size, rotation=90 if longest > 3 else 0, parse_math=False)
+    # A character is about 0.6 of the font size wide; labels that would touch are turned.
+    room = side / max(len(labels), 1) * 72 / (0.6 * size)
+    axes.set_xticks(ticks, labels, fontsize=size, rotation=90 if longest + 1 > room else 0, parse_math=False)
     axes.tick_params(length=0)
-    axes.set_xlabel("predicted", color=GREY)
-    axes.set_ylabel("true", color=GREY)
+    axes.set_xlabel("predicted", color=TEXT)
+    axes.set_ylabel("true", color=TEXT)
     if title:
         axes.set_title(title, fontsize=11, loc="left", parse_math=False)
     if has_counts:
-        for edge in range(1, classes):
-            axes.axhline(edge - 0.5, color="white", lw=1)
-            axes.axvline(edge - 0.5, color="white", lw=1)
+        for edge in range(classes + 1):
+            axes.axhline(edge - 0.5, color=GRID, lw=0.8, clip_on=False)
+            axes.axvline(edge - 0.5, color=GRID, lw=0.8, clip_on=False)
         for i, j in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[i, j] > 0.35 else "#333333"
             text = f"{counts[i, j]}"

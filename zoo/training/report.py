@@ -100,6 +100,10 @@ def describe_recipe(plan: Plan) -> list[str]:
         )
     if plan.init is not None:
         lines += plan.init.describe(plan.model, plan.preprocess, plan.dataset.class_names)
+    elif recipe.freeze:
+        lines.append(
+            "      Frozen parts keep their random initial values, since training starts from scratch. Add --init CKPT."
+        )
     params = plan.abstract_variables["params"]
     frozen = finetune.describe_frozen(plan.segments, plan.model, params, plan.steps_per_epoch)
     lines += [f"      {line}" for line in frozen]
@@ -198,7 +202,10 @@ def draw_figures(plan: Plan, say: Say) -> None:
         results = parse_json(read_bounded(plan.folder / runs.RESULTS, MAX_JSON), runs.RESULTS)
         shown = "test" if "test" in results else "validation"
         if not plan.config.head:
-            plots.draw_curves(runs.read_history(plan.folder), curves, best_step=results["best_step"])
+            plots.draw_curves(
+                runs.read_history(plan.folder), curves, best_step=results["best_step"],
+                title=f"{plan.config.model} on {plan.config.data}",
+            )  # fmt: skip
         plots.draw_confusion(
             results[shown]["confusion"], plan.dataset.class_names, confusion,
             title=f"{plan.config.model} on {plan.config.data}, {shown} split",

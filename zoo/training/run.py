@@ -39,6 +39,9 @@ STATE, BEST, LOCK = "state", "best", ".lock"
 #: Name of the state folder in runs of format 1.
 STATE_OF_FORMAT_1 = "checkpoints"
 
+#: Number of differences that a message lists.
+MAX_DIFFERENCES = 3
+
 #: Key of the micro-batch in the identity of a run.
 MICRO_BATCH = "recipe.micro_batch"
 
@@ -262,6 +265,8 @@ def require_same_run(path: Path, config: RunConfig) -> None:
         {key: value for key, value in c.identity().items() if key not in ignored} for c in (config, read_config(path))
     )
     if lines := differences(new, old):
+        if len(lines) > MAX_DIFFERENCES:
+            lines = [*lines[:MAX_DIFFERENCES], f"and {len(lines) - MAX_DIFFERENCES} other differences"]
         further = f"; to train its result further, use --init {path / BEST}" if (path / BEST).exists() else ""
         raise ValueError(f"{path} holds another run: {'; '.join(lines)}. Choose another --workdir, or none{further}")
 
@@ -276,12 +281,14 @@ def record_micro_batch(path: Path, micro_batch: int) -> None:
 
 
 def differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
-    """Return a line for each key whose value differs: "recipe.seed is 1, not 0"."""
-    absent = "absent"
-    keys = sorted(set(new) | set(old))
-    return [
-        f"{key} is {old.get(key, absent)}, not {new.get(key, absent)}" for key in keys if new.get(key) != old.get(key)
-    ]
+    """Return a line for each key whose value differs: "recipe.seed is 1, not 0". Model and data come first."""
+    keys = sorted({*new, *old}, key=lambda key: (key not in ("model", "data.source"), key == "data.fingerprint", key))
+
+    def value(of: dict[str, Any], key: str) -> str:
+        text = str(of.get(key, "absent"))
+        return text if len(text) <= 40 else f"{text[:39]}…"
+
+    return [f"{key} is {value(old, key)}, not {value(new, key)}" for key in keys if new.get(key) != old.get(key)]
 
 
 def append_timing(path: Path, first: int, last: int, batch_size: int, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -58,6 +59,21 @@ def apply_settings(settings: Sequence[Setting], model: nn.Module) -> tuple[dict[
         else:
             recipe_fields[field] = parse_field(field, setting.text, setting.option)
     return recipe_fields, model_fields
+
+
+def in_terms_of_options(message: str, settings: Sequence[Setting]) -> str:
+    """Return a message about fields of the recipe with the options that set them: "--learning-rate -1: must be …"."""
+    for setting in settings:
+        field = setting.name.removeprefix("recipe.")
+        if field not in RECIPE_FIELDS:
+            continue
+        option = f"{setting.option}={setting.text}" if setting.option.startswith("--set") else ""
+        option = option or f"{setting.option} {setting.text}"
+        plain = option.replace("\\", r"\\")  # in a replacement a backslash is doubled
+        message, count = re.subn(rf"^recipe field {field}=.*?: ", f"{plain}: ", message)
+        if not count:
+            message = re.sub(rf"(?<![\w.=]){field}=[^\s;,)]+", plain, message)
+    return message
 
 
 def _find_owner(setting: Setting, model_fields: Mapping[str, Any]) -> tuple[str, str]:

@@ -3,7 +3,7 @@ import pytest
 from helpers import assert_one_line, random_images
 
 from zoo.data.sources import from_arrays
-from zoo.data.sources.arrays import dataset_from_pairs
+from zoo.data.sources.arrays import dataset_from_pairs, evaluation_split
 
 
 def test_all_three_splits():
@@ -85,7 +85,22 @@ def test_label_layouts_and_types(form):
     dataset = from_arrays((x, LABELS[form](y)), validation=(x, LABELS[form](y)))
     np.testing.assert_array_equal(dataset.splits["train"].labels, y)
     assert dataset.splits["train"].labels.dtype == np.int32 and dataset.class_names == ("0", "1", "2")
-    assert not dataset.notes
+    shape = np.shape(LABELS[form](y))
+    is_one_hot = len(shape) == 2 and shape[1] > 1
+    assert ["one-hot rows of 3" in note for note in dataset.notes] == [True, True] * is_one_hot
+
+
+def test_channels_first_and_scaled_floats_are_noted():
+    x, y = random_images(12, 3, 8, 7)
+    dataset = from_arrays((x, y), validation=(np.moveaxis(x, 1, 3), y))
+    assert dataset.splits["train"].images.shape == (12, 8, 7, 3)
+    (note,) = dataset.notes
+    assert note.split == "train" and "(12, 3, 8, 7)" in note and "[N, channels, height, width]" in note
+    notes = from_arrays((x[:, 0] / 255, y), validation=(x[:, 0] / 255, y)).notes
+    assert [str(note) for note in notes] == [
+        f"{k} images: floats in 0..1, scaled to 0..255" for k in ("train", "validation")
+    ]
+    assert [note.split for note in evaluation_split((x, np.eye(3)[y]), "012", None).notes] == ["test", "test"]
 
 
 @pytest.mark.parametrize(
@@ -176,8 +191,8 @@ def test_splits_must_be_consistent():
         ([0, 255], [0, 255], ""),
         ([0, 128], [0, 128], ""),  # wider types: from 128 on, values are taken to be 0..255
         ([0.0, 255.0], [0, 255], ""),
-        ([0.0, 1.0], [0, 255], ""),
-        ([0.0, 0.5], [0, 128], ""),
+        ([0.0, 1.0], [0, 255], "floats in 0..1"),
+        ([0.0, 0.5], [0, 128], "floats in 0..1"),
         ([0, 1], [0, 255], "two-valued"),
         ([False, True], [0, 255], "two-valued"),
     ],

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from zoo.data.dataset import Dataset, Note, create_missing_splits
 from zoo.data.images.colour import composite
-from zoo.data.images.decode import array_white, as_numbers, channels_last, type_of
+from zoo.data.images.decode import CHANNEL_COUNTS, array_white, as_numbers, channels_last, type_of
 from zoo.data.images.levels import PixelRangeError, choose_array_white, scale_to_8_bits, value_range
 from zoo.data.sources.names import check_joined_labels, unify_class_names
 from zoo.data.splits import ArraySplit, Labels, Pixels
@@ -57,7 +57,7 @@ def dataset_from_pairs(pairs: Mapping[str, Arrays], class_names: Sequence[str] |
     arrays, labels = _check_pairs(pairs, name)
     images: dict[str, Pixels] = {}
     whites: dict[str, float | None] = {}
-    notes: list[Note] = []
+    notes = _layout_notes(pairs)
     for split, white in _choose_whites(arrays, name).items():
         images[split], remark = _to_pixels(arrays[split], white)
         whites[split] = _recorded(arrays[split], white)
@@ -98,8 +98,22 @@ def evaluation_split(pair: Arrays, class_names: Sequence[str], white: float | No
         pixels, remark = _to_pixels(x, array_white(x, white))
     except PixelRangeError as error:
         raise ValueError(f"{name}: test images: {error}") from None
-    notes = (Note("images", f"test images: {remark}", "test"),) if remark else ()
-    return Dataset(name, {"test": ArraySplit(pixels, numbers["test"], white)}, names, notes)
+    notes = [*_layout_notes({"test": pair}), *([Note("images", f"test images: {remark}", "test")] if remark else [])]
+    return Dataset(name, {"test": ArraySplit(pixels, numbers["test"], white)}, names, tuple(notes))
+
+
+def _layout_notes(pairs: Mapping[str, Arrays]) -> list[Note]:
+    """Return notes on images with their channels first and on one-hot labels, which have been checked."""
+    notes = []
+    for split, (images, labels) in pairs.items():
+        shape, label_shape = np.shape(images), np.shape(labels)
+        if len(shape) == 4 and shape[3] not in CHANNEL_COUNTS:
+            text = f"{split} images: shape {shape} is read as [N, channels, height, width]"
+            notes.append(Note("images", text, split))
+        if len(label_shape) == 2 and label_shape[1] > 1:
+            text = f"{split} labels: one-hot rows of {label_shape[1]} are read as classes 0..{label_shape[1] - 1}"
+            notes.append(Note("classes", text, split))
+    return notes
 
 
 def _check_pairs(pairs: Mapping[str, Arrays], name: str) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
@@ -190,8 +204,8 @@ def _to_pixels(x: NDArray[Any], white: float) -> tuple[Pixels, str]:
         remark = "" if peak >= 64 else f"the brightest pixel is {peak} of 255"
     else:
         pixels = scale_to_8_bits(x, white)
-    if white == 1 and x.dtype.kind != "f":
-        remark = "two-valued, scaled to 0 and 255"
+    if white == 1:
+        remark = "floats in 0..1, scaled to 0..255" if x.dtype.kind == "f" else "two-valued, scaled to 0 and 255"
     elif white not in (1, 255):
         remark = f"scaled from the range 0..{white:g}, which the checkpoint keeps"
     if pixels.shape[-1] == 4:

@@ -263,10 +263,10 @@ def _list_split(
         text = f"{len(wnids):,} images in {where}: classes taken from ImageNet's validation list, by file name"
         collected.notes.append(Note("source", text, split))
     if unsorted := [escape(file) for file in files if _has_image_suffix(file) and file not in wnids]:
-        example = os.path.join(escape(folder), "cat")
+        example = os.path.join(escape(folder), "NAME")
         text = (
             f"not used: {len(unsorted):,} images in {where} outside of class folders ({first_few(unsorted, 2)}); "
-            f"put images of a class cat in {example}"
+            f"put the images of each class in a folder {example}"
         )
         collected.notes.append(Note("unused", text, split))
 

@@ -147,6 +147,9 @@ def open_listing(listing: Listing, scanned: Scan | None = None) -> Dataset:
         ValueError: no image can be read, or labels are not among the source's own classes.
     """
     if not listing.labels:
+        path = Path(listing.name)
+        if _is_class_folder(path):
+            raise ValueError(f"{path}: has the images of a single class; for all classes type --data {path.parent}")
         raise ValueError(
             f"{listing.name}: no image is in a class folder; put the images of each class in a folder with its name, "
             "or list them in a table of paths and labels" + "".join(f"; {note}" for note in listing.notes)
@@ -179,6 +182,22 @@ def open_listing(listing: Listing, scanned: Scan | None = None) -> Dataset:
     class_names, words = words_for_wnids(names)
     leaks = leakage(splits, {name: content_keys(split) for name, split in splits.items()})
     return Dataset(listing.name, splits, class_names, (*notes, *words, *held_out, *leaks), tuple(left_out))
+
+
+def _is_class_folder(path: Path) -> bool:
+    """Return True if a folder and all folders beside it, at least one, have images directly in them."""
+
+    def has_images(folder: Path) -> bool:
+        return any(file.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".tif") for file in folder.iterdir())
+
+    path = path.expanduser().absolute()
+    try:
+        if not path.is_dir():
+            return False
+        folders = [folder for folder in path.parent.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+        return 1 < len(folders) <= 1000 and all(map(has_images, folders))
+    except OSError:
+        return False
 
 
 def choose_white_level(scanned: Scan) -> tuple[float | None, Scan, list[Note]]:

@@ -23,6 +23,7 @@ from zoo.data.sources.npz_idx import digits, idx_files, idx_folder, idx_prefix, 
 from zoo.data.sources.shards import is_tar, list_shards, tar_files
 from zoo.data.sources.tables import is_table, list_table
 from zoo.data.sources.tfds import tfds_dataset
+from zoo.suggest import nearest_path
 from zoo.text import one_line_errors
 
 Spec = str | Path
@@ -169,7 +170,8 @@ def _unrecognised(spec: Spec) -> Exception:
     if path.is_file():
         return ValueError(f"{path}: unsupported file type; supported are {SUPPORTED}")
     if re.search(r"\.\w{2,6}$", path.name) or os.sep in text:
-        return FileNotFoundError(f"{path}: no such file or folder")
+        meant = nearest_path(path)
+        return FileNotFoundError(f"{path}: no such file or folder" + (f"; did you mean {meant}?" if meant else ""))
     local = [name for name in os.listdir() if not name.startswith(".")]
     scheme, colon, _ = text.partition(":")
     schemes = [keyword for keyword in keywords if keyword.endswith(":")]

@@ -1,0 +1,143 @@
+"""Mistakes at the command line: each is answered by one line that names it and says what to type. None trains."""
+
+import zipfile
+
+import numpy as np
+import pytest
+from helpers import random_images, run_command
+from PIL import Image
+
+import zoo
+from zoo.data.images.preprocess import Preprocess
+
+#: (command line, parts of the answer): "what is wrong" and "what to type".
+MISTAKES = {
+    # names of commands, options and values
+    "trane --data photos": ("'trane'", "did you mean train?"),
+    "convert net.pth": ("'convert'", "did you mean import?"),
+    "train --batchsize 8": ("'--batchsize'", "did you mean --batch-size"),
+    "train --learning-rate fast": ("--learning-rate 'fast'", "try 0.001"),
+    "train --learning-rate -0.1": ("--learning-rate -0.1", "must be positive"),
+    "train --epochs 0": ("--epochs 0", "must be positive"),
+    "train --seed 1.5": ("--seed '1.5'", "whole number"),
+    "train --set dropuot=0.1": ("--set dropuot", "did you mean dropout?"),
+    "train --set momentum=1.5": ("--set momentum=1.5", "[0, 1)"),
+    "train --model renset18 --data photos": ("renset18", "did you mean resnet18"),
+    "train --recipe imagnet --model lenet5": ("imagnet", "imagenet"),
+    "train --augment rotat --model lenet5": ("rotat", "affine"),
+    "train --optimizer adm --model lenet5": ("--optimizer", "did you mean adam"),
+    "train --monitor acc --model lenet5": ("--monitor", "did you mean accuracy"),
+    "train --init CKPT --data photos --freeze stgae1": ("freeze 'stgae1'", "stages"),
+    "train --folds 1 --data photos": ("--folds '1'", "at least 2"),
+    "train --folds 40 --data photos --model lenet5": ("40 folds", "--folds 6"),
+    "train --group patient --data photos": ("--group patient", "--folds 5"),
+    "train --image-size 4 --model lenet5": ("4x4", "at least 16x16"),
+    "train --micro-batch 7 --batch-size 32 --model lenet5": ("--micro-batch 7", "--batch-size"),
+    "train --model lenet5 photos": ("'photos'", "--data photos"),
+    # data
+    "train --data phtos/": ("phtos", "did you mean photos"),
+    "train --data photso/cat": ("photso/cat", "did you mean photos/cat"),
+    "train --data table.csvv --model lenet5": ("table.csvv", "did you mean table.csv"),
+    "train --data photos/cat/0.png": ("photos/cat/0.png", "folder"),
+    "train --data photos/cat": ("photos/cat", "--data photos"),
+    "train --data empty": ("empty", "class folders"),
+    "train --data same --model lenet5": ("all images are identical", "check"),
+    "train --data pictures.zip": ("pictures.zip", "unpack"),
+    "train --data notes.txt": ("notes.txt", "supported are"),
+    "train --data wrong.csv": ("wrong.csv", "label"),
+    "train --data tfds:": ("tfds:", "tfds:NAME"),
+    "data phtos": ("phtos", "did you mean photos"),
+    "data photos --sheet sheet.jpg": ("sheet.jpg", ".png"),
+    # checkpoints
+    "eval CKTP --data photos": ("CKTP", "did you mean CKPT"),
+    "eval CKPT": ("CKPT", "--data"),
+    "eval CKPT --data photos --split tset": ("'tset'", "test"),
+    "eval CKPT --data birds": ("jay", "classes not in the checkpoint"),
+    "eval CKPT --data photos --tta tencrop": ("tencrop", "ten-crop"),
+    "eval --data photos": ("CKPT", "zoo eval"),
+    "predict CKPT photos/cat/99.png": ("photos/cat/99.png", "no such file"),
+    "predict CKPT": ("IMAGE", "zoo predict"),
+    "predict CKPT notes.txt": ("notes.txt", "JPEG or PNG"),
+    "predict CKPT photos -o table.xlsx": ("table.xlsx", ".csv"),
+    "predict CKPT photos --top 0": ("--top", "at least 1"),
+    "probe CKPT": ("--data", "CKPT"),
+    "probe notes.npz": ("notes.npz", "zoo features"),
+    "features CKPT --data photos --at stage9 -o f.npz": ("'stage9'", "features"),
+    "features CKPT --data photos -o f.csv": ("f.csv", ".npz"),
+    "import notes.txt": ("notes.txt", "weight"),
+    "export CKPT --onnx": ("--to", "zoo export --help"),
+    "info lenet55": ("lenet55", "did you mean lenet5"),
+    "verify nowhere": ("nowhere", "no such checkpoint"),
+    "verify photos": ("photos", "checkpoint"),
+    "list --recipe": ("'--recipe'", "did you mean --recipes"),
+}
+
+
+def fill(folder):
+    """Make folders of photographs, tables and files of other kinds, and a checkpoint of cats and dogs."""
+    images = random_images(24, 20, 20)[0]
+    for kind, names in (("photos", ("cat", "dog")), ("birds", ("jay", "owl"))):
+        for k, name in enumerate(names):
+            (folder / kind / name).mkdir(parents=True)
+            for i in range(6):
+                Image.fromarray(images[6 * k + i]).save(folder / kind / name / f"{i}.png")
+    for name in ("a", "b"):
+        (folder / "same" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(images[0]).save(folder / "same" / name / f"{i}.png")
+    (folder / "empty").mkdir()
+    (folder / "table.csv").write_text("path,label\nphotos/cat/0.png,cat\nphotos/dog/0.png,dog\n")
+    (folder / "wrong.csv").write_text("path,colour\nphotos/cat/0.png,red\nphotos/dog/0.png,blue\n")
+    (folder / "notes.txt").write_text("buy milk\n")
+    (folder / "notes.npz").write_text("buy milk\n")
+    with zipfile.ZipFile(folder / "pictures.zip", "w") as archive:
+        archive.write(folder / "photos/cat/0.png", "cat/0.png")
+    model = zoo.create("softmax", image_size=8, num_classes=2)
+    preprocess = Preprocess(size=(8, 8), resize=(8, 8), channels="L", mean=(0.5,), std=(0.5,))
+    zoo.save(folder / "CKPT", model, zoo.init(model, 0, (8, 8, 1)), ("cat", "dog"), preprocess)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mistakes")
+    fill(folder)
+    return folder
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_answered_in_one_line(line, place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    before = sorted(place.rglob("*"))
+    code, _, err = run_command(capsys, *line.split())
+    answer = [part for part in err.splitlines() if "LEAKAGE" not in part]
+    assert code == 2 and len(answer) == 1 and "Traceback" not in err, err
+    assert len(answer[0]) < 400, err
+    for part in MISTAKES[line]:
+        assert part in answer[0], answer[0]
+    assert sorted(place.rglob("*")) == before  # nothing is left behind
+
+
+def test_there_are_many_and_they_concern_every_command():
+    assert len(MISTAKES) >= 30
+    assert {"train", "eval", "predict", "probe", "data", "import", "export", "features", "info", "verify", "list"} <= {
+        line.split()[0] for line in MISTAKES
+    }
+
+
+def test_mistakes_in_python(place, monkeypatch):
+    """One line for arguments in the wrong place, too."""
+    monkeypatch.chdir(place)
+    images, labels = random_images(20, 8, 8, classes=2)
+    calls = {
+        "zoo.create": lambda: zoo.init("lenet5", 0),
+        "zoo.fit('lenet5', (images, labels))": lambda: zoo.fit((images, labels), "lenet5"),
+        'zoo.fit("lenet5", data)': lambda: zoo.fit(images, labels),
+        "tuple (images, labels)": lambda: zoo.fit("lenet5", [images, labels]),
+    }
+    for part, call in calls.items():
+        with pytest.raises(ValueError) as error:
+            call()
+        assert "\n" not in str(error.value) and part.replace('"', "'") in str(error.value).replace('"', "'"), (
+            error.value
+        )
+    assert np.shape(images) == (20, 8, 8)
