@@ -78,7 +78,7 @@ def test_at_most_5000_are_held_out_for_validation(monkeypatch):
 
 def test_too_few_images_to_hold_out():
     with pytest.raises(ValueError, match="too little data"):
-        from_arrays((np.full((2, 3, 3), 200, np.uint8), [0, 1]))
+        from_arrays((np.full((2, 3, 3), 200, np.uint8) + np.arange(2, dtype=np.uint8)[:, None, None], [0, 1]))
 
 
 def test_fingerprint_covers_train_and_validation_but_not_test():

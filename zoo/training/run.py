@@ -282,7 +282,7 @@ def record_micro_batch(path: Path, micro_batch: int) -> None:
 
 def differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
     """Return a line for each key whose value differs: "recipe.seed is 1, not 0". Model and data come first."""
-    keys = sorted({*new, *old}, key=lambda key: (key not in ("model", "data.source"), key == "data.fingerprint", key))
+    keys = sorted({*new, *old}, key=lambda key: (key != "model", key != "data.source", key == "data.fingerprint", key))
 
     def value(of: dict[str, Any], key: str) -> str:
         text = str(of.get(key, "absent"))
