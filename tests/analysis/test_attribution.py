@@ -22,7 +22,7 @@ QUICK = ("lenet5", "lenet5_1998", "resnet-cifar", "highway_conv")
 def network(name):
     """Return (model, variables, images) of a reduced network."""
     entry, fields, shape = REDUCED[name]
-    model = zoo.create(entry, **fields)
+    model = models.MODELS[entry](**fields)
     return model, zoo.init(model, 0, shape), jax.random.normal(jax.random.key(0), (2, *shape))
 
 
@@ -33,7 +33,7 @@ def spatial(ends, model):
 @pytest.mark.parametrize("name", REDUCED)
 def test_every_network_can_be_cut_at_its_last_stage_with_positions(name):
     entry, fields, shape = REDUCED[name]
-    model = zoo.create(entry, **fields)
+    model = models.MODELS[entry](**fields)
     abstract = models.abstract_variables(model, shape)
     images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     ends = jax.eval_shape(model.apply, abstract, images)[1]

@@ -35,7 +35,7 @@ def assert_sound(graph, model, shape):
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in REDUCED])
 def test_graphs_are_sound(name):
     entry, fields, shape = REDUCED[name]
-    model = create(entry, **fields)
+    model = MODELS[entry](**fields)
     assert_sound(trace(model, shape), model, shape)
 
 

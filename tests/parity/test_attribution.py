@@ -103,7 +103,7 @@ def test_grad_cam_is_that_of_captum(torch, pair):
         assert len(found) == COUNT and found.min() > 0.999
 
 
-def test_grad_cam_is_that_of_pytorch_grad_cam(torch, pair):
+def test_grad_cam_is_that_of_pytorch_grad_cam(torch, torchvision, pair):
     grad_cam = pytest.importorskip("pytorch_grad_cam")
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
