@@ -539,7 +539,7 @@ def test_parse_rejects_in_one_line(text, names):
 
 # The published or customary values, with their source in each function's docstring. Recipes rely on them.
 DEFAULTS = {
-    "pad_crop": {"pad": 4},
+    "pad_crop": {"pad": 4, "reflect": 0},
     "shift": {"pixels": 2},
     "flip": {"p": 0.5},
     "affine": {"rotate": 0.0, "scale": 0.0, "shear": 0.0, "shift": 0.0},
@@ -550,8 +550,13 @@ DEFAULTS = {
     "cutmix": {"alpha": 1.0},  # Yun et al. 2019
     "mixup_or_cutmix": {"mixup": 0.2, "cutmix": 1.0},
     "resized_crop": {"area": 0.08, "ratio": 0.75},  # Szegedy et al. 2014, section 6
+    "scale_crop": {"low": 256 / 224, "high": 256 / 224},  # Krizhevsky et al. 2012, section 4.1
     "colour_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.0},
-    "rand_augment": {"number": 2, "magnitude": 9.0},  # Cubuk et al. 2019, ImageNet, on the scale of 0 to 10
+    "pca_noise": {"sigma": 0.1},  # Krizhevsky et al. 2012, section 4.1
+    # tensorflow/models, inception/image_processing.py
+    "distort_colour": {"brightness": 32 / 255, "contrast": 0.5, "saturation": 0.5, "hue": 0.2, "slim": 0},
+    # Cubuk et al. 2019, ImageNet, on the scale of 0 to 10
+    "rand_augment": {"number": 2, "magnitude": 9.0, "p": 1.0, "std": 0.0, "increasing": 0},
     "trivial_augment": {},
     "random_erasing": {"p": 0.25, "smallest": 0.02, "largest": 0.33, "ratio": 0.3},  # timm and torchvision
 }
