@@ -337,6 +337,7 @@ def evaluate(
     result = evaluation.evaluate(
         loaded.model, loaded.variables, records, preprocess, loaded.card.classes,
         batch_size=batch_size, on_batch=on_batch, tta=tta, parallelism=parse_parallelism(), per_example=per_example,
+        calibration=loaded.card.calibration,
     )  # fmt: skip
     if line := describe_trained_on(loaded.card, dataset, split, records):
         result = dataclasses.replace(result, notes=(*result.notes, line))

@@ -127,7 +127,7 @@ def test_results_are_written_and_printed(trained):
     assert (results["validation"]["examples"], results["test"]["examples"]) == (30, 21)
     assert np.array(results["test"]["confusion"]).sum() == 21
     for name in ("validation", "test"):
-        metrics = report.evaluate_split(plan, fitted.variables, name, _Silent())
+        metrics = report.evaluate_split(plan, fitted.variables, name, _Silent(), fitted.card.calibration)
         assert metrics.to_json() == results[name]
         (line,) = (line for line in lines if line.strip().startswith(f"{name}: accuracy"))
         numbers = [float(text.replace(",", "")) for text in re.findall(r"[\d.]+\d|\d", line)]

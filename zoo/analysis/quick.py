@@ -150,7 +150,7 @@ def _fit(plan: Plan, display: Display, workers: int | None) -> None:
         f"linear softmax head on frozen features of {init.origin}, fitted with jax-model-zoo; penalty C "
         f"{fitted.strength:g} per 1,000 examples, chosen on the validation split"
     )
-    report.save_best(plan, variables, progress, brief, source)
+    report.save_best(plan, variables, progress, brief, source=source)
     report.write_results(plan, progress, results, display)
     runs.append_timing(plan.folder, 0, 1, total, time.monotonic() - start)
 

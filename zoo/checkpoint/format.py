@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.checkpoint.calibration import Calibration
 from zoo.checkpoint.manifest import (
     ARRAYS,
     FORMAT,
@@ -50,7 +51,7 @@ _ORBAX = threading.Lock()
 MAX_MESSAGE = 100_000  # characters of an error that lists leaves
 
 #: Fields that cards written before them lack; they have defaults.
-OPTIONAL_FIELDS = {"white"}
+OPTIONAL_FIELDS = {"white", "calibration"}
 
 #: Field names of format 1 that format 2 renamed, by part of the card.
 RENAMED_SINCE_FORMAT_1 = {
@@ -81,6 +82,8 @@ class Card:
         command: the command line that made the checkpoint.
         leaves: path, shape, dtype and sha256 of every leaf, sorted by path.
         format: version of the checkpoint format.
+        calibration: temperature of the probabilities, and threshold for images unlike those of training; None if they
+            were not fitted.
     """
 
     model: str
@@ -96,9 +99,13 @@ class Card:
     command: str = ""
     leaves: tuple[dict[str, Any], ...] = ()
     format: int = FORMAT
+    calibration: Calibration | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.calibration is None:  # the card of a network without it has the bytes that it always had
+            del values["calibration"]
+        return values
 
 
 def upgrade_names(part: str, fields: Any) -> Any:
@@ -141,6 +148,8 @@ def card_from_json(data: Any, where: str, num_leaves: int | None = None) -> Card
     except ValueError as error:
         raise ValueError(f"{where}: {one_line(error)}") from None
     values = {**data, "classes": tuple(data["classes"]), "leaves": tuple(data["leaves"]), "format": FORMAT}
+    if data.get("calibration") is not None:
+        values["calibration"] = Calibration(**data["calibration"])
     return Card(**{**values, "preprocess": preprocess})
 
 

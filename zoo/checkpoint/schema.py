@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.checkpoint.calibration import is_calibration
 from zoo.text import one_line
 
 #: Limits of a card. Real ones stay far below: ImageNet-21k has 21,843 classes, ResNet-1202 has 7,000 leaves.
@@ -193,6 +194,8 @@ def check_card(card: Mapping[str, Any], where: str, num_leaves: int | None = Non
     for name, (is_valid, expected) in _CARD.items():
         if not is_valid(card[name]):
             raise ValueError(f"{where}: {name!r} is not {expected}")
+    if not is_calibration(card.get("calibration")):
+        raise ValueError(f"{where}: 'calibration' is not a table of a temperature, losses and a threshold in range")
     outputs = card["fields"].get("num_classes", len(card["classes"]))
     if (outputs or 0) != len(card["classes"]):
         raise ValueError(f"{where}: {len(card['classes'])} class names for a model with {outputs or 0} classes")

@@ -54,6 +54,17 @@ def count(text: str) -> int:
     return value
 
 
+def probability(text: str) -> float:
+    """Parse a number between 0 and 1, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a probability between 0 and 1; try 0.8")
+    return value
+
+
 def counter(label: str) -> Callable[[int], None]:
     """Return a function that shows a count on stderr if that is a terminal, at most ten times per second."""
     import time
@@ -89,6 +100,15 @@ def amount(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number:.0f}"
+
+
+def default_file(name: str) -> Path:
+    """Return a file in the cache folder, for pictures that no option names a file for."""
+    from zoo.cache import cache_folder
+
+    folder = cache_folder() / "sheets"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
 
 
 def require_writable(path: Path, suffix: str) -> None:

@@ -107,6 +107,8 @@ def print_card(path: str, card: Any) -> None:
     for split in ("validation", "test"):
         if card.metrics.get(split):
             lines[split] = _format_metrics(card.metrics[split])
+    if card.calibration is not None:
+        lines["temperature"] = f"{card.calibration.temperature:.3f}"
     if published := card.metrics.get("published"):
         lines["published"] = f"{_format_metrics(published)} on {published.get('data', 'its original data')}"
     for key, value in lines.items():

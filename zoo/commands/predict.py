@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import add_allow_nonfinite, count, json_text, require_writable, start_jax
+from zoo.commands import add_allow_nonfinite, count, json_text, probability, require_writable, start_jax
 from zoo.text import escape
 
 
@@ -18,6 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE.csv", help="Also write a table to this file.")
     parser.add_argument(
         "--tta", metavar="VIEWS", default="", help="Average over views: flip, five-crop, ten-crop or multi-scale."
+    )
+    parser.add_argument(
+        "--min-probability",
+        metavar="P",
+        type=probability,
+        default=0.0,
+        help="Answer unsure if the most probable class has a lower probability, such as 0.8.",
     )
     add_allow_nonfinite(parser)
 
@@ -39,10 +46,12 @@ def run(options: argparse.Namespace) -> int:
     rows = []
     for file, prediction in predict_files(loaded, files, options.top, options.tta, problems):
         rows.append((str(file), prediction))
-        print(json_text({"file": str(file), "top": [list(pair) for pair in prediction.top]}, indent=None)
-              if options.json else _line(str(file), prediction), flush=True)  # fmt: skip
+        flags = _flags(prediction, options.min_probability)
+        print(json_text({"file": str(file), "top": [list(pair) for pair in prediction.top], **flags}, indent=None)
+              if options.json else _line(str(file), prediction, flags), flush=True)  # fmt: skip
     if options.output:
-        write_table(Path(options.output), rows, min(options.top, len(loaded.card.classes)))
+        width = min(options.top, len(loaded.card.classes))
+        write_table(Path(options.output), rows, width, options.min_probability)
     for problem in problems:
         print(f"zoo predict: {problem}", file=sys.stderr)
     if problems and len(rows) + len(problems) > 1:
@@ -52,14 +61,32 @@ def run(options: argparse.Namespace) -> int:
     return 2 if problems else 0
 
 
-def write_table(path: Path, rows: Sequence[tuple[str, Any]], width: int) -> None:
-    """Write a CSV file with the file, and class and probability of each of the `width` best classes, in every row."""
+def write_table(path: Path, rows: Sequence[tuple[str, Any]], width: int, min_probability: float = 0.0) -> None:
+    """Write a CSV file with a row for every file: class and probability of the `width` best classes, and the flags."""
     from zoo.inference.examples import write_csv
 
-    header = ["file", *(f"{column}{i}" for i in range(1, width + 1) for column in ("class", "probability"))]
-    write_csv(path, header, ([name, *(cell for pair in prediction.top for cell in pair)] for name, prediction in rows))
+    flags = [_flags(prediction, min_probability) for _, prediction in rows]
+    names = list(flags[0]) if flags else []
+    header = ["file", *(f"{column}{i}" for i in range(1, width + 1) for column in ("class", "probability")), *names]
+    cells = [
+        [name, *(cell for pair in prediction.top for cell in pair), *(str(flag[key]).lower() for key in names)]
+        for (name, prediction), flag in zip(rows, flags, strict=True)
+    ]
+    write_csv(path, header, cells)
 
 
-def _line(name: str, prediction: Any) -> str:
-    classes = (f"{escape(label)} {100 * probability:.1f} %" for label, probability in prediction.top)
-    return f"{escape(name)}  {'  '.join(classes)}"
+def _flags(prediction: Any, min_probability: float) -> dict[str, bool]:
+    """Return what is known about how far a prediction can be trusted."""
+    flags = {} if not min_probability else {"unsure": prediction.probability < min_probability}
+    if prediction.unlike_training is not None:
+        flags["unlike_training"] = prediction.unlike_training
+    return flags
+
+
+def _line(name: str, prediction: Any, flags: Mapping[str, bool]) -> str:
+    parts = [f"{escape(label)} {100 * probability:.1f} %" for label, probability in prediction.top]
+    if flags.get("unsure"):
+        parts.insert(0, "unsure:")
+    if flags.get("unlike_training"):
+        parts.append("(unlike the training images)")
+    return f"{escape(name)}  {'  '.join(parts)}"

@@ -21,6 +21,7 @@ from zoo.api import Checkpoint
 from zoo.data.images.preprocess import normalise
 from zoo.export.preprocess_file import preprocess_file
 from zoo.files import atomic_writer, write_atomically
+from zoo.inference.calibrate import temperature_of
 from zoo.models.layers import formulation
 from zoo.pretrained.convert import export as export_tensors
 from zoo.pretrained.recognise import SOURCES
@@ -33,12 +34,17 @@ TOLERANCE = 1e-4  # difference between exported and original logits, relative to
 
 
 def pixels_to_logits(loaded: Checkpoint, form: str = "plain") -> Callable[[jax.Array], jax.Array]:
-    """Return the network as a function from pixels, uint8 [N, H, W, C], to logits [N, K]; `form` is a `formulation`."""
+    """Return the network as a function from pixels, uint8 [N, H, W, C], to logits [N, K]; `form` is a `formulation`.
+
+    The logits are divided by the temperature of the card, so that their softmax gives calibrated probabilities.
+    """
+    temperature = temperature_of(loaded.card.calibration)
 
     def network(pixels: jax.Array) -> jax.Array:
         with formulation(form):
             images = normalise(pixels, loaded.card.preprocess)
-            return loaded.model.apply(loaded.variables, images)[0]
+            logits = loaded.model.apply(loaded.variables, images)[0]
+            return logits if temperature == 1 else logits / temperature
 
     return network
 
@@ -55,7 +61,8 @@ def description(loaded: Checkpoint) -> dict[str, str]:
     return {
         "input": f"pixels uint8 [N, height, width, channels] = [N, {shape}], {channels}, resized as the card says; "
         "normalisation is inside",
-        "output": f"logits float32 [N, {len(loaded.card.classes)}], in the order of the card's classes",
+        "output": f"logits float32 [N, {len(loaded.card.classes)}], in the order of the card's classes, divided by its "
+        "temperature",
         "card": json.dumps(card),
     }
 

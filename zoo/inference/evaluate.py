@@ -11,15 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from zoo.checkpoint.calibration import Calibration
 from zoo.data.images.preprocess import Preprocess, normalise
 from zoo.data.images.tta import VIEWS
 from zoo.data.loader import eval_batches, prefetch_to_device
-from zoo.data.splits import Split, record_label
+from zoo.data.splits import Split
 from zoo.distributed.compile import jit_for_platform
 from zoo.distributed.mesh import SINGLE_DEVICE, Parallelism, process_shard, replicated, shard_batch, shard_variables
 from zoo.inference import memory, metrics
-from zoo.inference.examples import Examples, classify_logits
+from zoo.inference.calibrate import temperature_of
+from zoo.inference.collect import Collected
 from zoo.inference.folding import fold, folded_on_device
+from zoo.inference.softmax import log_probabilities
 
 Batch = dict[str, Any]
 
@@ -96,6 +99,7 @@ def evaluate(
     tta: str = "",
     parallelism: Parallelism = SINGLE_DEVICE,
     per_example: bool = False,
+    calibration: Calibration | None = None,
 ) -> metrics.Metrics:
     """Evaluate a model on a whole split. Every example counts once, at any batch size.
 
@@ -112,6 +116,7 @@ def evaluate(
         tta: name in VIEWS for test-time augmentation, or "".
         parallelism: devices to evaluate on.
         per_example: also return the prediction for each example.
+        calibration: the card's; its temperature divides the logits.
 
     Returns:
         The metrics over the split.
@@ -120,44 +125,69 @@ def evaluate(
         ValueError: if the split is empty.
         OutOfMemoryError: before anything is read, if a batch does not fit into memory.
     """
+    collected = Collected(split, class_names, calibration, per_example)
+    _collect(collected, model, variables, preprocess, batch_size, on_batch, tta, parallelism)
+    return collected.metrics()
+
+
+def evaluate_and_calibrate(
+    model: nn.Module,
+    variables: dict,
+    split: Split,
+    preprocess: Preprocess,
+    class_names: Sequence[str],
+    name: str,
+    *,
+    batch_size: int = BATCH_SIZE,
+    on_batch: Callable[[int], Any] | None = None,
+    parallelism: Parallelism = SINGLE_DEVICE,
+) -> tuple[metrics.Metrics, Calibration | None, str]:
+    """Evaluate a model on a split and fit its calibration on the same outputs.
+
+    Args:
+        model: the network, with a head.
+        variables: {"params": …, "batch_stats": …}.
+        split: the examples, none of which was trained on.
+        preprocess: how an image becomes the network's input.
+        class_names: one name per output.
+        name: name of the split.
+        batch_size: images per batch.
+        on_batch: called with the number of images evaluated so far.
+        parallelism: devices to evaluate on.
+
+    Returns:
+        The metrics with this calibration; the calibration, or None; a reason if it is None or its temperature is 1.
+    """
+    collected = Collected(split, class_names, keep_logits=True)
+    _collect(collected, model, variables, preprocess, batch_size, on_batch, "", parallelism)
+    calibration, reason = collected.fit_calibration(name)
+    return collected.metrics(), calibration, reason
+
+
+def _collect(
+    collected: Collected,
+    model: nn.Module,
+    variables: dict,
+    preprocess: Preprocess,
+    batch_size: int,
+    on_batch: Callable[[int], Any] | None,
+    tta: str,
+    parallelism: Parallelism,
+) -> None:
+    """Run a model on the split of `collected` and add the outputs to it."""
+    split = collected.split
     parallelism = SINGLE_DEVICE if parallelism.is_single_device else dataclasses.replace(parallelism, method="jit")
     step = _eval_step(model, preprocess, parallelism)
     variables = shard_variables(parallelism, model, fold(model, variables, preprocess.input_shape))
     place = None if parallelism.is_single_device else partial(shard_batch, parallelism)
     size = _images_per_batch(len(split), batch_size, tta, parallelism.devices)
     require_memory(model, variables, len(split), preprocess, batch_size, tta, parallelism)
-    keep_scores = len(split) * len(class_names) <= metrics.SCORE_LIMIT
     batches = eval_batches(split, preprocess, batch_size=size, shard=process_shard(parallelism), tta=tta)
     results = (step(variables, batch) for batch in prefetch_to_device(batches, place))
-    labels = np.asarray(split.labels)
-    total: Any = None
-    scores: list[np.ndarray] = []
-    answers: list[tuple[np.ndarray, ...]] = []
-    done = 0
     for sums, outputs in _one_step_behind(results):
-        total = metrics.add(total, sums)
-        count = min(size, len(split) - done)
-        if keep_scores:
-            scores.append(np.asarray(outputs.probabilities)[:count])
-        if per_example:
-            answers.append(classify_logits(np.asarray(outputs.logits)[:count], labels[done : done + count]))
-        done += count
+        done = collected.add(sums, outputs)
         if on_batch:
             on_batch(done)
-    kept = (np.concatenate(scores), labels) if keep_scores else (None, None)
-    result = metrics.summarise(total, class_names, *kept)
-    if per_example:
-        examples = _examples(split, answers, class_names)
-        result = dataclasses.replace(result, per_example=examples)
-    return result
-
-
-def _examples(split: Split, answers: Sequence[tuple[np.ndarray, ...]], class_names: Sequence[str]) -> Examples:
-    """Return the results of `classify_logits` for all batches of a split, with the names of its records."""
-    predictions, probabilities, losses = (np.concatenate(part) for part in zip(*answers, strict=True))
-    files = tuple(record_label(split, i) for i in range(len(split)))
-    labels = np.asarray(split.labels, np.int32)
-    return Examples(files, ("",) * len(files), labels, predictions, probabilities, losses, tuple(class_names))
 
 
 def require_memory(
@@ -196,10 +226,10 @@ def _one_step_behind(results: Iterable[Any]) -> Iterator[Any]:
         yield previous
 
 
-def predict_probabilities(
+def predict_outputs(
     model: nn.Module, variables: dict, images: np.ndarray, preprocess: Preprocess, batch_size: int = 0
-) -> np.ndarray:
-    """Compute class probabilities of preprocessed images.
+) -> Outputs:
+    """Compute the outputs for preprocessed images.
 
     Args:
         model: the network, with a head.
@@ -210,7 +240,7 @@ def predict_probabilities(
             the size that `prediction_batch` returns, so that four compilations serve any number of images.
 
     Returns:
-        Probabilities float32 [N, K], averaged over views.
+        The Outputs for N images, on the host.
     """
     step = _eval_step(model, preprocess)
     variables = folded_on_device(model, variables, preprocess.input_shape)
@@ -226,8 +256,34 @@ def predict_probabilities(
         padded = np.zeros((size, *part.shape[1:]), np.uint8)
         padded[: len(part)] = part
         batch = {"image": padded, "label": np.zeros(size, np.int32), "weight": np.zeros(size, np.float32)}
-        rows.append(np.asarray(step(variables, batch)[1].probabilities)[: len(part)])
-    return np.concatenate(rows) if rows else np.zeros((0, model.num_classes or 0), np.float32)
+        rows.append([np.asarray(output)[: len(part)] for output in step(variables, batch)[1]])
+    if not rows:
+        empty = np.zeros((0, model.num_classes or 0), np.float32)
+        return Outputs(empty, empty, np.zeros(0, np.float32))
+    return Outputs(*(np.concatenate(part) for part in zip(*rows, strict=True)))
+
+
+def predict_probabilities(
+    model: nn.Module,
+    variables: dict,
+    images: np.ndarray,
+    preprocess: Preprocess,
+    batch_size: int = 0,
+    calibration: Calibration | None = None,
+) -> np.ndarray:
+    """Compute class probabilities of preprocessed images: float32 [N, K], averaged over views.
+
+    Arguments as in `predict_outputs`; `calibration` is the card's.
+    """
+    return probabilities_of(predict_outputs(model, variables, images, preprocess, batch_size), calibration)
+
+
+def probabilities_of(outputs: Outputs, calibration: Calibration | None) -> np.ndarray:
+    """Return the probabilities float32 [N, K], of logits divided by the calibration's temperature."""
+    temperature = temperature_of(calibration)
+    if temperature == 1:
+        return np.asarray(outputs.probabilities)
+    return np.exp(log_probabilities(outputs.logits, temperature)).astype(np.float32)
 
 
 def prediction_batch(count: int, limit: int = PREDICTION_BATCHES[0]) -> int:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo.files import atomic_writer
+from zoo.inference.softmax import log_probabilities
 from zoo.text import csv_cell
 
 COLUMNS = ("file", "truth", "prediction", "probability", "loss", "split")
@@ -85,25 +86,24 @@ class Examples(Sequence[ExampleResult]):
         write_csv(Path(path), COLUMNS, self)
 
 
-def classify_logits(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def classify_logits(
+    logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the prediction int32 [N], its probability and the cross-entropy, float32 [N], of each row of logits.
 
     Args:
         logits: float [N, K].
         labels: true classes, int [N].
+        temperature: divisor of the logits.
 
     Returns:
         Predictions, probabilities and losses; a row that is not finite has prediction -1.
     """
-    rows = np.asarray(logits, np.float64)
-    finite = np.isfinite(rows).all(axis=1)
-    with np.errstate(invalid="ignore"):
-        shifted = rows - rows.max(axis=1, keepdims=True)
-        log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    predictions = np.where(finite, rows.argmax(axis=1), -1).astype(np.int32)
-    every = np.arange(len(rows))
-    probabilities = np.where(finite, np.exp(log_probabilities[every, predictions]), np.nan).astype(np.float32)
-    return predictions, probabilities, (-log_probabilities[every, labels]).astype(np.float32)
+    finite = np.isfinite(logits).all(axis=1)
+    logs, every = log_probabilities(logits, temperature), np.arange(len(logits))
+    predictions = np.where(finite, np.argmax(logits, axis=1), -1).astype(np.int32)
+    probabilities = np.where(finite, np.exp(logs[every, predictions]), np.nan).astype(np.float32)
+    return predictions, probabilities, (-logs[every, labels]).astype(np.float32)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

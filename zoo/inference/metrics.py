@@ -6,7 +6,7 @@ are not sums: they are computed from the table of all scores, which has at most 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from zoo.text import escape
 
 SCORE_LIMIT = 100_000_000  # entries (examples x classes) of the score table: 400 MB of float32
 BINS = 15  # number of bins of the calibration error, as in Guo et al. 2017
+
+#: Fields that the JSON has only if they are not None.
+OPTIONAL = ("uncalibrated", "unlike_training")
 
 Sums = dict[str, Any]
 
@@ -58,6 +61,8 @@ class Metrics:
         per_class: metrics of each class.
         confusion: counts [K][K], rows true and columns predicted.
         notes: one line for each metric that is missing, with the reason, and for examples that were trained on.
+        uncalibrated: "loss" and "ece" with a temperature of 1, if `loss`, `roc_auc` and `ece` are of another one.
+        unlike_training: share of examples that are unlike those of training; None if the card has no threshold.
         per_example: the prediction for each example, if it was requested; not part of the JSON.
     """
 
@@ -73,6 +78,8 @@ class Metrics:
     per_class: tuple[ClassMetrics, ...]
     confusion: list[list[int]]
     notes: tuple[str, ...] = ()
+    uncalibrated: dict[str, float | None] | None = None
+    unlike_training: float | None = None
     per_example: Examples | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -84,7 +91,7 @@ class Metrics:
         """Return the metrics as plain values for JSON, with the accuracy's interval."""
         values: dict[str, Any] = {}
         for name in self.__dataclass_fields__:
-            if name == "per_example":
+            if name == "per_example" or (name in OPTIONAL and getattr(self, name) is None):
                 continue
             values[name] = getattr(self, name)
             if name == "accuracy":
@@ -237,6 +244,22 @@ def summarise(
     )
 
 
+def calibrated(result: Metrics, losses: np.ndarray, scores: np.ndarray | None, labels: np.ndarray) -> Metrics:
+    """Return metrics whose loss, ROC-AUC and calibration error are those of calibrated probabilities.
+
+    Args:
+        result: the metrics with a temperature of 1.
+        losses: calibrated loss of each example, float [N].
+        scores: calibrated probabilities float [N, K], or None without a score table.
+        labels: int [N], the true classes.
+    """
+    area, error, _ = _score_metrics(scores, labels, result.examples, len(result.per_class))
+    return replace(
+        result, loss=float(np.mean(losses, dtype=np.float64)), roc_auc=area, ece=error,
+        uncalibrated={"loss": result.loss, "ece": result.ece},
+    )  # fmt: skip
+
+
 def _score_metrics(
     scores: np.ndarray | None, labels: np.ndarray | None, examples: int, classes: int
 ) -> tuple[float | None, float | None, str]:
@@ -282,6 +305,10 @@ def format_report(result: Metrics) -> str:
         ("ROC-AUC (macro)", _percent(result.roc_auc)),
         ("calibration error", _percent(result.ece)),
     ]
+    if result.uncalibrated is not None:
+        rows.append(("  uncalibrated", _percent(result.uncalibrated["ece"])))
+    if result.unlike_training is not None:
+        rows.append(("unlike training", _percent(result.unlike_training)))
     width = max(len(name) for name, _ in rows)
     remarks = {"accuracy (top-1)": f" ({interval}"}
     lines = [f"{name:<{width}}  {value:>10}{remarks.get(name, '')}" for name, value in rows]

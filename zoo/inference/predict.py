@@ -14,17 +14,27 @@ from zoo.data.images.decode import decode_images, is_collection
 from zoo.data.images.preprocess import Preprocess, image_to_input, images_to_input, normalise
 from zoo.data.images.tta import VIEWS, check_views
 from zoo.inference import evaluate
+from zoo.inference.calibrate import is_unlike
 from zoo.inference.intervals import format_accuracy
 from zoo.models import count_parameters
 from zoo.text import escape
 
 
 class Prediction(NamedTuple):
-    """The most probable class of an image, its probability, and the (class, probability) pairs of the top few."""
+    """The prediction for an image.
+
+    Attributes:
+        label: the most probable class.
+        probability: its probability.
+        top: (class, probability) pairs of the top few.
+        unlike_training: True if the image is unlike those of training, so that no class may be right; None if the card
+            has no threshold for it.
+    """
 
     label: str
     probability: float
     top: tuple[tuple[str, float], ...]
+    unlike_training: bool | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -146,11 +156,14 @@ def classify(
     if not pixels:
         return []
     require_head(card)
-    probabilities = evaluate.predict_probabilities(model, variables, np.stack(pixels), card.preprocess, batch_size)
+    outputs = evaluate.predict_outputs(model, variables, np.stack(pixels), card.preprocess, batch_size)
+    probabilities = evaluate.probabilities_of(outputs, card.calibration)
     if not np.isfinite(probabilities).all():
         bad = int((~np.isfinite(probabilities).all(axis=1)).sum())
         raise ValueError(f"{card.model}: the outputs for {bad} of {len(pixels)} images are NaN; no class can be given")
-    return [_prediction(row, card.classes, top) for row in probabilities]
+    unlike = [is_unlike(energy, card.calibration) for energy in outputs.energy.tolist()]
+    rows = zip(probabilities, outputs.logits, unlike, strict=True)
+    return [_prediction(row, logits, card.classes, top, flag) for row, logits, flag in rows]
 
 
 def require_head(card: Card) -> None:
@@ -159,10 +172,13 @@ def require_head(card: Card) -> None:
         raise ValueError(f"{card.model}: the checkpoint has no head; train one (zoo train --init) or use its features")
 
 
-def _prediction(row: np.ndarray, classes: Sequence[str], top: int) -> Prediction:
-    ranking = np.argsort(-row, kind="stable")[:top]
+def _prediction(
+    row: np.ndarray, logits: np.ndarray, classes: Sequence[str], top: int, unlike: bool | None
+) -> Prediction:
+    """Return the prediction for a row of probabilities. Logits rank it: rounding may make probabilities equal."""
+    ranking = np.argsort(-logits, kind="stable")[:top]
     pairs = tuple((classes[i], float(row[i])) for i in ranking)
-    return Prediction(*pairs[0], pairs)
+    return Prediction(*pairs[0], pairs, unlike)
 
 
 def _require_positive(top: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from zoo import checkpoint
+from zoo.checkpoint.calibration import Calibration
 from zoo.checkpoint.manifest import MAX_JSON
 from zoo.checkpoint.schema import parse_json
 from zoo.data.content_sketch import TRAINED_ON, describe_shared
@@ -17,7 +18,7 @@ from zoo.data.inspect import advice
 from zoo.data.sources.listing import describe_left_out
 from zoo.distributed import mesh, processes
 from zoo.files import read_bounded, write_atomically
-from zoo.inference.evaluate import evaluate
+from zoo.inference.evaluate import evaluate, evaluate_and_calibrate
 from zoo.inference.evidence import describe_evidence
 from zoo.inference.intervals import format_accuracy
 from zoo.inference.metrics import Metrics
@@ -129,16 +130,25 @@ def describe_parallelism(plan: Plan) -> list[str]:
     return lines
 
 
-def evaluate_split(plan: Plan, variables: dict, name: str, display: Display) -> Metrics:
+def evaluate_split(
+    plan: Plan, variables: dict, name: str, display: Display, calibration: Calibration | None = None
+) -> Metrics:
     """Evaluate variables of the run on one of its splits."""
     split = plan.dataset.splits[name]
     return evaluate(
         plan.eval_model, variables, split, plan.preprocess, plan.dataset.class_names, batch_size=plan.eval_batch_size,
-        on_batch=display.show_evaluation(name, len(split)), parallelism=plan.parallelism,
+        on_batch=display.show_evaluation(name, len(split)), parallelism=plan.parallelism, calibration=calibration,
     )  # fmt: skip
 
 
-def save_best(plan: Plan, variables: dict, progress: Progress, results: dict, source: str = "") -> checkpoint.Card:
+def save_best(
+    plan: Plan,
+    variables: dict,
+    progress: Progress,
+    results: dict,
+    calibration: Calibration | None = None,
+    source: str = "",
+) -> checkpoint.Card:
     """Write the run's best checkpoint.
 
     Args:
@@ -146,6 +156,7 @@ def save_best(plan: Plan, variables: dict, progress: Progress, results: dict, so
         variables: the best variables.
         progress: the run's progress, for the validation metrics of the best step.
         results: metrics per split, as JSON, that replace those of the row.
+        calibration: fitted on the validation split at the end of training.
         source: how the checkpoint was made, if only a head was fitted.
     """
     row = next(row for row in progress.history if row["step"] == progress.best_step)
@@ -169,20 +180,24 @@ def save_best(plan: Plan, variables: dict, progress: Progress, results: dict, so
         licence=plan.init.card.licence if plan.init else "",
         source=source or "trained with jax-model-zoo" + (f" from {plan.init.origin}" if plan.init else ""),
         command=made_with["command"],
+        calibration=calibration,
     )
     return checkpoint.save_checkpoint(plan.folder / runs.BEST, card, variables)
 
 
 def finish(plan: Plan, best: dict, progress: Progress, display: Display) -> None:
     """Evaluate the best variables on every held-out split, then write results.json and the figures."""
-    results = {
-        name: evaluate_split(plan, best, name, display)
-        for name in ("validation", "test")
-        if name in plan.dataset.splits
-    }
+    validation, calibration, reason = evaluate_and_calibrate(
+        plan.eval_model, best, plan.dataset.splits["validation"], plan.preprocess, plan.dataset.class_names,
+        "validation", batch_size=plan.eval_batch_size, parallelism=plan.parallelism,
+        on_batch=display.show_evaluation("validation", len(plan.dataset.splits["validation"])),
+    )  # fmt: skip
+    results = {"validation": validation}
+    if "test" in plan.dataset.splits:
+        results["test"] = evaluate_split(plan, best, "test", display, calibration)
     brief = {name: {k: v for k, v in result.to_json().items() if k != "confusion"} for name, result in results.items()}
-    save_best(plan, best, progress, brief)
-    processes.run_on_primary(lambda: write_results(plan, progress, results, display))
+    save_best(plan, best, progress, brief, calibration)
+    processes.run_on_primary(lambda: write_results(plan, progress, results, display, (calibration, reason)))
 
 
 def draw_figures(plan: Plan, say: Say) -> None:
@@ -258,7 +273,30 @@ def describe_test(results: Mapping[str, Metrics], head: str = "") -> list[str]:
     )  # fmt: skip
 
 
-def write_results(plan: Plan, progress: Progress, results: dict[str, Metrics], display: Display) -> None:
+def describe_calibration(calibration: Calibration | None, reason: str, results: Mapping[str, Metrics]) -> list[str]:
+    """Return lines on the temperature, and on the calibration error that it had before and has now."""
+    if calibration is None:
+        return [f"Probabilities are not calibrated: {reason}"]
+    if reason:
+        return [f"Probabilities are not calibrated (temperature 1): {reason}"]
+    errors = []
+    for name, result in results.items():
+        before = (result.uncalibrated or {}).get("ece")
+        if before is not None and result.ece is not None:
+            errors.append(f"{name} {100 * before:.2f} % -> {100 * result.ece:.2f} %")
+    return [
+        f"Temperature {calibration.temperature:.3f}, fitted on {calibration.examples:,} validation images; calibration "
+        f"error: {', '.join(errors)}"
+    ]
+
+
+def write_results(
+    plan: Plan,
+    progress: Progress,
+    results: dict[str, Metrics],
+    display: Display,
+    calibrated: tuple[Calibration | None, str] | None = None,
+) -> None:
     """Write results.json and then the figures, and print the results."""
     summary = {"stopped": progress.stopped, "best_step": progress.best_step}
     summary |= {name: result.to_json() for name, result in results.items()}
@@ -272,8 +310,9 @@ def write_results(plan: Plan, progress: Progress, results: dict[str, Metrics], d
             f"{name:>10}: accuracy {format_accuracy(result.accuracy, result.examples)}  loss {result.loss:.4f}  "
             f"macro F1 {result.macro_f1:.4f}"
         )
+    lines = describe_calibration(*calibrated, results) if calibrated else []
     test_lines = [] if plan.config.fold else describe_test(results, plan.config.head)
-    for line in (*describe_init_overlap(plan), *test_lines):
+    for line in (*lines, *describe_init_overlap(plan), *test_lines):
         display.say(line)
     display.say(f"checkpoint: {plan.folder / runs.BEST}\n   try it: zoo predict {plan.folder / runs.BEST} IMAGE …")
     display.say(f"  curves: tensorboard --logdir {plan.folder}")
