@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "Write a page about a run or a checkpoint: curves, mistakes, calibration, data."),
     "serve": ("serve", "Classify images on a page of this computer: drop a file and see where the network looks."),
     "data": ("data", "Inspect a data set: classes, sizes, faults, duplicates and augmentation."),
+    "lr-find": ("lr_find", "Suggest a learning rate by a short training in which it grows."),
     "list": ("list", "List the models, recipes or pretrained weights."),
     "info": ("info", "Show a model's layers or a checkpoint's card."),
     "import": ("import_weights", "Convert a weight file of another project to a checkpoint."),
@@ -36,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 #: Long-running commands, in which memory freed by one step is kept for the next.
-KEEPING_MEMORY = ("train", "eval", "features", "probe")
+KEEPING_MEMORY = ("train", "eval", "features", "probe", "lr-find")
 
 #: Names of other programs for commands, and those of the Python functions.
 SYNONYMS = {

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import count, require_writable
+from zoo.commands import count, default_file, require_writable
 from zoo.text import error_line
 
 
@@ -26,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--recipe", metavar="NAME", help="With --augmented: recipe (default: chosen by model and data).")
     add("--image-size", metavar="PIXELS", type=count, default=0,
         help="With --augmented: side of the input; 0: the median image, at most 224.")  # fmt: skip
+    add("--suspects", metavar="CKPT",
+        help="Find wrong labels, and near-duplicates across splits, by the features of this checkpoint.")  # fmt: skip
+    add("--suspects-sheet", metavar="FILE.png", help="Sheet of the suspects (default: a file in the cache folder).")
+    add("--suspects-csv", metavar="FILE.csv", help="Table of the suspects (default: a file in the cache folder).")
     add("--workers", metavar="N", type=count, default=None, help="Threads that decode images (default: one per core).")
     add("--json", action="store_true", help="Print all figures and files as JSON.")
 
@@ -37,8 +41,12 @@ def run(options: argparse.Namespace) -> int:
     from zoo.data.sources.listing import Listing, describe_left_out, open_listing
     from zoo.data.sources.open import open_source
 
-    for path in filter(None, (options.sheet, options.augmented)):
+    for path in filter(None, (options.sheet, options.augmented, options.suspects_sheet)):
         require_writable(Path(path), ".png")
+    if options.suspects_csv:
+        require_writable(Path(options.suspects_csv), ".csv")
+    if not options.suspects and (options.suspects_sheet or options.suspects_csv):
+        raise ValueError("--suspects-sheet and --suspects-csv need --suspects CKPT, the checkpoint that gives features")
     source = open_source(options.data, options.data_dir)
     if isinstance(source, Listing):
         scanned = source.scan(options.workers)
@@ -50,6 +58,9 @@ def run(options: argparse.Namespace) -> int:
     if not options.json:
         print("\n".join([*survey.describe(figures), *describe_left_out(dataset)]))
     sheets, lines = _draw_sheets(options, dataset, figures)
+    if options.suspects:
+        files, found = _find_suspects(options, dataset)
+        sheets, lines = {**sheets, **files}, [*lines, *found]
     if options.json:
         print(json.dumps({**figures, **sheets}, indent=1))
     else:
@@ -79,18 +90,30 @@ def _draw_sheets(options: argparse.Namespace, dataset: Any, figures: Any) -> tup
     return files, lines
 
 
-def _sheet_file(requested: str | None, data: str, kind: str) -> Path:
-    """Return the requested file, or else one for these data in the cache folder."""
-    from zoo.cache import cache_folder
+def _find_suspects(options: argparse.Namespace, dataset: Any) -> tuple[dict[str, str], list[str]]:
+    """Find suspects, and write their sheet and table; return the files by name, and lines on them."""
+    from zoo.commands import counter, start_jax
 
+    start_jax()
+    from zoo.analysis.suspects import describe, find_suspects
+
+    suspects = find_suspects(options.suspects, dataset, on_batch=counter("features of images"))
+    sheet = _sheet_file(options.suspects_sheet, options.data, "suspects")
+    table = _sheet_file(options.suspects_csv, options.data, "suspects", ".csv")
+    suspects.draw(sheet)
+    suspects.write_csv(table)
+    lines = [*describe(suspects), f"suspects: {sheet}, {table}"]
+    return {"suspects_sheet": str(sheet), "suspects_csv": str(table)}, lines
+
+
+def _sheet_file(requested: str | None, data: str, kind: str, suffix: str = ".png") -> Path:
+    """Return the requested file, or else one for these data in the cache folder."""
     if requested:
         return Path(requested)
     path = Path(data).expanduser()
     digest = hashlib.sha256(str(path.resolve() if path.exists() else data).encode("utf-8", "replace")).hexdigest()[:8]
     word = re.sub(r"[^A-Za-z0-9]+", "-", path.stem).strip("-") or "data"
-    folder = cache_folder() / "sheets"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{word[:60]}-{digest}-{kind}.png"
+    return default_file(f"{word[:60]}-{digest}-{kind}{suffix}")
 
 
 def _draw_augmented(options: argparse.Namespace, dataset: Any, figures: Any, file: Path) -> str:

@@ -50,6 +50,29 @@ QUICK_FIELDS = ("class_weights", "recipe.class_weights")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_request_arguments(parser)
+    add = parser.add_argument
+    add("--workdir", metavar="DIR", help="Folder of the run (default: one under runs/).")
+    add("--folds", metavar="K", help="Cross-validate: train K times, testing every image once.")
+    add("--group", metavar="COLUMN", help="With --folds: column of the table whose images stay together; none: no "
+        "column (default: a column named patient, subject, group, …).")  # fmt: skip
+    add("--quick", action="store_true",
+        help="Fit only a linear head to frozen features: seconds instead of hours on a CPU.")  # fmt: skip
+    add("--dry-run", action="store_true", help="Print shapes, memory and a time estimate without training.")
+    add("--save-every", metavar="SECONDS", type=seconds, default=60.0,
+        help="Time between saves of the run's state (default: 60).")  # fmt: skip
+    add("--save-steps", metavar="N", type=count, default=0, help="Also save every N steps; 0: by time only.")
+    add(
+        "--deterministic",
+        action="store_true",
+        help="Reproduce results to the bit on GPU too, at some cost in speed.",
+    )
+    add("--quiet", action="store_true", help="Print errors only.")
+    add("--no-report", dest="report", action="store_false", help="Write no report.html at the end.")
+
+
+def add_request_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that describe what is trained, which `zoo lr-find` and `zoo sweep` share."""
     from zoo.training.recipe import choices_of
 
     add = parser.add_argument
@@ -68,26 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--set", metavar="FIELD=VALUE", action="append", default=[],
         help="Set any field of the recipe or the model; may be repeated.")  # fmt: skip
     add("--config", metavar="FILE", help="Train the config.json of a run anew; other options override it.")
-    add("--workdir", metavar="DIR", help="Folder of the run (default: one under runs/).")
-    add("--folds", metavar="K", help="Cross-validate: train K times, testing every image once.")
-    add("--group", metavar="COLUMN", help="With --folds: column of the table whose images stay together; none: no "
-        "column (default: a column named patient, subject, group, …).")  # fmt: skip
     add("--limit", metavar="N", type=count, default=None, help="Use at most N records of each split; 0: all.")
     add("--workers", metavar="N", type=count, default=None, help="Threads that read images (default: one per core).")
-    add("--quick", action="store_true",
-        help="Fit only a linear head to frozen features: seconds instead of hours on a CPU.")  # fmt: skip
-    add("--dry-run", action="store_true", help="Print shapes, memory and a time estimate without training.")
-    add("--save-every", metavar="SECONDS", type=seconds, default=60.0,
-        help="Time between saves of the run's state (default: 60).")  # fmt: skip
-    add("--save-steps", metavar="N", type=count, default=0, help="Also save every N steps; 0: by time only.")
     add_device_options(parser)
-    add(
-        "--deterministic",
-        action="store_true",
-        help="Reproduce results to the bit on GPU too, at some cost in speed.",
-    )
-    add("--quiet", action="store_true", help="Print errors only.")
-    add("--no-report", dest="report", action="store_false", help="Write no report.html at the end.")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -168,7 +174,7 @@ def train_request(options: argparse.Namespace, parallelism: "Parallelism | None"
         data_dir=options.data_dir,
         limit=options.limit,
         parallelism=parallelism,
-        workdir=options.workdir,
+        workdir=getattr(options, "workdir", None),
         open_init=api.open_init,
         head=head,
     )

@@ -84,6 +84,45 @@ def draw_curves(
     save_figure(figure, path)
 
 
+def draw_range_test(
+    rates: np.ndarray,
+    losses: np.ndarray,
+    smoothed: np.ndarray,
+    suggestions: Mapping[str, float],
+    path: str | Path,
+    *,
+    title: str = "",
+) -> None:
+    """Draw the loss over the learning rate, with the suggested rates.
+
+    Args:
+        rates: learning rates [N].
+        losses: losses of the batches [N].
+        smoothed: smoothed losses [N].
+        suggestions: rule -> learning rate.
+        path: the PNG to write.
+        title: title of the figure.
+    """
+    figure = _figure(7, 4)
+    axes: Axes = figure.subplots()
+    axes.plot(rates, losses, color=TRAIN, lw=0.8, alpha=0.35, label="loss of a batch")
+    axes.plot(rates, smoothed, color=TRAIN, lw=1.8, label="smoothed")
+    for (rule, rate), colour, marker in zip(
+        suggestions.items(), (VALIDATION, "#2a7f62", "#7b5ea7"), "osD", strict=False
+    ):
+        height = float(np.interp(np.log(rate), np.log(rates), smoothed))
+        axes.plot(rate, height, marker, ms=8, mfc="white", mec=colour, mew=2, label=f"{rule}: {rate:.2g}", zorder=5)
+    axes.set_xscale("log")
+    low, high = float(np.min(smoothed)), float(np.max(smoothed[: max(len(smoothed) // 2, 1)]))
+    margin = max(0.15 * (high - low), 1e-3)
+    axes.set_ylim(low - 2 * margin, high + 4 * margin)  # the end of the curve diverges
+    _style_axes(axes, "learning rate", "loss")
+    axes.legend(frameon=False, fontsize=9)
+    if title:
+        axes.set_title(title, fontsize=11, loc="left", parse_math=False)
+    _save(figure, path)
+
+
 def draw_confusion(
     confusion: np.ndarray | Sequence[Sequence[int]], class_names: Sequence[str], path: str | Path, *, title: str = ""
 ) -> None:
