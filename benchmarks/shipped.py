@@ -1,6 +1,7 @@
 """Train the checkpoints in checkpoints/, and write their table.
 
     python -m benchmarks.shipped lenet5-mnist …   # trains it under runs/shipped, takes its best checkpoint
+    python -m benchmarks.shipped --calibrate NAME …   # fits its temperature on the validation split of its run
     python -m benchmarks.shipped --table          # writes checkpoints/README.md from the cards
 
 The data must be under runs/data, or linked there: tfds (the folder of TensorFlow Datasets), fashion-mnist (its IDX
@@ -9,6 +10,7 @@ type the command in a card.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -18,8 +20,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import zoo
 from benchmarks.machine import hardware
 from zoo import checkpoint
+from zoo.checkpoint.manifest import MANIFEST, write_json, write_manifest
+from zoo.checkpoint.schema import to_plain_json
 from zoo.training import run
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +59,46 @@ def train(name: str) -> None:
     seconds = round(sum(life["seconds"] for life in lives))
     rows[name] = {"seconds": seconds, "hardware": hardware()}
     TIMES.write_text(json.dumps({key: rows[key] for key in CHECKPOINTS if key in rows}, indent=1) + "\n")
+
+
+def calibrate(name: str) -> None:
+    """Fit the calibration of a checkpoint from before cards had one, as training does; only its card changes.
+
+    Raises:
+        ValueError: if the validation split is not that of its run: the accuracy differs from the card's.
+    """
+    from zoo.data.dataset import with_classes
+    from zoo.data.images.measure import as_trained
+    from zoo.data.sources import open_dataset
+    from zoo.inference.evaluate import evaluate, evaluate_and_calibrate
+
+    loaded = zoo.load(SHIPPED / name)
+    card, preprocess = loaded.card, loaded.card.preprocess
+    source = card.data["source"]
+    data = open_dataset(source if ":" in source else DATA / source, DATA / "tfds" if ":" in source else None)
+    data = as_trained(with_classes(data, card.classes), preprocess)
+    arguments = (preprocess, card.classes)
+    validation, calibration, reason = evaluate_and_calibrate(
+        loaded.model, loaded.variables, data.splits["validation"], *arguments, "validation"
+    )
+    if validation.accuracy != card.metrics["validation"]["accuracy"] or reason:
+        raise ValueError(f"{name}: {reason or 'the validation split is not that of its run'}")
+    test = evaluate(loaded.model, loaded.variables, data.splits["test"], *arguments, calibration=calibration)
+    metrics = dict(card.metrics)
+    for split, result in (("validation", validation), ("test", test)):
+        values = result.to_json()
+        changed = {key: values[key] for key in ("loss", "roc_auc", "ece", "uncalibrated", "unlike_training")}
+        metrics[split] = metrics[split] | changed
+        before = result.uncalibrated or {}
+        change = f"ECE {before['ece']:.4f} -> {result.ece:.4f}, loss {before['loss']:.4f} -> {result.loss:.4f}"
+        print(f"{name} {split}: {change}")
+    print(
+        f"{name}: temperature {calibration.temperature:.4f} on {calibration.examples:,} validation images", flush=True
+    )
+    body = dataclasses.replace(card, metrics=metrics, calibration=calibration).to_json()
+    (SHIPPED / name / MANIFEST).unlink()
+    write_json(SHIPPED / name / checkpoint.CARD, to_plain_json(body, name))
+    write_manifest(SHIPPED / name)
 
 
 def table() -> str:
@@ -94,13 +139,14 @@ def table() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help=f"names among {', '.join(CHECKPOINTS)}")
+    parser.add_argument("--calibrate", action="store_true", help="fit the calibration instead of training")
     parser.add_argument("--table", action="store_true", help="write checkpoints/README.md")
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(CHECKPOINTS))
     if unknown:
         parser.error(f"unknown checkpoint {', '.join(unknown)}; choose from {', '.join(CHECKPOINTS)}")
     for name in options.names:
-        train(name)
+        (calibrate if options.calibrate else train)(name)
     if options.table:
         (SHIPPED / "README.md").write_text(table())
 

@@ -25,8 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("show", "Draw a checkpoint's filters, its view of an image, or the features of a data set."),
     "report": ("report", "Write a page about a run or a checkpoint: curves, mistakes, calibration, data."),
     "serve": ("serve", "Classify images on a page of this computer: drop a file and see where the network looks."),
+    "compare": ("compare", "Show what differs between runs, and what came of it."),
     "data": ("data", "Inspect a data set: classes, sizes, faults, duplicates and augmentation."),
     "lr-find": ("lr_find", "Suggest a learning rate by a short training in which it grows."),
+    "sweep": ("sweep", "Train over a grid, or random draws, of recipe fields and seeds."),
     "list": ("list", "List the models, recipes or pretrained weights."),
     "info": ("info", "Show a model's layers or a checkpoint's card."),
     "import": ("import_weights", "Convert a weight file of another project to a checkpoint."),
@@ -37,7 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 #: Long-running commands, in which memory freed by one step is kept for the next.
-KEEPING_MEMORY = ("train", "eval", "features", "probe", "lr-find")
+KEEPING_MEMORY = ("train", "eval", "features", "probe", "lr-find", "sweep")
 
 #: Names of other programs for commands, and those of the Python functions.
 SYNONYMS = {
@@ -139,7 +141,7 @@ def _parsers(words: Sequence[str]) -> tuple[Parser, dict[str, Any]]:
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run `main` and exit. After a signal, or as one of several failed processes, exit without waiting for threads."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    prepare_streams(persistent=words[:1] == ["train"])
+    prepare_streams(persistent=words[:1] in (["train"], ["sweep"]))
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on images that it reads all the same
     try:
         code = main(arguments)

@@ -6,7 +6,7 @@ A command imports heavy libraries inside `run`, so that help is quick. This modu
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,19 @@ def default_file(name: str) -> Path:
     folder = cache_folder() / "sheets"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name
+
+
+def words_without(words: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Return the words of a command line without these options, each of which has a value."""
+    kept, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in options:
+            skip = True
+        elif word.partition("=")[0] not in options:
+            kept.append(word)
+    return kept
 
 
 def require_writable(path: Path, suffix: str) -> None:

@@ -6,7 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from zoo.commands import count, counter, default_file, require_writable, start_jax
+from zoo.commands import count, counter, default_file, require_writable, start_jax, words_without
 from zoo.commands.devices import parallelism_of
 from zoo.commands.train import add_request_arguments, train_request
 
@@ -51,19 +51,7 @@ def run(options: argparse.Namespace) -> int:
         f"suggested learning rate: {result.rate:.2g} (valley); {others}; the recipe has {plan.recipe.learning_rate:g}"
     )
     print(f"picture: {file}")
-    print(f"try: zoo train {shlex.join(training_words(options))} --learning-rate {result.rate:.2g}".replace("  ", " "))
+    own = ("--from", "--to", "--steps", "-o", "--output", "--learning-rate")
+    words = words_without([word for word in options.words[1:] if word != "--json"], own)
+    print(shlex.join(["try:", "zoo", "train", *words, "--learning-rate", f"{result.rate:.2g}"]))
     return 0
-
-
-def training_words(options: argparse.Namespace) -> list[str]:
-    """Return the words of the command line without the options that `zoo train` does not have, and without the rate."""
-    with_value = ("--from", "--to", "--steps", "-o", "--output", "--learning-rate")
-    words, kept, skip = options.words[1:], [], False
-    for word in words:
-        if skip:
-            skip = False
-        elif word in with_value:
-            skip = True
-        elif word != "--json" and word.partition("=")[0] not in with_value:
-            kept.append(word)
-    return kept

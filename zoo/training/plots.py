@@ -84,6 +84,39 @@ def draw_curves(
     save_figure(figure, path)
 
 
+def draw_runs(labelled: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], path: str | Path) -> None:
+    """Draw the validation loss and accuracy of several runs over their epochs.
+
+    Args:
+        labelled: (label, rows of metrics.jsonl) of each run.
+        path: the PNG to write.
+    """
+    import_matplotlib()
+    from matplotlib import colormaps
+
+    figure = _figure(11, 4 + 0.17 * max(0, len(labelled) - 8), gap=0.06)
+    colours: list[Any] = [TRAIN, VALIDATION, "#2a7f62", "#7b5ea7", "#b8860b", "#3b9ab2", "#8c564b", "#555555"]
+    if len(labelled) > len(colours):
+        colours = [colormaps["turbo"](0.03 + 0.94 * n / (len(labelled) - 1)) for n in range(len(labelled))]
+    panels = [("loss", "validation loss", 1.0), ("accuracy", "validation accuracy (%)", 100.0)]
+    for axes, (name, text, unit) in zip(figure.subplots(1, 2), panels, strict=True):
+        values = []
+        for (label, history), colour in zip(labelled, colours, strict=False):
+            rows = [row for row in history if _is_known(row, f"validation_{name}") and row.get("epoch") is not None]
+            x, y = [row["epoch"] for row in rows], [unit * row[f"validation_{name}"] for row in rows]
+            values += y
+            style: dict[str, Any] = {"marker": "o", "ms": 3} if len(x) < 25 else {}
+            axes.plot(x, y, color=colour, lw=1.5, label=_truncate(label, 50), **style)
+        if name == "loss" and values and min(values) > 0 and max(values) > 30 * min(values):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+        _style_axes(axes, "epoch", text)
+    legend = axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    for entry in legend.get_texts():
+        entry.set_parse_math(False)
+    _save(figure, path)
+
+
 def draw_range_test(
     rates: np.ndarray,
     losses: np.ndarray,
@@ -113,9 +146,12 @@ def draw_range_test(
         height = float(np.interp(np.log(rate), np.log(rates), smoothed))
         axes.plot(rate, height, marker, ms=8, mfc="white", mec=colour, mew=2, label=f"{rule}: {rate:.2g}", zorder=5)
     axes.set_xscale("log")
-    low, high = float(np.min(smoothed)), float(np.max(smoothed[: max(len(smoothed) // 2, 1)]))
+    low, high = (
+        float(min(np.min(smoothed), np.quantile(losses, 0.1))),
+        float(np.max(smoothed[: max(len(smoothed) // 2, 1)])),
+    )
     margin = max(0.15 * (high - low), 1e-3)
-    axes.set_ylim(low - 2 * margin, high + 4 * margin)  # the end of the curve diverges
+    axes.set_ylim(low - 0.5 * margin, high + 2 * margin)  # the end of the curve diverges
     _style_axes(axes, "learning rate", "loss")
     axes.legend(frameon=False, fontsize=9)
     if title:

@@ -1,0 +1,68 @@
+"""`zoo sweep`: train over a grid, or random draws, of recipe and model fields, and over seeds."""
+
+import argparse
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+
+from zoo.commands import SIGNAL_EXIT, count, require_writable, start_jax, words_without
+from zoo.commands.devices import parallelism_of
+from zoo.commands.streams import exit_at_once
+from zoo.commands.train import add_request_arguments, train_request
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_request_arguments(parser)
+    add = parser.add_argument
+    for action in parser._actions:
+        if "--set" in action.option_strings:
+            action.metavar = "FIELD=A,B,…"
+            action.help = "Values of a field of the recipe or the model, or with --random a range such as 1e-4..1e-1."
+    add("--seeds", metavar="N", type=count, default=1, help="Seeds per setting, from --seed on (default: 1).")
+    add("--random", metavar="N", type=count, default=0, help="Draw N settings instead of trying every combination.")
+    add("--workdir", metavar="DIR", help="Folder of the runs' folders (default: runs/).")
+    add("-o", "--output", metavar="FILE.csv", help="Also write the table to this file.")
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.output:
+        require_writable(Path(options.output), ".csv")
+    if options.seeds < 1:
+        raise ValueError("--seeds must be at least 1")
+    from zoo.training import sweep
+
+    axes = [sweep.parse_axis(text) for text in options.set]
+    if options.random and not axes:
+        raise ValueError("--random needs fields to draw, such as --set learning_rate=1e-4..1e-1")
+    first = int(options.seed) if options.seed and options.seed.isdecimal() else 0
+    settings = sweep.draws(axes, options.random, first) if options.random else sweep.grid(axes)
+    start_jax()
+    parallelism = parallelism_of(options)
+    from zoo.inference.examples import write_csv
+    from zoo.training.loop import InterruptedRunError
+
+    def command_of(setting: dict[str, str], seed: int) -> str:
+        """Return the command that trains this run alone."""
+        sets = [word for field, value in setting.items() for word in ("--set", f"{field}={value}")]
+        return shlex.join(["zoo", "train", *words, *sets, "--seed", str(seed)])
+
+    words = words_without(options.words[1:], ("--set", "--seeds", "--seed", "--random", "--workdir", "-o", "--output"))
+    options.set = []
+    request = train_request(options, parallelism)
+    command = shlex.join(["zoo", *options.words])
+    seeds = range(first, first + options.seeds)
+    try:
+        trials = sweep.run_sweep(
+            request, settings, seeds, partial(print, flush=True), folder=options.workdir, command=command_of,
+            workers=options.workers, second_signal=exit_at_once,
+        )  # fmt: skip
+    except InterruptedRunError as stop:
+        print(f"zoo sweep: Interrupted; {stop}. Repeat the command to resume: {command}", file=sys.stderr)
+        return SIGNAL_EXIT + stop.signum
+    print("\n".join(sweep.format_table(trials)))
+    if options.output:
+        columns = ("validation accuracy", "standard deviation", "seeds", "failures", "runs")
+        write_csv(Path(options.output), (*settings[0], *columns), sweep.rows(trials))
+        print(f"table: {options.output}")
+    return 0
