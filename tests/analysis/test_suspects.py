@@ -37,7 +37,7 @@ def test_labels_that_were_changed_on_purpose_are_found_and_put_right():
     found, _ = wrong_labels(Features(splits, tuple("abcd")))
     places = [wrong.index + (400 if wrong.split == "test" else 0) for wrong in found]
     hits = set(places) & set(changed)
-    assert len(hits) >= 28 and len(hits) / len(found) > 0.9
+    assert len(hits) >= 25 and len(hits) / len(found) > 0.9
     assert all(wrong.suggestion == labels[place] for wrong, place in zip(found, places, strict=True) if place in hits)
     assert all(wrong.label == given[place] for wrong, place in zip(found, places, strict=True))
     scores = [wrong.score for wrong in found]

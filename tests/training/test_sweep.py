@@ -26,8 +26,7 @@ def swept(tmp_path_factory):
 def words_of(root):
     return (
         "sweep", "--model", "softmax", "--data", root / "data.npz", "--epochs", 1, "--batch-size", 40, "--set",
-        "learning_rate=0.02,1e-9", "--set", "augment=none|flip", "--seeds", 2, "--workdir", root / "runs", "-o",
-        root / "t.csv",
+        "learning_rate=0.02,1e-9", "--seeds", 2, "--workdir", root / "runs", "-o", root / "t.csv",
     )  # fmt: skip
 
 
@@ -84,14 +83,14 @@ def test_every_setting_is_checked_before_anything_is_trained(swept, tmp_path, ca
 
 def test_the_winner_is_chosen_on_validation_and_only_its_test_result_is_shown(finished, capsys):
     code, out, _ = run_command(capsys, *words_of(finished))  # a second time: read, not trained
-    assert code == 0 and out.count("finished before") == 8
+    assert code == 0 and out.count("finished before") == 4
     with open(finished / "t.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 4 and rows[0]["learning_rate"] == "0.02"
+    assert len(rows) == 2 and rows[0]["learning_rate"] == "0.02"
     means = [float(row["validation accuracy"]) for row in rows]
     assert means == sorted(means, reverse=True) and all(row["seeds"] == "2" for row in rows)
     folders = [run_folder for row in rows for run_folder in row["runs"].split()]
-    assert len(set(folders)) == 8
+    assert len(set(folders)) == 4
     results = [json.loads((finished / "runs" / f / run.RESULTS).read_text()) for f in rows[0]["runs"].split()]
     accuracies = [result["validation"]["accuracy"] for result in results]
     assert means[0] == pytest.approx(np.mean(accuracies))
@@ -107,7 +106,7 @@ def test_each_run_is_an_ordinary_run_and_a_missing_one_is_trained_again(finished
     assert command.startswith("zoo train --model softmax") and "--seeds" not in command and "--seed " in command
     shutil.rmtree(folders[0])
     code, out, _ = run_command(capsys, *words_of(finished))
-    assert code == 0 and out.count("finished before") == 7
+    assert code == 0 and out.count("finished before") == 3
     assert (folders[0] / run.METRICS).read_bytes() == kept
 
 
@@ -131,13 +130,13 @@ def test_compare_shows_what_differs_and_draws_the_curves(finished, tmp_path, cap
     assert code == 0
     with open(files[2], newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {"learning_rate", "seed", "augment"} < set(rows[0]) and "epochs" not in rows[0]
+    assert {"learning_rate", "seed"} < set(rows[0]) and "epochs" not in rows[0]
     for folder, row in zip(folders, rows, strict=True):
         results = json.loads((folder / run.RESULTS).read_text())
         assert row["run"] == folder.name and float(row["test accuracy"]) == results["test"]["accuracy"]
         assert int(row["parameters"]) == 2355 and row["best step"] == str(results["best_step"])
     page = files[1].read_text(encoding="utf-8")
-    assert page.count("<tr>") == 9 and "base64" in page and "http" not in page
+    assert page.count("<tr>") == 5 and "base64" in page and "http" not in page
     with Image.open(files[0]) as picture:
         assert picture.format == "PNG"
     (folders[0] / run.RESULTS).rename(tmp_path / "results")

@@ -21,7 +21,8 @@ from zoo.data.splits import record_label
 from zoo.inference.examples import write_csv
 
 FOLDS = 5
-STRENGTH = 0.01  # C of the probe per 1,000 examples: strong enough a penalty that single wrong labels are not learnt
+STRENGTH = 0.1  # C of the probe per 1,000 examples: strong enough a penalty that single wrong labels are not learnt
+MARGIN = 0.5  # minimum probability of the suggestion above that of the label
 SIMILARITY = 0.97  # correlation of two thumbnails from which on images are near-duplicates
 FEATURE_SIMILARITY = 0.9  # cosine of two images' features, which near-duplicates have as well
 THUMBNAIL = 24  # pixels: side of the thumbnails that are compared
@@ -137,6 +138,7 @@ def wrong_labels(computed: Features, seed: int = 0) -> tuple[tuple[WrongLabel, .
     places = [(name, i) for name, (part, _) in computed.splits.items() for i in range(len(part))]
     suggestions = probabilities.argmax(axis=1)
     margins = probabilities.max(axis=1) - probabilities[np.arange(len(labels)), labels]
+    issues = issues[margins[issues] >= MARGIN]
     found = [
         WrongLabel(places[i][0], places[i][1], int(labels[i]), int(suggestions[i]), float(margins[i]))
         for i in issues[np.argsort(-margins[issues], kind="stable")].tolist()
