@@ -12,7 +12,7 @@ from PIL import Image
 
 import zoo
 from zoo.analysis import suspects
-from zoo.analysis.probe import Features
+from zoo.analysis.features import Features
 from zoo.analysis.suspects import COLUMNS, confident_learning, find_suspects, out_of_fold_probabilities, wrong_labels
 from zoo.data.dataset import Dataset
 from zoo.data.images.preprocess import Preprocess

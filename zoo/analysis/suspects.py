@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.analysis.probe import Features, features, make_classifier
+from zoo.analysis.features import Features, features
 from zoo.api import Checkpoint
 from zoo.data.dataset import Dataset
 from zoo.data.inspect.grid import CUT_MIDDLE, GREEN, GREY, RED, Cell, Line, draw_grid
@@ -164,7 +164,10 @@ def out_of_fold_probabilities(rows: np.ndarray, labels: np.ndarray, classes: int
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
     counts = np.bincount(labels, minlength=classes)
     fewest = int(counts[counts > 0].min()) if len(labels) else 0
@@ -175,7 +178,9 @@ def out_of_fold_probabilities(rows: np.ndarray, labels: np.ndarray, classes: int
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         for train, held_out in folds.split(rows, labels):
-            probe = make_classifier("softmax", 1000 * STRENGTH / len(train)).fit(rows[train], labels[train])
+            # C multiplies a sum over examples; scaled like this, the penalty per example is independent of their number
+            probe = make_pipeline(StandardScaler(), LogisticRegression(C=1000 * STRENGTH / len(train), max_iter=300))
+            probe.fit(rows[train], labels[train])
             result[held_out[:, None], probe.classes_[None]] = probe.predict_proba(rows[held_out])
     return result
 

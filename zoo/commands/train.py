@@ -157,7 +157,7 @@ def train_request(options: argparse.Namespace, parallelism: "Parallelism | None"
 
     base = read_config(options.config) if options.config else None
     init = options.init or (base.init if base else None)
-    head = "linear" if options.quick or (base and base.head) else ""
+    head = "linear" if getattr(options, "quick", False) or (base and base.head) else ""
     if head:
         _require_quick_options(options, base)
     flags = {flag: getattr(options, _field(flag)) for flag in (*RECIPE_FLAGS, "micro-batch")}
