@@ -22,7 +22,7 @@ from zoo.inference.examples import write_csv
 
 FOLDS = 5
 STRENGTH = 0.1  # C of the probe per 1,000 examples: strong enough a penalty that single wrong labels are not learnt
-MARGIN = 0.5  # minimum probability of the suggestion above that of the label
+MARGIN = 0.7  # minimum probability of the suggestion above that of the label
 SIMILARITY = 0.97  # correlation of two thumbnails from which on images are near-duplicates
 FEATURE_SIMILARITY = 0.9  # cosine of two images' features, which near-duplicates have as well
 THUMBNAIL = 24  # pixels: side of the thumbnails that are compared
