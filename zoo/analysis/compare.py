@@ -45,8 +45,9 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
         FileNotFoundError: if a folder is not a run.
         ValueError: if there are none, or a file of a run is damaged.
     """
-    paths = list(dict.fromkeys(Path(folder) for folder in folders))
-    paths = [path.parent if path.name == runs.BEST and (path.parent / runs.CONFIG).exists() else path for path in paths]
+    named = [Path(folder) for folder in folders]
+    named = [path.parent if path.name == runs.BEST and (path.parent / runs.CONFIG).exists() else path for path in named]
+    paths = list(dict.fromkeys(named))
     if not paths:
         raise ValueError("name the folders of the runs to compare, such as runs/*")
     names = [path.resolve().name for path in paths]
