@@ -94,7 +94,7 @@ def draw_runs(labelled: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], path:
     import_matplotlib()
     from matplotlib import colormaps
 
-    figure = _figure(11, 4 + 0.17 * max(0, len(labelled) - 8), gap=0.06)
+    figure = new_figure(11, 4 + 0.17 * max(0, len(labelled) - 8), gap=0.06)
     colours: list[Any] = [TRAIN, VALIDATION, "#2a7f62", "#7b5ea7", "#b8860b", "#3b9ab2", "#8c564b", "#555555"]
     if len(labelled) > len(colours):
         colours = [colormaps["turbo"](0.03 + 0.94 * n / (len(labelled) - 1)) for n in range(len(labelled))]
@@ -114,7 +114,7 @@ def draw_runs(labelled: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], path:
     legend = axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
     for entry in legend.get_texts():
         entry.set_parse_math(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_range_test(
@@ -136,7 +136,7 @@ def draw_range_test(
         path: the PNG to write.
         title: title of the figure.
     """
-    figure = _figure(7, 4)
+    figure = new_figure(7, 4)
     axes: Axes = figure.subplots()
     axes.plot(rates, losses, color=TRAIN, lw=0.8, alpha=0.35, label="loss of a batch")
     axes.plot(rates, smoothed, color=TRAIN, lw=1.8, label="smoothed")
@@ -156,7 +156,7 @@ def draw_range_test(
     axes.legend(frameon=False, fontsize=9)
     if title:
         axes.set_title(title, fontsize=11, loc="left", parse_math=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(
