@@ -37,7 +37,8 @@ def test_help_texts_are_sentences_and_values_have_names(command):
     [
         ("epochs", "7"), ("batch-size", "12"), ("optimizer", "lion"), ("learning-rate", "0.25"), ("schedule", "linear"),
         ("weight-decay", "0.5"), ("augment", "flip"), ("precision", "bfloat16"), ("image-size", "20"),
-        ("progressive", "16,20"), ("test-size", "24"), ("monitor", "macro_f1"), ("patience", "9"), ("seed", "11"),
+        ("progressive", "16,20"), ("test-size", "24"), ("eval-crop", "0.875"), ("normalisation", "centre"),
+        ("monitor", "macro_f1"), ("patience", "9"), ("seed", "11"),
         ("head-epochs", "2"), ("head-lr", "0.125"), ("layer-decay", "0.75"), ("freeze", "stem"), ("unfreeze-at", "3"),
         ("micro-batch", "4"),
     ],
