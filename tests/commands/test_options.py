@@ -58,7 +58,11 @@ def test_every_recipe_option_is_tested_above():
 
 def test_train_has_defaults_only_where_nothing_depends_on_the_recipe():
     options = vars(parser_of("train").parse_args([]))
-    assert {name: value for name, value in options.items() if value} == {"save_every": 60.0, "parallel": "jit"}
+    assert {name: value for name, value in options.items() if value} == {
+        "save_every": 60.0,
+        "parallel": "jit",
+        "report": True,
+    }
 
 
 def test_train_passes_each_option_on(monkeypatch, tmp_path, capsys):

@@ -411,6 +411,7 @@ def test_pmap_is_never_advised_a_micro_batch(tmp_path, memory_of):
 
 def test_a_single_device_is_not_sharded(monkeypatch):
     """No mesh, no placement, no copy of the batch: the plain jax.jit."""
+    monkeypatch.setattr(memory, "available_bytes", lambda parallelism: None)
     monkeypatch.setattr(mesh, "mesh_of", None)
     for name in ("_place", "batch_sharding", "replicated", "shardings"):
         monkeypatch.setattr(mesh, name, None)
@@ -445,7 +446,8 @@ class Compiled:
 
 @pytest.fixture
 def memory_of(monkeypatch):
-    """Set the available bytes; steps are not compiled."""
+    """Set the available bytes; steps are not compiled, and the estimate from shapes refuses nothing."""
+    monkeypatch.setattr(memory, "require_room", lambda *arguments, **options: None)
     monkeypatch.setattr(memory, "required_bytes", lambda step: step.bytes)
     monkeypatch.setattr(planning.Plan, "compile_step", lambda job, segment, state: Compiled(job))
     return lambda size: monkeypatch.setattr(memory, "available_bytes", lambda parallelism: size)

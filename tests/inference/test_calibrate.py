@@ -109,6 +109,13 @@ def test_outputs_that_are_not_finite_are_left_out():
     assert fit_calibration(*broken, "v") == expected
 
 
+def test_outputs_too_large_for_a_card_are_not_calibrated():
+    """A network that nearly diverged must still be saved."""
+    logits = np.random.default_rng(0).normal(size=(200, 3)) * 1e30
+    calibration, reason = fit_calibration(logits, logits.max(axis=1), np.arange(200) % 3, "validation")
+    assert calibration is None and "too large" in reason
+
+
 def test_cards_keep_it_and_cards_without_it_have_their_old_bytes(saved):
     assert zoo.load(saved / "calibrated").card.calibration == CALIBRATION
     plain = json.loads((saved / "plain" / "card.json").read_text())

@@ -32,10 +32,12 @@ SPLIT_PARAMETERS = {
     "inception_v2": 2,
     "inception_v3": 5,  # the head, the auxiliary head and its last convolution
     "inception_v4": 2,
+    "inception_resnet_v1": 2,
     "inception_resnet_v2": 2,
     "xception": 4,  # the head, the pointwise kernels of the exit flow
     "resnet50": 11,  # three convolutions in each of the three last blocks, the head
     "resnet50_v2": 11,
+    "bit_r50x1": 11,
     "resnet20": 2,  # the head: only networks with four stages have more
     "wide_resnet16_8": 6,  # two convolutions in each of the two last blocks, the head
     "highway": 0,

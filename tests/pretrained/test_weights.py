@@ -293,7 +293,8 @@ def test_files_of_another_network_are_refused_in_one_line(tmp_path):
     file = save_torch(tmp_path / "x.pth", tensors)
     with pytest.raises(ValueError, match=r"x\.pth: the tensors do not match the model: 30 missing") as error:
         zoo.load(file, "resnet20", blocks=(2, 2, 2))
-    assert str(error.value).count("(for ") == 30 and "\n" not in str(error.value)  # all of them
+    assert str(error.value).count("(for ") > 10 and " … " in str(error.value)  # the first and the last ones
+    assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"x\.pth: is not a file of inception_v4"):
         zoo.load(file, "inception_v4")
     with pytest.raises(ValueError, match=r"x\.pth: .*no network like LeNet5"):

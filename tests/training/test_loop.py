@@ -21,6 +21,7 @@ from zoo.data.dataset import limited
 from zoo.data.sources import from_arrays
 from zoo.inference.metrics import Metrics
 from zoo.training import loop, run
+from zoo.training import recipe as training_recipe
 from zoo.training.display import Display
 from zoo.training.recipe import Recipe
 from zoo.training.run import Progress
@@ -431,8 +432,9 @@ def test_a_metric_that_cannot_be_computed_is_an_error():
 
 
 @pytest.mark.parametrize(("batch_size", "epochs"), [(20, 30), (0, 1)])
-def test_divergence_ends_the_run_unsaved(tmp_path, batch_size, epochs):
+def test_divergence_ends_the_run_unsaved(tmp_path, monkeypatch, batch_size, epochs):
     """Also if the very last update ruins the parameters, which no training loss shows any more."""
+    monkeypatch.setattr(training_recipe, "MAX_NUMBER", 1e39)
     recipe = Recipe(epochs=epochs, batch_size=batch_size, optimizer="sgd", schedule="constant", learning_rate=1e38)
     with pytest.raises(loop.DivergenceError, match=r"at step \d+ with learning rate 1e\+38.*--learning-rate") as error:
         train("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL)

@@ -63,14 +63,17 @@ def run(options: argparse.Namespace) -> int:
 def print_layers(rows: Sequence[Any]) -> None:
     """Print layers and operations as a table, with the inputs of those that read more than the row above."""
     width = max(len(row.path) for row in rows)
-    print(f"{'layer':<{width}}  {'kind':<14}{'output':<16}{'parameters':>12}{'multiply-adds':>16}  reads")
-    above = "image"
+    reads, above = [], "image"
     for row in rows:
+        inputs = [_shorten(path, row.path) for path in row.inputs]
+        reads.append("" if row.inputs == (above,) else first_few(inputs, 4))
+        above = row.path
+    title = "  reads" if any(reads) else ""
+    print(f"{'layer':<{width}}  {'kind':<14}{'output':<16}{'parameters':>12}{'multiply-adds':>16}{title}")
+    for row, inputs_text in zip(rows, reads, strict=True):
         output = "x".join(map(str, row.output))
         counts = f"{row.parameters:>12,}{row.multiply_adds:>16,}" if row.parameters else " " * 28
-        reads = "" if row.inputs == (above,) else first_few([_shorten(path, row.path) for path in row.inputs], 4)
-        print(f"{row.path:<{width}}  {row.kind:<14}{output:<16}{counts}  {reads}".rstrip())
-        above = row.path
+        print(f"{row.path:<{width}}  {row.kind:<14}{output:<16}{counts}  {inputs_text}".rstrip())
 
 
 def _shorten(path: str, reader: str) -> str:

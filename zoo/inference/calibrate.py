@@ -3,11 +3,12 @@
 Both are fitted on the validation split. Division by a temperature never changes the order of the classes.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
-from zoo.checkpoint.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration
+from zoo.checkpoint.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration, is_calibration
 from zoo.inference.metrics import calibration_error
 from zoo.inference.softmax import log_probabilities
 
@@ -85,6 +86,8 @@ def fit_calibration(logits: np.ndarray, energy: np.ndarray, labels: np.ndarray, 
     calibration = Calibration(
         temperature, split, len(rows), loss_before, loss_after, ece_before, ece_after, threshold, KEPT
     )
+    if not is_calibration(dataclasses.asdict(calibration)):  # such as the outputs of a network that nearly diverged
+        return None, f"the outputs for the {split} images are too large"
     return calibration, reason
 
 

@@ -330,6 +330,7 @@ class ResNet(nn.Module):
         features = global_avg_pool(x)
         return classify(features, ends, self.num_classes, train, dropout=self.dropout, dtype=self.dtype)
 
+    @nn.nowrap  # no scope of its own: paths in the trace are those of the parameters
     def _apply_stem(self, x, norm: Callable[..., nn.Module], train: bool):
         """Apply the stem and its pooling."""
         if self.stem in DEEP_STEMS:
