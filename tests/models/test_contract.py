@@ -171,8 +171,8 @@ REDUCED = {
         (16, 16, 1),
     ),
     "resnet-rs-eca": (
-        "resnet_rs50",
-        {"blocks": (1, 1), "width": 16, "squeeze": None, "eca": True, "dropout": 0.1, "num_classes": 10},
+        "eca_resnet50d",
+        {"blocks": (1, 1), "width": 16, "stem": "tiered", "stem_pool": "conv", "dropout": 0.1, "num_classes": 10},
         (32, 32, 1),
     ),
     "resnet_v2-own": ("resnet164", {"blocks": (1, 1), "width": 8, "stem_norm": True}, (8, 8, 3)),
