@@ -28,7 +28,9 @@ RESNETS = {
     "ecaresnet50d": "eca_resnet50d",
     "ecaresnet101d": "eca_resnet101d",
     "ecaresnet269d": "eca_resnet269d",
-    **{f"resnetrs{depth}": f"resnet_rs{depth}" for depth in (50, 101, 152, 200, 270, 350, 420)},
+    # Deeper ones, with random weights, differ from themselves in double precision by 1e-3: they amplify rounding. Their
+    # names and shapes are compared in test_registry.py.
+    **{f"resnetrs{depth}": f"resnet_rs{depth}" for depth in (50, 101, 152, 200, 270)},
 }
 PRE_ACTIVATED = {
     "resnetv2_18": "resnet18_v2",
