@@ -241,6 +241,32 @@ def test_a_file_of_features_is_read_as_written(tmp_path):
         load_features(tmp_path / "nowhere.npz")
 
 
+FEATURES = {
+    "train_features": np.ones((4, 3), np.float32), "train_labels": np.array([0, 1, 0, 1]),
+    "class_names": np.array(["cat", "dog"]), "about": np.array("features"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "array", "part"),
+    [
+        ("class_names", np.empty((2**24, 0), "U3"), "(16777216, 0)"),  # no bytes, and millions of names
+        ("class_names", np.array(["cat"]), "labels 0 to 1 for 1 classes"),
+        ("train_labels", np.array([0, 1]), "(4, 3)"), ("train_labels", np.array([0, -1, 0, 1]), "labels -1 to 1"),
+        ("train_labels", np.array([0.0, 1, 0, 1]), "float64"), ("train_features", np.ones(4, np.float32), "(4,)"),
+        ("train_features", np.array([["x"]] * 4), "<U1"), ("train_files", np.empty((4, 0), "U3"), "(4, 0)"),
+        ("about", np.array([{}], object), "pickle"),
+    ],
+)  # fmt: skip
+def test_a_file_of_features_is_checked(key, array, part, tmp_path):
+    np.savez(tmp_path / "f.npz", **FEATURES)
+    assert load_features(tmp_path / "f.npz").class_names == ("cat", "dog")
+    np.savez(tmp_path / "f.npz", **{**FEATURES, key: array})
+    with pytest.raises(ValueError, match=r"f\.npz: was not written by `zoo features`") as caught:
+        load_features(tmp_path / "f.npz")
+    assert part in str(caught.value) and str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 10, 64])
 def test_features_do_not_depend_on_the_batch_size(batch_size, checkpoint):
     rng = np.random.default_rng(0)

@@ -3,6 +3,7 @@
 Every function takes a `random.Random`, which may be one of hypothesis, and returns the damaged content.
 """
 
+import copy
 import gzip
 import io
 import json
@@ -91,11 +92,11 @@ def any_value(rng: Random) -> Any:
     """Return a JSON value that is out of place."""
     kind = rng.random()
     if kind < 0.5:
-        return rng.choice(VALUES)
+        return copy.deepcopy(rng.choice(VALUES))
     if kind < 0.85:
         return rng.choice(TEXTS)
     if kind < 0.92:
-        return [rng.choice(VALUES) for _ in range(rng.randrange(5))]
+        return [copy.deepcopy(rng.choice(VALUES)) for _ in range(rng.randrange(5))]
     nested: Any = 0
     for _ in range(rng.choice((5, 40, 200))):
         nested = [nested] if rng.random() < 0.5 else {"a": nested}
@@ -307,7 +308,7 @@ def damage_png(rng: Random, data: bytes) -> bytes:
     for _ in range(rng.choice((1, 1, 2, 4))):
         index, kind = rng.randrange(len(chunks)), rng.randrange(6)
         name, content = chunks[index]
-        if kind == 0:
+        if kind == 0 and len(chunks[0][1]) == 13:
             header = bytearray(chunks[0][1])
             field = rng.randrange(7)
             if field < 2:  # width or height
@@ -318,7 +319,7 @@ def damage_png(rng: Random, data: bytes) -> bytes:
         elif kind == 1:
             chunks[index] = name, damage_bytes(rng, content) if content else number_bytes(rng)
         elif kind == 2:
-            chunks.insert(rng.randrange(1, len(chunks)), (name, content))
+            chunks.insert(rng.randrange(1, len(chunks) + 1), (name, content))
         elif kind == 3:
             chunks.pop(index)
             if not chunks:

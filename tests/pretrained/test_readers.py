@@ -523,7 +523,6 @@ def test_preprocessing_layers_of_a_keras_model(layers, function):
      [channel("r", 0), channel("g", 1), channel("b", 2), STACK], [layer("Normalization", name="other", mean=None)]],
     ids=["negative", "by zero", "two channels", "no constant", "order", "no statistics"],
 )  # fmt: skip
-@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
 def test_preprocessing_layers_that_are_not_understood_name_the_options(layers):
     with pytest.raises(ValueError, match="--mean"):
         preprocessing({"class_name": "Sequential", "config": {"layers": layers}}, {})

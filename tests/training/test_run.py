@@ -197,6 +197,12 @@ def test_one_process_at_a_time(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("data", ["x" * 10_000, "nul\0", "../../x"])
+def test_any_name_of_data_gives_a_name_of_a_run(data):
+    name = dataclasses.replace(CONFIG, data=data).default_name()
+    assert name.startswith(f"{CONFIG.model}-") and "/" not in name and name.isprintable()
+
+
 def test_the_micro_batch_may_change_until_a_state_is_saved(tmp_path):
     assert run.recorded_micro_batch(tmp_path) is None
     run.open_folder(tmp_path, CONFIG, "zoo train")

@@ -1,6 +1,7 @@
 """Features: the activations of one of a network's endpoints for every image of a data set, and the file of them."""
 
 import json
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -110,9 +111,11 @@ def load_features(file: str | Path) -> Features:
     try:
         if not zipfile.is_zipfile(file):
             raise ValueError("not an .npz archive")
-        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        with warnings.catch_warnings(), open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            warnings.simplefilter("ignore")  # NumPy's, on the headers of damaged arrays
             names = [key.removesuffix("_features") for key in arrays.files if key.endswith("_features")]
             splits = {name: (arrays[f"{name}_features"], arrays[f"{name}_labels"]) for name in names}
+            _require_rows(arrays, [*(f"{name}_files" for name in names), "class_names"])
             files = {name: tuple(arrays[f"{name}_files"].tolist()) for name in names if f"{name}_files" in arrays}
             origin = json.loads(str(arrays["origin"])) if "origin" in arrays and str(arrays["origin"]) else None
             read = {
@@ -128,6 +131,13 @@ def load_features(file: str | Path) -> Features:
             )  # fmt: skip
     except Exception as error:  # NumPy parses headers as Python, and raises nearly any type for damaged ones
         raise ValueError(f"{escape(str(file))}: was not written by `zoo features` ({one_line(error, 200)})") from None
+
+
+def _require_rows(arrays: Any, keys: Sequence[str]) -> None:
+    """Raise ValueError for a list of names that is no single row: one of shape [N, 0] may claim any number of rows."""
+    for key in keys:
+        if key in arrays and arrays[key].ndim != 1:
+            raise ValueError(f"{key} has shape {arrays[key].shape}")
 
 
 def _check_features(splits: dict[str, tuple[np.ndarray, np.ndarray]], num_classes: int) -> None:

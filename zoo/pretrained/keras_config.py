@@ -54,8 +54,9 @@ def preprocessing(config: Any, arrays: Mapping[str, np.ndarray]) -> Metadata:
             fields["channels"] = "BGR"
             scale, offset = scale[::-1], offset[::-1]
             continue
-        a, b = _affine(kind, layer, node, arrays)
-        scale, offset = a * scale, a * offset + b
+        with np.errstate(all="ignore"):  # constants may be anything; the result is checked below
+            a, b = _affine(kind, layer, node, arrays)
+            scale, offset = a * scale, a * offset + b
         arithmetic.append(kind)
     if not arithmetic:
         return Metadata(preprocess=fields)

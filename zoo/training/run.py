@@ -109,7 +109,7 @@ class RunConfig:
 
     def default_name(self) -> str:
         """Return "model-data-hash"; any change of the identity gives another name."""
-        name = Path(self.data).stem if Path(self.data).exists() else self.data.split(":", 1)[-1]
+        name = Path(self.data).stem if os.path.exists(self.data) else self.data.split(":", 1)[-1]
         data = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "data"
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.model}-{data}-{digest}" + (f"-{self.fold.count}-folds" if self.fold else "")

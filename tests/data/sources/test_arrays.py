@@ -154,6 +154,7 @@ WRONG = {
     "nan labels": ((X, np.full(12, np.nan)), "NaN"),
     "several classes": ((X, np.ones((12, 3))), "one-hot"),
     "labels of two dimensions": ((X, np.arange(24).reshape(12, 2)), "one-hot"),
+    "labels of no columns": ((X, np.zeros((12, 0), int)), "empty"),
     "labels of three dimensions": ((X, Y[:, None, None] + np.zeros((1, 2, 2), int)), "one-hot"),
     "labels of a strange type": ((X, Y.astype(complex)), "integers or strings"),
     "ragged images": (([np.zeros((2, 2)), np.zeros((3, 2))] * 6, Y), "one"),

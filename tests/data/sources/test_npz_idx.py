@@ -364,3 +364,25 @@ def test_npz_bombs_and_damaged_headers(tmp_path, monkeypatch):
     with pytest.raises(ValueError) as caught:
         open_dataset(tmp_path / "b.npz")
     assert_one_line(caught, "b.npz: the array x")
+
+
+def test_npz_of_another_version_of_zip_or_with_text_that_is_none(tmp_path):
+    path = tmp_path / "d.npz"
+    np.savez(path, images=random_images(12)[0], labels=np.array(list("abc") * 4))
+    data = bytearray(path.read_bytes())
+    place = data.index(b"PK\x01\x02")
+    path.write_bytes(data[: place + 6] + bytes([255]) + data[place + 7 :])  # version needed to extract
+    with pytest.raises(ValueError, match=r"d\.npz: is not a complete \.npz file") as caught:
+        open_dataset(path)
+    assert_one_line(caught)
+    labels = np.full(12, 0x7FFFFFFF, np.uint32).view("<U1")  # beyond the last character of Unicode
+    np.savez(path, images=random_images(12)[0], labels=labels)
+    with pytest.raises(ValueError, match="the array labels is damaged"):
+        open_dataset(path)
+
+
+def test_npz_keys_are_printed_on_one_line(tmp_path):
+    np.savez(tmp_path / "d.npz", **{"two\nlines\x1b[2J": np.zeros(3)})
+    with pytest.raises(ValueError, match=r"contains two lines\\x1b\[2J; expected") as caught:
+        open_dataset(tmp_path / "d.npz")
+    assert str(caught.value).isprintable()

@@ -222,6 +222,8 @@ def _to_labels(labels: Any, title: str) -> NDArray[Any]:
         y[:] = labels  # np.asarray would make numbers beside words to words
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
+    if y.ndim > 1 and y.size == 0:  # may claim any number of rows
+        raise ValueError(f"{title}: are empty (shape {y.shape})")
     if y.dtype.kind == "S":
         y = y.astype(object)
     if y.dtype == object and y.ndim:

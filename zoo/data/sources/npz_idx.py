@@ -7,6 +7,7 @@ import importlib.util
 import math
 import re
 import sys
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -89,7 +90,8 @@ def npz(path: Path) -> Dataset:
     """
     name = str(path)
     try:
-        with path.open("rb") as raw:
+        with path.open("rb") as raw, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy's, on the headers of damaged arrays
             file = np.load(raw, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError(f"{name}: is a single array (.npy), not an .npz of images and labels")
@@ -107,7 +109,7 @@ def npz(path: Path) -> Dataset:
             _require_plausible_sizes(file, [key for pair in pairs.values() for key in pair], name)
             arrays = {split: (_array(file, x, name), _array(file, y, name)) for split, (x, y) in pairs.items()}
             names = [str(n) for n in _array(file, "class_names", name).ravel()] if "class_names" in keys else None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{name}: is not a complete .npz file ({first_line(error)})") from None
     except ValueError as error:
         if "pickle" not in str(error):
