@@ -296,6 +296,10 @@ def main() -> int:
     options = parser.parse_args()
     memory = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="zoo-fuzz-", dir=memory if memory.is_dir() else None))
+    if options.coverage_guided:  # before the readers are imported, which atheris instruments
+        from tests.fuzz import guided
+
+        return guided.main(options.reader or [], options.coverage_guided, options.seed, folder)
     from tests.fuzz.readers import READERS
 
     names = options.reader or list(READERS)
@@ -307,10 +311,6 @@ def main() -> int:
     if options.only is not None:
         repeat(names[0], options.only, options.seed, folder)
         return 0
-    if options.coverage_guided:
-        from tests.fuzz import guided
-
-        return guided.main(names, options.coverage_guided, options.seed, folder)
     import_readers()
     begin = time.monotonic()
     try:

@@ -29,6 +29,8 @@ def main(names: list[str], seconds: int, seed: int, folder: Path) -> int:
         raise SystemExit("--coverage-guided takes one --reader")
     with atheris.instrument_imports(include=["zoo", "PIL", "h5py", "numpy.lib", "zipfile", "tarfile", "pickletools"]):
         from tests.fuzz.readers import READERS
+    if names[0] not in READERS:
+        raise SystemExit(f"no reader {names[0]!r}; choose from {', '.join(READERS)}")
     reader = READERS[names[0]]
     files = reader.seeds()[0]
     name = next(name for name in files if "." in name)
