@@ -129,7 +129,7 @@ def test_cards_keep_it_and_cards_without_it_have_their_old_bytes(saved):
     [
         {"temperature": 0}, {"temperature": -1}, {"temperature": "2"}, {"temperature": True}, {"temperature": 1e9},
         {"temperature": None}, {"energy_threshold": 1e300}, {"examples": 1.5}, {"ece_after": 2}, {"split": 3},
-        {"more": 1}, {"examples": 0}, {"split": "x" * 10_000},
+        {"more": 1}, {"examples": 0}, {"split": "x" * 10_000}, {"loss_before": 10**400}, {"temperature": -(10**400)},
     ],
 )  # fmt: skip
 def test_cards_of_strangers_are_checked(change, saved):

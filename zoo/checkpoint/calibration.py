@@ -1,7 +1,7 @@
 """The part of a card that says how far the network's probabilities can be trusted."""
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +49,7 @@ def is_calibration(value: Any) -> bool:
     if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in numbers):
         return False
     return (
-        all(math.isfinite(number) for number in numbers)
+        all(abs(number) <= sys.float_info.max for number in numbers)  # integers of JSON may exceed every float
         and MIN_TEMPERATURE <= value["temperature"] <= MAX_TEMPERATURE
         and isinstance(value["examples"], int)
         and 0 < value["examples"] < 2**53
