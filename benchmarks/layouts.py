@@ -25,6 +25,7 @@ from zoo.data.sources import from_arrays
 from zoo.distributed.mesh import parse_parallelism
 from zoo.training import plan as planning
 from zoo.training.recipe import Recipe
+from zoo.training.request import TrainRequest
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "layouts.json"
@@ -46,9 +47,7 @@ def prepare(name: str, how: str, mesh: str):
     images = rng.integers(0, 256, (size, side, side, 3), dtype=np.uint8)
     data = from_arrays((images, np.arange(size) % 10), validation=(images, np.arange(size) % 10), name="noise")
     recipe = Recipe(batch_size=size, optimizer="momentum", learning_rate=1e-3, schedule="constant")
-    job = planning.make_plan(
-        planning.TrainRequest(name, data, recipe, fields=fields, parallelism=parse_parallelism(how, mesh))
-    )
+    job = planning.make_plan(TrainRequest(name, data, recipe, fields=fields, parallelism=parse_parallelism(how, mesh)))
     state = job.shard_state(job.first_state())
     compiled = job.compile_step(job.segments[0], state)
     batch = next(job.batches())

@@ -22,7 +22,8 @@ import numpy as np
 from benchmarks.accuracy import FASHION
 from benchmarks.machine import hardware
 from zoo.models.alexnet import FAN_IN
-from zoo.training.plan import Plan, TrainRequest, make_plan
+from zoo.training.plan import Plan, make_plan
+from zoo.training.request import TrainRequest
 from zoo.training.run import git_revision, versions
 
 ROOT = Path(__file__).parents[1]

@@ -9,6 +9,7 @@ from zoo import checkpoint, cli
 from zoo.checkpoint import format as checkpoint_format
 from zoo.checkpoint.manifest import ARRAYS
 from zoo.training import loop, plan, run
+from zoo.training.request import TrainRequest
 from zoo.trees import flatten
 
 
@@ -72,7 +73,7 @@ def make_plan(model: str | None, data: Any, recipe: Any = None, *, auto_micro_ba
     """Return the plan of a run; the arguments are those of TrainRequest."""
     changes = {"micro_batch": "auto"} if auto_micro_batch else {}
     arguments = {key: value for key, value in arguments.items() if value is not None}
-    return plan.make_plan(plan.TrainRequest(model, data, recipe, changes=changes, **arguments))
+    return plan.make_plan(TrainRequest(model, data, recipe, changes=changes, **arguments))
 
 
 def train(model: str | None, data: Any, recipe: Any = None, **arguments: Any):

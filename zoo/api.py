@@ -30,9 +30,10 @@ from zoo.suggest import did_you_mean
 from zoo.training import cross_validation, loop, run
 from zoo.training.cross_validation import CrossValidation
 from zoo.training.finetune import InitCheckpoint
-from zoo.training.plan import DEFAULT_DATA, TrainRequest, make_plan
+from zoo.training.plan import make_plan
 from zoo.training.recipe import Recipe, parse_field
 from zoo.training.report import page_writer
+from zoo.training.request import DEFAULT_DATA, TrainRequest
 from zoo.training.settings import RECIPE_FIELDS
 from zoo.trees import match_leaves
 

@@ -22,6 +22,7 @@ from zoo.inference.evaluate import evaluate
 from zoo.training import dry_run, loop, memory, report, run
 from zoo.training import plan as planning
 from zoo.training.recipe import Recipe
+from zoo.training.request import TrainRequest
 from zoo.trees import flatten
 
 RECIPE = Recipe(
@@ -573,7 +574,7 @@ def test_a_dry_run_reports_a_shortage(memory_of):
         dry_run.dry_run(job, lambda line: None)
     lines: list[str] = []
     with pytest.raises(AttributeError):  # the stand-in for the compiled step cannot be called
-        automatic = planning.TrainRequest(
+        automatic = TrainRequest(
             "mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8}, changes={"micro_batch": "auto"}
         )
         dry_run.dry_run(planning.make_plan(automatic, lines.append), lines.append)

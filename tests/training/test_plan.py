@@ -17,10 +17,11 @@ from zoo.data.sources import from_arrays
 from zoo.distributed.device_memory import OutOfMemoryError
 from zoo.distributed.mesh import Parallelism, parse_parallelism
 from zoo.training import loop, report
-from zoo.training.plan import Plan, TrainRequest
+from zoo.training.plan import Plan
 from zoo.training.plan import make_plan as plan_of
 from zoo.training.recipe import Recipe
 from zoo.training.recipes import RECIPES
+from zoo.training.request import TrainRequest
 from zoo.training.settings import Setting
 
 MLP = {"widths": (4,), "image_size": 8}

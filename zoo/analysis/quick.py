@@ -27,8 +27,9 @@ from zoo.inference.predict import Checkpoint
 from zoo.training import loop, report
 from zoo.training import run as runs
 from zoo.training.display import LINE_INTERVAL, Display, format_duration
-from zoo.training.plan import Plan, TrainRequest, make_plan
+from zoo.training.plan import Plan, make_plan
 from zoo.training.recipe import Recipe
+from zoo.training.request import TrainRequest
 from zoo.training.run import Logs, Progress
 
 #: Kind of head, as `RunConfig.head` names it.

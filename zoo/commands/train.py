@@ -14,7 +14,7 @@ from zoo.commands.streams import end_on_signal, exit_at_once
 
 if TYPE_CHECKING:
     from zoo.distributed.mesh import Parallelism
-    from zoo.training.plan import TrainRequest
+    from zoo.training.request import TrainRequest
     from zoo.training.run import RunConfig
 
 #: option -> (metavar, help text) for the fields of Recipe with an option of their own; `--set` sets any field.
@@ -151,7 +151,7 @@ def run(options: argparse.Namespace) -> int:
 def train_request(options: argparse.Namespace, parallelism: "Parallelism | None" = None) -> "TrainRequest":
     """Build the request that flags, `--set` and `--config` describe; flags override the file."""
     from zoo import api
-    from zoo.training.plan import TrainRequest
+    from zoo.training.request import TrainRequest
     from zoo.training.run import read_config
     from zoo.training.settings import Setting, parse_assignment
 

@@ -24,7 +24,8 @@ from zoo.inference.evidence import describe_evidence
 from zoo.inference.intervals import format_accuracy
 from zoo.inference.metrics import Metrics, summarise
 from zoo.training import run as runs
-from zoo.training.plan import Plan, Say, TrainRequest, make_plan, open_data, with_default_model
+from zoo.training.plan import Plan, make_plan
+from zoo.training.request import Say, TrainRequest, needs_default_model, open_data, with_default_model
 
 SUMMARY = "summary.json"
 
@@ -97,7 +98,7 @@ def prepare(request: TrainRequest, group: str | None, say: Say) -> tuple[TrainRe
         ValueError: as `make_plan`, and for a column that does not exist or is ambiguous.
     """
     dataset = open_data(request)
-    if request.model is None and request.init is None and request.base is None:
+    if needs_default_model(request):
         request = with_default_model(request, dataset, say)
     return dataclasses.replace(request, data=dataset), choose_group_column(dataset, group)
 

@@ -6,7 +6,8 @@ import jax
 
 from zoo.training.display import format_duration
 from zoo.training.loop import compile_segment, has_several_sizes
-from zoo.training.plan import Plan, Say
+from zoo.training.plan import Plan
+from zoo.training.request import Say
 
 #: Steps that are timed, after a first one that is not.
 TIMED_STEPS = 3

@@ -25,8 +25,9 @@ from zoo.inference.predict import Checkpoint
 from zoo.training import memory, report
 from zoo.training import run as runs
 from zoo.training.display import Display
-from zoo.training.plan import Plan, Say
+from zoo.training.plan import Plan
 from zoo.training.report import PageWriter
+from zoo.training.request import Say
 from zoo.training.run import Logs, Progress
 from zoo.training.step import TrainState, eval_variables
 from zoo.training.timeline import Segment

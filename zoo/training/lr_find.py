@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from zoo.training.loop import compile_segment
-from zoo.training.plan import Plan, Say
+from zoo.training.plan import Plan
+from zoo.training.request import Say
 from zoo.training.timeline import Segment
 
 START, STOP, STEPS = 1e-7, 10.0, 100

@@ -27,8 +27,9 @@ from zoo.text import first_line
 from zoo.training import finetune, progressive
 from zoo.training import run as runs
 from zoo.training.display import Display, format_count
-from zoo.training.plan import Plan, Say
+from zoo.training.plan import Plan
 from zoo.training.recipe import recipe_to_json
+from zoo.training.request import Say
 from zoo.training.run import Progress
 
 #: Writes a page about a finished run and returns its file: (folder of the run, best checkpoint, data) -> file.

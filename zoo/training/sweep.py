@@ -18,8 +18,9 @@ import numpy as np
 from zoo.data.sources import open_dataset
 from zoo.training import loop
 from zoo.training import run as runs
-from zoo.training.plan import Say, TrainRequest, make_plan
+from zoo.training.plan import make_plan
 from zoo.training.recipe import Recipe
+from zoo.training.request import Say, TrainRequest
 from zoo.training.settings import Setting, parse_assignment
 
 RANGE = ".."  # between the ends of a range, for random draws
