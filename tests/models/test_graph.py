@@ -9,7 +9,7 @@ from zoo.models import MODELS, create
 from zoo.models.graph import trace
 from zoo.models.summary import layers
 
-QUICK = ("lenet5", "lenet5_1998", "resnet-cifar", "googlenet", "highway_conv", "alexnet_owt", "mlp")
+QUICK = ("lenet5", "lenet5_1998", "resnet-cifar", "resnet_v2-own", "googlenet", "highway_conv", "alexnet_owt", "mlp")
 
 
 def assert_sound(graph, model, shape):

@@ -1,5 +1,7 @@
 """Functions of zoo.models: creating, initialising, naming and re-running models."""
 
+from typing import get_origin
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,8 @@ from zoo.models import MODELS, create
         ("resnet20", "epsilon", 1),
         ("highway", "gate_bias", -3.5),
         ("resnet20", "squeeze", 4),
+        ("resnet_rs50", "squeeze", None),
+        ("se_resnet50", "squeeze", None),
         ("mlp", "widths", ()),
     ],
 )
@@ -47,6 +51,9 @@ def test_suitable_field_values(name, field, value):
         ("resnet20", "epsilon", float("nan")),
         ("resnet20", "epsilon", float("inf")),
         ("resnet20", "bottleneck", 1),
+        ("resnet20", "squeeze", "4"),
+        ("resnet20", "squeeze", 0),
+        ("se_resnet50", "squeeze", 0),
         ("resnet20", "stem", 3),
         ("mlp", "widths", 16),
         ("mlp", "widths", (16, -1)),
@@ -57,6 +64,13 @@ def test_unsuitable_field_values_raise(name, field, value):
     with pytest.raises(ValueError, match=name) as caught:
         create(name, **{field: value})
     assert f"{field}={value!r}" in str(caught.value)
+
+
+def test_every_defining_field_has_a_type_that_create_checks():
+    fields = [(model, model.__dataclass_fields__[name]) for model in (b() for b in MODELS.values())
+              for name in models.defining_fields(model)]  # fmt: skip
+    for model, field in fields:
+        assert field.type in (bool, int, float, str, int | None) or get_origin(field.type) is tuple, (model, field.name)
 
 
 def test_lists_become_tuples():

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_origin
 
 import flax.linen as nn
 import jax
@@ -42,9 +42,9 @@ from zoo.models.wide_resnet import WideResNet
 from zoo.models.xception import Xception
 from zoo.suggest import did_you_mean
 
-_D: dict[str, Any] = {"stem": "deep", "shortcut": "pool"}
+_RESNET_D: dict[str, Any] = {"stem": "deep", "shortcut": "pool"}
 _SE_BASIC: dict[str, Any] = {"squeeze": 16, "squeeze_multiple": 8}
-_RS: dict[str, Any] = {**_D, "stem_pool": "conv", "squeeze": 4}
+_RS: dict[str, Any] = {**_RESNET_D, "stem_pool": "conv", "squeeze": 4}
 
 MODELS: dict[str, Callable[..., ImageClassifier]] = {
     "softmax": partial(MLP, widths=()),
@@ -105,9 +105,9 @@ MODELS: dict[str, Callable[..., ImageClassifier]] = {
     "se_resnext50_32x4d": partial(ResNet, **RESNET50, groups=32, widen=2, squeeze=16),
     "se_resnext101_32x4d": partial(ResNet, **RESNET101, groups=32, widen=2, squeeze=16),
     "eca_resnet50": partial(ResNet, **RESNET50, eca=True),
-    "eca_resnet50d": partial(ResNet, **RESNET50, **_D, eca=True),
-    "eca_resnet101d": partial(ResNet, **RESNET101, **_D, eca=True),
-    "eca_resnet269d": partial(ResNet, blocks=(3, 30, 48, 8), **_D, eca=True),
+    "eca_resnet50d": partial(ResNet, **RESNET50, **_RESNET_D, eca=True),
+    "eca_resnet101d": partial(ResNet, **RESNET101, **_RESNET_D, eca=True),
+    "eca_resnet269d": partial(ResNet, blocks=(3, 30, 48, 8), **_RESNET_D, eca=True),
     **{f"resnet_rs{depth}": partial(ResNet, blocks=blocks, **_RS) for depth, blocks in RESNET_RS.items()},
     "bit_r50x1": partial(BiT, **BIT50),
     "bit_r50x3": partial(BiT, **BIT50, widen=3),
@@ -171,7 +171,7 @@ def create(name: str, **fields: Any) -> nn.Module:
         hint = did_you_mean(name, MODELS) or "`zoo list` lists all models"
         raise ValueError(f"unknown model {name!r}; {hint}")
     defaults = MODELS[name]()
-    known = {**defining_fields(defaults), **runtime_fields(defaults)}
+    known = {field.name: field.type for field in dataclasses.fields(defaults) if field.name not in _LINEN_FIELDS}
     for field, value in fields.items():
         if field not in known:
             hint = did_you_mean(field, known) or f"its fields are {', '.join(known)}"
@@ -182,24 +182,24 @@ def create(name: str, **fields: Any) -> nn.Module:
     return cast(nn.Module, MODELS[name](**hashable))
 
 
-def _check_field(model: str, field: str, default: Any, value: Any) -> None:
-    """Raise ValueError unless `value` has the type of the default, and its range: counts from 0, probabilities < 1."""
+def _check_field(model: str, field: str, kind: Any, value: Any) -> None:
+    """Raise ValueError unless `value` has the type of the field, and its range: counts from 0, probabilities < 1."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     valid, expected = True, ""
-    if field == "num_classes":
+    if kind == int | None:
         valid, expected = value is None or (_is_count(value) and value > 0), "a positive integer or None"
-    elif isinstance(default, bool):
+    elif kind is bool:
         valid, expected = isinstance(value, bool), "True or False"
-    elif isinstance(default, int):
+    elif kind is int:
         valid, expected = _is_count(value), "a non-negative integer"
-    elif isinstance(default, float) and any(word in field for word in _PROBABILITIES):
+    elif kind is float and any(word in field for word in _PROBABILITIES):
         valid, expected = number and 0 <= value < 1, "a number in [0, 1)"
-    elif isinstance(default, float):
+    elif kind is float:
         valid, expected = number and math.isfinite(value), "a finite number"
-    elif isinstance(default, tuple):
+    elif get_origin(kind) is tuple:
         valid = isinstance(value, (tuple, list)) and all(map(_is_count, value))
         expected = "a list of non-negative integers"
-    elif isinstance(default, str):
+    elif kind is str:
         valid, expected = isinstance(value, str), "a string"
     if not valid:
         raise ValueError(f"{model}: {field}={value!r} is not {expected}")

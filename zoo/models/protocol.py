@@ -16,7 +16,8 @@ class ImageClassifier(Protocol):
     [B, num_classes], whose losses are added in training. With `train=True` pass `mutable=["batch_stats"]` and
     `rngs={"dropout": key}`; the result is then `((logits, endpoints), updates)`. Parameters do not depend on `train`.
 
-    A model may also have `normalisation`, the default of the recipe field of that name.
+    A model may also have `normalisation`, the default of the recipe field of that name, and `added_fields`, the fields
+    that its class got after its first cards (see `zoo.models.card_fields`).
 
     Attributes:
         num_classes: number of classes, or None for a network without a head.

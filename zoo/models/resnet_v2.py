@@ -244,6 +244,7 @@ class ResNetV2(nn.Module):
         ends["norm"] = x = nn.relu(norm(name="norm")(x, not train))
         return classify(global_avg_pool(x), ends, self.num_classes, train, dtype=self.dtype)
 
+    @nn.nowrap  # no scope of its own: paths in the trace are those of the parameters
     def _apply_stem(self, x, norm: Callable[..., nn.Module], train: bool):
         """Apply the stem and its pooling."""
         conv = partial(Conv, use_bias=self.conv_bias, dtype=self.dtype)

@@ -179,6 +179,7 @@ def _data_name(request: TrainRequest) -> Any:
 
 
 def record_limit(request: TrainRequest) -> int:
+    """Return the maximum number of records per split, 0 for all: that requested, or that of an earlier run."""
     if request.limit is not None:
         return request.limit
     return request.base.limit if request.base else 0
