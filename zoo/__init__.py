@@ -28,7 +28,7 @@ _PUBLIC = {
     "Checkpoint": "zoo.inference.predict",
     "preprocess": "zoo.inference.predict",
     "save": "zoo.api",
-    "load": "zoo.api",
+    "load": "zoo.loading",
     "features": "zoo.analysis.features",
     "probe": "zoo.analysis.probe",
     "attach_head": "zoo.analysis.linear_head",

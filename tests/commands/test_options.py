@@ -7,7 +7,7 @@ import re
 import pytest
 from helpers import run_command
 
-from zoo import api, cli
+from zoo import api, cli, loading
 from zoo.commands import devices, train
 from zoo.distributed import mesh, processes
 
@@ -86,9 +86,9 @@ def test_train_passes_each_option_on(monkeypatch, tmp_path, capsys):
 
 def test_eval_passes_each_option_on(monkeypatch, capsys):
     calls = []
-    loaded = api.load("lenet5-mnist")
+    loaded = loading.load("lenet5-mnist")
     monkeypatch.setattr("zoo.commands.evaluate.start_jax", lambda: None)
-    monkeypatch.setattr(api, "load", lambda spec, allow_nonfinite: loaded)
+    monkeypatch.setattr(loading, "load", lambda spec, allow_nonfinite: loaded)
 
     class Stop(ValueError):
         pass

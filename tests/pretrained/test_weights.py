@@ -19,6 +19,7 @@ from seeded import seeded_tensors
 import zoo
 from zoo import cli, export, models
 from zoo.data.imagenet import class_names
+from zoo.inference.predict import Checkpoint
 from zoo.models import MODELS
 from zoo.pretrained import names, weights
 from zoo.pretrained.convert import convert
@@ -191,7 +192,7 @@ def test_import_and_export_of_every_source_and_network(path, tmp_path):
     expected = convert(source.key_map(model, abstract), plain, abstract, source.IGNORED)
     jax.tree.map(np.testing.assert_array_equal, imported.variables, expected)
 
-    loaded = zoo.api.Checkpoint(model, imported.variables, imported.card)
+    loaded = Checkpoint(model, imported.variables, imported.card)
     assert export.write_safetensors(loaded, tmp_path / "back.safetensors", card["source"]) == card["source"]
     again = import_file(tmp_path / "back.safetensors", card["model"], card["fields"]) if form != ".h5" else imported
     jax.tree.map(np.testing.assert_array_equal, again.variables, imported.variables)
@@ -257,7 +258,7 @@ def test_a_network_without_a_head_can_only_be_fine_tuned(tmp_path, capsys):
                     ["eval", str(tmp_path / "body"), "--data", "digits"]):  # fmt: skip
         assert cli.main(command) == 2
         assert "--init" in capsys.readouterr().err
-    start = zoo.api.open_init(tmp_path / "body")
+    start = zoo.loading.open_init(tmp_path / "body")
     assert make_plan(None, "digits", Recipe(), init=start).model.num_classes == 10
 
 

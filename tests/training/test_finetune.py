@@ -11,7 +11,7 @@ import pytest
 from helpers import make_plan, run_bits, train
 
 import zoo
-from zoo import api, checkpoint, models
+from zoo import checkpoint, loading, models
 from zoo.checkpoint import Card
 from zoo.data.images.measure import adapt_preprocess, preprocess_for
 from zoo.data.images.preprocess import Preprocess, images_to_input
@@ -562,7 +562,7 @@ TUNE = Recipe(
 
 def tune(folder, workdir, recipe=TUNE, **options):
     options = {"save_steps": 4, "quiet": True, **options}
-    return train(None, coloured(NEW), recipe, init=api.open_init(folder), workdir=workdir, **options)
+    return train(None, coloured(NEW), recipe, init=loading.open_init(folder), workdir=workdir, **options)
 
 
 @pytest.fixture(scope="module")
@@ -630,7 +630,7 @@ def test_another_checkpoint_of_the_same_name_is_another_run(tmp_path, tuned):
 
 
 def test_each_segment_starts_with_a_fresh_optimizer_and_schedule(checkpoint_folder):
-    job = make_plan(None, coloured(NEW), TUNE, init=api.open_init(checkpoint_folder))
+    job = make_plan(None, coloured(NEW), TUNE, init=loading.open_init(checkpoint_folder))
     state = job.first_state()
     for segment in job.segments:
         state = reset_optimizer(state, job.optimizer(segment), segment.frozen)
@@ -653,7 +653,7 @@ def test_zoo_fit_from_a_checkpoint_learns_and_chooses_its_recipe(tmp_path, tuned
 
 def test_another_size_and_other_channels_on_request(checkpoint_folder):
     recipe = dataclasses.replace(TUNE, image_size=24, channels="L")
-    job = make_plan(None, coloured(NEW), recipe, init=api.open_init(checkpoint_folder))
+    job = make_plan(None, coloured(NEW), recipe, init=loading.open_init(checkpoint_folder))
     assert job.preprocess.input_shape == (24, 24, 1) and job.preprocess.resize == (24, 24)
     assert job.abstract_variables["params"]["stem"]["conv"]["kernel"].shape[2] == 1
     assert make_plan("lenet5", coloured(NEW), dataclasses.replace(PLAIN, channels="L")).preprocess.input_shape == (

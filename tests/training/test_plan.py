@@ -139,7 +139,7 @@ def test_a_request_may_change_an_earlier_run(start):
 
 
 def test_the_checkpoint_of_an_earlier_run_must_be_the_same(start):
-    init = zoo.api.open_init(start)
+    init = zoo.loading.open_init(start)
     base = make_plan(None, "digits", PLAIN, init=init, limit=60).config
     assert plan_of(TrainRequest(base=base, init=init)).config == base
     with pytest.raises(ValueError, match="is not the checkpoint that this run started from"):
@@ -175,7 +175,7 @@ def test_training_needs_two_classes_and_a_training_split():
 
 def test_a_checkpoint_needs_data(start):
     with pytest.raises(ValueError, match="--data"):
-        plan_of(TrainRequest(init=zoo.api.open_init(start)))
+        plan_of(TrainRequest(init=zoo.loading.open_init(start)))
 
 
 # --- lengths ----------------------------------------------------------------------------------------------------------
@@ -349,7 +349,7 @@ def test_photographs_are_fine_tuned_by_default(start):
 
     def open_init(name):
         names.append(name)
-        return zoo.api.open_init(start)
+        return zoo.loading.open_init(start)
 
     plan, (line,) = default_plan(pictures(70, 3), open_init)
     assert names == ["torchvision:resnet18"] and plan.init is not None and plan.config.model == "resnet20"
@@ -461,7 +461,7 @@ def test_normalisation_of_a_recipe_and_of_a_model():
 
 
 def test_normalisation_of_an_initial_checkpoint(start):
-    init = zoo.api.open_init(start)
+    init = zoo.loading.open_init(start)
     kept = make_plan(None, dataset(), PLAIN, init=init).preprocess
     assert kept.mean == init.card.preprocess.mean and kept.std == init.card.preprocess.std
     changed = make_plan(None, dataset(), replace(normalisation="centre"), init=init).preprocess

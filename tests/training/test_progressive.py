@@ -199,7 +199,7 @@ def test_fine_tuning_keeps_the_size_of_the_checkpoint(tmp_path):
     """Without a size of its own a recipe trains and evaluates at that of the card."""
     model = models.create("resnet20", **SMALL, num_classes=2)
     zoo.save(tmp_path / "start", model, zoo.init(model, 0, (24, 24, 3)), ("0", "1"), Preprocess((24, 24), (24, 24)))
-    start = zoo.api.open_init(tmp_path / "start")
+    start = zoo.loading.open_init(tmp_path / "start")
     plan = make_plan(None, in_memory(tmp_path), PLAIN, init=start)
     assert plan.preprocess.size == plan.segment(0).preprocess.size == (24, 24)
     plan = make_plan(

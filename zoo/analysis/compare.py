@@ -63,8 +63,7 @@ def _read_run(folder: Path, name: str) -> Run:
     options = {**config.identity(), **({"init": config.init} if config.init else {})}
     try:
         history = runs.read_history(folder) if (folder / runs.METRICS).exists() else []
-        finished = runs.is_finished(folder)
-        results = json.loads((folder / runs.RESULTS).read_text(encoding="utf-8")) if finished else None
+        results = runs.read_results(folder) if runs.is_finished(folder) else None
         rows = (
             (folder / runs.TIMING).read_text(encoding="utf-8").splitlines() if (folder / runs.TIMING).exists() else []
         )

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zoo import api
+from zoo import loading
 from zoo.analysis import features as extraction
 from zoo.data.dataset import Dataset, limited
 from zoo.data.images.measure import as_trained
 from zoo.data.images.preprocess import images_to_input
 from zoo.data.sources import open_dataset
+from zoo.inference.predict import Checkpoint
 
 MAX_POINTS = 2_000  # t-SNE of more takes minutes
 COMPONENTS = 50  # principal components that t-SNE reads, as in van der Maaten and Hinton 2008, section 4.2
@@ -40,7 +41,7 @@ class Embedding(NamedTuple):
 
 
 def embed(
-    checkpoint: "api.Checkpoint | str | Path",
+    checkpoint: Checkpoint | str | Path,
     data: str | Path | Dataset,
     at: str = "features",
     *,
@@ -65,7 +66,7 @@ def embed(
     Raises:
         ValueError: for an unknown endpoint or split, and for fewer than two images.
     """
-    loaded = api.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
+    loaded = loading.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     dataset = limited(dataset, limit or MAX_POINTS)
     split = split or ("test" if "test" in dataset.splits else list(dataset.splits)[-1])

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from zoo import api
+from zoo import loading
 from zoo.analysis import attribution
 from zoo.analysis.features import endpoints
 from zoo.data.images.decode import decode_images, is_collection
@@ -77,7 +77,7 @@ def explain(
         >>> result.heatmap.shape
         (32, 32)
     """
-    loaded = api.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
+    loaded = loading.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     if method not in METHODS:
         hint = did_you_mean(str(method), METHODS) or f"choose from {', '.join(METHODS)}"
         raise ValueError(f"explain: unknown method {method!r}; {hint}")

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from zoo import api, models
+from zoo import loading, models
 from zoo.data.content_sketch import ContentSketch, sketch_of
 from zoo.data.dataset import Dataset, limited
 from zoo.data.images.measure import as_trained
@@ -25,6 +25,7 @@ from zoo.distributed.compile import jit_for_platform
 from zoo.files import atomic_writer, require_regular
 from zoo.inference import memory
 from zoo.inference.evaluate import BATCH_SIZE
+from zoo.inference.predict import Checkpoint
 from zoo.text import escape, one_line
 from zoo.training.finetune import InitCheckpoint
 
@@ -166,7 +167,7 @@ def endpoints(model: nn.Module, preprocess: Preprocess) -> dict[str, tuple[int, 
 
 
 def features(
-    checkpoint: "api.Checkpoint | str | Path",
+    checkpoint: Checkpoint | str | Path,
     data: str | Path | Dataset | tuple[Any, Any],
     at: str = "features",
     *,
@@ -203,7 +204,7 @@ def features(
     if not isinstance(data, (str, Path, Dataset)):
         kind = type(data).__name__
         raise ValueError(f"features: data has type {kind}; give a name, folder, Dataset or tuple (images, labels)")
-    loaded = api.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
+    loaded = loading.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     if limit:
         dataset = limited(dataset, limit)
@@ -226,7 +227,7 @@ def _is_hashed(split: Any) -> bool:
     return known_keys(split) is not None or images_in_memory(split) is not None
 
 
-def digest_of(checkpoint: "api.Checkpoint") -> str:
+def digest_of(checkpoint: Checkpoint) -> str:
     """Return the sha256 of a checkpoint's network, classes, preprocessing and variables."""
     return InitCheckpoint("", checkpoint.card, jax.device_get(checkpoint.variables)).digest()
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from zoo import api, models
+from zoo import loading, models
 from zoo.analysis.features import HEAD_INPUT, digest_of
 from zoo.analysis.probe import ProbeResult
 from zoo.checkpoint import Card, save_checkpoint
@@ -36,7 +36,7 @@ def attach_head(
         ValueError: if the probe was trained on another endpoint than the head's input or on features of another
             network, or if the network has no head that could be replaced.
     """
-    loaded = api.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
+    loaded = loading.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     require_head_input(probed)
     name = loaded.card.model
     if probed.origin and probed.origin.digest != digest_of(loaded):

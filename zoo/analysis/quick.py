@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from zoo import api
+from zoo import loading
 from zoo.analysis.features import Features, compute_features
 from zoo.analysis.linear_head import head_variables, model_with_classes
 from zoo.analysis.probe import STRENGTHS, ClassWeights, ProbeResult, evaluate_head, fit_on_validation
@@ -73,12 +73,12 @@ def fit_head(
     """
     request = TrainRequest(
         data=from_arrays(data) if isinstance(data, tuple) else data,
-        init=None if init is None else api.open_init(init),
+        init=None if init is None else loading.open_init(init),
         changes={"class_weights": class_weights},
         data_dir=data_dir,
         limit=limit,
         workdir=workdir,
-        open_init=api.open_init,
+        open_init=loading.open_init,
         head=LINEAR,
     )
     say = (lambda line: None) if quiet else print

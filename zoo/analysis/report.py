@@ -1,10 +1,11 @@
 """`zoo report`: one self-contained page about a run or a checkpoint, which opens from disk without a network."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from zoo import api
+from zoo import loading
 from zoo.analysis.page.collect import PageData, collect, read_run
 from zoo.analysis.page.html import Markup, document, element
 from zoo.analysis.page.sections import SECTIONS
@@ -14,7 +15,7 @@ from zoo.data.sources import open_dataset
 from zoo.data.sources.names import canonical_split
 from zoo.files import write_atomically
 from zoo.inference.predict import Checkpoint, require_head
-from zoo.training.report import PAGE
+from zoo.training.report import PAGE, PageWriter
 from zoo.training.run import BEST, CONFIG
 
 
@@ -69,7 +70,7 @@ def report(
         >>> zoo.report("runs/…", "photos/")
     """
     in_memory = isinstance(source, Checkpoint)
-    loaded = source if isinstance(source, Checkpoint) else api.load(checkpoint_of(source))
+    loaded = source if isinstance(source, Checkpoint) else loading.load(checkpoint_of(source))
     require_head(loaded.card)
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     folder = loaded.workdir if isinstance(source, Checkpoint) else run_folder_of(source)
@@ -125,3 +126,8 @@ def render(data: PageData) -> str:
         element("main", sections),
         element("footer", element("p", "Everything on this page is in this file; it loads nothing from elsewhere.")),
     )
+
+
+def page_writer() -> PageWriter | None:
+    """Return the function that writes the page of a run; None if ZOO_REPORT is 0 in the environment."""
+    return None if os.environ.get("ZOO_REPORT") == "0" else write_run_page

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from zoo.analysis.features import Features, features
-from zoo.api import Checkpoint
 from zoo.data.dataset import Dataset
 from zoo.data.inspect.grid import CUT_MIDDLE, GREEN, GREY, RED, Cell, Line, draw_grid
 from zoo.data.splits import record_label
 from zoo.inference.examples import write_csv
+from zoo.inference.predict import Checkpoint
 
 FOLDS = 5
 STRENGTH = 0.1  # C of the probe per 1,000 examples: strong enough a penalty that single wrong labels are not learnt

@@ -46,13 +46,13 @@ def run(options: argparse.Namespace) -> int:
         if path:
             require_writable(Path(path), suffix)
     start_jax()
-    from zoo import api
+    from zoo import api, loading
     from zoo.data.dataset import with_classes
     from zoo.data.images.tta import check_views
     from zoo.inference import evidence, metrics
     from zoo.inference.predict import require_head
 
-    loaded = api.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
+    loaded = loading.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
     require_head(loaded.card)
     if options.batch_size < 1:
         raise ValueError("--batch-size must be at least 1")

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     import os
     from pathlib import Path
 
-    from zoo import api, export
+    from zoo import export, loading
 
     if options.keys and options.to != "safetensors":
         raise ValueError(f"--keys {options.keys}: applies to --to safetensors only, not {options.to}")
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     name = os.path.basename(os.path.abspath(options.checkpoint)).replace(":", "-")
     file = Path(options.output or f"{name}{SUFFIXES[options.to]}")
     require_writable(file, SUFFIXES[options.to])
-    loaded = api.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
+    loaded = loading.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
     details = ""
     if options.to == "safetensors":
         details = f", tensor names of {export.write_safetensors(loaded, file, options.keys)}"

@@ -37,11 +37,11 @@ def add_extraction(parser: argparse.ArgumentParser) -> None:
 
 def extract(options: argparse.Namespace, splits: list[str] | None) -> Any:
     """Compute the features selected by the options."""
-    from zoo import api
+    from zoo import loading
     from zoo.analysis.features import features
     from zoo.commands.evaluate import open_data_of
 
-    loaded = api.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
+    loaded = loading.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
     dataset = open_data_of(options.checkpoint, loaded.card, options.data, options.data_dir)
     return features(
         loaded, dataset, options.at, splits=splits, pool=options.pool, limit=options.limit, on_batch=counter("images"),

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     start_jax()
-    from zoo import api
+    from zoo import loading
     from zoo.data.images.tta import check_views
     from zoo.inference.files import image_files, predict_files
 
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         require_writable(Path(options.output), ".csv")
     if options.top < 1:
         raise ValueError("--top must be at least 1")
-    loaded = api.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
+    loaded = loading.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
     if options.tta:
         check_views(options.tta, loaded.card.preprocess)
     files, problems = image_files(options.images)

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     start_jax()
-    from zoo import api
+    from zoo import loading
     from zoo.analysis import probe
     from zoo.analysis.features import HEAD_INPUT, load_features
     from zoo.analysis.linear_head import attach_head, model_with_classes
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         if options.output and options.at != HEAD_INPUT:
             raise ValueError(f"-o: a head reads the endpoint {HEAD_INPUT!r}; drop --at {options.at}")
         if options.output:
-            card = api.load(options.checkpoint).card
+            card = loading.load(options.checkpoint).card
             model_with_classes(card.model, card.fields, 2)  # raises if the network has no head to train
         features = extract(options, None)
     kind = "svm" if options.svm else "softmax"

@@ -21,13 +21,13 @@ def run(options: argparse.Namespace) -> int:
     start_jax()
     import time
 
-    from zoo import api
+    from zoo import loading
     from zoo.analysis import report
     from zoo.commands.evaluate import open_data_of
 
     start = time.monotonic()
     checkpoint = report.checkpoint_of(options.source)
-    dataset = open_data_of(str(checkpoint), api.load(checkpoint).card, options.data, options.data_dir)
+    dataset = open_data_of(str(checkpoint), loading.load(checkpoint).card, options.data, options.data_dir)
     page = report.report(options.source, dataset, options.output, split=options.split, on_batch=counter("evaluated"))
     size = page.stat().st_size / 1e6
     print(f"{page}: {size:.1f} MB in {time.monotonic() - start:.0f} s; open it in any browser")

@@ -15,13 +15,13 @@ def run(options: argparse.Namespace) -> int:
     if options.port > 65535:
         raise ValueError(f"--port {options.port}: ports end at 65535")
     start_jax()
-    from zoo import api
+    from zoo import loading
     from zoo.analysis.report import checkpoint_of
     from zoo.analysis.serve import Classifier, Server
 
     checkpoint = checkpoint_of(options.checkpoint)
     folder = Path(options.checkpoint)
-    classifier = Classifier(api.load(checkpoint), folder.name if folder.is_dir() else str(options.checkpoint))
+    classifier = Classifier(loading.load(checkpoint), folder.name if folder.is_dir() else str(options.checkpoint))
     try:
         server = Server(classifier, options.port)
     except OSError as error:

@@ -38,9 +38,9 @@ def run(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None and getattr(options, needed) is None:
             raise ValueError(f"--{name} belongs to --{needed}")
     start_jax()
-    from zoo import api
+    from zoo import loading
 
-    loaded = api.load(options.checkpoint)
+    loaded = loading.load(options.checkpoint)
     if options.image is not None:
         show_image(loaded, options)
     elif options.unit is not None:

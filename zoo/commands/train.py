@@ -102,6 +102,7 @@ def run(options: argparse.Namespace) -> int:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     start_jax()
     parallelism = parallelism_of(options)
+    from zoo.analysis.report import page_writer
     from zoo.data.folds import Fold
     from zoo.distributed import processes
     from zoo.training import cross_validation, dry_run, loop, plan, report
@@ -128,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
     fit: Callable[[plan.Plan], Any] = partial(
         loop.fit, save_seconds=options.save_every, save_steps=options.save_steps, command=command,
         quiet=options.quiet, workers=options.workers, second_signal=exit_at_once,
-        write_page=report.page_writer() if options.report else None,
+        write_page=page_writer() if options.report else None,
     )  # fmt: skip
     if request.head:
         from zoo.analysis import quick
@@ -150,7 +151,7 @@ def run(options: argparse.Namespace) -> int:
 
 def train_request(options: argparse.Namespace, parallelism: "Parallelism | None" = None) -> "TrainRequest":
     """Build the request that flags, `--set` and `--config` describe; flags override the file."""
-    from zoo import api
+    from zoo import loading
     from zoo.training.request import TrainRequest
     from zoo.training.run import read_config
     from zoo.training.settings import Setting, parse_assignment
@@ -168,14 +169,14 @@ def train_request(options: argparse.Namespace, parallelism: "Parallelism | None"
         model=options.model,
         data=options.data,
         recipe=options.recipe,
-        init=None if init is None else api.open_init(init, options.model or (base.model if base else None)),
+        init=None if init is None else loading.open_init(init, options.model or (base.model if base else None)),
         base=base,
         settings=[*settings, *map(parse_assignment, options.set)],
         data_dir=options.data_dir,
         limit=options.limit,
         parallelism=parallelism,
         workdir=getattr(options, "workdir", None),
-        open_init=api.open_init,
+        open_init=loading.open_init,
         head=head,
     )
 

@@ -14,14 +14,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import math
 
-    from zoo import api, checkpoint
+    from zoo import checkpoint, loading
     from zoo.pretrained import weights
 
     folder = weights.folder_of(options.checkpoint)
     problems = checkpoint.verify_checkpoint(folder, options.allow_nonfinite)
     if not problems:
         try:
-            loaded = api.load(folder, allow_nonfinite=options.allow_nonfinite)
+            loaded = loading.load(folder, allow_nonfinite=options.allow_nonfinite)
         except ValueError as error:  # intact, but does not match its model
             problems = [str(error)]
     for problem in problems:

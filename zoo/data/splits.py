@@ -428,7 +428,7 @@ def join(splits: Sequence[Split]) -> Split:
     labels = np.concatenate([split.labels for split in splits])
     in_arrays = [split for split in splits if isinstance(split, ArraySplit)]
     if len(in_arrays) == len(splits) and len({split.images.shape[1:] for split in in_arrays}) == 1:
-        numbers = np.array([split.number(i) for split in in_arrays for i in range(len(split))], np.int64)
+        numbers = np.concatenate([np.arange(len(s)) if s.numbers is None else s.numbers for s in in_arrays])
         images = np.concatenate([split.images for split in in_arrays])
         return ArraySplit(images, labels, white_level(splits[0]), numbers)
     encoded = [split for split in splits if isinstance(split, EncodedSplit)]

@@ -17,11 +17,11 @@ import jax
 import numpy as np
 
 from zoo import models
-from zoo.api import Checkpoint
 from zoo.data.images.preprocess import normalise
 from zoo.export.preprocess_file import preprocess_file
 from zoo.files import atomic_writer, write_atomically
 from zoo.inference.calibrate import temperature_of
+from zoo.inference.predict import Checkpoint
 from zoo.models.layers import formulation
 from zoo.pretrained.convert import export as export_tensors
 from zoo.pretrained.recognise import SOURCES

@@ -6,7 +6,7 @@ WORKDIR/summary.json              written last
 
 import dataclasses
 import json
-import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from zoo.checkpoint.manifest import MAX_JSON
-from zoo.checkpoint.schema import parse_json
 from zoo.data.folds import Fold, choose_group_column
 from zoo.distributed import processes
-from zoo.files import read_bounded, write_atomically
+from zoo.files import write_atomically
 from zoo.inference.evidence import describe_evidence
 from zoo.inference.intervals import format_accuracy
 from zoo.inference.metrics import Metrics, summarise
@@ -50,13 +48,12 @@ class CrossValidation:
     @property
     def mean(self) -> float:
         """Mean of the folds' accuracies."""
-        return sum(self.accuracies) / len(self.accuracies)
+        return statistics.fmean(self.accuracies)
 
     @property
     def std(self) -> float:
         """Sample standard deviation of the folds' accuracies."""
-        squares = [(accuracy - self.mean) ** 2 for accuracy in self.accuracies]
-        return math.sqrt(sum(squares) / (len(squares) - 1))
+        return statistics.stdev(self.accuracies)
 
     def __str__(self) -> str:
         return (
@@ -164,8 +161,7 @@ def require_folder(folder: Path) -> None:
 
 def read_test_result(folder: Path) -> dict[str, Any]:
     """Return the metrics of the test split that a finished run has written."""
-    results: dict[str, Any] = parse_json(read_bounded(folder / runs.RESULTS, MAX_JSON), str(folder / runs.RESULTS))
-    return dict(results["test"])
+    return dict(runs.read_results(folder)["test"])
 
 
 def pool_results(results: Sequence[dict[str, Any]], class_names: Sequence[str]) -> Metrics:

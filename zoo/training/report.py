@@ -1,23 +1,19 @@
 """Reports of a run: its description before the start, its best checkpoint, results and figures at the end."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 
 import jax
 
 from zoo import checkpoint
 from zoo.checkpoint.calibration import Calibration
-from zoo.checkpoint.manifest import MAX_JSON
-from zoo.checkpoint.schema import parse_json
 from zoo.data.content_sketch import TRAINED_ON, describe_shared
 from zoo.data.dataset import Dataset
 from zoo.data.inspect import advice
 from zoo.data.sources.listing import describe_left_out
 from zoo.distributed import mesh, processes
-from zoo.files import read_bounded, write_atomically
+from zoo.files import write_atomically
 from zoo.inference.evaluate import evaluate, evaluate_and_calibrate
 from zoo.inference.evidence import describe_evidence
 from zoo.inference.intervals import format_accuracy
@@ -215,7 +211,7 @@ def draw_figures(plan: Plan, say: Say) -> None:
     try:
         from zoo.training import plots
 
-        results = parse_json(read_bounded(plan.folder / runs.RESULTS, MAX_JSON), runs.RESULTS)
+        results = runs.read_results(plan.folder)
         shown = "test" if "test" in results else "validation"
         if not plan.config.head:
             plots.draw_curves(
@@ -238,16 +234,6 @@ def describe_init_overlap(plan: Plan) -> list[str]:
         return []
     line = describe_shared(earlier, test, f"were trained on by {plan.init.spec}")
     return [f"test split: {line}"] if line else []
-
-
-def page_writer() -> PageWriter | None:
-    """Return the function that writes the page of a run; None if ZOO_REPORT is 0 in the environment.
-
-    The module is imported by name, and not before training has ended: it builds on the layers above this one.
-    """
-    if os.environ.get("ZOO_REPORT") == "0":
-        return None
-    return lambda folder, result, dataset: import_module("zoo.analysis.report").write_run_page(folder, result, dataset)
 
 
 def write_page(plan: Plan, result: Checkpoint, writer: PageWriter, say: Say) -> None:

@@ -247,12 +247,27 @@ def recorded_micro_batch(path: Path) -> int | None:
     return micro_batch if micro_batch or has_saved_state(path) else None
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """Return the contents of results.json: "stopped", "best_step", and the metrics of each held-out split.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: naming the file, if it does not hold the results of a run.
+    """
+    file = path / RESULTS
+    results = parse_json(read_bounded(file, MAX_JSON), str(file))
+    if not isinstance(results, dict) or "stopped" not in results:
+        raise ValueError(f"{file}: does not hold the results of a run")
+    return results
+
+
 def is_finished(path: Path) -> bool:
     """Return True if the run has written its results. A damaged or empty file counts as none: it is written again."""
     try:
-        return "stopped" in parse_json(read_bounded(path / RESULTS, MAX_JSON), RESULTS)
-    except (OSError, ValueError, TypeError):
+        read_results(path)
+    except (OSError, ValueError):
         return False
+    return True
 
 
 def require_same_run(path: Path, config: RunConfig) -> None:

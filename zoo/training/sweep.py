@@ -218,10 +218,8 @@ def _with_settings(request: TrainRequest, setting: dict[str, str], seed: int) ->
 
 
 def _read_trial(setting: dict[str, str], outcomes: Sequence[tuple[int, Path, str]]) -> Trial:
-    import json
-
     ended = [folder for _, folder, reason in outcomes if not reason]
-    results = [json.loads((folder / runs.RESULTS).read_text(encoding="utf-8")) for folder in ended]
+    results = [runs.read_results(folder) for folder in ended]
     scores = []
     for folder, result in zip(ended, results, strict=True):
         monitor = runs.read_config(folder).recipe.monitor

@@ -121,7 +121,7 @@ def read_run(folder: Path) -> RunFacts | None:
     if not (folder / runs.CONFIG).is_file() or not runs.is_finished(folder):
         return None
     config = parse_json(read_bounded(folder / runs.CONFIG, MAX_JSON), runs.CONFIG)
-    results = parse_json(read_bounded(folder / runs.RESULTS, MAX_JSON), runs.RESULTS)
+    results = runs.read_results(folder)
     timing = folder / runs.TIMING
     lines = timing.read_text(encoding="utf-8").splitlines() if timing.is_file() else []
     return RunFacts(

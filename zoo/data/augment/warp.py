@@ -39,7 +39,7 @@ def shift(
 
     Same as `pad_crop`, under its usual name for digits.
     """
-    return translate(images, jax.vmap(lambda key: draw_translation(key, pixels))(keys), fill, pixels), targets
+    return pad_crop(keys, index, images, targets, fill, pad=pixels)
 
 
 def draw_flip(key: Array, p: float) -> Array:

@@ -1,0 +1,58 @@
+"""Loading of checkpoints by folder, name or weight file."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from zoo import models
+from zoo.inference.predict import Checkpoint
+from zoo.pretrained import weights
+from zoo.training.finetune import InitCheckpoint
+from zoo.trees import match_leaves
+
+
+def load(spec: str | Path, model: str | None = None, *, allow_nonfinite: bool = False, **fields: Any) -> Checkpoint:
+    """Load a checkpoint by folder or name.
+
+    Files and leaves are checked against their hashes and must match the model exactly.
+
+    Args:
+        spec: a checkpoint folder; the name of a shipped checkpoint ("lenet5-mnist"); a name in WEIGHTS, downloaded once
+            ("torchvision:resnet50", "timm:resnet50.a1_in1k", "keras:ResNet50V2"); or a weight file.
+        model: name in MODELS, for a weight file that is not in WEIGHTS.
+        allow_nonfinite: accept variables that hold NaN or infinity.
+        **fields: fields of that model, e.g. load("mine.pth", "resnet50", stride_in="1x1").
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+        ConnectionError: if it cannot be downloaded.
+        ValueError: naming every damaged file and every leaf that does not match.
+
+    Example:
+        >>> checkpoint = zoo.load("lenet5-mnist")
+        >>> logits, endpoints = checkpoint.model.apply(checkpoint.variables, images)
+    """
+    if not isinstance(spec, (str, os.PathLike)) or not str(spec):
+        raise ValueError(f"load: {spec!r} is neither a folder nor a name; try 'lenet5-mnist' or 'runs/…/best'")
+    card, variables = weights.open_weights(spec, model, fields, allow_nonfinite)
+    try:
+        network = models.create(card.model, **card.fields)
+        abstract = models.abstract_variables(network, card.preprocess.input_shape)
+    except Exception as error:  # a card can hold any fields, and tracing what they describe can fail in any way
+        raise ValueError(f"{spec}: its card describes no network of this zoo: {error}") from None
+    return Checkpoint(network, jax.device_put(match_leaves(variables, abstract, str(spec))), card)
+
+
+def open_init(init: str | Path | Checkpoint, model: str | None = None) -> InitCheckpoint:
+    """Open a checkpoint to start training from.
+
+    Args:
+        init: a Checkpoint, or a folder or name that `load` takes.
+        model: name in MODELS, for a weight file whose model is not recognised.
+    """
+    if not isinstance(init, (str, Path)):
+        return InitCheckpoint(f"a {init.card.model} in memory", init.card, jax.device_get(init.variables))
+    loaded = load(init, model if Path(init).expanduser().is_file() else None)
+    return InitCheckpoint(str(init), loaded.card, jax.device_get(loaded.variables))
