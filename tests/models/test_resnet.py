@@ -50,11 +50,17 @@ def test_halving_averages_the_pixels_inside_the_image():
     np.testing.assert_allclose(means[0, 1, 2], x[0, 2, 4], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet50_v2_small", "wide_resnet16_8"])
-def test_stochastic_depth_grows_linearly(name):
-    """Huang et al. 2016, section 3: block l of L is dropped with l / L times the probability of the last."""
+@pytest.mark.parametrize("name", ["resnet20", "resnet50_v2_small", "bit_r50x1_small", "wide_resnet16_8"])
+@pytest.mark.parametrize(
+    ("keep_first", "expected"), [(False, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), (True, [0, 0.12, 0.24, 0.36, 0.48, 0.6])]
+)
+def test_stochastic_depth_grows_linearly(name, keep_first, expected):
+    """Block l of L is dropped with l / L times the probability of the last (Huang et al. 2016, section 3).
+
+    In timm it is (l - 1) / (L - 1).
+    """
     blocks = {"depth": 16} if name.startswith("wide") else {"blocks": (2, 2, 2), "width": 8}
-    model, rates = create(name, stochastic_depth=0.6, **blocks), []
+    model, rates = create(name, stochastic_depth=0.6, keep_first=keep_first, **blocks), []
 
     def record(call, args, kwargs, context):
         if isinstance(context.module, StochasticDepth):
@@ -63,7 +69,7 @@ def test_stochastic_depth_grows_linearly(name):
 
     with nn.intercept_methods(record):
         jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    np.testing.assert_allclose(rates, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    np.testing.assert_allclose(rates, expected)
 
 
 BLOCKS = {

@@ -15,7 +15,8 @@ from zoo.training.recipes import RECIPES
 
 DEFAULTS = {
     "epochs": 20.0, "batch_size": 64, "micro_batch": 0, "min_epoch_steps": 0, "image_size": 0, "progressive": (),
-    "progressive_at": (), "test_size": 0, "eval_crop": 0.0, "channels": "", "normalisation": "", "model_fields": (),
+    "progressive_at": (), "test_size": 0, "eval_crop": 0.0, "interpolation": "",
+    "channels": "", "normalisation": "", "model_fields": (),
     "optimizer": "adamw", "learning_rate": 1e-3,
     "momentum": 0.9, "b2": 0.999, "epsilon": 1e-8,  # Kingma and Ba 2014, algorithm 1
     "schedule": "cosine", "warmup_epochs": 0.0, "warmup": "linear", "warmup_lr_fraction": 0.0,
@@ -44,8 +45,15 @@ HE_WARMUP = {
 }  # fmt: skip
 RSB = {
     "batch_size": 2048, "optimizer": "lamb", "schedule": "cosine", "warmup_epochs": 5, "loss": "sigmoid",
-    "target_threshold": 0.2, "epsilon": 1e-6, "eval_crop": 0.95,
+    "target_threshold": 0.2, "epsilon": 1e-6, "eval_crop": 0.95, "interpolation": "bicubic", "clip_norm": 1.0,
 }  # fmt: skip
+RSB_CROP = "resized_crop(interpolation=random)"
+
+
+def rsb_rates(peak):
+    return {"warmup_lr_fraction": pytest.approx(1e-4 / peak), "final_lr_fraction": pytest.approx(1e-6 / peak)}
+
+
 FINE_TUNE = {
     "epochs": 5, "batch_size": 32, "min_epoch_steps": 50, "optimizer": "adamw", "learning_rate": 1e-3,
     "weight_decay": 0.01, "warmup_epochs": 0.1, "head_epochs": 1, "layer_decay": 0.7, "monitor": "last",
@@ -94,7 +102,7 @@ PUBLISHED = {
     "googlenet-2014": {**MOMENTUM, "epochs": 250, "batch_size": 32, "learning_rate": 0.01, "schedule": "exponential",
                        "decay_factor": 0.96, "decay_every_epochs": 8, "l2": 2e-4, "bias_lr_factor": 2,
                        "aux_weight": 0.3, "ema": 0.9999, "eval_crop": 224 / 256,
-                       "augment": (*IMAGENET, "colour_jitter(0.5, 0.5, 0.5)")},
+                       "augment": ("resized_crop(interpolation=any)", "flip", "colour_jitter(0.5, 0.5, 0.5)")},
     # Ioffe and Szegedy 2015, section 4.2: initial rate 0.045 (BN-x30), decay 6 times faster, L2 a fifth, batch 32; 6
     # million steps to 74.8 %.
     "inception-v2": {**MOMENTUM, "epochs": 6e6 * 32 / 1_281_167, "batch_size": 32, "learning_rate": 0.045,
@@ -109,7 +117,7 @@ PUBLISHED = {
                      "decay_every_epochs": 2, "clip_norm": 2.0, "label_smoothing": 0.1, "aux_weight": 0.4,
                      "ema": 0.9999, "l2": 4e-5, "norm_momentum": 0.9997, "eval_crop": 0.875,
                      "normalisation": "symmetric",
-                     "augment": ("resized_crop(area=0.05)", "flip", "distort_colour")},
+                     "augment": ("resized_crop(area=0.05, interpolation=any)", "flip", "distort_colour")},
     # Chollet 2016 (arXiv:1610.02357), section 4.2: SGD, momentum 0.9, rate 0.045 times 0.94 every 2 epochs, Polyak
     # averaging; 4.3: weight decay 1e-5.
     "xception": {**MOMENTUM, "epochs": 120, "batch_size": 256, "learning_rate": 0.045, "schedule": "exponential",
@@ -124,7 +132,9 @@ PUBLISHED = {
     "fb-resnet-torch": {"epochs": 90, "batch_size": 256, "optimizer": "nesterov", "momentum": 0.9,
                         "learning_rate": 0.1, "schedule": "step", "milestones": (30 / 90, 60 / 90),
                         "decay_factor": 0.1, "l2": 1e-4, "decay_bias_and_norm": True, "eval_crop": 224 / 256,
-                        "augment": ("resized_crop", "colour_jitter(0.4, 0.4, 0.4)", "pca_noise(sigma=0.1)", "flip")},
+                        "interpolation": "bicubic",
+                        "augment": ("resized_crop(interpolation=bicubic)", "colour_jitter(0.4, 0.4, 0.4)",
+                                    "pca_noise(sigma=0.1)", "flip")},
     # Section 4.2: batch 128, rate 0.1 divided by 10 at 32k and 48k of 64k iterations, weight decay 0.0001, 45k images.
     "he2015-cifar": HE_CIFAR,
     # For 110 layers, and in He et al. 2016 (arXiv:1603.05027), appendix: a rate of 0.01 for 400 iterations.
@@ -156,20 +166,22 @@ PUBLISHED = {
                       "augment": (*IMAGENET, "colour_jitter(0.4, 0.4, 0.4)", "pca_noise(sigma=0.1)",
                                   "mixup(alpha=0.2)")},
     # Wightman et al. 2021 (arXiv:2110.00476), table 2: test crop ratio 0.95, repeated augmentation for A1 and A2,
-    # RandAugment 7 / 0.5 and 6 / 0.5, stochastic depth 0.05.
+    # RandAugment 7 / 0.5 and 6 / 0.5, stochastic depth 0.05. timm, train.py and optim/lamb.py of October 2021: warm-up
+    # from 1e-4, lowest rate 1e-6, train-interpolation random, max_grad_norm 1.0; resnet.py: drop rates at
+    # (i - 1) / (L - 1), evaluation bicubic.
     "rsb-a1": {**RSB, "epochs": 600, "image_size": 224, "learning_rate": 5e-3, "weight_decay": 0.01,
-               "label_smoothing": 0.1, "augment_repeats": 3,
-               "model_fields": ("zero_init=true", "stochastic_depth=0.05"),
-               "augment": (*IMAGENET, "rand_augment(number=2, magnitude=7, p=0.5, std=0.5, increasing=1)",
+               **rsb_rates(5e-3), "label_smoothing": 0.1, "augment_repeats": 3,
+               "model_fields": ("zero_init=true", "stochastic_depth=0.05", "keep_first=true"),
+               "augment": (RSB_CROP, "flip", "rand_augment(number=2, magnitude=7, p=0.5, std=0.5, increasing=1)",
                            "mixup_or_cutmix(mixup=0.2, cutmix=1)")},
     "rsb-a2": {**RSB, "epochs": 300, "image_size": 224, "learning_rate": 5e-3, "weight_decay": 0.02,
-               "label_smoothing": 0.0, "augment_repeats": 3,
-               "model_fields": ("zero_init=true", "stochastic_depth=0.05"),
-               "augment": (*IMAGENET, "rand_augment(number=2, magnitude=7, p=0.5, std=0.5, increasing=1)",
+               **rsb_rates(5e-3), "label_smoothing": 0.0, "augment_repeats": 3,
+               "model_fields": ("zero_init=true", "stochastic_depth=0.05", "keep_first=true"),
+               "augment": (RSB_CROP, "flip", "rand_augment(number=2, magnitude=7, p=0.5, std=0.5, increasing=1)",
                            "mixup_or_cutmix(mixup=0.1, cutmix=1)")},
     "rsb-a3": {**RSB, "epochs": 100, "image_size": 160, "test_size": 224, "learning_rate": 8e-3, "weight_decay": 0.02,
-               "model_fields": ("zero_init=true",),
-               "augment": (*IMAGENET, "rand_augment(number=2, magnitude=6, p=0.5, std=0.5, increasing=1)",
+               **rsb_rates(8e-3), "model_fields": ("zero_init=true",),
+               "augment": (RSB_CROP, "flip", "rand_augment(number=2, magnitude=6, p=0.5, std=0.5, increasing=1)",
                            "mixup_or_cutmix(mixup=0.1, cutmix=1)")},
     # torchvision's references/classification README and blog post "How to Train State-Of-The-Art Models Using
     # TorchVision's Latest Primitives" (2021): 600 epochs, batch 8 x 128, rate 0.5, cosine, 5 epochs of warm-up (from

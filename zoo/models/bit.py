@@ -21,7 +21,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from zoo.models.group_norm import GroupNorm, StandardizedConv
-from zoo.models.layers import classify, global_avg_pool, max_pool, maybe_remat, require_images, require_stem
+from zoo.models.layers import (
+    block_drop_rate,
+    classify,
+    global_avg_pool,
+    max_pool,
+    maybe_remat,
+    require_images,
+    require_stem,
+)
 from zoo.models.resnet_v2 import Block
 
 BIT50: dict[str, Any] = {"blocks": (3, 4, 6, 3)}
@@ -42,6 +50,8 @@ class BiT(nn.Module):
         stem: "imagenet" (7x7 and max pooling) divides the image by 4; "small" (3x3) keeps its size.
         stochastic_depth: probability of dropping the branch of the last block in training; it grows linearly from the
             first block (Huang et al. 2016, arXiv:1603.09382).
+        keep_first: never drop the first branch: the probability grows from 0 at the first of L blocks, as in timm, and
+            not from 1 / L of the last.
         epsilon: added to the variance by group norms.
         num_classes: number of classes, or None for no head.
         dtype: type of the computation.
@@ -53,11 +63,13 @@ class BiT(nn.Module):
     width: int = 64
     stem: str = "imagenet"
     stochastic_depth: float = 0.0
+    keep_first: bool = False
     epsilon: float = 1e-5
     num_classes: int | None = 1000
     dtype: Any = jnp.float32
     remat: bool = False
 
+    added_fields = ("keep_first",)
     family = "bit"
     model_parallel = (
         r"stage4_block\d+/conv\d/kernel",
@@ -92,9 +104,10 @@ class BiT(nn.Module):
         for i, count in enumerate(self.blocks):
             for j in range(count):
                 index += 1
+                rate = block_drop_rate(self.stochastic_depth, index, sum(self.blocks), self.keep_first)
                 x = block(
                     width=width * 2**i, stride=2 if i > 0 and j == 0 else 1, project=j == 0, norm=norm,
-                    conv_bias=False, drop_path_rate=self.stochastic_depth * index / sum(self.blocks),
+                    conv_bias=False, drop_path_rate=rate,
                     zero_init=False, dtype=self.dtype, conv=StandardizedConv, name=f"stage{i + 1}_block{j + 1}",
                 )(x, train)  # fmt: skip
             ends[f"stage{i + 1}"] = x

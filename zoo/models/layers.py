@@ -428,6 +428,17 @@ class StochasticDepth(nn.Module):
         return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
 
 
+def block_drop_rate(rate: float, index: int, blocks: int, keep_first: bool = False) -> float:
+    """Return the probability of dropping the branch of block `index` = 1, …, `blocks`.
+
+    It grows linearly to `rate`: by index / blocks (Huang et al. 2016, section 3), or with `keep_first` by
+    (index - 1) / (blocks - 1), as in timm.
+    """
+    if keep_first:
+        return rate * (index - 1) / max(blocks - 1, 1)
+    return rate * index / blocks
+
+
 def require_images(images: jax.Array, minimum: int, model: str, fixed_size: int | None = None) -> None:
     """Check the shape of a batch of images.
 

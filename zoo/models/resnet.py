@@ -44,6 +44,7 @@ from zoo.models.layers import (
     ConvNorm,
     StochasticDepth,
     avg_pool,
+    block_drop_rate,
     classify,
     global_avg_pool,
     max_pool,
@@ -237,6 +238,8 @@ class ResNet(nn.Module):
         stride_in: the convolution of a bottleneck that has the stride, "3x3" or "1x1".
         stochastic_depth: probability of dropping the branch of the last block in training; it grows linearly from the
             first block (Huang et al. 2016, section 3).
+        keep_first: never drop the first branch: the probability grows from 0 at the first of L blocks, as in timm, and
+            not from 1 / L of the last.
         dropout: rate before the head.
         zero_init: start every branch at zero (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
         epsilon: added to the variance by norms.
@@ -260,6 +263,7 @@ class ResNet(nn.Module):
     shortcut: str = "conv"
     stride_in: str = "3x3"
     stochastic_depth: float = 0.0
+    keep_first: bool = False
     dropout: float = 0.0
     zero_init: bool = False
     epsilon: float = 1e-5
@@ -268,7 +272,7 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
 
-    added_fields = ("squeeze_multiple", "eca", "norm", "stem_pool", "dropout")
+    added_fields = ("squeeze_multiple", "eca", "norm", "stem_pool", "keep_first", "dropout")
     family = "resnet"
     model_parallel = (
         r"stage4_block\d+/conv\d/conv/kernel",
@@ -322,7 +326,7 @@ class ResNet(nn.Module):
         for i, count in enumerate(self.blocks):
             for j in range(count):
                 index += 1
-                rate = self.stochastic_depth * index / sum(self.blocks)
+                rate = block_drop_rate(self.stochastic_depth, index, sum(self.blocks), self.keep_first)
                 stride = 2 if i > 0 and j == 0 else 1
                 name = f"stage{i + 1}_block{j + 1}"
                 x = block(self.width * 2**i, stride, options, rate, name=name)(x, train)

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 from zoo.models.layers import (
     Conv,
     StochasticDepth,
+    block_drop_rate,
     classify,
     global_avg_pool,
     he_normal_fan_out,
@@ -164,6 +165,8 @@ class ResNetV2(nn.Module):
             precedes the pooling.
         stochastic_depth: probability of dropping the branch of the last block in training; it grows linearly from the
             first block (Huang et al. 2016, arXiv:1603.09382).
+        keep_first: never drop the first branch: the probability grows from 0 at the first of L blocks, as in timm, and
+            not from 1 / L of the last.
         zero_init: start every branch at zero, through its last convolution since no norm follows it.
         epsilon: added to the variance by norms.
         num_classes: number of classes, or None for no head.
@@ -184,6 +187,7 @@ class ResNetV2(nn.Module):
     conv_bias: bool = False
     pool_padding: str = "nothing"
     stochastic_depth: float = 0.0
+    keep_first: bool = False
     zero_init: bool = False
     epsilon: float = 1e-5
     num_classes: int | None = 1000
@@ -191,7 +195,7 @@ class ResNetV2(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
 
-    added_fields = ("bottleneck", "norm", "stem_norm", "shortcut", "stride_in")
+    added_fields = ("bottleneck", "norm", "stem_norm", "shortcut", "stride_in", "keep_first")
     family = "resnet_v2"
     model_parallel = (
         r"stage4_block\d+/conv\d/kernel",
@@ -233,9 +237,10 @@ class ResNetV2(nn.Module):
                     strided = i < len(self.blocks) - 1 and j == count - 1
                 # The first basic block has as many channels as the stem, and so needs no projection.
                 project = j == 0 and (self.bottleneck or i > 0)
+                rate = block_drop_rate(self.stochastic_depth, index, sum(self.blocks), self.keep_first)
                 x = block(
                     width=self.width * 2**i, stride=2 if strided else 1, project=project, norm=norm,
-                    conv_bias=self.conv_bias, drop_path_rate=self.stochastic_depth * index / sum(self.blocks),
+                    conv_bias=self.conv_bias, drop_path_rate=rate,
                     zero_init=self.zero_init, dtype=self.dtype, bottleneck=self.bottleneck, stride_in=self.stride_in,
                     pooled=self.shortcut == "pool", activated=self.stem_norm and index == 1,
                     name=f"stage{i + 1}_block{j + 1}",

@@ -20,6 +20,7 @@ from zoo.models.layers import (
     BatchNorm,
     Conv,
     StochasticDepth,
+    block_drop_rate,
     classify,
     global_avg_pool,
     he_normal_fan_out,
@@ -69,6 +70,8 @@ class WideResNet(nn.Module):
         dropout: rate between the two convolutions of a block (section 2.4; 0.3 on CIFAR, 0.4 on SVHN in the paper).
         stochastic_depth: probability of dropping the branch of the last block in training; it grows linearly from the
             first block (Huang et al. 2016, arXiv:1603.09382).
+        keep_first: never drop the first branch: the probability grows from 0 at the first of L blocks, as in timm, and
+            not from 1 / L of the last.
         zero_init: start every branch at zero.
         epsilon: added to the variance by batch norms.
         num_classes: number of classes, or None for no head.
@@ -82,6 +85,7 @@ class WideResNet(nn.Module):
     width: int = 16
     dropout: float = 0.0
     stochastic_depth: float = 0.0
+    keep_first: bool = False
     zero_init: bool = False
     epsilon: float = 1e-5
     num_classes: int | None = 10
@@ -89,6 +93,7 @@ class WideResNet(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
 
+    added_fields = ("keep_first",)
     family = "wide_resnet"
     model_parallel = (
         r"stage3_block\d+/conv\d/kernel",
@@ -112,9 +117,10 @@ class WideResNet(nn.Module):
         ends["stem"] = x = Conv(self.width, 3, use_bias=False, dtype=self.dtype, name="stem")(x)  # [B, 32, 32, 16]
         for i in range(3):  # [B, 32, 32, 16k], [B, 16, 16, 32k], [B, 8, 8, 64k]
             for j in range(count):
+                rate = block_drop_rate(self.stochastic_depth, count * i + j + 1, 3 * count, self.keep_first)
                 x = block(
                     width=self.width * self.widen * 2**i, stride=2 if i > 0 and j == 0 else 1, norm=norm,
-                    dropout=self.dropout, drop_path_rate=self.stochastic_depth * (count * i + j + 1) / (3 * count),
+                    dropout=self.dropout, drop_path_rate=rate,
                     zero_init=self.zero_init, dtype=self.dtype, name=f"stage{i + 1}_block{j + 1}",
                 )(x, train)  # fmt: skip
             ends[f"stage{i + 1}"] = x

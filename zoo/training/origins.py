@@ -9,6 +9,7 @@ _HE_CIFAR = {
     "paper": "epochs batch_size optimizer momentum learning_rate schedule milestones decay_factor l2 augment",
     "ours": "decay_bias_and_norm",
 }
+_RSB_CODE = "warmup_lr_fraction final_lr_fraction clip_norm epsilon interpolation model_fields"
 _RSB = "epochs batch_size image_size optimizer learning_rate schedule weight_decay warmup_epochs loss augment eval_crop"
 
 #: recipe -> origin -> names of its fields. The recipe's `source` cites paper and code.
@@ -48,7 +49,7 @@ ORIGINS: dict[str, dict[str, str]] = {
     },
     "fb-resnet-torch": {
         "code": "decay_factor epochs batch_size optimizer momentum learning_rate schedule milestones l2 "
-        "decay_bias_and_norm eval_crop augment",
+        "decay_bias_and_norm eval_crop interpolation augment",
     },
     "he2015-cifar": _HE_CIFAR,
     "he2015-cifar-110": {
@@ -82,10 +83,11 @@ ORIGINS: dict[str, dict[str, str]] = {
     },
     "rsb-a1": {
         "paper": f"{_RSB} label_smoothing augment_repeats",
-        "code": "target_threshold epsilon model_fields",
+        "code": _RSB_CODE,
+        "ours": "target_threshold",
     },
-    "rsb-a2": {"paper": f"{_RSB} augment_repeats", "code": "target_threshold epsilon model_fields"},
-    "rsb-a3": {"paper": f"{_RSB} test_size", "code": "target_threshold epsilon model_fields"},
+    "rsb-a2": {"paper": f"{_RSB} augment_repeats", "code": f"{_RSB_CODE} target_threshold"},
+    "rsb-a3": {"paper": f"{_RSB} test_size", "code": f"{_RSB_CODE} target_threshold"},
     "torchvision-v2": {
         "code": "epochs batch_size image_size test_size optimizer momentum learning_rate schedule warmup_epochs "
         "warmup_lr_fraction l2 decay_bias label_smoothing ema ema_every ema_warmup augment_repeats eval_crop "

@@ -321,6 +321,8 @@ def _resolve_network(
         _require_room_early(network, size, recipe, len(dataset.splits["train"]), parallelism)
         preprocess = preprocess_for(dataset, size, recipe.channels or getattr(network, "channels", None))
         preprocess = with_normalisation(preprocess, recipe.normalisation or getattr(network, "normalisation", ""))
+    if recipe.interpolation:
+        preprocess = dataclasses.replace(preprocess, interpolation=recipe.interpolation)
     if recipe.remat and "remat" not in models.runtime_fields(network):
         raise ValueError(f"recipe field remat=True: {name} has no blocks to rematerialise")
     return models.with_runtime(network, dtype=_DTYPES[recipe.precision], remat=recipe.remat), preprocess

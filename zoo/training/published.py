@@ -15,9 +15,17 @@ _CIFAR = ("pad_crop(pad=4)", "flip")
 _IMAGENET = ("resized_crop", "flip")
 _RAND_AUGMENT = "rand_augment(number=2, magnitude={}, p=0.5, std=0.5, increasing=1)"
 
+_RSB_CROP = "resized_crop(interpolation=random)"
+_RSB_MODEL = ("zero_init=true", "stochastic_depth=0.05", "keep_first=true")
+# Of timm in October 2021, when the weights were released: train.py (first and last rate), optim/lamb.py (clipping).
+_RSB_FIRST_LR, _RSB_LAST_LR = 1e-4, 1e-6
 _RSB = (
-    "both classes of a mixed image present (section 3.1); sets of operations, threshold and initialisation: timm. "
-    "Ours: bilinear interpolation, warm-up from 0, drop rate of block i of L at i / L (timm: (i - 1) / (L - 1))"
+    "both classes of a mixed image present (section 3.1). Operations, interpolation, initialisation, drop rates, first "
+    "and last rate, and clipping: timm, with its defaults of October 2021"
+)
+_RSB_OURS = (
+    "rates by step, cosine from the end of the warm-up, no cool-down (timm: by epoch, from epoch 0, 10 epochs), "
+    "bilinear interpolation in RandAugment"
 )
 
 
@@ -53,11 +61,11 @@ PUBLISHED: dict[str, Recipe] = {
     "googlenet-2014": Recipe(
         epochs=250, batch_size=32, optimizer="momentum", learning_rate=0.01, schedule="exponential", decay_factor=0.96,
         decay_every_epochs=8, l2=2e-4, bias_lr_factor=2.0, aux_weight=0.3, ema=0.9999, eval_crop=224 / 256,
-        augment=(*_IMAGENET, "colour_jitter(0.5, 0.5, 0.5)"),
+        augment=("resized_crop(interpolation=any)", "flip", "colour_jitter(0.5, 0.5, 0.5)"),
         source="Szegedy et al. 2014 (arXiv:1409.4842), sections 5 to 7: momentum, rate down 4 % every 8 epochs, "
-        "averaged weights, patches of 8 to 100 % of the image, distortions of Howard 2013 (arXiv:1312.5402); "
-        "rate, batch, L2, biases and length: Caffe's bvlc_googlenet/solver.prototxt. Ours: the decay of the "
-        "average, bilinear interpolation only, one crop (144 in the paper)",
+        "averaged weights, patches of 8 to 100 % of the image, any of four interpolations, distortions of Howard 2013 "
+        "(arXiv:1312.5402); rate, batch, L2, biases and length: Caffe's bvlc_googlenet/solver.prototxt. Ours: the "
+        "decay of the average, one crop (144 in the paper)",
     ),
     "inception-v2": Recipe(
         epochs=_epochs(6_000_000, 32), batch_size=32, optimizer="momentum", learning_rate=0.045,
@@ -71,11 +79,11 @@ PUBLISHED: dict[str, Recipe] = {
         epochs=100, batch_size=32, optimizer="rmsprop-tf", learning_rate=0.045, b2=0.9, epsilon=1.0,
         schedule="exponential", decay_factor=0.94, decay_every_epochs=2, clip_norm=2.0, label_smoothing=0.1,
         aux_weight=0.4, ema=0.9999, l2=4e-5, norm_momentum=0.9997, eval_crop=0.875, normalisation="symmetric",
-        augment=("resized_crop(area=0.05)", "flip", "distort_colour"),
+        augment=("resized_crop(area=0.05, interpolation=any)", "flip", "distort_colour"),
         source="Szegedy et al. 2015 (arXiv:1512.00567), sections 7 and 8 (50 replicas of batch 32; scale the rate "
         "with the batch); momentum, auxiliary weight, L2, averages, inputs, crops and distortions: "
-        "tensorflow/models, inception (image_processing.py, inception_train.py, slim). Ours: bilinear "
-        "interpolation only, evaluation keeps the aspect ratio",
+        "tensorflow/models, inception (image_processing.py, inception_train.py, slim). Ours: evaluation keeps the "
+        "aspect ratio",
     ),
     "xception": Recipe(
         epochs=120, batch_size=256, optimizer="momentum", learning_rate=0.045, schedule="exponential",
@@ -95,9 +103,12 @@ PUBLISHED: dict[str, Recipe] = {
     "fb-resnet-torch": Recipe(
         epochs=90, batch_size=256, optimizer="nesterov", learning_rate=0.1, schedule="step", milestones=(1 / 3, 2 / 3),
         l2=1e-4, decay_bias_and_norm=True, eval_crop=224 / 256,
-        augment=("resized_crop", "colour_jitter(0.4, 0.4, 0.4)", "pca_noise(sigma=0.1)", "flip"),
+        interpolation="bicubic",
+        augment=(
+            "resized_crop(interpolation=bicubic)", "colour_jitter(0.4, 0.4, 0.4)", "pca_noise(sigma=0.1)", "flip",
+        ),
         source="fb.resnet.torch (train.lua, datasets/imagenet.lua, datasets/transforms.lua). Ours: log-uniform "
-        "aspect ratios, bilinear interpolation, values clipped after each colour change",
+        "aspect ratios, values clipped after each colour change",
     ),
     "he2015-cifar": Recipe(
         epochs=_epochs(64_000, 128, CIFAR_IMAGES), batch_size=128, optimizer="momentum", learning_rate=0.1,
@@ -155,24 +166,30 @@ PUBLISHED: dict[str, Recipe] = {
     ),
     "rsb-a1": Recipe(
         epochs=600, batch_size=2048, image_size=224, optimizer="lamb", learning_rate=5e-3, weight_decay=0.01,
-        warmup_epochs=5, loss="sigmoid", target_threshold=0.2, label_smoothing=0.1, epsilon=1e-6, augment_repeats=3,
-        eval_crop=0.95, model_fields=("zero_init=true", "stochastic_depth=0.05"),
-        augment=(*_IMAGENET, _RAND_AUGMENT.format(7), "mixup_or_cutmix(mixup=0.2, cutmix=1)"),
-        source=f"Wightman et al. 2021 (arXiv:2110.00476), table 2, A1; {_RSB}",
+        warmup_epochs=5, warmup_lr_fraction=_RSB_FIRST_LR / 5e-3, final_lr_fraction=_RSB_LAST_LR / 5e-3, clip_norm=1.0,
+        loss="sigmoid", target_threshold=0.2, label_smoothing=0.1, epsilon=1e-6, augment_repeats=3, eval_crop=0.95,
+        interpolation="bicubic", model_fields=_RSB_MODEL,
+        augment=(_RSB_CROP, "flip", _RAND_AUGMENT.format(7), "mixup_or_cutmix(mixup=0.2, cutmix=1)"),
+        source=f"Wightman et al. 2021 (arXiv:2110.00476), table 2, A1; {_RSB}. Ours: the threshold, which is that of "
+        f"A2; {_RSB_OURS}",
     ),
     "rsb-a2": Recipe(
         epochs=300, batch_size=2048, image_size=224, optimizer="lamb", learning_rate=5e-3, weight_decay=0.02,
-        warmup_epochs=5, loss="sigmoid", target_threshold=0.2, epsilon=1e-6, augment_repeats=3, eval_crop=0.95,
-        model_fields=("zero_init=true", "stochastic_depth=0.05"),
-        augment=(*_IMAGENET, _RAND_AUGMENT.format(7), "mixup_or_cutmix(mixup=0.1, cutmix=1)"),
-        source=f"Wightman et al. 2021 (arXiv:2110.00476), table 2, A2; {_RSB}",
+        warmup_epochs=5, warmup_lr_fraction=_RSB_FIRST_LR / 5e-3, final_lr_fraction=_RSB_LAST_LR / 5e-3, clip_norm=1.0,
+        loss="sigmoid", target_threshold=0.2, epsilon=1e-6, augment_repeats=3, eval_crop=0.95,
+        interpolation="bicubic", model_fields=_RSB_MODEL,
+        augment=(_RSB_CROP, "flip", _RAND_AUGMENT.format(7), "mixup_or_cutmix(mixup=0.1, cutmix=1)"),
+        source=f"Wightman et al. 2021 (arXiv:2110.00476), table 2, A2; {_RSB}; threshold: the command for A2 of "
+        f"Ridnik et al. 2021 (ML-Decoder). Ours: {_RSB_OURS}",
     ),
     "rsb-a3": Recipe(
         epochs=100, batch_size=2048, image_size=160, test_size=224, optimizer="lamb", learning_rate=8e-3,
-        weight_decay=0.02, warmup_epochs=5, loss="sigmoid", target_threshold=0.2, epsilon=1e-6, eval_crop=0.95,
-        model_fields=("zero_init=true",),
-        augment=(*_IMAGENET, _RAND_AUGMENT.format(6), "mixup_or_cutmix(mixup=0.1, cutmix=1)"),
-        source=f"Wightman et al. 2021 (arXiv:2110.00476), table 2, A3 (trained at 160 pixels, tested at 224); {_RSB}",
+        weight_decay=0.02, warmup_epochs=5, warmup_lr_fraction=_RSB_FIRST_LR / 8e-3,
+        final_lr_fraction=_RSB_LAST_LR / 8e-3, clip_norm=1.0, loss="sigmoid", target_threshold=0.2, epsilon=1e-6,
+        eval_crop=0.95, interpolation="bicubic", model_fields=("zero_init=true",),
+        augment=(_RSB_CROP, "flip", _RAND_AUGMENT.format(6), "mixup_or_cutmix(mixup=0.1, cutmix=1)"),
+        source=f"Wightman et al. 2021 (arXiv:2110.00476), table 2, A3 (trained at 160 pixels, tested at 224); {_RSB}; "
+        f"threshold: the reproduction in keras_cv_attention_models (train_script.py). Ours: {_RSB_OURS}",
     ),
     "torchvision-v2": Recipe(
         epochs=600, batch_size=1024, image_size=176, test_size=224, optimizer="momentum", learning_rate=0.5,

@@ -31,8 +31,8 @@ AT_LEAST_ONE = ("augment_repeats", "ema_every")
 
 #: Fields that cards and configurations have only where they differ from the default, because older ones lack them.
 OMITTED_DEFAULTS = (
-    "eval_crop", "normalisation", "augment_repeats", "warmup", "warmup_lr_fraction", "norm_momentum", "decay_bias",
-    "bias_lr_factor", "norm_lr_factor", "target_threshold", "ema_every", "ema_warmup", "model_fields",
+    "eval_crop", "interpolation", "normalisation", "augment_repeats", "warmup", "warmup_lr_fraction", "norm_momentum",
+    "decay_bias", "bias_lr_factor", "norm_lr_factor", "target_threshold", "ema_every", "ema_warmup", "model_fields",
 )  # fmt: skip
 #: Largest magnitude of any number in a recipe: products of two stay finite.
 MAX_NUMBER = 1e15
@@ -66,6 +66,8 @@ class Recipe:
     eval_crop: float = 0.0
     """Side of the centre crop as a fraction of the side that the image is resized to, for validation, test and the
     checkpoint: 0.875 resizes to 256 for an input of 224. 0: that of the initial checkpoint, else the whole image."""
+    interpolation: Literal["", "nearest", "bilinear", "bicubic", "lanczos", "box"] = ""
+    """Interpolation of images that are resized to the input. "": that of the initial checkpoint, else bilinear."""
     channels: Literal["", "L", "RGB", "BGR"] = ""
     """Input channels, grey or colour. "": those of the data, or of the initial checkpoint."""
     normalisation: Literal["", "standardise", "centre", "symmetric"] = ""

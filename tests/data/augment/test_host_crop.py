@@ -1,3 +1,4 @@
+import io
 import math
 
 import numpy as np
@@ -7,11 +8,14 @@ from PIL import Image
 
 from zoo.data.augment.host_crop import (
     Crop,
+    ScaleCrop,
     draw_crop,
+    draw_method,
     place_augmentation,
     read_crop,
     truncate_jpeg,
 )
+from zoo.data.augment.interpolation import INTERPOLATIONS
 from zoo.data.augment.ops import parse
 from zoo.data.dataset import ArraySplit, EncodedSplit
 from zoo.data.images.decode import luma, read_image
@@ -198,8 +202,8 @@ def test_the_host_crops_encoded_large_photographs():
 
 
 def test_crop_defaults_are_those_of_the_recipes_operation():
-    assert parse("resized_crop")[1] == {} and Crop() == (0.08, 0.75)  # Szegedy et al. 2014, section 6
-    assert place_augmentation(split_of_size(60, 90), PREPROCESS, ("resized_crop",)) == (Crop(0.08, 0.75), ())
+    assert parse("resized_crop")[1] == {} and Crop() == (0.08, 0.75, "")  # Szegedy et al. 2014, section 6
+    assert place_augmentation(split_of_size(60, 90), PREPROCESS, ("resized_crop",)) == (Crop(), ())
     both = place_augmentation(split_of_size(60, 90), PREPROCESS, ("resized_crop(0.3, ratio=0.5)", "flip", "cutout"))
     assert both == (Crop(0.3, 0.5), ("flip", "cutout"))
 
@@ -317,3 +321,25 @@ def test_deep_files_are_scaled_by_the_white_of_the_training_data():
     data = encoded(Image.fromarray(np.full((20, 30), 2048, np.uint16)))
     preprocess = Preprocess((8, 8), (8, 8), channels="L", mean=(0.5,), std=(0.5,), white=4095)
     assert (read_crop(data, preprocess, 0, 0, 0, Crop()) == 128).all()
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_the_crop_may_name_its_interpolation(interpolation):
+    """Each method in its turn, as Pillow's; the box is the same whatever the method."""
+    image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, "PNG")
+    _, numbers = parse(f"resized_crop(area=0.5, interpolation={interpolation})")
+    crop, seen = Crop(**numbers), set()
+    for record in range(24):
+        box = draw_crop(3, 1, record, 60, 90, crop)
+        assert box == draw_crop(3, 1, record, 60, 90, Crop(area=0.5))
+        method = draw_method(3, 1, record, crop, "lanczos")
+        seen.add(method)
+        edges = (box.left, box.top, box.left + box.width, box.top + box.height)
+        pillow = Image.Resampling[{"area": "BOX"}.get(method, method.upper())]
+        expected = np.asarray(Image.fromarray(image).resize((16, 16), pillow, box=edges))
+        preprocess = Preprocess(size=(16, 16), resize=(16, 16), interpolation="lanczos")
+        assert np.array_equal(read_crop(data.getvalue(), preprocess, 3, 1, record, crop), expected)
+    assert seen == set(INTERPOLATIONS[interpolation])
+    assert draw_method(3, 1, 0, Crop(), "lanczos") == draw_method(3, 1, 0, ScaleCrop(), "lanczos") == "lanczos"

@@ -501,6 +501,8 @@ def test_parse_reads_names_and_numbers():
     assert parse("affine(rotate=10, shift=2)") == ("affine", {"rotate": 10, "shift": 2})
     assert parse(" affine(10, 0.1, shift=+2.5) ") == ("affine", {"rotate": 10, "scale": 0.1, "shift": 2.5})
     assert parse("flip") == parse("flip()") == ("flip", {})
+    named = ("resized_crop", {"area": 0.2, "interpolation": "any"})
+    assert parse("resized_crop(0.2, interpolation=any)") == parse("resized_crop(0.2, interpolation='any')") == named
 
 
 @pytest.mark.parametrize(
@@ -529,6 +531,9 @@ def test_parse_reads_names_and_numbers():
         ("shift(1.5)", ["pixels must", "integer", "1.5"]),
         ("rand_augment(number=1.5)", ["number must", "integer", "1.5"]),
         ("elastic(alpha=1e999)", ["alpha must", "inf"]),
+        ("resized_crop(interpolation=bicubik)", ["interpolation must", "bicubik", "bicubic"]),
+        ("resized_crop(interpolation=1)", ["interpolation must", "bilinear, bicubic, random, any"]),
+        ("resized_crop(interpolation=[bicubic])", ["interpolation must", "[bicubic]"]),
     ],
 )
 def test_parse_rejects_in_one_line(text, names):
@@ -549,7 +554,7 @@ DEFAULTS = {
     "mixup": {"alpha": 0.2},  # Zhang et al. 2017, ImageNet
     "cutmix": {"alpha": 1.0},  # Yun et al. 2019
     "mixup_or_cutmix": {"mixup": 0.2, "cutmix": 1.0},
-    "resized_crop": {"area": 0.08, "ratio": 0.75},  # Szegedy et al. 2014, section 6
+    "resized_crop": {"area": 0.08, "ratio": 0.75, "interpolation": "bilinear"},  # Szegedy et al. 2014, section 6
     "scale_crop": {"low": 256 / 224, "high": 256 / 224},  # Krizhevsky et al. 2012, section 4.1
     "colour_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.0},
     "pca_noise": {"sigma": 0.1},  # Krizhevsky et al. 2012, section 4.1

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from zoo.data.augment import auto, mixing, photo
+from zoo.data.augment.interpolation import INTERPOLATIONS
 from zoo.data.augment.ops import augment, parse
 
 # Compiling dominates the run time; without optimisation it takes half as long.
@@ -48,11 +49,11 @@ def draws(function, keys):
 # --- boxes ------------------------------------------------------------------------------------------------------------
 
 
-def crop_by_pillow(image, start, extent):
+def crop_by_pillow(image, start, extent, method="bilinear"):
     (top, left), (high, wide) = start.tolist(), extent.tolist()
     channels = [Image.fromarray(np.ascontiguousarray(channel)) for channel in np.moveaxis(image, -1, 0)]
     crops = [channel.crop((left, top, left + wide, top + high)) for channel in channels]
-    return np.stack([crop.resize(image.shape[1::-1], Image.Resampling.BILINEAR) for crop in crops], axis=-1)
+    return np.stack([crop.resize(image.shape[1::-1], Image.Resampling[method.upper()]) for crop in crops], axis=-1)
 
 
 def test_resized_crop_enlarges_a_box_as_pillow_does():
@@ -73,6 +74,46 @@ def test_any_box_can_be_cropped():
     assert (new[1] == images[1, 5, 6]).all()  # one pixel
     expected = [crop_by_pillow(*each) for each in zip(images, start, extent, strict=True)]
     np.testing.assert_allclose(new, expected, atol=1e-3)
+
+
+def mean_over_intervals(image, start, extent):
+    """Resize a box to the whole image: each pixel is the mean over the interval that it covers, on both axes."""
+    for axis in (0, 1):
+        size, step = image.shape[axis], extent[axis] / image.shape[axis]
+        edges = np.arange(size)
+        lines = np.moveaxis(image, axis, 0)
+        means = []
+        for i in range(size):
+            low, high = start[axis] + i * step, start[axis] + (i + 1) * step
+            share = np.clip(np.minimum(high, edges + 1) - np.maximum(low, edges), 0, None) / step
+            means.append(np.tensordot(share, lines, 1))
+        image = np.moveaxis(np.array(means), 0, axis)
+    return image
+
+
+@pytest.mark.parametrize("interpolation", ["random", "any"])
+def test_crops_are_interpolated_by_a_drawn_method(interpolation):
+    """As Pillow's methods (the area that of OpenCV and TensorFlow), each as often; the boxes do not depend on it."""
+    index, images, targets = make_batch(32, 8, 16)  # no position lies between two pixels
+    new, _ = run(f"resized_crop(area=0.05, ratio=0.5, interpolation={interpolation})", index, images, targets)
+    start, extent = draws(lambda key: photo.draw_box(key, 0.05, 1.0, 0.5, 8, 16), keys_of(32))
+    methods = INTERPOLATIONS[interpolation]
+    which = draws(lambda key: photo.draw_method(key, len(methods)), keys_of(32))
+    assert set(which) == set(range(len(methods)))
+    for image, got, box, n in zip(images, new, zip(start, extent, strict=True), which, strict=True):
+        if methods[n] == "area":
+            expected = mean_over_intervals(image, *box)
+        else:
+            expected = np.clip(crop_by_pillow(image, *box, methods[n]), 0, 255)
+        np.testing.assert_allclose(got, expected, atol=2e-3, err_msg=methods[n])
+    many = draws(lambda key: photo.draw_method(key, len(methods)), keys_of(4000))
+    np.testing.assert_allclose(np.bincount(many) / 4000, 1 / len(methods), atol=0.04)
+
+
+def test_a_crop_of_the_whole_image_is_the_image_by_every_method():
+    index, images, targets = make_batch(32, 8, 16)
+    new, _ = run("resized_crop(area=1, ratio=1, interpolation=any)", index, images, targets)
+    np.testing.assert_allclose(new, images, atol=1e-4)
 
 
 def test_boxes_are_distributed_as_documented():

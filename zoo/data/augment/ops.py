@@ -16,12 +16,14 @@ import ast
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from zoo.data.augment.auto import rand_augment, trivial_augment
+from zoo.data.augment.interpolation import INTERPOLATIONS
 from zoo.data.augment.mixing import cutmix, cutout, mixup, mixup_or_cutmix
 from zoo.data.augment.photo import (
     colour_jitter,
@@ -80,7 +82,11 @@ MAXIMUM = {
 }
 
 
-def parse(text: str) -> tuple[str, dict[str, float]]:
+#: Values of the parameters that are names.
+CHOICES = {"interpolation": tuple(INTERPOLATIONS)}
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
     """Parse the text of an operation; nothing in it is ever executed.
 
     Example:
@@ -88,7 +94,8 @@ def parse(text: str) -> tuple[str, dict[str, float]]:
         ('affine', {'rotate': 10, 'shift': 2})
 
     Args:
-        text: NAME or NAME(number, ..., argument=number, ...), with a name in AUGMENTATIONS.
+        text: NAME or NAME(number, ..., argument=number, ...), with a name in AUGMENTATIONS. Arguments in CHOICES are
+            names rather than numbers.
 
     Returns:
         The name, and the arguments by name.
@@ -115,18 +122,29 @@ def parse(text: str) -> tuple[str, dict[str, float]]:
             f"{where}: {name} takes {', '.join(parameters) or 'no arguments'}, not {len(call.args)} values"
         )
     arguments = [*zip(parameters, call.args, strict=False), *((str(k.arg), k.value) for k in call.keywords)]
-    numbers: dict[str, float] = {}
+    numbers: dict[str, Any] = {}
     for argument, node in arguments:
         if argument not in parameters:
             raise ValueError(f"{where}: {name} has no argument {argument!r}; {_suggest(argument, list(parameters))}")
         if argument in numbers:
             raise ValueError(f"{where}: {argument} appears twice")
+        if argument in CHOICES:
+            numbers[argument] = _choice(f"{where}: {argument}", node, CHOICES[argument])
+            continue
         bounds = MINIMUM.get(argument, 0), MAXIMUM.get(argument, math.inf)
         numbers[argument] = _number(f"{where}: {argument}", node, parameters[argument], *bounds)
     chosen = parameters | numbers
     if "low" in chosen and chosen["high"] < chosen["low"]:
         raise ValueError(f"{where}: high={chosen['high']:g} must be at least low={chosen['low']:g}")
     return name, numbers
+
+
+def _choice(where: str, node: ast.expr, choices: tuple[str, ...]) -> str:
+    value = node.id if isinstance(node, ast.Name) else node.value if isinstance(node, ast.Constant) else None
+    if value not in choices:
+        hint = did_you_mean(str(value), choices) or f"choose from {', '.join(choices)}"
+        raise ValueError(f"{where} must be a name, not {ast.unparse(node)}; {hint}")
+    return str(value)
 
 
 def _number(where: str, node: ast.expr, default: float, lower: float, upper: float) -> float:

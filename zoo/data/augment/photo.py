@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from zoo.data.augment.pixels import box_mask
+from zoo.data.augment.interpolation import INTERPOLATIONS
+from zoo.data.augment.pixels import box_mask, box_weights
 
 # --- boxes ------------------------------------------------------------------------------------------------------------
 
@@ -38,44 +39,62 @@ def draw_box(key: Array, smallest: float, largest: float, ratio: float, height: 
     return jax.random.randint(place_key, (2,), 0, size - extent + 1), extent
 
 
-def crop_and_resize(images: Array, start: Array, extent: Array) -> Array:
-    """Enlarge boxes to the size of the images, bilinear.
-
-    Implemented as products with interpolation weights. Enlarging needs no antialiasing, and pixels outside the box are
-    not used.
+def crop_and_resize(
+    images: Array, start: Array, extent: Array, methods: Sequence[str] = ("bilinear",), which: Array | int = 0
+) -> Array:
+    """Enlarge boxes to the size of the images, by products with the weights of `box_weights`.
 
     Args:
-        images: float32 [B, H, W, C].
+        images: float32 [B, H, W, C] in 0..255; bicubic results are clipped to that.
         start: int [B, 2], (row, column) of the first pixel of each box.
         extent: int [B, 2], (height, width) of each box, which lies inside the image.
+        methods: methods of interpolation.
+        which: int [B], the method of each image, or that of all.
 
     Returns:
         float32 [B, H, W, C].
     """
 
     def weights(axis: int, size: int) -> Array:  # [B, out, in]
-        first, length = start[:, axis, None], extent[:, axis, None]
-        pixels = jnp.arange(size)
-        position = first + pixels + (pixels + 0.5) * ((length - size) / size)  # exact if the box is the whole image
-        position = jnp.clip(position, first, first + length - 1)
-        return jnp.maximum(0, 1 - jnp.abs(position[..., None] - pixels))
+        chosen = box_weights(start[:, axis], extent[:, axis], size, methods[0])
+        for n, method in enumerate(methods[1:], 1):
+            other = box_weights(start[:, axis], extent[:, axis], size, method)
+            chosen = jnp.where(jnp.reshape(jnp.equal(which, n), (-1, 1, 1)), other, chosen)
+        return chosen
 
     height, width = images.shape[1:3]
     images = jnp.einsum("bij,bjkc->bikc", weights(0, height), images, precision="highest")
-    return jnp.einsum("bij,bkjc->bkic", weights(1, width), images, precision="highest")
+    images = jnp.einsum("bij,bkjc->bkic", weights(1, width), images, precision="highest")
+    return jnp.clip(images, 0, 255) if "bicubic" in methods else images
+
+
+def draw_method(key: Array, count: int) -> Array:
+    """Draw a method of interpolation, int32 in 0 … count - 1, independent of the box that the key gives."""
+    return jax.random.randint(jax.random.split(key, 3)[2], (), 0, count)
 
 
 def resized_crop(
-    keys: Array, index: Array, images: Array, targets: Array, fill: Array, *, area: float = 0.08, ratio: float = 0.75
+    keys: Array,
+    index: Array,
+    images: Array,
+    targets: Array,
+    fill: Array,
+    *,
+    area: float = 0.08,
+    ratio: float = 0.75,
+    interpolation: str = "bilinear",
 ) -> tuple[Array, Array]:
     """Crop a random box and resize it to the size of the image (Szegedy et al. 2014, arXiv:1409.4842, section 6).
 
     As in torchvision, the area is uniform between `area` and 1, as a share of the image, and the aspect ratio
     log-uniform between `ratio` and 1/ratio, in units of the image's. The paper uses 8 to 100 % and 3/4 to 4/3.
+    `interpolation` is a key of INTERPOLATIONS: the paper draws any of four methods, timm bilinear or bicubic.
     """
     height, width = images.shape[1:3]
     start, extent = jax.vmap(lambda key: draw_box(key, area, 1.0, ratio, height, width))(keys)
-    return crop_and_resize(images, start, extent), targets
+    methods = INTERPOLATIONS[interpolation]
+    which = jax.vmap(lambda key: draw_method(key, len(methods)))(keys) if len(methods) > 1 else 0
+    return crop_and_resize(images, start, extent, methods, which), targets
 
 
 def draw_scale(key: Array, low: float, high: float, height: int, width: int) -> tuple[Array, Array]:

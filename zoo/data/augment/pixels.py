@@ -31,6 +31,41 @@ def sample_bilinear(images: Array, coordinates: Array, fill: Array) -> Array:
     return (1 - dy) * upper + dy * lower
 
 
+def box_weights(start: Array, extent: Array, size: int, method: str) -> Array:
+    """Return the weights that enlarge parts of a line of pixels to the whole line.
+
+    Enlarging needs no antialiasing, and pixels outside the part are not used.
+
+    Args:
+        start: int [B], first pixel of each part.
+        extent: int [B], pixels of each part, at most `size`.
+        size: pixels of the line.
+        method: "nearest", "bilinear", "bicubic" (Keys 1981, with -0.5, as in Pillow), or "area", the mean over the
+            interval that a pixel of the result covers.
+
+    Returns:
+        float32 [B, size, size], from pixel of the line (last axis) to pixel of the result.
+    """
+    first, length = start[:, None], extent[:, None]
+    pixels = jnp.arange(size)
+    last = first + length - 1
+    if method == "nearest":
+        return jax.nn.one_hot(first + (2 * pixels + 1) * length // (2 * size), size)
+    if method == "area":
+        low, high = (first[..., None] + (pixels[:, None] + end) * (length[..., None] / size) for end in (0, 1))
+        overlap = jnp.minimum(high, pixels + 1) - jnp.maximum(low, pixels)
+        return jnp.maximum(0, overlap) * (size / length[..., None])
+    position = first + pixels + (pixels + 0.5) * ((length - size) / size)  # exact if the part is the whole line
+    if method == "bilinear":
+        return jnp.maximum(0, 1 - jnp.abs(jnp.clip(position, first, last)[..., None] - pixels))
+    distance = jnp.abs(position[..., None] - pixels)
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    weights = jnp.where(distance < 1, near, jnp.where(distance < 2, far, 0))
+    weights = jnp.where((pixels >= first[..., None]) & (pixels <= last[..., None]), weights, 0)
+    return weights / weights.sum(-1, keepdims=True)
+
+
 def translate(images: Array, offsets: Array, fill: Array | None, reach: int) -> Array:
     """Translate images by whole pixels.
 
