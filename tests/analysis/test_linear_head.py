@@ -112,6 +112,8 @@ def test_the_checkpoint_has_the_probabilities_of_the_probe(mlp, tmp_path, kind, 
     result = zoo.evaluate(tmp_path / "headed", data)
     assert result.accuracy == probed.metrics.accuracy == again.card.metrics["test"]["accuracy"]
     assert result.loss == pytest.approx(probed.metrics.loss, rel=1e-4)
+    assert again.card.calibration == probed.calibration is not None
+    assert result.unlike_training == pytest.approx(probed.metrics.unlike_training)
 
 
 def test_auxiliary_heads_are_left_out():

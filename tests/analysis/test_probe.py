@@ -9,6 +9,7 @@ from zoo.analysis.features import Features, endpoints, load_features
 from zoo.cli import main
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.sources import from_arrays
+from zoo.inference.calibrate import fit_temperature
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +76,37 @@ def test_a_probe_separates_linear_clusters(kind, classes):
     assert probed.metrics["accuracy"] > 0.85 and probed.metrics["examples"] == 200 and probed.folds == 5
     rows, labels = extracted.splits["test"]
     assert probed.metrics["accuracy"] == pytest.approx((probed.classifier.predict(rows) == labels).mean())
-    if kind == "softmax":  # the loss is that of the classifier's own probabilities
+    if kind == "softmax":  # without the temperature, the loss is that of the classifier's own probabilities
         probabilities = probed.classifier.predict_proba(rows)[np.arange(200), labels]
-        assert probed.metrics["loss"] == pytest.approx(-np.log(probabilities).mean(), rel=1e-3)
+        loss = (probed.metrics.uncalibrated or {"loss": probed.metrics.loss})["loss"]
+        assert loss == pytest.approx(-np.log(probabilities).mean(), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "svm"])
+def test_a_probe_is_calibrated_on_examples_held_out_by_cross_validation(kind):
+    """The independent answer: scikit-learn's held-out scores of the same folds."""
+    from sklearn.base import clone
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    rng = np.random.default_rng(0)
+    rows = rng.normal(0, 1, (160, 10)).astype(np.float32)
+    labels = (rows[:, 0] + rng.normal(0, 1, 160) > 0).astype(np.int32)
+    probed = zoo.probe(
+        Features({"train": (rows[:100], labels[:100]), "test": (rows[100:], labels[100:])}, ("a", "b")), kind
+    )
+    order = np.random.default_rng(0).permutation(100)
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    scores = cross_val_predict(
+        clone(probed.classifier), rows[order], labels[order], cv=folds, method="decision_function"
+    )
+    logits = np.stack([0 * scores if kind == "softmax" else -scores, scores], 1)
+    calibration = probed.calibration
+    assert calibration.split == "cross-validation" and calibration.examples == 100
+    assert calibration.temperature == pytest.approx(fit_temperature(logits, labels[order]), rel=1e-4)
+    energy = np.log(np.exp(logits).sum(1))
+    assert calibration.energy_threshold == pytest.approx(np.quantile(energy, 0.05), abs=1e-4)
+    own = (probed.classifier.decision_function(rows[100:]) > 0) == labels[100:]
+    assert probed.metrics.accuracy == pytest.approx(own.mean()) and probed.metrics.uncalibrated is not None
 
 
 def test_the_test_split_does_not_influence_training():

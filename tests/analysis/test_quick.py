@@ -45,6 +45,7 @@ def test_a_run_has_checkpoint_metrics_and_results(network, photos, capsys):
         result = zoo.evaluate(loaded, "photos", split)
         assert result.accuracy == results[split]["accuracy"] == loaded.card.metrics[split]["accuracy"]
         assert result.loss == pytest.approx(results[split]["loss"], rel=1e-4)
+    assert loaded.card.calibration is None and "Probabilities are not calibrated: only 8 validation images" in out
     assert loaded.card.recipe is None and loaded.card.source.startswith("linear softmax head on frozen features of")
     assert loaded.card.data["source"] == "photos" and loaded.card.command.startswith("zoo train --quick")
     jax.tree.map(
@@ -53,6 +54,22 @@ def test_a_run_has_checkpoint_metrics_and_results(network, photos, capsys):
     )  # fmt: skip
     code, out, _ = run_command(capsys, *words)
     assert code == 0 and "This run is finished" in out
+
+
+def test_the_head_is_calibrated_on_the_validation_split(network, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 600)
+    levels = rng.normal(60 + 50 * labels, 50)[:, None, None, None] + rng.normal(0, 20, (600, 8, 8, 1))
+    data = zoo.data.sources.from_arrays((np.clip(levels, 0, 255).astype(np.uint8), labels))
+    checkpoint = zoo.fit_head(data, init=network, workdir=tmp_path / "run", quiet=True)
+    calibration, metrics = zoo.load(tmp_path / "run" / "best").card.calibration, checkpoint.card.metrics
+    assert calibration.split == "validation" and calibration.examples == metrics["validation"]["examples"]
+    assert calibration.loss_after == pytest.approx(metrics["validation"]["loss"], rel=1e-4)
+    assert calibration.loss_before == pytest.approx(checkpoint.history[0]["validation_loss"], rel=1e-4)
+    assert calibration.temperature != 1 and calibration.loss_after < calibration.loss_before
+    result = zoo.evaluate(checkpoint, data)
+    assert result.loss == pytest.approx(metrics["test"]["loss"], rel=1e-4)
+    assert result.uncalibrated["loss"] == pytest.approx(metrics["test"]["uncalibrated"]["loss"], rel=1e-4)
 
 
 def test_the_head_is_the_one_that_is_best_on_validation(network, photos):

@@ -24,7 +24,8 @@ def attach_head(
 ) -> Checkpoint:
     """Return the network whose features a probe was trained on, with the probe's classifier as its head.
 
-    Its probabilities are those of the probe. Auxiliary heads, which matter in training only, are left out.
+    Its probabilities are those of the probe, with its calibration. Auxiliary heads, which matter in training only, are
+    left out.
 
     Args:
         checkpoint: the Checkpoint, or a folder or name that `load` takes.
@@ -133,4 +134,5 @@ def _card(old: Card, model: nn.Module, probed: ProbeResult, checkpoint: Any, com
         + f"; trained on {' and '.join(probed.trained_on)}, penalty C {probed.strength:g} per 1,000 examples, chosen "
         + chosen,
         command=command,
+        calibration=probed.calibration,
     )

@@ -14,8 +14,11 @@ import jax
 import numpy as np
 
 from zoo.analysis.features import Features, Origin
+from zoo.checkpoint.calibration import Calibration
 from zoo.data.content_sketch import ContentSketch
 from zoo.inference import metrics
+from zoo.inference.calibrate import fit_calibration, temperature_of
+from zoo.inference.softmax import log_probabilities
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # C, the inverse of the L2 penalty, per 1,000 examples
 FOLDS = 5
@@ -30,7 +33,8 @@ class ProbeResult(NamedTuple):
     """The result of a linear probe.
 
     Attributes:
-        metrics: metrics of the test split, as `evaluate` returns them; of the validation split if there is no test.
+        metrics: metrics of the test split, as `evaluate` returns them, with the calibration; of the validation split if
+            there is no test.
         strength: C of the classifier, per 1,000 examples.
         cross_validated: mean accuracy over the folds at this strength; NaN if it was chosen on the validation split.
         folds: number of folds; 0 if it was chosen on the validation split.
@@ -45,6 +49,9 @@ class ProbeResult(NamedTuple):
         trained_on: splits that the classifier was trained on.
         validation: metrics of the validation split, if it was not trained on.
         images: sketch of the images that it was trained on; None if unknown.
+        calibration: fitted on outputs for examples that the classifier, or that of a fold, was not trained on; None if
+            there are too few.
+        uncalibrated: reason if `calibration` is None or its temperature is 1.
     """
 
     metrics: metrics.Metrics
@@ -62,6 +69,8 @@ class ProbeResult(NamedTuple):
     trained_on: tuple[str, ...] = ("train",)
     validation: metrics.Metrics | None = None
     images: ContentSketch | None = None
+    calibration: Calibration | None = None
+    uncalibrated: str = ""
 
 
 def probe(
@@ -69,8 +78,9 @@ def probe(
 ) -> ProbeResult:
     """Train a linear classifier on the train and validation splits and evaluate it on the test split.
 
-    Features are standardised. The strength of the penalty is chosen by cross-validation within train and validation.
-    Without a test split the classifier is trained on train alone and evaluated on validation.
+    Features are standardised. The strength of the penalty is chosen by cross-validation within train and validation,
+    and the calibration is fitted on the outputs of the folds for their held-out examples. Without a test split the
+    classifier is trained on train alone and evaluated on validation.
 
     Args:
         features: the result of `zoo.features` or `load_features`.
@@ -98,23 +108,49 @@ def probe(
             f"{', '.join(features.splits)}"
         )
     rows, labels = _training_rows(features, trained_on)
-    from sklearn.model_selection import cross_val_score
+    from sklearn.model_selection import cross_validate
 
     subset = np.random.default_rng(seed).permutation(len(labels))[:CROSS_VALIDATED]
     folds = _folds(labels[subset], seed)
-    accuracy = {}
+    accuracy, classifiers = {}, {}
     with _IgnoreConvergence():
         for strength in STRENGTHS:
             classifier = _classifier(kind, strength, len(subset), class_weights)
-            accuracy[strength] = cross_val_score(classifier, rows[subset], labels[subset], cv=folds).mean()
+            scored = cross_validate(classifier, rows[subset], labels[subset], cv=folds, return_estimator=True)
+            accuracy[strength], classifiers[strength] = scored["test_score"].mean(), scored["estimator"]
         best = max(STRENGTHS, key=lambda strength: (round(accuracy[strength], 6), -strength))
         classifier = _classifier(kind, best, len(labels), class_weights).fit(rows, labels)
-    kernel, bias = linear_map(classifier, kind, len(features.class_names))
-    result = _evaluate(kernel, bias, kind, labels, *features.splits[held_out], features.class_names)
+    num_classes = len(features.class_names)
+    held_out_outputs = _held_out(rows[subset], labels[subset], folds, classifiers[best], kind, num_classes)
+    calibration, reason = _calibrate(*held_out_outputs, "cross-validation")
+    kernel, bias = linear_map(classifier, kind, num_classes)
+    result = _evaluate(kernel, bias, kind, labels, *features.splits[held_out], features.class_names, calibration)
     return ProbeResult(
         result, best, float(accuracy[best]), len(folds), classifier, held_out, kernel, bias, kind,
         features.class_names, features.about, features.origin, trained_on, images=_sketch(features, trained_on),
+        calibration=calibration, uncalibrated=reason,
     )  # fmt: skip
+
+
+def _held_out(
+    rows: np.ndarray, labels: np.ndarray, folds: Sequence[Any], classifiers: Sequence[Any], kind: str, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (logits float32 [M, K], labels [M]) of the folds' classifiers for the examples held out of each.
+
+    Examples of a class that a fold has not trained on are left out: no classifier of all examples has such a class.
+    """
+    logits, truth = [], []
+    for (_, held_out), classifier in zip(folds, classifiers, strict=True):
+        known = held_out[np.isin(labels[held_out], classifier.classes_)]
+        kernel, bias = linear_map(classifier, kind, num_classes)
+        logits.append((rows[known] @ kernel + bias).astype(np.float32))
+        truth.append(labels[known])
+    return np.concatenate(logits), np.concatenate(truth)
+
+
+def _calibrate(logits: np.ndarray, labels: np.ndarray, examples: str) -> tuple[Calibration | None, str]:
+    """Fit the calibration of a linear classifier; arguments and result as in `fit_calibration`."""
+    return fit_calibration(logits, np.asarray(jax.nn.logsumexp(logits, axis=-1)), labels, examples)
 
 
 def _sketch(features: Features, splits: Sequence[str]) -> ContentSketch | None:
@@ -149,17 +185,20 @@ def fit_on_validation(
         result = _evaluate(kernel, bias, kind, labels, *features.splits["validation"], names)
         score = (result.accuracy, -result.loss)
         if not best or score > best[0]:
-            best = (score, strength, classifier, kernel, bias, result)
+            best = (score, strength, classifier, kernel, bias)
         if on_fit:
             on_fit(tried)
-    _, strength, classifier, kernel, bias, validation = best
-    split = "test" if "test" in features.splits else "validation"
-    result = validation
-    if split == "test":
-        result = _evaluate(kernel, bias, kind, labels, *features.splits["test"], names)
+    _, strength, classifier, kernel, bias = best
+    held_out, truth = features.splits["validation"]
+    calibration, reason = _calibrate((held_out @ kernel + bias).astype(np.float32), truth, "validation")
+    results = {
+        split: _evaluate(kernel, bias, kind, labels, *features.splits[split], names, calibration)
+        for split in ("validation", "test") if split in features.splits
+    }  # fmt: skip
+    split = list(results)[-1]
     return ProbeResult(
-        result, strength, float("nan"), 0, classifier, split, kernel, bias, kind, names, features.about,
-        features.origin, ("train",), validation,
+        results[split], strength, float("nan"), 0, classifier, split, kernel, bias, kind, names, features.about,
+        features.origin, ("train",), results["validation"], calibration=calibration, uncalibrated=reason,
     )  # fmt: skip
 
 
@@ -247,7 +286,7 @@ def linear_map(classifier: Any, kind: str, num_classes: int) -> tuple[np.ndarray
 
 
 def evaluate_head(probed: ProbeResult, rows: np.ndarray, labels: np.ndarray) -> metrics.Metrics:
-    """Return the metrics of a probe on features [N, D] and labels [N]."""
+    """Return the metrics of a probe on features [N, D] and labels [N], without its calibration."""
     return _evaluate(probed.kernel, probed.bias, probed.kind, labels, rows, labels, probed.class_names)
 
 
@@ -259,12 +298,20 @@ def _evaluate(
     rows: np.ndarray,
     labels: np.ndarray,
     names: Sequence[str],
+    calibration: Calibration | None = None,
 ) -> metrics.Metrics:
     logits = (rows @ kernel + bias).astype(np.float32)
     logs = jax.nn.log_softmax(logits)
     losses = -logs[np.arange(len(rows)), labels]
     sums = metrics.batch_sums(jax.numpy.asarray(logits), jax.numpy.asarray(labels), jax.numpy.ones(len(rows)), losses)
     result = metrics.summarise(metrics.add(None, sums), names, np.exp(np.asarray(logs)), labels)
+    if (temperature := temperature_of(calibration)) != 1:
+        scaled = log_probabilities(logits, temperature)
+        losses = -scaled[np.arange(len(rows)), labels]
+        result = metrics.calibrated(result, losses, np.exp(scaled).astype(np.float32), labels)
+    if calibration is not None:
+        unlike = np.asarray(jax.nn.logsumexp(logits, axis=-1)) < calibration.energy_threshold
+        result = dataclasses.replace(result, unlike_training=float(np.mean(unlike)))
     notes = [*result.notes]
     unknown = [names[label] for label in np.unique(labels) if label not in trained_labels]
     if unknown:

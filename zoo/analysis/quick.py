@@ -151,15 +151,15 @@ def _fit(plan: Plan, display: Display, workers: int | None) -> None:
         f"linear softmax head on frozen features of {init.origin}, fitted with jax-model-zoo; penalty C "
         f"{fitted.strength:g} per 1,000 examples, chosen on the validation split"
     )
-    report.save_best(plan, variables, progress, brief, source=source)
-    report.write_results(plan, progress, results, display)
+    report.save_best(plan, variables, progress, brief, fitted.calibration, source)
+    report.write_results(plan, progress, results, display, (fitted.calibration, fitted.uncalibrated))
     runs.append_timing(plan.folder, 0, 1, total, time.monotonic() - start)
 
 
 def _row(features: Features, fitted: ProbeResult) -> dict[str, Any]:
     """Return the row of metrics.jsonl."""
     train = evaluate_head(fitted, *features.splits["train"])
-    validation = fitted.validation or fitted.metrics
+    validation = evaluate_head(fitted, *features.splits["validation"])
     return {
         "step": 0,
         "epoch": 0.0,

@@ -16,15 +16,16 @@ class Calibration:
 
     Attributes:
         temperature: divisor of the logits (Guo et al. 2017, arXiv:1706.04599); 1 if none could be fitted.
-        split: the split that it was fitted on.
-        examples: number of examples of that split.
-        loss_before: mean cross-entropy on that split with temperature 1.
+        split: the split that it was fitted on; "cross-validation" for a linear probe, whose folds each give the outputs
+            for their held-out examples.
+        examples: number of examples that it was fitted on.
+        loss_before: their mean cross-entropy with temperature 1.
         loss_after: the same with `temperature`.
-        ece_before: expected calibration error on that split with temperature 1.
+        ece_before: their expected calibration error with temperature 1.
         ece_after: the same with `temperature`.
         energy_threshold: log-sum-exp of the logits below which an image is unlike those of training (Liu et al. 2020,
             arXiv:2010.03759).
-        energy_kept: share of the split's examples that have at least this energy.
+        energy_kept: share of these examples that have at least this energy.
     """
 
     temperature: float

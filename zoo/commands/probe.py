@@ -28,6 +28,7 @@ def run(options: argparse.Namespace) -> int:
     from zoo.analysis.linear_head import attach_head, model_with_classes
     from zoo.inference import metrics
     from zoo.inference.evidence import describe_evidence
+    from zoo.training.report import describe_calibration
 
     if options.output:
         require_new_checkpoint(options.output)
@@ -56,6 +57,10 @@ def run(options: argparse.Namespace) -> int:
         probed.metrics, "`zoo train --folds 5` tests on every image once.",
         "Check the labels with `zoo data`, or try another layer with --at.",
     )  # fmt: skip
+    lines = [
+        *describe_calibration(probed.calibration, probed.uncalibrated, {probed.split: probed.metrics}),
+        *lines,
+    ]
     saved = ""
     if options.output and features.origin:
         command = shlex.join(["zoo", *options.words])

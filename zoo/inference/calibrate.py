@@ -61,7 +61,7 @@ def fit_calibration(logits: np.ndarray, energy: np.ndarray, labels: np.ndarray, 
         logits: float [N, K].
         energy: float [N], as in `evaluate.Outputs`.
         labels: true classes, int [N].
-        split: name of the split.
+        split: name of the split, or "cross-validation" if each image was held out of the training of its outputs.
 
     Returns:
         (Calibration, reason why its temperature is 1 or ""), or (None, reason).

@@ -271,9 +271,10 @@ def describe_calibration(calibration: Calibration | None, reason: str, results: 
         before = (result.uncalibrated or {}).get("ece")
         if before is not None and result.ece is not None:
             errors.append(f"{name} {100 * before:.2f} % -> {100 * result.ece:.2f} %")
+    images = "validation images" if calibration.split == "validation" else f"images by {calibration.split}"
     return [
-        f"Temperature {calibration.temperature:.3f}, fitted on {calibration.examples:,} validation images; calibration "
-        f"error: {', '.join(errors)}"
+        f"Temperature {calibration.temperature:.3f}, fitted on {calibration.examples:,} {images}; calibration error: "
+        f"{', '.join(errors)}"
     ]
 
 
