@@ -32,6 +32,7 @@ from zoo.training.plan import make_plan
 from zoo.training.recipe import Recipe, parse_field
 from zoo.training.request import DEFAULT_DATA, TrainRequest
 from zoo.training.settings import RECIPE_FIELDS
+from zoo.training.trackers import parse_trackers
 from zoo.trees import match_leaves
 
 
@@ -93,6 +94,7 @@ def fit(
     mesh: str = "",
     quiet: bool = False,
     workers: int | None = None,
+    log: str | Sequence[str] = (),
     **changes: Any,
 ) -> Checkpoint:
     """Train a model, as `zoo train` does. An unfinished run of the same configuration is resumed.
@@ -113,6 +115,7 @@ def fit(
         mesh: "data=4,model=2", "fsdp=8", …; by default all devices along "data".
         quiet: print nothing.
         workers: threads that read data which is not kept in memory; they affect speed only.
+        log: experiment trackers that get the run as well: "wandb", "mlflow" or a list of both.
         **changes: fields of the recipe to change; micro_batch="auto" uses the largest that fits into memory.
 
     Returns:
@@ -130,7 +133,8 @@ def fit(
         parallel=parallel, mesh=mesh, changes=changes,
     )  # fmt: skip
     say = (lambda line: None) if quiet else print
-    return loop.fit(make_plan(request, say), quiet=quiet, workers=workers, write_page=page_writer())
+    trackers = parse_trackers(log, "fit: log")
+    return loop.fit(make_plan(request, say), quiet=quiet, workers=workers, write_page=page_writer(), log=trackers)
 
 
 def cross_validate(
@@ -142,6 +146,7 @@ def cross_validate(
     group: str | None = None,
     quiet: bool = False,
     workers: int | None = None,
+    log: str | Sequence[str] = (),
     **arguments: Any,
 ) -> CrossValidation:
     """Train once per fold, as `zoo train --folds` does, so that every image is tested once.
@@ -158,6 +163,7 @@ def cross_validate(
             name, such as patient or subject.
         quiet: print nothing.
         workers: threads that read data which is not kept in memory.
+        log: as in `fit`; each fold is a run, in a group with the others.
         **arguments: further arguments of `fit`; `workdir` is the folder of all runs.
 
     Returns:
@@ -175,7 +181,8 @@ def cross_validate(
     known = {name: arguments.pop(name) for name in names if name in arguments}
     request = _train_request("cross_validate", model, data, recipe, **known, changes=arguments)
     say = (lambda line: None) if quiet else print
-    fit_plan = partial(loop.fit, quiet=quiet, workers=workers, write_page=page_writer())
+    trackers = parse_trackers(log, "cross_validate: log")
+    fit_plan = partial(loop.fit, quiet=quiet, workers=workers, write_page=page_writer(), log=trackers)
     return cross_validation.cross_validate(request, count, group, fit_plan, say)
 
 

@@ -1,5 +1,6 @@
 """`zoo show`: filters, attribution and feature maps, units, and embeddings, as pictures."""
 
+import sys
 from pathlib import Path
 
 import jax
@@ -96,6 +97,24 @@ def test_an_embedding(folder, tmp_path, capsys):
     assert_picture(tmp_path / "a.png")
 
 
+def test_umap_separates_clusters_and_is_named_where_missing(monkeypatch, folder, tmp_path, capsys):
+    words = ("show", folder, "--features", "digits", "--limit", 8, "--umap", "-o", tmp_path / "a.png")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "umap", None)
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        code, _, err = run_command(capsys, *words)
+    assert code == 2 and err.splitlines() == [
+        "zoo show: UMAP: umap-learn is not installed; type pip install 'jax-model-zoo[umap]'"
+    ]
+    pytest.importorskip("umap")
+    assert run_command(capsys, *words)[0] == 0
+    rng = np.random.default_rng(0)
+    points = embedding.project_umap(np.concatenate([rng.normal(size=(30, 5)), rng.normal(20, 1, (30, 5))]), 0)
+    centres = points[:30].mean(0), points[30:].mean(0)
+    assert np.linalg.norm(centres[0] - centres[1]) > 3 * max(points[:30].std(0).max(), points[30:].std(0).max())
+    assert [len(embedding.project_umap(rng.normal(size=(n, 5)), 0)) for n in (4, 5)] == [4, 5]
+
+
 def test_principal_components_are_those_of_scikit_learn():
     from sklearn.decomposition import PCA
 
@@ -115,6 +134,7 @@ def test_principal_components_are_those_of_scikit_learn():
         (("--unit", "stage1:8"), "0 to 7"),
         (("--unit", "stage1"), "STAGE:NUMBER"),
         (("--target", "3"), "--image"),
+        (("--umap",), "--features"),
         (("--features", "digits", "--split", "nothing"), "nothing"),
         (("--image", "missing.png"), "missing.png"),
         (("--image", ROOT / "docs" / "digit.png", "--target", "eleven"), "eleven"),

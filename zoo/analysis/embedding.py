@@ -1,5 +1,7 @@
-"""Features of a data set in the plane: PCA and t-SNE."""
+"""Features of a data set in the plane: PCA, t-SNE and, where it is installed, UMAP."""
 
+import importlib.util
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +27,7 @@ class Embedding(NamedTuple):
         pca: the first two principal components, float32 [N, 2].
         explained: their shares of the variance.
         tsne: float32 [N, 2]; None for fewer than four images.
+        umap: float32 [N, 2]; None unless requested, and for fewer than four images.
         labels: int32 [N].
         class_names: one name per label.
         thumbnails: the network's inputs, uint8 [N, H, W, C].
@@ -38,6 +41,13 @@ class Embedding(NamedTuple):
     class_names: tuple[str, ...]
     thumbnails: np.ndarray
     about: str
+    umap: np.ndarray | None = None
+
+
+def require_umap() -> None:
+    """Raise ImportError unless umap-learn is installed."""
+    if importlib.util.find_spec("umap") is None:
+        raise ImportError("UMAP: umap-learn is not installed; type pip install 'jax-model-zoo[umap]'")
 
 
 def embed(
@@ -49,6 +59,7 @@ def embed(
     data_dir: str | None = None,
     limit: int = MAX_POINTS,
     seed: int = 0,
+    umap: bool = False,
     on_batch: Callable[[int], Any] | None = None,
 ) -> Embedding:
     """Compute the features of a data set and project them onto the plane.
@@ -60,12 +71,16 @@ def embed(
         split: name of the split; by default test if there is one, else the last.
         data_dir: folder of TensorFlow Datasets.
         limit: maximum number of images, evenly spaced.
-        seed: seed of t-SNE.
+        seed: seed of t-SNE and UMAP.
+        umap: also project by UMAP.
         on_batch: called with the number of images done.
 
     Raises:
         ValueError: for an unknown endpoint or split, and for fewer than two images.
+        ImportError: for UMAP without umap-learn.
     """
+    if umap:
+        require_umap()
     loaded = loading.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     dataset = limited(dataset, limit or MAX_POINTS)
@@ -81,6 +96,7 @@ def embed(
     return Embedding(
         components[:, :2], (explained[0], explained[1] if len(explained) > 1 else 0.0), project_tsne(components, seed),
         labels, features.class_names, thumbnails, f"{features.about}, {split} split",
+        project_umap(components, seed) if umap else None,
     )  # fmt: skip
 
 
@@ -109,3 +125,18 @@ def project_tsne(rows: np.ndarray, seed: int) -> np.ndarray | None:
 
     perplexity = min(30.0, (len(rows) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(rows).astype(np.float32)
+
+
+def project_umap(rows: np.ndarray, seed: int) -> np.ndarray | None:
+    """Return the UMAP projection of rows [N, D] (McInnes et al. 2018, arXiv:1802.03426), float32 [N, 2]."""
+    if len(rows) < 4:
+        return None
+    require_umap()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on the single thread that a seed requires
+        from umap import UMAP
+
+        # The spectral layout needs more points than dimensions.
+        init = "spectral" if len(rows) > 10 else "random"
+        neighbours = min(15, len(rows) - 1)
+        return np.asarray(UMAP(n_neighbors=neighbours, init=init, random_state=seed).fit_transform(rows), np.float32)

@@ -144,11 +144,13 @@ def _outline(axes: Any, found: TopImage, field: ReceptiveField | None) -> None:
 
 
 def draw_embedding(embedding: Embedding, path: Path, channels: str) -> None:
-    """Draw the features of a data set by PCA and t-SNE, coloured by class, with images at some of the points."""
+    """Draw the features of a data set by PCA, t-SNE and UMAP, coloured by class, with images at some of the points."""
     shares = " and ".join(f"{100 * share:.0f} %" for share in embedding.explained)
     panels = [(f"PCA ({shares} of the variance)", embedding.pca)]
     if embedding.tsne is not None:
         panels.append(("t-SNE", embedding.tsne))
+    if embedding.umap is not None:
+        panels.append(("UMAP", embedding.umap))
     figure = new_figure(7.2 * len(panels) + 1.2, 6.6)
     from matplotlib.lines import Line2D
 

@@ -7,7 +7,7 @@ split, becomes the network's head. The run's folder has the same files as that o
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from zoo.training.plan import Plan, make_plan
 from zoo.training.recipe import Recipe
 from zoo.training.request import TrainRequest
 from zoo.training.run import Logs, Progress
+from zoo.training.trackers import Tracking, parse_trackers
 
 #: Kind of head, as `RunConfig.head` names it.
 LINEAR = "linear"
@@ -46,6 +47,7 @@ def fit_head(
     limit: int = 0,
     quiet: bool = False,
     workers: int | None = None,
+    log: str | Sequence[str] = (),
 ) -> Checkpoint:
     """Fit a linear head to the frozen features of a network, as `zoo train --quick` does.
 
@@ -59,6 +61,7 @@ def fit_head(
         limit: maximum number of records per split; 0 for all.
         quiet: print nothing.
         workers: threads that read data which is not kept in memory; they affect speed only.
+        log: experiment trackers that get the run as well: "wandb", "mlflow" or a list of both.
 
     Returns:
         The checkpoint, with `history` (one row) and `workdir`.
@@ -82,7 +85,8 @@ def fit_head(
         head=LINEAR,
     )
     say = (lambda line: None) if quiet else print
-    return fit_plan(make_plan(prepare(request), say), quiet=quiet, workers=workers)
+    trackers = parse_trackers(log, "fit_head: log")
+    return fit_plan(make_plan(prepare(request), say), quiet=quiet, workers=workers, log=trackers)
 
 
 def prepare(request: TrainRequest) -> TrainRequest:
@@ -99,7 +103,9 @@ def prepare(request: TrainRequest) -> TrainRequest:
     return dataclasses.replace(request, recipe=recipe, parallelism=mesh.SINGLE_DEVICE)
 
 
-def fit_plan(plan: Plan, *, command: str = "", quiet: bool = False, workers: int | None = None) -> Checkpoint:
+def fit_plan(
+    plan: Plan, *, command: str = "", quiet: bool = False, workers: int | None = None, log: Sequence[str] = ()
+) -> Checkpoint:
     """Fit a linear head as a run with a folder of its own, and return the checkpoint.
 
     Args:
@@ -107,6 +113,7 @@ def fit_plan(plan: Plan, *, command: str = "", quiet: bool = False, workers: int
         command: command line to record in the run.
         quiet: print nothing.
         workers: threads that read data which is not kept in memory.
+        log: names of experiment trackers, as `parse_trackers` returns them.
 
     Raises:
         ValueError: if the folder holds another run.
@@ -115,12 +122,16 @@ def fit_plan(plan: Plan, *, command: str = "", quiet: bool = False, workers: int
         runs.open_folder(plan.folder, plan.config, command)
         report.describe(plan, display.say)
         stack.enter_context(runs.lock_folder(plan.folder))
+        tracking = stack.enter_context(Tracking(log, plan.folder, display.say, plan.config.fold is not None))
         if runs.is_finished(plan.folder):
             display.say(f"This run is finished: {plan.folder}. For another one, change an option or --workdir.")
             display.say(f"   try it: zoo predict {plan.folder / runs.BEST} IMAGE …")
         else:
             _fit(plan, display, workers)
-    return loop.read_result(plan)
+        result = loop.read_result(plan)
+        tracking.add(result.history)
+        tracking.finish()
+    return result
 
 
 def _fit(plan: Plan, display: Display, workers: int | None) -> None:

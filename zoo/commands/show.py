@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--at", metavar="ENDPOINT", default="features", help="Endpoint of --features: a stage or features (default)."
     )
+    parser.add_argument("--umap", action="store_true", help="Draw --features by UMAP too (needs umap-learn).")
     parser.add_argument(
         "--limit", metavar="N", type=count, default=0, help="Use at most N records (default: 2,000 for --features)."
     )
@@ -37,6 +38,12 @@ def run(options: argparse.Namespace) -> int:
     for name, needed in (("target", "image"), ("stage", "image"), ("data", "unit")):
         if getattr(options, name) is not None and getattr(options, needed) is None:
             raise ValueError(f"--{name} belongs to --{needed}")
+    if options.umap:
+        from zoo.analysis.embedding import require_umap
+
+        if options.features is None:
+            raise ValueError("--umap belongs to --features")
+        require_umap()
     start_jax()
     from zoo import loading
 
@@ -153,12 +160,14 @@ def choose_split(dataset: Any, name: str) -> str:
 
 
 def show_features(loaded: Any, options: argparse.Namespace) -> None:
-    """Draw the features of a data set by PCA and t-SNE."""
+    """Draw the features of a data set by PCA, t-SNE and UMAP."""
     from zoo.analysis import embedding, figures
     from zoo.data.sources import open_dataset
 
     dataset = open_dataset(options.features, options.data_dir)
     split = choose_split(dataset, options.split)
-    points = embedding.embed(loaded, dataset, options.at, split=split, limit=options.limit, on_batch=counter("images"))
+    points = embedding.embed(
+        loaded, dataset, options.at, split=split, limit=options.limit, umap=options.umap, on_batch=counter("images")
+    )
     print(f"{len(points.labels):,} images; {points.about}")
     figures.draw_embedding(points, Path(options.output), loaded.card.preprocess.channels)

@@ -9,7 +9,7 @@ from pathlib import Path
 from zoo.commands import SIGNAL_EXIT, count, require_writable, start_jax, words_without
 from zoo.commands.devices import parallelism_of
 from zoo.commands.streams import exit_at_once
-from zoo.commands.train import add_request_arguments, train_request
+from zoo.commands.train import add_log_option, add_request_arguments, train_request
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", metavar="N", type=count, default=1, help="Seeds per setting, from --seed on (default: 1).")
     add("--random", metavar="N", type=count, default=0, help="Draw N settings instead of trying every combination.")
     add("--workdir", metavar="DIR", help="Folder of the runs' folders (default: runs/).")
+    add_log_option(parser)
     add("-o", "--output", metavar="FILE.csv", help="Also write the table to this file.")
 
 
@@ -41,21 +42,24 @@ def run(options: argparse.Namespace) -> int:
     parallelism = parallelism_of(options)
     from zoo.inference.examples import write_csv
     from zoo.training.loop import InterruptedRunError
+    from zoo.training.trackers import parse_trackers
 
     def command_of(setting: dict[str, str], seed: int) -> str:
         """Return the command that trains this run alone."""
         sets = [word for field, value in setting.items() for word in ("--set", f"{field}={value}")]
         return shlex.join(["zoo", "train", *words, *sets, "--seed", str(seed)])
 
-    words = words_without(options.words[1:], ("--set", "--seeds", "--seed", "--random", "--workdir", "-o", "--output"))
+    own = ("--set", "--seeds", "--seed", "--random", "--workdir", "--log", "-o", "--output")
+    words = words_without(options.words[1:], own)
     options.set = []
+    trackers = parse_trackers(options.log)
     request = train_request(options, parallelism)
     command = shlex.join(["zoo", *options.words])
     seeds = range(first, first + options.seeds)
     try:
         trials = sweep.run_sweep(
             request, settings, seeds, partial(print, flush=True), folder=options.workdir, command=command_of,
-            workers=options.workers, second_signal=exit_at_once,
+            workers=options.workers, second_signal=exit_at_once, log=trackers,
         )  # fmt: skip
     except InterruptedRunError as stop:
         print(f"zoo sweep: Interrupted; {stop}. Repeat the command to resume: {command}", file=sys.stderr)

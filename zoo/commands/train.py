@@ -67,8 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Reproduce results to the bit on GPU too, at some cost in speed.",
     )
+    add_log_option(parser)
     add("--quiet", action="store_true", help="Print errors only.")
     add("--no-report", dest="report", action="store_false", help="Write no report.html at the end.")
+
+
+def add_log_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names experiment trackers, which `zoo sweep` shares."""
+    parser.add_argument("--log", metavar="TRACKER", default="",
+        help="Log to an experiment tracker as well: wandb, mlflow, or both with a comma between.")  # fmt: skip
 
 
 def add_request_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,12 +113,14 @@ def run(options: argparse.Namespace) -> int:
     from zoo.data.folds import Fold
     from zoo.distributed import processes
     from zoo.training import cross_validation, dry_run, loop, plan, report
+    from zoo.training.trackers import parse_trackers
 
     folds = 0
     if options.folds is not None:
         folds = cross_validation.require_folds(options.folds, "--folds")
     elif options.group is not None:
         raise ValueError(f"--group {options.group} belongs to a cross-validation; add --folds 5")
+    trackers = parse_trackers(options.log)
     request = train_request(options, parallelism)
     silent = not processes.is_primary() or (options.quiet and not options.dry_run)
     say = (lambda line: None) if silent else partial(print, flush=True)
@@ -129,13 +138,13 @@ def run(options: argparse.Namespace) -> int:
     fit: Callable[[plan.Plan], Any] = partial(
         loop.fit, save_seconds=options.save_every, save_steps=options.save_steps, command=command,
         quiet=options.quiet, workers=options.workers, second_signal=exit_at_once,
-        write_page=page_writer() if options.report else None,
+        write_page=page_writer() if options.report else None, log=trackers,
     )  # fmt: skip
     if request.head:
         from zoo.analysis import quick
 
         request = quick.prepare(request)
-        fit = partial(quick.fit_plan, command=command, quiet=options.quiet, workers=options.workers)
+        fit = partial(quick.fit_plan, command=command, quiet=options.quiet, workers=options.workers, log=trackers)
     try:
         if folds:
             cross_validation.cross_validate(request, folds, options.group, fit, say)

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -31,6 +31,7 @@ from zoo.training.request import Say
 from zoo.training.run import Logs, Progress
 from zoo.training.step import TrainState, eval_variables
 from zoo.training.timeline import Segment
+from zoo.training.trackers import Tracking
 
 #: Validation metrics written into each row of metrics.jsonl.
 ROW_METRICS = ("loss", "accuracy", "top5", "macro_f1", "roc_auc", "ece")
@@ -62,6 +63,7 @@ def fit(
     workers: int | None = None,
     second_signal: Callable[[int, Any], Any] | None = None,
     write_page: PageWriter | None = None,
+    log: Sequence[str] = (),
 ) -> Checkpoint:
     """Run a plan, or resume it, and return its best checkpoint.
 
@@ -77,15 +79,17 @@ def fit(
         second_signal: handler of a second signal, which arrives during the save that the first one caused; None for the
             handler that was installed before.
         write_page: writes the page of the finished run; None for none. The page builds on modules above this one.
+        log: names of experiment trackers that get the run as well, as `parse_trackers` returns them.
 
     Raises:
-        ValueError: if the folder holds another run.
+        ValueError: if the folder holds another run, or a tracker cannot be started.
         OutOfMemoryError: before the first step, if a step does not fit into memory.
         DivergenceError: if the loss is not finite.
         InterruptedRunError: after a signal in SIGNALS, once the state is saved.
     """
     quiet = quiet or not processes.is_primary()
     with Display(plan.total_steps, plan.batch_size, plan.recipe.epochs, quiet=quiet) as display, ExitStack() as stack:
+        tracking: list[Tracking] = []  # of the primary process
 
         def open_run() -> bool:
             runs.open_folder(plan.folder, plan.config, command)
@@ -93,6 +97,7 @@ def fit(
             stack.enter_context(runs.lock_folder(plan.folder))
             runs.upgrade_folder(plan.folder)
             runs.record_micro_batch(plan.folder, plan.recipe.micro_batch)
+            tracking.append(stack.enter_context(Tracking(log, plan.folder, display.say, plan.config.fold is not None)))
             return runs.is_finished(plan.folder)
 
         if processes.run_on_primary(open_run):
@@ -102,10 +107,13 @@ def fit(
             display.say(f"   try it: zoo predict {plan.folder / runs.BEST} IMAGE …")
             processes.run_on_primary(lambda: report.draw_figures(plan, display.say))
         else:
-            train(plan, display, save_seconds, save_steps, workers, second_signal)
+            train(plan, display, save_seconds, save_steps, workers, second_signal, *tracking)
         result = read_result(plan)
         if write_page is not None:
             processes.run_on_primary(lambda: report.write_page(plan, result, write_page, display.say))
+        for trackers in tracking:
+            trackers.add(result.history)
+            trackers.finish()
     return result
 
 
@@ -123,12 +131,13 @@ def train(
     save_steps: int,
     workers: int | None,
     second_signal: Callable[[int, Any], Any] | None,
+    tracking: Tracking | None = None,
 ) -> None:
     """Train from the latest save, or from step 0, to the end and write the report."""
     precompiled = plan.precompiled or precompile_largest(plan, display.say)
     state, best, progress = resume(plan, plan.first_state(), display.say)
     state = plan.shard_state(state)
-    logs = Logs(plan.folder, progress.history) if processes.is_primary() else None
+    logs = Logs(plan.folder, progress.history, tracking.add if tracking else None) if processes.is_primary() else None
     trainer = Trainer(plan, display, logs, state, best, progress, precompiled)
     first_step, start_time = progress.step, time.monotonic()
     try:

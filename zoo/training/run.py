@@ -6,6 +6,7 @@ events.out.…       the same for TensorBoard
 state/             the latest saves of the whole training state
 best/              the checkpoint to use: card and arrays
 results.json       written last: the run is finished
+trackers.json      the run's place in W&B or MLflow, if it has one (`--log`)
 curves.png, confusion.png
 timing.jsonl       one row per session: steps, seconds, images per second, device
 """
@@ -426,14 +427,24 @@ _PROGRESS: dict[str, Callable[[Any], bool]] = {
 
 
 class Logs:
-    """Writer of metrics.jsonl and TensorBoard events, truncated to `rows` when a run resumes."""
+    """Writer of metrics.jsonl and TensorBoard events, truncated to `rows` when a run resumes.
 
-    def __init__(self, folder: Path, rows: Iterable[dict[str, Any]]):
-        self.folder, self.file = folder, folder / METRICS
+    Args:
+        folder: folder of the run.
+        rows: the rows so far.
+        track: gets rows that are added, and those so far.
+    """
+
+    def __init__(
+        self, folder: Path, rows: Iterable[dict[str, Any]], track: Callable[[list[dict[str, Any]]], Any] | None = None
+    ):
+        self.folder, self.file, self.track = folder, folder / METRICS, track
         rows = list(rows)
         write_atomically(self.file, "".join(json.dumps(row) + "\n" for row in rows))
         self.last = rows[-1]["step"] if rows else None
         self.writer: Any = None
+        if track is not None:
+            track(rows)
 
     def add(self, row: dict[str, Any]) -> None:
         with open(self.file, "a", encoding="utf-8") as file:
@@ -449,6 +460,8 @@ class Logs:
                 split, _, metric = key.partition("_")
                 tag = f"{metric}/{split}" if split in ("train", "validation") else key
                 self.writer.add_scalar(tag, value, row["step"])
+        if self.track is not None:
+            self.track([row])
 
     def close(self) -> None:
         if self.writer is not None:
