@@ -20,7 +20,7 @@ from zoo import cli
 from zoo.pretrained.registry import DEFAULTS, WEIGHTS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "checkpoints" / "README.md", *(ROOT / "docs").glob("*.md")]
+PAGES = [*ROOT.glob("*.md"), ROOT / "checkpoints" / "README.md", *(ROOT / "docs").rglob("*.md")]
 PAGES = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in sorted(PAGES)]
 
 #: Settings of tests/conftest.py that make compiling faster and steps slower.
@@ -37,13 +37,14 @@ def snippets(page):
 def commands(page):
     """Return the words of each `zoo …` and `python train.py …` command, in snippets and in the text."""
     lines = [
-        line for language, text in snippets(page) if language != "python"
+        line for language, text in snippets(page) if language not in ("python", "text")
         for line in text.replace("\\\n", " ").splitlines()
     ]  # fmt: skip
     lines += re.findall(r"`((?:zoo|python train\.py) [^`]+)`", FENCE.sub("", page.read_text("utf-8")))
     words = []
     for line in lines:
         line = re.sub(r" … \d+| FIELDS\b", "", line)  # "--seed 0 … 4" stands for five commands
+        line = line.replace("2>&1", "")
         if command := re.search(r'(?:^|\s)(?:zoo|python (train)\.py)\s(.*?)(?:&&|[|"]|$)', line):
             words.append([*filter(None, [command[1]]), *shlex.split(command[2], comments=True)])
     return words

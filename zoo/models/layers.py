@@ -439,14 +439,16 @@ def block_drop_rate(rate: float, index: int, blocks: int, keep_first: bool = Fal
     return rate * index / blocks
 
 
-def require_images(images: jax.Array, minimum: int, model: str, fixed_size: int | None = None) -> None:
+def require_images(
+    images: jax.Array, minimum: int, model: str, fixed_size: int | tuple[int, int] | None = None
+) -> None:
     """Check the shape of a batch of images.
 
     Args:
         images: batch of images.
         minimum: smallest height and width that the model accepts.
         model: name of the model, with which error messages begin.
-        fixed_size: the only height and width that the model accepts, if its dense layers fix it.
+        fixed_size: the only height and width that the model accepts, or its only side, if its dense layers fix it.
 
     Raises:
         ValueError: if the images are not [B, H, W, C] or of an unsuitable size.
@@ -456,9 +458,10 @@ def require_images(images: jax.Array, minimum: int, model: str, fixed_size: int 
     height, width = images.shape[1:3]
     if min(height, width) < minimum:
         raise ValueError(f"{model} needs images of at least {minimum}x{minimum} pixels; got {height}x{width}")
-    if fixed_size is not None and (height, width) != (fixed_size, fixed_size):
+    fixed = (fixed_size, fixed_size) if isinstance(fixed_size, int) else fixed_size
+    if fixed is not None and (height, width) != fixed:
         raise ValueError(
-            f"{model} takes images of exactly {fixed_size}x{fixed_size} pixels, the size of its dense layers; "
+            f"{model} takes images of exactly {fixed[0]}x{fixed[1]} pixels, the size of its dense layers; "
             f"got {height}x{width} (resize the images, or create the model with image_size={height})"
         )
 

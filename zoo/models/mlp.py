@@ -4,6 +4,7 @@ Rosenblatt 1958 (the perceptron); Rumelhart, Hinton and Williams 1986, "Learning
 errors" (hidden layers). Differs from 1986: softmax and cross-entropy instead of squared error, ReLU by default.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +24,7 @@ class MLP(nn.Module):
         dropout: rate after each hidden layer.
         num_classes: number of classes, or None for no head.
         image_size: height and width of the images, which fix the first layer.
+        image_width: width of images that are not square, such as points (1x2 pixels); 0 for `image_size`.
         dtype: type of the computation.
     """
 
@@ -31,9 +33,11 @@ class MLP(nn.Module):
     dropout: float = 0.0
     num_classes: int | None = 10
     image_size: int = 28
+    image_width: int = 0
     dtype: Any = jnp.float32
 
     family = "perceptron"
+    added_fields = ("image_width",)
     model_parallel = (r"hidden\d+/(kernel|bias)",)
     paper = "Rumelhart et al. 1986, Learning representations by back-propagating errors"
 
@@ -43,16 +47,16 @@ class MLP(nn.Module):
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        return (self.image_size, self.image_size, 1)
+        return (self.image_size, self.image_width or self.image_size, 1)
 
     @nn.compact
     def __call__(self, images, *, train: bool = False):
-        require_images(images, 1, "an MLP", fixed_size=self.image_size)
+        require_images(images, 1, "an MLP", fixed_size=self.input_shape[:2])
         act = find_activation(self.activation)
         hidden_init = nn.initializers.he_normal() if self.activation == "relu" else nn.initializers.glorot_uniform()
         ends = {}
         first = self.variables.get("params", {}).get(self.stages[0], {})
-        require_channels(self, images.shape[-1], first.get("kernel"), positions=self.image_size**2)
+        require_channels(self, images.shape[-1], first.get("kernel"), positions=math.prod(self.input_shape[:2]))
         x = images.reshape(images.shape[0], -1).astype(self.dtype)
         for i, width in enumerate(self.widths, 1):
             x = nn.Dense(width, kernel_init=hidden_init, dtype=self.dtype, name=f"hidden{i}")(x)

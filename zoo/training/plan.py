@@ -28,6 +28,7 @@ from zoo.data.images.measure import adapt_preprocess, preprocess_for, with_norma
 from zoo.data.images.polarity import note_polarity
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.loader import prefetch_to_device, train_batches
+from zoo.data.sources.points import POINT_SHAPE, holds_points
 from zoo.distributed import compile, mesh, pmap, processes
 from zoo.distributed.mesh import Parallelism
 from zoo.inference.evaluate import BATCH_SIZE, require_memory
@@ -313,6 +314,8 @@ def _resolve_network(
     network, side = models.create(name, **fields), recipe.final_image_size
     if side and "image_size" in models.defining_fields(network):
         network = models.create(name, **{**fields, "image_size": side})
+    if holds_points(dataset) and not init:
+        network = _network_of_points(name, fields, side, dataset)
     if init:
         preprocess = adapt_preprocess(init.preprocess(side, recipe.channels), dataset)
         preprocess = with_normalisation(preprocess, recipe.normalisation, dataset)
@@ -326,6 +329,15 @@ def _resolve_network(
     if recipe.remat and "remat" not in models.runtime_fields(network):
         raise ValueError(f"recipe field remat=True: {name} has no blocks to rematerialise")
     return models.with_runtime(network, dtype=_DTYPES[recipe.precision], remat=recipe.remat), preprocess
+
+
+def _network_of_points(name: str, fields: dict[str, Any], side: int, dataset: Dataset) -> nn.Module:
+    """Return the network for points, which only networks of dense layers can read."""
+    if "image_width" not in models.defining_fields(models.create(name)):
+        raise ValueError(f"{dataset.name}: holds points, which {name} cannot read; use --model mlp or softmax")
+    if side:
+        raise ValueError(f"--image-size {side}: {dataset.name} holds points, which cannot be resized; leave it out")
+    return models.create(name, **{**fields, "image_size": POINT_SHAPE[0], "image_width": POINT_SHAPE[1]})
 
 
 def _require_room_early(

@@ -142,7 +142,9 @@ def with_default_model(request: TrainRequest, dataset: Dataset, say: Say) -> Tra
         ConnectionError: the weights are not on this machine and cannot be downloaded.
     """
     kind = advice.kind_of_images(dataset)
-    scratch, pretrained = advice.MODELS[kind], advice.PRETRAINED[kind]
+    scratch, pretrained = advice.MODELS[kind], advice.PRETRAINED.get(kind, "")
+    if request.head and not pretrained:
+        raise ValueError(f"{dataset.name}: holds points, which have no pretrained features; train without --quick")
     if request.head and request.open_init is not None:
         say(f"No --init given: the head is fitted to features of {pretrained}, which suits these images")
         try:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.dataset import Dataset
+from zoo.data.sources.points import holds_points
 from zoo.data.splits import image_sizes
 
 SMALL = 64  # pixels; larger images suit the models for photographs
@@ -15,7 +16,7 @@ FEW_PHOTOS, FEW_SMALL = 1000, 50  # training images per class; ImageNet has 1,30
 UNBALANCED = 3  # times as many images of the largest class as of the smallest one
 SAMPLE = 100  # images read to tell grey ones from coloured ones
 
-Kind = Literal["photographs", "colour", "grey"]
+Kind = Literal["photographs", "colour", "grey", "points"]
 
 # Weights to start from
 PRETRAINED: dict[Kind, str] = {
@@ -24,7 +25,7 @@ PRETRAINED: dict[Kind, str] = {
     "grey": "lenet5-mnist",
 }
 # Models to train from scratch
-MODELS: dict[Kind, str] = {"photographs": "resnet18", "colour": "resnet20", "grey": "lenet5"}
+MODELS: dict[Kind, str] = {"photographs": "resnet18", "colour": "resnet20", "grey": "lenet5", "points": "mlp"}
 
 
 def known_sizes(dataset: Dataset) -> NDArray[np.int32]:
@@ -40,7 +41,9 @@ def median_side(dataset: Dataset) -> float:
 
 
 def kind_of_images(dataset: Dataset) -> Kind:
-    """Return "photographs" for images of more than SMALL pixels, else "colour" or "grey" by a sample of train."""
+    """Return "points", "photographs" for images of more than SMALL pixels, else "colour" or "grey" by a sample."""
+    if holds_points(dataset):
+        return "points"
     if median_side(dataset) > SMALL:
         return "photographs"
     split = dataset.splits.get("train") or next(iter(dataset.splits.values()))
@@ -54,7 +57,7 @@ def describe_few_images(dataset: Dataset) -> str:
     if "train" not in dataset.splits:
         return ""
     count, kind = len(dataset.splits["train"]), kind_of_images(dataset)
-    if count >= dataset.num_classes * (FEW_PHOTOS if kind == "photographs" else FEW_SMALL):
+    if kind == "points" or count >= dataset.num_classes * (FEW_PHOTOS if kind == "photographs" else FEW_SMALL):
         return ""
     return (
         f"Only {count:,} training images of {dataset.num_classes} classes: few to train from scratch. Fine-tune with "

@@ -20,6 +20,7 @@ from zoo.data.sources.hf import list_hf
 from zoo.data.sources.listing import Listing, open_listing
 from zoo.data.sources.named import NAMED_SETS, is_named, named_set
 from zoo.data.sources.npz_idx import digits, idx_files, idx_folder, idx_prefix, is_idx_prefix, npz
+from zoo.data.sources.points import moons, xor
 from zoo.data.sources.shards import is_tar, list_shards, tar_files
 from zoo.data.sources.tables import is_table, list_table
 from zoo.data.sources.tfds import tfds_dataset
@@ -76,6 +77,8 @@ def _file(recognise: Callable[[Path], Any], load: Callable[[Path], Dataset | Lis
 
 SOURCES: tuple[Source, ...] = (  # the first one that recognises the data opens it
     _named("digits", digits),
+    _named("xor", xor),
+    _named("moons", moons),
     *(Source(partial(_is_name, name), partial(_open_named, name), name) for name in NAMED_SETS),
     _scheme("tfds", tfds_dataset),
     _scheme("hf", list_hf),
@@ -89,9 +92,9 @@ SOURCES: tuple[Source, ...] = (  # the first one that recognises the data opens 
 )
 
 SUPPORTED = (
-    "digits, mnist, fashion-mnist, cifar10, tfds:NAME[/CONFIG], hf:NAME, a folder of class folders (with or without "
-    "train, val and test folders above them), a .csv, .tsv or .jsonl table of paths and labels, .tar shards, an .npz "
-    "file, or a folder of IDX files"
+    "digits, xor, moons, mnist, fashion-mnist, cifar10, tfds:NAME[/CONFIG], hf:NAME, a folder of class folders (with "
+    "or without train, val and test folders above them), a .csv, .tsv or .jsonl table of paths and labels, .tar "
+    "shards, an .npz file, or a folder of IDX files"
 )
 
 
