@@ -27,8 +27,8 @@ def test_xor_is_learnt_with_a_hidden_layer(tmp_path, monkeypatch):
     checkpoint = zoo.fit("mlp", "xor", fields=fields, quiet=True, workdir=tmp_path / "run", **changes)
     assert checkpoint.model.input_shape == (1, 2, 1)
     assert checkpoint.card.metrics["test"]["accuracy"] > 0.9
-    corners = np.array([[60, 60], [60, 190], [190, 60], [190, 190]], np.uint8).reshape(-1, 1, 2, 1)
-    labels = [answer.label for answer in zoo.load(checkpoint.workdir / "best").predict(corners)]
+    corners = np.array([[60, 60], [60, 190], [190, 60], [190, 190]], np.uint8).reshape(-1, 1, 2)
+    labels = [answer.label for answer in zoo.load(checkpoint.workdir / "best").predict(list(corners))]
     assert labels == ["same", "different", "different", "same"]
 
 
