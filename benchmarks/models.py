@@ -7,6 +7,7 @@
 
 from pathlib import Path
 
+from benchmarks.links import link_papers
 from zoo.commands import amount
 from zoo.models import create
 from zoo.models.summary import figures
@@ -59,8 +60,11 @@ def page() -> str:
     for name, totals in figures().items():
         model = create(name)
         size = "x".join(map(str, model.input_shape))
-        row = f"| {name} | {totals['parameters']:,} | {amount(totals['multiply_adds'])} | {size} | {model.paper} | "
-        families.setdefault(model.family, []).append(f"{row}{describe_weights(name)} |")
+        cells = [
+            name, f"{totals['parameters']:,}", amount(totals["multiply_adds"]), size, link_papers(model.paper),
+            describe_weights(name),
+        ]  # fmt: skip
+        families.setdefault(model.family, []).append(f"| {' | '.join(cells)} |")
     columns = "| model | parameters | multiply-adds | native size | paper | published weights |\n" + "|---" * 6 + "|"
     tables = [f"## {family}\n\n{columns}\n" + "\n".join(rows) + "\n" for family, rows in families.items()]
     return "\n".join([HEAD, *tables])

@@ -7,6 +7,7 @@
 
 from pathlib import Path
 
+from benchmarks.links import link_papers, link_projects
 from zoo.training.origins import ORIGINS, settings_of
 from zoo.training.published import bit_hyperrule
 from zoo.training.recipe import Recipe
@@ -78,13 +79,14 @@ def render() -> str:
         "",
         "## Sources",
         "",
-        *(f"- `{name}`: {recipe.source}" for name, recipe in RECIPES.items()),
+        *(f"- `{name}`: {link_projects(link_papers(recipe.source))}" for name, recipe in RECIPES.items()),
         "",
         "## Fine-tuning by the size of the data: `bit-hyperrule`",
         "",
-        "Kolesnikov et al. 2019 (arXiv:1912.11370), section 3.3, fine-tune every network on every data set by one",
-        "rule: SGD with momentum 0.9, batch 512 and a rate of 0.003, which rises during the warm-up and is divided by",
-        "10 three times. Length, image size and mixup follow from the data. Any model can be fine-tuned with it:",
+        f"{link_papers('Kolesnikov et al. 2019 (arXiv:1912.11370)')}, section 3.3, fine-tune every network on every",
+        "data set by one rule: SGD with momentum 0.9, batch 512 and a rate of 0.003, which rises during the warm-up",
+        "and is divided by 10 three times. Length, image size and mixup follow from the data. Any model can be",
+        "fine-tuned with it:",
         "`zoo train --recipe bit-hyperrule --init CKPT`.",
         "",
         "| training images | steps | warm-up | divided by 10 after | image size | mixup |",

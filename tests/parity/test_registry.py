@@ -43,10 +43,11 @@ def test_configurations(timm):
     """Accuracies are those of results-imagenet.csv, which the package does not contain."""
     licences = {"apache-2.0": "Apache-2.0", "bsd-3-clause": "BSD-3-Clause", "cc-by-nc-4.0": "CC-BY-NC-4.0"}
     for name, row in ROWS.items():
-        if not row.file.startswith("timm/"):
-            continue
         config = timm.get_pretrained_cfg(name)
-        assert row.file == f"timm/{name}/model.safetensors" and config.hf_hub_id in ("timm/", f"timm/{name}"), name
+        if row.file.startswith("https:"):
+            assert row.file == config.url and row.digest, name
+        else:
+            assert row.file == f"timm/{name}/model.safetensors" and config.hf_hub_id in ("timm/", f"timm/{name}"), name
         size = config.input_size[1]
         assert row.preprocess.size == (size, size) and row.preprocess.interpolation == config.interpolation, name
         assert row.preprocess.resize == (int(size / config.crop_pct),) * 2 and config.crop_mode == "center", name

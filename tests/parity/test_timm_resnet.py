@@ -12,6 +12,9 @@ pytestmark = pytest.mark.parity
 HOOKS = {"maxpool": "stem", **{f"layer{i}": f"stage{i}" for i in range(1, 5)}, "global_pool": "features"}
 HOOKS_V2 = {"stem": "stem", **{f"stages.{i}": f"stage{i + 1}" for i in range(4)}, "norm": "norm"}
 
+HOOKS_SENET = {"pool0": "stem", **{f"layer{i}": f"stage{i}" for i in range(1, 5)}, "global_pool": "features"}
+RELEASED = {"stem_pool": "ceil", "stride_in": "1x1"}
+
 RESNETS = {
     "seresnet50": "se_resnet50",
     "resnet50d": "resnet50d",
@@ -54,6 +57,26 @@ def test_evaluation(theirs, timm, compare):
     compare(timm.create_model(theirs), create(RESNETS[theirs]), source, HOOKS, (96, 96, 3))
 
 
+@pytest.mark.parametrize(
+    ("theirs", "name", "fields"),
+    [
+        ("legacy_seresnet50", "se_resnet50", RELEASED),
+        ("legacy_seresnext50_32x4d", "se_resnext50_32x4d", {"stem_pool": "ceil"}),
+    ],
+)
+@pytest.mark.parametrize("shape", [(96, 96, 3), (75, 58, 3)])
+def test_released_se_networks(theirs, name, fields, shape, timm, compare):
+    """Caffe's pooling hangs over the edge of even sizes."""
+    compare(timm.create_model(theirs), create(name, **fields), source, HOOKS_SENET, shape)
+
+
+def test_plain_networks_with_efficient_attention(timm, compare):
+    """timm's own have the stem and the shortcuts of ResNet-D."""
+    resnet = timm.models.resnet
+    net = resnet.ResNet(resnet.Bottleneck, (3, 4, 6, 3), block_args={"attn_layer": "eca"})
+    compare(net, create("eca_resnet50"), source, HOOKS, (96, 96, 3))
+
+
 @pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d", "wide_resnet50_2"])
 def test_what_torchvision_has_too(name, timm, compare):
     compare(timm.create_model(name), create(name), source, HOOKS, (64, 64, 3))
@@ -92,12 +115,18 @@ def test_golden_of_the_later_forms(torch, timm, compare):
     bottleneck = {"layers": (1, 1), "channels": (256, 512)}
     plain = {"conv_layer": timm.layers.create_conv2d, "norm_layer": timm.layers.BatchNormAct2d}
     hooks = {end: stage for end, stage in HOOKS.items() if end not in ("layer3", "layer4")}
+    senet = timm.models.senet
     hooks_v2 = {end: stage for end, stage in HOOKS_V2.items() if end not in ("stages.2", "stages.3")}
+    hooks_senet = {"pool0": "stem", "layer1": "stage1", "layer2": "stage2"}
     networks = {
         "timm_eca_resnet_rs": (
             ResNet(Bottleneck, **basic, **few, stem_width=32, stem_type="deep_tiered", replace_stem_pool=True,
                    avg_down=True, block_args={"attn_layer": "eca"}),
             ("eca_resnet50d", {"stem": "tiered", "stem_pool": "conv"}, hooks),
+        ),
+        "timm_released_se_resnet": (
+            senet.SENet(senet.SEResNetBottleneck, (1, 1, 1, 1), 1, 16, num_classes=10),
+            ("se_resnet50", {"stem_pool": "ceil", "stride_in": "1x1"}, hooks_senet),
         ),
         "timm_resnet_gn": (
             ResNet(Bottleneck, **basic, **few, **deep, norm_layer="groupnorm"),
@@ -119,6 +148,8 @@ def test_golden_of_the_later_forms(torch, timm, compare):
         ),
     }  # fmt: skip
     for golden, (net, (name, fields, ends)) in networks.items():
-        if isinstance(net, ResNet):
+        if isinstance(net, senet.SENet):
+            net.last_linear = torch.nn.Linear(512, 10)
+        if isinstance(net, (ResNet, senet.SENet)):
             net.layer3 = net.layer4 = torch.nn.Identity()
         compare(net, create(name, blocks=(1, 1), **fields, **few), source, ends, (40, 40, 3), golden=golden)

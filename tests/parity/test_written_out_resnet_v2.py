@@ -67,7 +67,9 @@ def hooks(blocks):
     return {f"stage{i}_block{count}": f"stage{i}" for i, count in enumerate(blocks, 1)}
 
 
-@pytest.mark.parametrize(("name", "shape"), [("resnet164", (32, 32, 3)), ("resnet200_v2", (64, 64, 3))])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("resnet164", (32, 32, 3)), ("resnet1001", (32, 32, 3)), ("resnet200_v2", (64, 64, 3))]
+)
 def test_evaluation(name, shape, torch, compare):
     model = create(name)
     net = network(torch, model.blocks, model.width, name == "resnet200_v2", model.num_classes)

@@ -19,7 +19,8 @@ kept its figure and its table 1, so their networks are fields of the same class:
 - Huang et al. 2016, "Deep networks with stochastic depth", arXiv:1603.09382: `stochastic_depth`.
 
 Differs from the papers: the stride of a bottleneck is in its 3x3 convolution by default (v1.5, as in torchvision);
-`stride_in="1x1"` is the paper's, and that of the released SE-ResNets. SE-ResNet-18 and -34 have at least 8 hidden
+`stride_in="1x1"` is the paper's, and that of the released SE-ResNets, which also have Caffe's pooling
+(`stem_pool="ceil"`). SE-ResNet-18 and -34 have at least 8 hidden
 channels, as in timm (`squeeze_multiple=8`), where the ratio of 16 leaves 4 in the first stage. The paper's ECA-ResNets
 are plain ResNets with gates (`eca_resnet50`); timm's have the stem and the shortcuts of ResNet-D.
 
@@ -70,7 +71,7 @@ DEEP_STEMS = {"deep": (4, 4, 8), "tiered": (3, 4, 8), "wide": (8, 8, 16)}
 STEMS = ("imagenet", *DEEP_STEMS, "small")
 NORMS: dict[str, type[nn.Module]] = {"batch": BatchNorm, "group": GroupNorm}
 STRIDES = ("3x3", "1x1")
-STEM_POOLS = ("max", "conv")
+STEM_POOLS = ("max", "conv", "ceil")
 
 
 def cifar(depth: int) -> dict[str, Any]:
@@ -232,7 +233,8 @@ class ResNet(nn.Module):
         norm: "batch" or "group" (32 groups).
         stem: "imagenet" (7x7), "deep" (three 3x3), "tiered" (deep with channels that grow) or "wide" (deep with twice
             the channels), each followed by pooling, divide the image by 4; "small" (one 3x3) keeps its size.
-        stem_pool: the stem's pooling, "max" or "conv" (3x3 convolution with stride 2, norm and ReLU).
+        stem_pool: the stem's pooling, "max", "ceil" (max without padding, whose last window may overlap the edge, as in
+            Caffe) or "conv" (3x3 convolution with stride 2, norm and ReLU).
         shortcut: "conv" (strided 1x1 convolution), "pool" (average pooling, then 1x1 convolution) or "pad" (zeros for
             the missing channels, no parameters), used where the shape changes.
         stride_in: the convolution of a bottleneck that has the stride, "3x3" or "1x1".
@@ -347,7 +349,7 @@ class ResNet(nn.Module):
             return x
         if self.stem_pool == "conv":
             return ConvNorm(x.shape[-1], 3, norm, stride=2, dtype=self.dtype, name="stem_pool")(x, train)
-        return max_pool(x, 3, 2, 1)
+        return max_pool(x, 3, 2, ceil=True) if self.stem_pool == "ceil" else max_pool(x, 3, 2, 1)
 
     def _check_fields(self) -> None:
         choices = (

@@ -56,9 +56,9 @@ def observed_form(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     form: dict[str, Any] = {
         "pre-activation": has(r"stages\.0\.blocks\.0\.norm1\.weight"),
         "bottleneck": has(rf"{first}\.conv3\.weight"),
-        "attention": "se" if has(r"se\.fc1\.weight") else "eca" if has(r"se\.conv\.weight") else "",
+        "attention": "se" if has(r"se(?:_module)?\.fc1\.weight") else "eca" if has(r"se\.conv\.weight") else "",
         "norm": "batch" if has(r"running_mean") else "group",
-        "stem_pool": "conv" if has(r"maxpool\.0\.weight") else "max",
+        "stem_pool": "conv" if has(r"maxpool\.0\.weight") else "ceil" if has(r"layer0\.conv1\.weight") else "max",
         "stem": tuple(width for (width,) in deep) if all(deep) else "one convolution",
     }
     if form["stem"] == "one convolution" and len(stem) == 4:

@@ -56,13 +56,37 @@ POOLED_SHORTCUT: tuple[Rule, ...] = (
 )
 
 
+# The SE-ResNets that their authors released for Caffe, as timm's older module names them.
+RELEASED_SE_RESNET: tuple[Rule, ...] = (
+    (r"stem/conv", "layer0.conv1"),
+    (r"stem/norm", "layer0.bn1"),
+    (BLOCK + r"/se/reduce", lambda m: f"{resnet_block(m)}.se_module.fc1"),
+    (BLOCK + r"/se/expand", lambda m: f"{resnet_block(m)}.se_module.fc2"),
+    *RESNET[2:-1],
+    (r"head", "last_linear"),
+)
+
+
 def _resnet(model: ResNet, variables: Mapping) -> KeyMap:
+    if model.stem_pool == "ceil":
+        return _released_se_resnet(model, variables)
     require_fields("timm", model, {"stride_in": "3x3", "epsilon": 1e-5})
     if model.stem == "small" or model.shortcut == "pad":
         raise ValueError("timm has no ResNet for small images; its stems divide the image by 4")
     pooled = POOLED_SHORTCUT if model.shortcut == "pool" else ()
     rules = (*CHANNEL_ATTENTION, *DEEP_STEM, *POOLING_CONV, *pooled, *RESNET)
     return torch_key_map(variables, rules, {r".*/se/(reduce|expand)/kernel": CONV_AS_DENSE})
+
+
+def _released_se_resnet(model: ResNet, variables: Mapping) -> KeyMap:
+    if model.squeeze is None:
+        raise ValueError("timm has networks with stem_pool='ceil' with squeeze-and-excitation only")
+    same = {
+        "bottleneck": True, "eca": False, "norm": "batch", "stem": "imagenet", "shortcut": "conv",
+        "stride_in": "1x1" if model.groups == 1 else "3x3", "epsilon": 1e-5,
+    }  # fmt: skip
+    require_fields("timm", model, same)
+    return torch_key_map(variables, RELEASED_SE_RESNET, {r".*/se/(reduce|expand)/kernel": CONV_AS_DENSE})
 
 
 def _stage(m) -> str:

@@ -2,7 +2,8 @@
 
 timm 1.0.31: preprocessing from its default configurations, accuracies from results/results-imagenet.csv at the image
 size of the set, licences from the configurations. Left out are sets of networks that are not here: anti-aliased and
-pruned networks, EvoNorm, SENet-154, and a set without a licence (`resnet50.bamboo`).
+pruned networks, EvoNorm, SENet-154, the older SE-ResNet-18 and -34, whose gate follows a ReLU, and a set without a
+licence (`resnet50.bamboo`).
 """
 
 from typing import Any
@@ -54,6 +55,12 @@ TIMM_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "seresnext101d_32x8d": ("se_resnext101_32x4d", {**_D, "widen": 4}),
     "seresnext101_32x8d": ("resnext101_32x8d", {"squeeze": 16}),
     "seresnext101_64x4d": ("resnext101_64x4d", {"squeeze": 16}),
+    "legacy_seresnet50": ("se_resnet50", {"stride_in": "1x1", "stem_pool": "ceil"}),
+    "legacy_seresnet101": ("se_resnet101", {"stride_in": "1x1", "stem_pool": "ceil"}),
+    "legacy_seresnet152": ("se_resnet152", {"stride_in": "1x1", "stem_pool": "ceil"}),
+    "legacy_seresnext26_32x4d": ("se_resnext50_32x4d", {"stem_pool": "ceil", "blocks": (2, 2, 2, 2)}),
+    "legacy_seresnext50_32x4d": ("se_resnext50_32x4d", {"stem_pool": "ceil"}),
+    "legacy_seresnext101_32x4d": ("se_resnext101_32x4d", {"stem_pool": "ceil"}),
     "ecaresnet26t": ("eca_resnet50d", {"stem": "tiered", "blocks": (2, 2, 2, 2)}),
     "ecaresnetlight": ("eca_resnet50", {"shortcut": "pool", "blocks": (1, 1, 11, 3)}),
     "ecaresnet50d": ("eca_resnet50d", {}),
@@ -250,9 +257,21 @@ TIMM: tuple[tuple, ...] = (
     ("resnetv2_152x2_bit.goog_in21k", 224, 0.875, "bilinear", None, None, HALF, APACHE, IMAGENET_21K),
     ("resnetv2_152x4_bit.goog_in21k_ft_in1k", 480, 1.0, "bilinear", 84.936, 97.456, HALF),
     ("resnetv2_152x4_bit.goog_in21k", 224, 0.875, "bilinear", None, None, HALF, APACHE, IMAGENET_21K),
+    ("legacy_seresnet50.in1k", 224, 0.875, "bilinear", 77.650, 93.732),
+    ("legacy_seresnet101.in1k", 224, 0.875, "bilinear", 78.370, 94.264),
+    ("legacy_seresnet152.in1k", 224, 0.875, "bilinear", 78.662, 94.370),
+    ("legacy_seresnext26_32x4d.in1k", 224, 0.875, "bicubic", 77.100, 93.332),
+    ("legacy_seresnext50_32x4d.in1k", 224, 0.875, "bilinear", 79.080, 94.428),
+    ("legacy_seresnext101_32x4d.in1k", 224, 0.875, "bilinear", 80.274, 95.032),
     ("legacy_xception.tf_in1k", 299, 0.8975, "bicubic", 79.058, 94.396, HALF),
 )  # fmt: skip
+_RELEASES = "https://github.com/rwightman/pytorch-image-models/releases/download/"
 TIMM_FILES = {
-    "legacy_xception.tf_in1k":
-        "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/xception-43020ad28.pth",
+    "legacy_seresnet50.in1k": f"{_RELEASES}v0.1-cadene/se_resnet50-ce0d4300.pth",
+    "legacy_seresnet101.in1k": f"{_RELEASES}v0.1-cadene/se_resnet101-7e38fcc6.pth",
+    "legacy_seresnet152.in1k": f"{_RELEASES}v0.1-cadene/se_resnet152-d17c99b7.pth",
+    "legacy_seresnext26_32x4d.in1k": f"{_RELEASES}v0.1-weights/seresnext26_32x4d-65ebdb501.pth",
+    "legacy_seresnext50_32x4d.in1k": f"{_RELEASES}v0.1-weights/legacy_se_resnext50_32x4d-f3651bad.pth",
+    "legacy_seresnext101_32x4d.in1k": f"{_RELEASES}v0.1-weights/legacy_se_resnext101_32x4d-37725eac.pth",
+    "legacy_xception.tf_in1k": f"{_RELEASES}v0.1-cadene/xception-43020ad28.pth",
 }  # fmt: skip

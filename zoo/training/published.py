@@ -55,8 +55,8 @@ PUBLISHED: dict[str, Recipe] = {
         augment=(_scale_crop(256, 256, 224), "flip", "pca_noise(sigma=0.1)"),
         source="Krizhevsky 2014 (arXiv:1404.5997), section 5, logistic outputs; schedule, biases and colour noise: "
         "the author's cuda-convnet2 (layer-params-223-ce2-1gpu.cfg, TrainingExample.md), on one GPU. Ours: "
-        "the rate of biases falls with that of weights (once, by 10, there); standardised inputs, because the model "
-        "is initialised after He et al. 2015",
+        "the rate of biases falls with that of weights (there it falls once, by 10); standardised inputs, because the "
+        "model is initialised after He et al. 2015",
     ),
     "googlenet-2014": Recipe(
         epochs=250, batch_size=32, optimizer="momentum", learning_rate=0.01, schedule="exponential", decay_factor=0.96,
@@ -144,7 +144,7 @@ PUBLISHED: dict[str, Recipe] = {
         milestones=(80 / 160, 120 / 160), decay_factor=0.1, l2=5e-4, decay_bias_and_norm=True,
         model_fields=("dropout=0.4",),
         source="Zagoruyko and Komodakis 2016 (arXiv:1605.07146), section 3.5, and their scripts/train_svhn.sh: no "
-        "augmentation, dropout 0.4. Ours: standardised inputs (divided by 255 in the paper)",
+        "augmentation, dropout 0.4. Ours: standardised inputs (scaled to 0..1 in the paper)",
     ),
     "highway": Recipe(
         epochs=100, batch_size=100, optimizer="momentum", learning_rate=0.05, schedule="exponential", decay_factor=0.97,
