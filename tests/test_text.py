@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from zoo.text import error_line, escape, first_line, one_line
+from zoo.text import error_line, escape, first_line, is_finite, one_line
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,11 @@ def test_a_long_message_keeps_its_beginning_and_its_end():
 def test_the_first_line_of_an_error():
     assert first_line(ValueError("\n first\x07 \nsecond")) == r"first\x07"
     assert first_line(ValueError("  one\ntwo")) == "one" and first_line(MemoryError()) == "MemoryError"
+
+
+def test_finite_numbers_are_those_that_a_float_can_hold():
+    assert is_finite(0) and is_finite(-1e308) and is_finite(10**308) and is_finite(1e-320)
+    assert not any(map(is_finite, (float("nan"), float("inf"), -float("inf"), 10**309, -(10**400))))
 
 
 def test_an_error_line_names_the_file_of_the_system():

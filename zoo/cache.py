@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.files import atomic_writer
+from zoo.files import ZIP_ERRORS, atomic_writer
 
 APP = "jax-model-zoo"
 
@@ -41,7 +39,7 @@ def cached(
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
             return {name: file[name] for name in file.files}
-    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, AttributeError):
+    except (*ZIP_ERRORS, ValueError, KeyError, AttributeError):
         pass  # absent or damaged
     arrays = build()
     if not cacheable():

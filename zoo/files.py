@@ -1,15 +1,25 @@
 """Durable file operations: atomic writes, folder replacement and locks."""
 
 import errno
+import lzma
 import os
 import shutil
 import stat
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from zoo.text import escape
+
+#: What reading a member of a damaged zip archive raises: zlib and lzma have error types of their own, and what the
+#: module does not support is a NotImplementedError, an encrypted member a RuntimeError.
+ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error, NotImplementedError, RuntimeError, OSError,
+)  # fmt: skip
 
 MAX_TEXT = 2**31  # bytes of a text file; the table of ImageNet-21k has half of that
 

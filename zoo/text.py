@@ -1,6 +1,7 @@
-"""Lists of names, and text from files of unknown origin on its way to a terminal or a spreadsheet."""
+"""Lists of names, numbers and text from files of unknown origin, on their way to a program, terminal or spreadsheet."""
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,11 @@ from typing import Any
 _CONTROL = re.compile(r"(?!\A\r|\r\Z)[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def is_finite(number: float) -> bool:
+    """Return True unless a number is NaN, infinite, or an integer beyond every float (an error of `math.isfinite`)."""
+    return abs(number) <= sys.float_info.max
 
 
 def first_few(items: Sequence[str], limit: int = 5) -> str:

@@ -257,6 +257,14 @@ def test_an_unknown_kind_of_probe_is_named():
         zoo.probe(blobs(2, (10, 0, 5)), "tree")
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_features_that_are_not_finite_are_refused(split):
+    features = blobs(2, (10, 0, 5))
+    features.splits[split][0][3, 1] = np.inf
+    with pytest.raises(ValueError, match=f"features of 1 of .* images of the {split} split are NaN or infinite"):
+        zoo.probe(features)
+
+
 def test_a_file_of_features_is_read_as_written(tmp_path):
     extracted = blobs(3, (5, 2, 3))._replace(about="features of x on y")
     extracted.save(tmp_path / "name.of.mine")  # no suffix is appended

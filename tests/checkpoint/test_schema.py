@@ -14,6 +14,7 @@ from PIL import Image
 
 import zoo
 from zoo import checkpoint, models
+from zoo.analysis.embedding import embed
 from zoo.checkpoint import manifest, schema
 from zoo.data.images.preprocess import Preprocess
 from zoo.files import read_bounded
@@ -117,6 +118,14 @@ def test_a_manifest_lists_files_inside_the_folder_only(folder, name):
         zoo.load(folder)
 
 
+def test_integers_beyond_every_float_are_refused():
+    assert schema.parse_json(b"1" + b"0" * 308, "x") == 10**308
+    for digits in (b"1" + b"0" * 309, b"-" + b"9" * 400, b"9" * 5000):
+        with pytest.raises(ValueError, match=r"x: .*digits"):
+            schema.parse_json(b'{"a": [' + digits + b"]}", "x")
+    assert schema.to_plain_json({"a": 10**400, "b": 7}, "x") == {"a": None, "b": 7}
+
+
 def test_depth_ignores_brackets_in_strings():
     assert schema.parse_json(b'{"a": "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[["}', "x") == {"a": "[" * 37}
     assert schema.parse_json(b"[" * schema.MAX_DEPTH + b"]" * schema.MAX_DEPTH, "x")
@@ -188,6 +197,21 @@ def test_commands_accept_weights_that_are_not_finite_only_if_asked(tmp_path, net
             assert json.loads(out)["loss"] is None and json.loads(out)["accuracy"] == 0
         if command.startswith("predict"):  # no class is right if all probabilities are NaN
             assert "NaN" in err and err.count("\n") == 1 and not out
+    for command in (  # these have no use for such a network, and say which commands have
+        "train --init ckpt --data data.npz", "show ckpt -o x.png", "report ckpt --data data.npz", "serve ckpt",
+        "lr-find --init ckpt --data data.npz",
+    ):  # fmt: skip
+        refused, _, err = run_command(capsys, *command.split())
+        assert refused == 2 and "params/head/bias" in err and "export and import" in err, (command, err)
+        assert err.count("\n") == 1
+    loaded = zoo.load("ckpt", allow_nonfinite=True)
+    for call in (
+        lambda: loaded.predict(images), lambda: zoo.explain(loaded, images, "saliency"),
+        lambda: zoo.report(loaded, "data.npz"), lambda: embed(loaded, "data.npz", "logits"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="NaN"):
+            call()
+    assert not Path("report.html").exists()
     refused, _, err = run_command(capsys, "eval", "x.safetensors", "--data", "data.npz")
     assert refused == 2 and "params/head/bias" in err
     words = ("import", "x.safetensors", "-o", "imported")

@@ -14,6 +14,9 @@ from . import programs
 from .modes import MODES
 from .programs import Counter, Program
 
+#: Seconds after which a training of a few seconds counts as hung, on a loaded machine too, and its exit code then.
+PATIENCE, HUNG = 600.0, 1000
+
 
 @dataclass
 class Storm:
@@ -80,7 +83,7 @@ def storm(
             if code == 0:
                 break
             if code != -signal.SIGKILL:
-                result.faults.append(f"{where}: ended with {code}: {complaints[-500:]}")
+                result.faults.append(f"{where}: ended with {code}: {complaints[-12000 if code == HUNG else -500 :]}")
                 break
             result.kills += 1
             moment_name = describe_moment(place / "run")
@@ -137,8 +140,12 @@ def live(
         )
         for number, environment in enumerate(environments)
     ]  # fmt: skip
-    deadline = None if after is None else time.monotonic() + after
+    deadline, patience = None if after is None else time.monotonic() + after, time.monotonic() + PATIENCE
     while any(program.poll() is None for program in group):
+        if time.monotonic() > patience:
+            stacks = dump_stacks(group)
+            _kill(group)
+            return HUNG, f"hung for {PATIENCE:g} s: {stacks}"
         if deadline is not None and time.monotonic() >= deadline:
             if only >= 0:
                 group[only].signal(signal.SIGKILL)
@@ -150,6 +157,15 @@ def live(
     codes = [program.code for program in group]
     code = -signal.SIGKILL if -signal.SIGKILL in codes else max(codes)
     return code, "".join(program.complained() for program in group)
+
+
+def dump_stacks(group: list[Program]) -> str:
+    """Return the stacks of all threads of the programs that still run, as faulthandler writes them."""
+    for program in group:
+        if program.poll() is None:
+            program.signal(signal.SIGUSR2)
+    time.sleep(2)
+    return "".join(program.complained()[-6000:] for program in group)
 
 
 def _kill(group: list[Program]) -> None:

@@ -1,5 +1,6 @@
 """The `zoo` program as a forked process, so that it can be killed, and what it left behind can be compared."""
 
+import faulthandler
 import hashlib
 import json
 import mmap
@@ -136,6 +137,7 @@ def start(
         _redirect(1, program.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         _redirect(2, program.errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.environ.update(environment or {})
+        faulthandler.register(signal.SIGUSR2)
         if before is not None:
             before()
         code = _run(words, call)

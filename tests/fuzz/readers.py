@@ -679,7 +679,7 @@ def resume(folder: Path) -> Any:
 
 
 @cache
-def run_seeds(name: str) -> list[Files]:
+def run_files() -> Files:
     from zoo.training.recipe import Recipe
     from zoo.training.run import RunConfig
 
@@ -688,10 +688,15 @@ def run_seeds(name: str) -> list[Files]:
     rows = [{"step": n, "epoch": n / 10, "train_loss": 1 / n, "best": True} for n in (1, 2)]
     content = {
         "config.json": json.dumps({**config.to_json(), "made_with": made_with}, indent=1),
-        "results.json": json.dumps({"stopped": "", "best": {"step": 2}, "test": {"accuracy": 0.5}}),
+        "results.json": json.dumps({"stopped": "all steps done", "best_step": 2, "test": {"accuracy": 0.5}}),
         "metrics.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
-    }[name]
-    return [{name: content.encode()}]
+        "timing.jsonl": 2 * (json.dumps({"steps": [0, 2], "seconds": 1.5, "device": "cpu"}) + "\n"),
+    }
+    return {name: text.encode() for name, text in content.items()}
+
+
+def run_seeds(name: str) -> list[Files]:
+    return [{name: run_files()[name]}]
 
 
 def read_run(name: str, folder: Path) -> Any:
@@ -700,7 +705,16 @@ def read_run(name: str, folder: Path) -> Any:
     if name == "config.json":
         config = run.read_config(folder)
         return config.identity(), config.default_name()
-    return run.is_finished(folder) if name == "results.json" else run.read_history(folder)
+    reader = {"results.json": run.read_results, "metrics.jsonl": run.read_history, "timing.jsonl": run.read_timing}
+    return reader[name](folder)
+
+
+def compare_runs(folder: Path) -> Any:
+    from zoo.analysis import compare
+
+    compared = compare.read_runs([folder])
+    header, rows = compare.table(compared)
+    return compare.format_table(header, [*rows, rows[0]])
 
 
 def read_class_names(folder: Path) -> Any:
@@ -711,6 +725,7 @@ def read_class_names(folder: Path) -> Any:
 
 JSON_CHANGES = {
     "config.json": damage.damage_json, "results.json": damage.damage_json, "metrics.jsonl": damage.damage_json_lines,
+    "timing.jsonl": damage.damage_json_lines,
 }  # fmt: skip
 
 
@@ -768,6 +783,7 @@ READERS: dict[str, Reader] = {
         name: Reader(partial(run_seeds, name), one_file(name, change), partial(read_run, name), 2)
         for name, change in JSON_CHANGES.items()
     },
+    "run, compared": Reader(lambda: [run_files()], any_file(JSON_CHANGES), compare_runs, 2),
     "class names": Reader(
         lambda: [{"classes.txt": "cat\nDog\nZebra é\n".encode()}], one_file("classes.txt", damage.damage_bytes),
         read_class_names, 1,

@@ -356,6 +356,9 @@ def test_safetensors(tmp_path):
     header = json.dumps({"a": {"dtype": "F32", "shape": [10**6], "data_offsets": [0, 4 * 10**6]}}).encode()
     with pytest.raises(ValueError, match="safetensors: is cut off"):
         read_tensors(written(tmp_path, struct.pack("<Q", len(header)) + header, "x.safetensors"))
+    header = json.dumps({"a": {"dtype": "F4", "shape": [2, 4], "data_offsets": [0, 4]}}).encode()
+    with pytest.raises(ValueError, match=r"4\.safetensors: holds numbers of type float4.*BF16"):
+        read_tensors(written(tmp_path, struct.pack("<Q", len(header)) + header + bytes(4), "4.safetensors"))
     half = written(tmp_path, safetensors_bytes({"a": np.ones(3, tb.BFLOAT16)}), "half.safetensors")
     assert read_tensors(half).arrays["a"].astype(np.float32).tolist() == [1, 1, 1]
 
@@ -411,6 +414,27 @@ def test_three_forms_of_keras(form, tmp_path):
     for length in (9, len(data) // 2, len(data) - 1):
         with pytest.raises(ValueError, match=rf"model{form}: is cut off or not a file of Keras"):
             read_tensors(written(tmp_path, data[:length], f"model{form}"))
+
+
+@pytest.mark.parametrize("method", ["STORED", "DEFLATED", "BZIP2", "LZMA"])
+def test_an_archive_of_keras_with_a_damaged_member_gives_one_error(method, tmp_path):
+    """A member of the archive that is cut, or not of its compression, has an error type of its own in each module."""
+    pytest.importorskip("h5py")
+    file = tmp_path / "model.keras"
+    with zipfile.ZipFile(file, "w", getattr(zipfile, f"ZIP_{method}")) as archive:
+        archive.writestr("config.json", b"{}" + bytes(500))
+        archive.writestr("model.weights.h5", np.random.default_rng(0).bytes(500), zipfile.ZIP_STORED)
+    data = file.read_bytes()
+    end = data.index(b"PK\x01\x02")
+    start = data.index(b"config.json") + len("config.json")
+    for damaged in (
+        data[:start] + bytes([255] * 4) + data[start + 4 :],  # what begins the compressed bytes
+        data[: end - 400] + data[end:],  # a member shorter than its length
+        data[:start] + data[end:],
+    ):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"model\.keras: .*(cut off|damaged|no weights)"):
+            read_tensors(file)
 
 
 def test_names_of_keras_1(tmp_path):

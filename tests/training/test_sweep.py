@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,6 +156,28 @@ def test_compare_names_what_is_no_run(finished, tmp_path, capsys):
     code, _, _ = run_command(capsys, "compare", folder, copy, copy / "best", "--html", tmp_path / "p.html")
     assert code == 0 and "&lt;b&gt;" in (tmp_path / "p.html").read_text()  # names are escaped, and no run appears twice
     assert (tmp_path / "p.html").read_text().count("<tr>") == 3
-    (copy / run.METRICS).write_text("{")
-    code, _, err = run_command(capsys, "compare", folder, copy)
-    assert code == 2 and "damaged" in err
+    rows = (copy / run.METRICS).read_text()
+    for file, content in (
+        (run.METRICS, "{"), (run.METRICS, "[1]"), (run.METRICS, '{"step": "1"}'), (run.METRICS, '{"step": 1, "a": []}'),
+        (run.TIMING, '{"steps": [0, 1]}'), (run.TIMING, '{"steps": [0], "seconds": 1}'), (run.TIMING, "1"),
+        (run.TIMING, '{"steps": [0, 1], "seconds": "long"}'), (run.TIMING, '{"seconds": 1' + "0" * 400 + "}"),
+        ("best/card.json", '{"leaves": 3}'),
+    ):  # fmt: skip
+        before = (copy / file).read_text()
+        (copy / file).write_text(content)
+        code, _, err = run_command(capsys, "compare", folder, copy)
+        assert code == 2 and "damaged" in err and Path(file).name in err and err.count("\n") == 1, (content, err)
+        (copy / file).write_text(before)
+    assert (copy / run.METRICS).read_text() == rows
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", '"stopped"', '{"stopped": 1, "best_step": 3}', '{"stopped": "done", "best_step": "3"}',
+     '{"stopped": "done", "best_step": 3, "test": {"accuracy": "high"}}', '{"stopped": "done", "best_step": 1e400}'],
+)  # fmt: skip
+def test_results_that_are_none_count_as_not_finished(text, tmp_path):
+    (tmp_path / run.RESULTS).write_text(text)
+    assert not run.is_finished(tmp_path)
+    with pytest.raises(ValueError, match=run.RESULTS):
+        run.read_results(tmp_path)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.checkpoint.format import CARD, read_card
 from zoo.inference.examples import write_csv
 from zoo.training import run as runs
 from zoo.training.plots import draw_runs
@@ -64,14 +65,11 @@ def _read_run(folder: Path, name: str) -> Run:
     try:
         history = runs.read_history(folder) if (folder / runs.METRICS).exists() else []
         results = runs.read_results(folder) if runs.is_finished(folder) else None
-        rows = (
-            (folder / runs.TIMING).read_text(encoding="utf-8").splitlines() if (folder / runs.TIMING).exists() else []
-        )
-        seconds = sum(json.loads(row)["seconds"] for row in rows) if rows else None
-        card_file = folder / runs.BEST / "card.json"
-        leaves = json.loads(card_file.read_text(encoding="utf-8"))["leaves"] if card_file.exists() else None
-    except (ValueError, KeyError, TypeError) as error:
+        rows = runs.read_timing(folder)
+        leaves = read_card(folder / runs.BEST).leaves if (folder / runs.BEST / CARD).exists() else None
+    except ValueError as error:
         raise ValueError(f"{folder}: a file of the run is damaged ({error})") from None
+    seconds = sum(row["seconds"] for row in rows) if rows else None
     parameters = None if leaves is None else sum(_size(leaf) for leaf in leaves if leaf["path"].startswith("params/"))
     return Run(folder, name, options, history, results, seconds, parameters)
 

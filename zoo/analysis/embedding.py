@@ -76,7 +76,7 @@ def embed(
         on_batch: called with the number of images done.
 
     Raises:
-        ValueError: for an unknown endpoint or split, and for fewer than two images.
+        ValueError: for an unknown endpoint or split, fewer than two images, and features that are not finite.
         ImportError: for UMAP without umap-learn.
     """
     if umap:
@@ -92,6 +92,7 @@ def embed(
     preprocess = loaded.card.preprocess
     records = as_trained(dataset, preprocess).splits[split]
     thumbnails = images_to_input(records.read(np.arange(len(rows))), preprocess)
+    extraction.require_finite(features, [split])
     components, explained = principal_components(rows, min(COMPONENTS, *rows.shape))
     return Embedding(
         components[:, :2], (explained[0], explained[1] if len(explained) > 1 else 0.0), project_tsne(components, seed),

@@ -70,7 +70,7 @@ def explain(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for an unknown method, class or stage, and for images as `Checkpoint.predict`.
+        ValueError: for an unknown method, class or stage, outputs that are NaN, and images as in `Checkpoint.predict`.
 
     Example:
         >>> result = zoo.explain("lenet5-mnist", "digit.png", method="grad_cam", target="7")
@@ -109,6 +109,8 @@ def explain_pixels(
     model, variables, card = checkpoint.model, checkpoint.variables, checkpoint.card
     images = normalise(pixels, card.preprocess)
     logits = np.asarray(attribution.logits_of(model, variables, images))
+    if bad := int((~np.isfinite(logits)).any(axis=1).sum()):
+        raise ValueError(f"{card.model}: the outputs for {bad} of {len(logits)} images are NaN; nothing explains them")
     targets = np.asarray(resolve_targets(card.classes, target, logits), np.int32)
     if method == "grad_cam":
         values = attribution.grad_cam(model, variables, images, targets, stage)

@@ -141,6 +141,17 @@ def _require_rows(arrays: Any, keys: Sequence[str]) -> None:
             raise ValueError(f"{key} has shape {arrays[key].shape}")
 
 
+def require_finite(features: Features, splits: Sequence[str]) -> None:
+    """Raise ValueError if rows of these splits hold NaN or infinity, which no classifier or projection can use."""
+    for split in splits:
+        rows = features.splits[split][0]
+        if bad := len(rows) - int(np.isfinite(rows).all(axis=1).sum()):
+            raise ValueError(
+                f"{features.about}: the features of {bad:,} of {len(rows):,} images of the {split} split are NaN or "
+                "infinite; check the checkpoint with `zoo verify`"
+            )
+
+
 def _check_features(splits: dict[str, tuple[np.ndarray, np.ndarray]], num_classes: int) -> None:
     """Raise ValueError unless every split has rows of numbers and as many labels in 0..num_classes - 1."""
     for name, (rows, labels) in splits.items():

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from zoo.analysis.features import Features, Origin
+from zoo.analysis.features import Features, Origin, require_finite
 from zoo.checkpoint.calibration import Calibration
 from zoo.data.content_sketch import ContentSketch
 from zoo.inference import metrics
@@ -93,7 +93,8 @@ def probe(
         The metrics and the classifier.
 
     Raises:
-        ValueError: for an unknown kind, without a train split or one to evaluate on, or if train has only one class.
+        ValueError: for an unknown kind, without a train split or one to evaluate on, if train has only one class,
+            or if a feature is not finite.
 
     Example:
         >>> features = zoo.features("torchvision:resnet18", "photos/")
@@ -107,6 +108,7 @@ def probe(
             "a probe requires a train split, and a test or validation split; the features have "
             f"{', '.join(features.splits)}"
         )
+    require_finite(features, [*trained_on, held_out])
     rows, labels = _training_rows(features, trained_on)
     from sklearn.model_selection import cross_validate
 

@@ -64,7 +64,7 @@ def report(
         The page.
 
     Raises:
-        ValueError: for a checkpoint without a head, an unfinished run, and data without this split.
+        ValueError: for a checkpoint without a head, NaN as outputs, an unfinished run, and data without this split.
 
     Example:
         >>> zoo.report("runs/…", "photos/")

@@ -1,10 +1,11 @@
 """The part of a card that says how far the network's probabilities can be trusted."""
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from zoo.text import is_finite
 
 #: Limits of a temperature, and of the magnitude of an energy.
 MIN_TEMPERATURE, MAX_TEMPERATURE, MAX_ENERGY = 0.01, 100.0, 1e9
@@ -50,7 +51,7 @@ def is_calibration(value: Any) -> bool:
     if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in numbers):
         return False
     return (
-        all(abs(number) <= sys.float_info.max for number in numbers)  # integers of JSON may exceed every float
+        all(map(is_finite, numbers))
         and MIN_TEMPERATURE <= value["temperature"] <= MAX_TEMPERATURE
         and isinstance(value["examples"], int)
         and 0 < value["examples"] < 2**53

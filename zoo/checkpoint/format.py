@@ -339,8 +339,8 @@ def require_finite(variables: Mapping, where: str) -> None:
     if lines := nonfinite_leaves(variables):
         more = f"; and {len(lines) - 3} more leaves" if len(lines) > 3 else ""
         raise ValueError(
-            f"{where}: {'; '.join(lines[:3])}{more}; such a network predicts nothing "
-            "(to accept it: --allow-nonfinite, or allow_nonfinite=True)"
+            f"{where}: {'; '.join(lines[:3])}{more}; such a network predicts nothing (verify, eval, predict, features, "
+            "export and import read it with --allow-nonfinite, Python with allow_nonfinite=True)"
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from zoo.checkpoint.calibration import is_calibration
-from zoo.text import one_line
+from zoo.text import is_finite, one_line
 
 #: Limits of a card. Real ones stay far below: ImageNet-21k has 21,843 classes, ResNet-1202 has 7,000 leaves.
 MAX_DEPTH = 32
@@ -34,15 +34,23 @@ def parse_json(raw: bytes, where: str) -> Any:
     """Parse UTF-8 JSON of bounded depth.
 
     Raises:
-        ValueError: naming `where`, if it is not JSON, nested too deeply or holds a number of thousands of digits.
+        ValueError: naming `where`, if it is not JSON, nested too deeply or holds an integer beyond every float.
     """
     try:
         text = raw.decode("utf-8")
         if _depth(text) > MAX_DEPTH:
             raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
-        return json.loads(text)
+        return json.loads(text, parse_int=_bounded_int)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: is not valid JSON ({one_line(error, 200)})") from None
+
+
+def _bounded_int(digits: str) -> int:
+    """Parse an integer that a float can hold: larger ones would end every calculation with an OverflowError."""
+    number = int(digits)
+    if not is_finite(number):
+        raise ValueError(f"holds an integer of {len(digits)} digits")
+    return number
 
 
 def _depth(text: str) -> int:
@@ -71,10 +79,8 @@ def to_plain_json(value: Any, where: str) -> Any:
         return value
     if getattr(value, "ndim", None) == 0:
         value = np.asarray(value).item()
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    if isinstance(value, (int, float)):
+        return value if is_finite(value) else None
     raise ValueError(
         f"{where}: a {type(value).__name__} cannot be written as JSON; use numbers, texts, lists and tables"
     )
@@ -152,7 +158,7 @@ def _is_data(value: Any) -> bool:
     return value is None or (is_record(value) and (value.get("source") is None or is_text(value["source"])))
 
 
-def _is_metrics(value: Any) -> bool:
+def is_metrics(value: Any) -> bool:
     """Return True for a table in which the results of a split are tables with numbers for RESULTS."""
     if not is_record(value):
         return False
@@ -171,7 +177,7 @@ _CARD: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "preprocess": (is_record, "a table"),
     "recipe": (_is_optional_record, "a table or null"),
     "data": (_is_data, "a table or null, with a text as source"),
-    "metrics": (_is_metrics, "a table of results, with numbers as accuracy, loss and examples"),
+    "metrics": (is_metrics, "a table of results, with numbers as accuracy, loss and examples"),
     "versions": (_is_texts, "a table of texts"),
     "licence": (is_text, "a text"),
     "source": (is_text, "a text"),

@@ -81,7 +81,7 @@ def counter(label: str) -> Callable[[int], None]:
 
 
 def add_allow_nonfinite(parser: argparse.ArgumentParser) -> None:
-    """Add the option of all commands that load a checkpoint."""
+    """Add the option of the commands that can use what a broken network gives; `require_finite` names them."""
     parser.add_argument("--allow-nonfinite", action="store_true", help="Accept weights that are NaN or infinite.")
 
 

@@ -6,7 +6,6 @@ adds its totals to figures.json, so that `zoo list` need not trace it.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any, TypeVar, cast, get_origin
@@ -41,6 +40,7 @@ from zoo.models.resnet_v2 import (
 from zoo.models.wide_resnet import WideResNet
 from zoo.models.xception import Xception
 from zoo.suggest import did_you_mean
+from zoo.text import is_finite
 
 _RESNET_D: dict[str, Any] = {"stem": "deep", "shortcut": "pool"}
 _SE_BASIC: dict[str, Any] = {"squeeze": 16, "squeeze_multiple": 8}
@@ -195,7 +195,7 @@ def _check_field(model: str, field: str, kind: Any, value: Any) -> None:
     elif kind is float and any(word in field for word in _PROBABILITIES):
         valid, expected = number and 0 <= value < 1, "a number in [0, 1)"
     elif kind is float:
-        valid, expected = number and math.isfinite(value), "a finite number"
+        valid, expected = number and is_finite(value), "a finite number"
     elif get_origin(kind) is tuple:
         valid = isinstance(value, (tuple, list)) and all(map(_is_count, value))
         expected = "a list of non-negative integers"

@@ -3,6 +3,8 @@
 import zipfile
 from pathlib import Path
 
+from zoo.files import ZIP_ERRORS
+
 #: (offset, magic bytes, description, advice).
 _UNPACK = "unpack it first"
 MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
@@ -54,7 +56,7 @@ def _zip_kind(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
+    except (*ZIP_ERRORS, ValueError):
         return ""
     if names and all(name.endswith(".npy") for name in names):
         return "a NumPy archive (.npz), not weights; save them as safetensors"

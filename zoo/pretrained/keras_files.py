@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from zoo.files import ZIP_ERRORS
 from zoo.pretrained.keras_config import preprocessing
 from zoo.pretrained.metadata import Metadata
+from zoo.text import one_line
 
 #: Names of a layer's weights in Keras 3, whose files only number them. One may be absent: of a norm the first, its
 #: scale (the key map of a model with scales then reports it), of other layers the last, a bias.
@@ -69,8 +71,8 @@ def read_keras(path: Path) -> tuple[dict[str, np.ndarray], Metadata]:
         stated = preprocessing(config, arrays)
         arrays = {key: array for key, array in arrays.items() if not key.startswith("normalization")}
         return _renumber(arrays), stated
-    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, TypeError, AttributeError) as error:
-        raise ValueError(f"is cut off or not a file of Keras ({' '.join(str(error).split())})") from None
+    except (*ZIP_ERRORS, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"is cut off or not a file of Keras ({one_line(error)})") from None
 
 
 def _unpack(path: Path) -> tuple[io.BytesIO, Any]:

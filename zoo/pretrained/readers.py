@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.files import read_text, require_regular
+from zoo.files import ZIP_ERRORS, read_text, require_regular
 from zoo.pretrained.file_kinds import file_kind, folder_kind
 from zoo.pretrained.metadata import Metadata, read_metadata
 from zoo.pretrained.torch_files import ZIP_MAGIC, NotTorchFileError, read_torch
@@ -125,7 +125,7 @@ def _is_keras_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return KERAS_MEMBER in archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except (*ZIP_ERRORS, ValueError):
         return False
 
 
@@ -142,7 +142,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         with safe_open(path, "np") as file:
             about = file.metadata() or {}
         return load_file(path), about
-    except (SafetensorError, KeyError, UnicodeDecodeError, AttributeError) as error:  # NumPy may lack the type
+    except AttributeError as error:  # safetensors asks NumPy for types of 4 and 8 bits that it does not have
+        raise ValueError(f"holds numbers of type {error.name}, which NumPy does not have; save them as BF16") from None
+    except (SafetensorError, KeyError, UnicodeDecodeError) as error:
         raise ValueError(f"is cut off or not a safetensors file ({' '.join(str(error).split())})") from None
 
 

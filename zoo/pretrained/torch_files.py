@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.files import ZIP_ERRORS
 from zoo.pretrained.unpickle import (
     MAX_SHOWN,
     STORAGES,
@@ -194,7 +195,7 @@ def _read_zip(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
             storages = {
                 key: _numbers(content(f"data/{key}"), storage, f"data/{key}") for key, storage in table.storages.items()
             }
-    except (zipfile.BadZipFile, EOFError, struct.error, NotImplementedError, RuntimeError, OSError) as error:
+    except ZIP_ERRORS as error:
         raise ValueError(f"is cut off or damaged ({error})") from None
     return tree, storages
 

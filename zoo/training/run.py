@@ -248,20 +248,6 @@ def recorded_micro_batch(path: Path) -> int | None:
     return micro_batch if micro_batch or has_saved_state(path) else None
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Return the contents of results.json: "stopped", "best_step", and the metrics of each held-out split.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: naming the file, if it does not hold the results of a run.
-    """
-    file = path / RESULTS
-    results = parse_json(read_bounded(file, MAX_JSON), str(file))
-    if not isinstance(results, dict) or "stopped" not in results:
-        raise ValueError(f"{file}: does not hold the results of a run")
-    return results
-
-
 def is_finished(path: Path) -> bool:
     """Return True if the run has written its results. A damaged or empty file counts as none: it is written again."""
     try:
@@ -322,13 +308,53 @@ def append_timing(path: Path, first: int, last: int, batch_size: int, seconds: f
         file.write(json.dumps(row) + "\n")
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """Return the contents of results.json: "stopped", "best_step", and the metrics of each held-out split.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: naming the file, if it does not hold the results of a run.
+    """
+    file = path / RESULTS
+    results = parse_json(read_bounded(file, MAX_JSON), str(file))
+    valid = schema.is_metrics(results) and schema.is_integer(results.get("best_step"))
+    if not valid or not schema.is_text(results.get("stopped")):
+        raise ValueError(f"{file}: does not hold the results of a run")
+    return dict(results)
+
+
+def read_timing(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of timing.jsonl, one for each process that trained the run; [] without the file.
+
+    Raises:
+        ValueError: naming the file, if a line is not a row of `append_timing`.
+    """
+    try:
+        rows = _read_lines(path / TIMING)
+    except FileNotFoundError:
+        return []
+    for number, row in enumerate(rows, 1):
+        numbers = [row.get("seconds"), *(row["steps"] if isinstance(row.get("steps"), list) else [None])]
+        if not _are_numbers(numbers) or len(numbers) != 3:
+            raise ValueError(f"{path / TIMING}, line {number}: has no seconds and steps")
+    return rows
+
+
 def read_history(path: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl.
 
     Raises:
-        ValueError: naming the file, if a line is not a JSON object.
+        ValueError: naming the file, if a line is not a row of numbers with its step.
     """
-    file = path / METRICS
+    rows = _read_lines(path / METRICS)
+    for number, row in enumerate(rows, 1):
+        if not schema.is_integer(row.get("step")) or not _are_numbers(v for v in row.values() if v is not None):
+            raise ValueError(f"{path / METRICS}, line {number}: is not a row of numbers with its step")
+    return rows
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects of a file, one a line."""
     rows = []
     for number, line in enumerate(read_bounded(file, MAX_JSON).splitlines(), 1):
         row = parse_json(line, f"{file}, line {number}")
@@ -410,8 +436,8 @@ class Progress:
         return cls(**data)
 
 
-def _are_numbers(value: Any) -> bool:
-    return all(isinstance(part, int | float) and not isinstance(part, bool) for part in value)
+def _are_numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
 
 
 #: Checks of the fields of Progress.

@@ -1,6 +1,5 @@
 """The figures and pictures that a report page shows."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -122,11 +121,8 @@ def read_run(folder: Path) -> RunFacts | None:
         return None
     config = parse_json(read_bounded(folder / runs.CONFIG, MAX_JSON), runs.CONFIG)
     results = runs.read_results(folder)
-    timing = folder / runs.TIMING
-    lines = timing.read_text(encoding="utf-8").splitlines() if timing.is_file() else []
     return RunFacts(
-        folder, config, runs.read_history(folder), int(results["best_step"]), str(results["stopped"]),
-        [json.loads(line) for line in lines],
+        folder, config, runs.read_history(folder), results["best_step"], results["stopped"], runs.read_timing(folder),
     )  # fmt: skip
 
 
@@ -152,6 +148,8 @@ def evaluate_scores(
         sums = metrics.batch_sums(logs, jnp.asarray(batch["label"]), jnp.asarray(batch["weight"]), losses)
         total = metrics.add(total, sums)
         known, true = probabilities[:count], labels[done : done + count]
+        if bad := int((~np.isfinite(known)).any(axis=1).sum()):
+            raise ValueError(f"{card.model}: the outputs for {bad} of {count} images are NaN; no page can be written")
         parts.append((known.argmax(1), known.max(1), known[np.arange(count), true]))
         if keep:
             rows.append(known)

@@ -14,6 +14,7 @@ from zoo.analysis.page.html import Markup, element, picture, scrolling, table
 from zoo.analysis.visualise import first_layer_filters
 from zoo.inference.metrics import BINS
 from zoo.models import count_parameters
+from zoo.text import is_finite
 
 MAX_CONFUSION = 20  # classes of which the whole confusion matrix is shown
 MAX_CLASS_ROWS = 60  # rows of the per-class table
@@ -26,7 +27,7 @@ STORED = 160  # pixels of the longer side of a stored picture
 
 def percent(value: float | None, digits: int = 2) -> str:
     """Format a share, "-" for an unknown one."""
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f} %"
+    return "–" if value is None or not is_finite(value) else f"{100 * value:.{digits}f} %"
 
 
 def summary(data: PageData) -> Markup:
@@ -112,7 +113,7 @@ def _curve(data: PageData, name: str) -> Markup | None:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and is_finite(value)
 
 
 def _duration(seconds: float) -> str:

@@ -14,7 +14,6 @@ This file holds the table of all operations and their parser. The operations are
 
 import ast
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +34,7 @@ from zoo.data.augment.photo import (
 )
 from zoo.data.augment.warp import affine, affine_elastic, elastic, flip, pad_crop, shift
 from zoo.suggest import did_you_mean
+from zoo.text import is_finite, one_line
 
 # Each function maps (keys [B], index [B], images, targets, fill, **numbers) to (images, targets). A recipe may set its
 # keyword-only parameters, in that order; a parameter with an integer default takes integers only.
@@ -62,7 +62,9 @@ AUGMENTATIONS: dict[str, Callable[..., tuple[Array, Array]]] = {
 # Operations that combine an example with its neighbour: under pmap they need an even number of images per device.
 PAIRING = ("mixup", "cutmix", "mixup_or_cutmix")
 
-# Bounds of the parameters; others are at least 0.
+# Bounds of the parameters; others are at least 0 and at most MAX_ARGUMENT, and none is so small that float32 rounds it
+# to 0. Padding and the number of operations are bounded because they decide memory and the time of compilation.
+MAX_ARGUMENT, SMALLEST = 1e6, 1e-30
 MINIMUM = {"ratio": 0.01, "low": 1.0, "high": 1.0}
 MAXIMUM = {
     "low": 16.0,
@@ -79,6 +81,11 @@ MAXIMUM = {
     "ratio": 1.0,
     "hue": 0.5,
     "magnitude": 10.0,
+    "pad": 1024,
+    "pixels": 1024,
+    "size": 16_384,
+    "sigma": 16_384.0,
+    "number": 16,
 }
 
 
@@ -131,7 +138,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         if argument in CHOICES:
             numbers[argument] = _choice(f"{where}: {argument}", node, CHOICES[argument])
             continue
-        bounds = MINIMUM.get(argument, 0), MAXIMUM.get(argument, math.inf)
+        bounds = MINIMUM.get(argument, 0), MAXIMUM.get(argument, MAX_ARGUMENT)
         numbers[argument] = _number(f"{where}: {argument}", node, parameters[argument], *bounds)
     chosen = parameters | numbers
     if "low" in chosen and chosen["high"] < chosen["low"]:
@@ -155,9 +162,8 @@ def _number(where: str, node: ast.expr, default: float, lower: float, upper: flo
         raise ValueError(f"{where} must be {kind}, not {ast.unparse(node)}") from None
     if isinstance(value, bool) or not isinstance(value, int if isinstance(default, int) else (int, float)):
         raise ValueError(f"{where} must be {kind}, not {value!r}")
-    if not (math.isfinite(value) and lower <= value <= upper):
-        bounds = f"at least {lower:g}" if upper == math.inf else f"between {lower:g} and {upper:g}"
-        raise ValueError(f"{where} must be {bounds}, not {value!r}")
+    if not (is_finite(value) and lower <= value <= upper) or 0 < value < SMALLEST:
+        raise ValueError(f"{where} must be between {lower:g} and {upper:g}, not {one_line(value, 40)}")
     return value
 
 

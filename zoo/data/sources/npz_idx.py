@@ -8,7 +8,6 @@ import math
 import re
 import sys
 import warnings
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from zoo.data.dataset import SPLITS, Dataset, Note, create_missing_splits
 from zoo.data.sources.arrays import dataset_from_pairs
 from zoo.data.sources.names import canonical_split
 from zoo.data.splits import ArraySplit, Pixels
-from zoo.files import read_text
+from zoo.files import ZIP_ERRORS, read_text
 from zoo.text import first_few, first_line, one_line
 
 # --- digits -----------------------------------------------------------------------------------------------------------
@@ -109,7 +108,7 @@ def npz(path: Path) -> Dataset:
             _require_plausible_sizes(file, [key for pair in pairs.values() for key in pair], name)
             arrays = {split: (_array(file, x, name), _array(file, y, name)) for split, (x, y) in pairs.items()}
             names = [str(n) for n in _array(file, "class_names", name).ravel()] if "class_names" in keys else None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except ZIP_ERRORS as error:
         raise ValueError(f"{name}: is not a complete .npz file ({first_line(error)})") from None
     except ValueError as error:
         if "pickle" not in str(error):
