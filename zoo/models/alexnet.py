@@ -78,7 +78,8 @@ class AlexNet(nn.Module):
     conv4, conv5 and the hidden dense layers at 1 (section 5); in narrow networks and for smaller images, kernels are
     larger, see `normal_as_in`. Inputs are pixels in 0..255 less their mean by default (section 2), for which this is
     made: with inputs of unit variance training does not begin (docs/training.md). The mean is one per channel, the
-    paper's one per pixel. The endpoints conv1 … conv5 are taken after the ReLU,
+    paper's one per pixel. Caffe's bvlc_alexnet starts those biases at 0.1, draws the hidden dense layers from
+    N(0, 0.005), and normalises with k = 1 and a fifth of alpha. The endpoints conv1 … conv5 are taken after the ReLU,
     before normalisation and pooling.
 
     Attributes:

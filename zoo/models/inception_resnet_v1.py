@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from zoo.models.branches import Branch, Branches, Unit, chain, run_branches, unit_constructor
-from zoo.models.inception_resnet_v2 import InceptionResNet, ResidualBlock
+from zoo.models.inception_resnet_v2 import ResidualBlock, block_runner
 from zoo.models.inception_v4 import COLUMN3, COLUMN7, REDUCE, ROW3, ROW7, reduction_a
 from zoo.models.layers import classify, global_avg_pool, maybe_remat, require_images, require_stem
 
@@ -121,13 +121,7 @@ class InceptionResNetV1(nn.Module):
         small = self.stem == "small"
         require_images(images, 15 if small else 75, "inception_resnet_v1")
         conv = unit_constructor(self, nn.initializers.he_normal())
-        block = maybe_remat(InceptionResNet, self.remat)
-
-        def run_blocks(name, count, x):
-            scale, branches = INCEPTION_RESNETS[name]
-            for i in range(1, count + 1):
-                x = block(conv, branches, scale, nn.relu, self.dtype, name=f"{name}{i}")(x, train)
-            return x
+        run_blocks = block_runner(self, INCEPTION_RESNETS, conv, train)
 
         count_a, count_b, count_c = self.blocks
         ends = {}

@@ -14,10 +14,11 @@ Not specified in the paper, and the small-image form: as in inception_v4.py. TF-
 the paper does not have; it is left out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from zoo.models.branches import Branch, Branches, Pool, Unit, chain, run_branches, unit_constructor
@@ -122,6 +123,30 @@ class InceptionResNet(nn.Module):
         return x if self.act is None else self.act(x)
 
 
+def block_runner(
+    model: Any, tables: Mapping[str, ResidualBlock], conv: Callable[..., nn.Module], train: bool
+) -> Callable[..., jax.Array]:
+    """Return a function that applies the blocks NAME1 … NAME`count` of one kind to x.
+
+    Args:
+        model: the network, within its `__call__`; its `remat` and `dtype` are used.
+        tables: kinds of blocks by name.
+        conv: constructor of the units.
+        train: as in `__call__`.
+    """
+    block = maybe_remat(InceptionResNet, model.remat)
+
+    def run_blocks(name: str, count: int, x: jax.Array, last_is_linear: bool = False) -> jax.Array:
+        scale, branches = tables[name]
+        for i in range(1, count + 1):
+            linear = last_is_linear and i == count
+            act = None if linear else nn.relu
+            x = block(conv, branches, 1.0 if linear else scale, act, model.dtype, name=f"{name}{i}")(x, train)
+        return x
+
+    return run_blocks
+
+
 class InceptionResNetV2(nn.Module):
     """The released Inception-ResNet-v2: 55,843,464 parameters with 1,000 classes; timm's `inception_resnet_v2`.
 
@@ -166,15 +191,7 @@ class InceptionResNetV2(nn.Module):
         small = self.stem == "small"
         require_images(images, 15 if small else 75, "inception_resnet_v2")
         conv = unit_constructor(self, nn.initializers.he_normal())
-        block = maybe_remat(InceptionResNet, self.remat)
-
-        def run_blocks(name, count, x):
-            scale, branches = INCEPTION_RESNETS[name]
-            for i in range(1, count + 1):
-                last = name == "inceptionresnetC" and i == count
-                x = block(conv, branches, 1.0 if last else scale, None if last else nn.relu, self.dtype,
-                          name=f"{name}{i}")(x, train)  # fmt: skip
-            return x
+        run_blocks = block_runner(self, INCEPTION_RESNETS, conv, train)
 
         count_a, count_b, count_c = self.blocks
         ends = {}
@@ -184,6 +201,6 @@ class InceptionResNetV2(nn.Module):
         ends["reductionA"] = x = Branches(reduction_a(256, 256, 384, 384), conv, name="reductionA")(x, train)
         ends["inceptionresnetB"] = x = run_blocks("inceptionresnetB", count_b, x)  # [B, 17, 17, 1088]
         ends["reductionB"] = x = Branches(REDUCTION_B, conv, name="reductionB")(x, train)
-        ends["inceptionresnetC"] = x = run_blocks("inceptionresnetC", count_c, x)  # [B, 8, 8, 2080]
+        ends["inceptionresnetC"] = x = run_blocks("inceptionresnetC", count_c, x, True)  # [B, 8, 8, 2080]
         ends["conv7b"] = x = conv(1536, 1, name="conv7b")(x, train)  # [B, 8, 8, 1536]
         return classify(global_avg_pool(x), ends, self.num_classes, train, dropout=self.dropout, dtype=self.dtype)
