@@ -14,6 +14,8 @@ from PIL import Image
 
 import zoo
 from zoo.analysis import serve
+from zoo.analysis.neighbours import neighbours_in, read_neighbours
+from zoo.data.dataset import Dataset, subset
 from zoo.data.images.preprocess import Preprocess
 
 DIGIT = Path(__file__).parents[2] / "docs" / "digit.png"
@@ -132,6 +134,53 @@ def test_a_network_without_positions_has_no_map(tmp_path):
     answer = classifier.answer(buffer.getvalue(), None)
     assert answer["map"] == "" and answer["stage"] == "" and len(answer["top"]) == 2
     assert b"<select" not in classifier.page
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Twenty images of every class of digits, as training images."""
+    split = zoo.open_dataset("digits").splits["train"]
+    chosen = np.concatenate([np.flatnonzero(split.labels == k)[:20] for k in range(10)])
+    return Dataset("some digits", {"train": subset(split, np.isin(np.arange(len(split)), chosen))}, tuple("0123456789"))
+
+
+def test_the_nearest_training_images(loaded, digits, tmp_path):
+    features = zoo.features(loaded, digits)
+    rows, labels = features.splits["train"]
+    features.save(tmp_path / "f.npz")
+    found = neighbours_in(loaded, digits)
+    again = read_neighbours(loaded, tmp_path / "f.npz", lambda features: digits)
+    classifier = serve.Classifier(loaded, "digits", again)
+    buffer = io.BytesIO()
+    Image.fromarray(digits.splits["train"].read(np.array([123]))[0, :, :, 0]).save(buffer, "PNG")
+    answer = classifier.answer(buffer.getvalue(), None)["nearest"]
+    assert len(answer) == 6 and answer[0]["similarity"] == pytest.approx(1, abs=1e-5)  # itself
+    assert answer[0]["label"] == str(labels[123]) and answer[0]["image"].startswith("data:image/png")
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    order = np.argsort(-unit @ unit[123])[:6]
+    assert [entry["label"] for entry in answer] == [str(labels[i]) for i in order]
+    np.testing.assert_allclose([entry["similarity"] for entry in answer], (unit @ unit[123])[order], atol=1e-4)
+    pixels = zoo.preprocess(digits.splits["train"].read(np.array([123]))[0], loaded, normalised=False)
+    assert [entry.name for entry in found.nearest(pixels)] == [entry["file"] for entry in answer]
+    assert serve.Classifier(loaded, "digits").answer(buffer.getvalue(), None)["nearest"] == []
+
+
+def test_features_of_other_networks_and_images_are_refused(loaded, digits, tmp_path, capsys):
+    features = zoo.features(loaded, digits)
+    features._replace(origin=None).save(tmp_path / "unknown.npz")
+    features._replace(splits={"test": features.splits["train"]}, files={}, sketches={}).save(tmp_path / "test.npz")
+    features.save(tmp_path / "f.npz")
+    other = Dataset("other", {"train": zoo.open_dataset("digits").splits["test"]}, digits.class_names)
+    for file, data, named in (
+        ("unknown.npz", digits, "another network"),
+        ("test.npz", digits, "it has test"),
+        ("f.npz", other, "other images than other"),
+        ("f.npz", Dataset("none", {"test": other.splits["train"]}, digits.class_names), "no train split"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            read_neighbours(loaded, tmp_path / file, lambda features, data=data: data)
+    code, _, err = run_command(capsys, "serve", "lenet5-mnist", "--features", "f.npz")
+    assert code == 2 and "--features belongs to --nearest" in err
 
 
 def test_a_taken_port_is_one_line(server, capsys):

@@ -278,7 +278,7 @@ def compute_features(
         raise ValueError(f"{models.name_of(model)} has no endpoint {at!r}; it has {', '.join(known)}")
     if pool not in POOLS:
         raise ValueError(f"pool {pool!r}: choose from {', '.join(POOLS)}")
-    step, variables = _feature_step(model, preprocess, at, pool), jax.device_put(variables)
+    step, variables = feature_step(model, preprocess, at, pool), jax.device_put(variables)
     smaller = [2**n for n in range(batch_size.bit_length() - 1, -1, -1) if 2**n < batch_size]
     batch_size = memory.largest_batch(
         step, variables, [batch_size, *smaller],
@@ -301,7 +301,9 @@ def compute_features(
 
 
 @lru_cache(maxsize=8)
-def _feature_step(model: nn.Module, preprocess: Preprocess, at: str, pool: str) -> Callable:
+def feature_step(model: nn.Module, preprocess: Preprocess, at: str, pool: str) -> Callable:
+    """Return the compiled function of (variables, images uint8 [B, H, W, C]) that returns features [B, D]."""
+
     def forward(variables, images):
         _, ends = model.apply(variables, normalise(images, preprocess))
         end = ends[at].astype(np.float32)

@@ -16,6 +16,7 @@ import numpy as np
 
 from zoo.analysis import pictures
 from zoo.analysis.explain import explain_pixels, spatial_stages
+from zoo.analysis.neighbours import Neighbours
 from zoo.analysis.page.classify import page
 from zoo.data.images.decode import decode_images
 from zoo.data.images.preprocess import images_to_input
@@ -26,6 +27,7 @@ ADDRESS = "127.0.0.1"
 MAX_BYTES = 32 * 2**20  # of an image file
 TIMEOUT = 30.0  # seconds in which a request must arrive
 SIDE = 480  # pixels of a picture that is sent back
+THUMBNAIL = 160  # pixels of a training image
 
 
 class RequestError(Exception):
@@ -41,11 +43,17 @@ class RequestError(Exception):
 
 
 class Classifier:
-    """A checkpoint that answers requests, one at a time."""
+    """A checkpoint that answers requests, one at a time.
 
-    def __init__(self, checkpoint: Checkpoint, title: str):
+    Args:
+        checkpoint: the network.
+        title: its name on the page.
+        neighbours: its training images, to show the nearest ones; None for none.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, title: str, neighbours: Neighbours | None = None):
         require_head(checkpoint.card)
-        self.checkpoint, self.lock = checkpoint, threading.Lock()
+        self.checkpoint, self.neighbours, self.lock = checkpoint, neighbours, threading.Lock()
         self.stage = "".join(list(spatial_stages(checkpoint))[-1:])
         self.page = page(title, checkpoint.card.classes, bool(self.stage)).encode("utf-8")
 
@@ -62,7 +70,8 @@ class Classifier:
 
         Returns:
             {"top": [{"name": …, "probability": …}], "target": …, "target_probability": …, "image": data URI of the
-            network's input, "map": data URI of Grad-CAM or "", "stage": its stage}.
+            network's input, "map": data URI of Grad-CAM or "", "stage": its stage, "nearest": [{"label": …,
+            "similarity": …, "file": …, "image": data URI}]}.
 
         Raises:
             ValueError: for bytes that are no image, and for unknown classes.
@@ -82,6 +91,7 @@ class Classifier:
             if self.stage:
                 explained = explain_pixels(self.checkpoint, pixels, "grad_cam", chosen, stage=self.stage)
                 drawn = pictures.data_uri(pictures.overlay(pixels[0], explained.heatmap[0], channels), SIDE)
+            nearest = self._nearest(pixels[0])
         return {
             "top": [{"name": name, "probability": share} for name, share in best.top[:5]],
             "target": chosen,
@@ -89,7 +99,21 @@ class Classifier:
             "image": pictures.data_uri(pictures.to_rgb(pixels[0], channels), SIDE),
             "map": drawn,
             "stage": self.stage,
+            "nearest": nearest,
         }
+
+    def _nearest(self, pixels: np.ndarray) -> list[dict[str, Any]]:
+        """Return the nearest training images of a network input, as `answer` does."""
+        channels = self.checkpoint.card.preprocess.channels
+        return [
+            {
+                "label": found.label,
+                "similarity": found.similarity,
+                "file": found.name,
+                "image": pictures.data_uri(pictures.to_rgb(found.pixels, channels), THUMBNAIL),
+            }
+            for found in (self.neighbours.nearest(pixels) if self.neighbours else ())
+        ]
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -20,6 +20,8 @@ progress{width:100%;height:.8rem;accent-color:var(--accent)}
 button.plain,select{font:inherit;padding:.35rem .8rem;border:1px solid var(--line);border-radius:8px;
 background:var(--card);color:inherit;cursor:pointer}
 .views{display:flex;flex-wrap:wrap;gap:1rem;margin:1rem 0}.views img{width:15rem;height:auto}
+.nearest{display:flex;flex-wrap:wrap;gap:1rem;list-style:none;padding:0}.nearest li{width:8rem;overflow-wrap:anywhere}
+.nearest img{width:8rem;height:auto}.nearest small{display:block;color:var(--soft)}
 video{max-width:100%;width:20rem;border-radius:8px;display:block;margin:.6rem 0}
 [hidden]{display:none!important}
 """
@@ -63,6 +65,18 @@ function show(answer) {
     at("map-text").textContent = "Evidence for " + answer.target + " (" + (100 * answer.target_probability).toFixed(1)
       + " %) at " + answer.stage;
   }
+  at("nearest-section").hidden = !answer.nearest.length;
+  at("nearest").replaceChildren(...answer.nearest.map(found => {
+    const item = document.createElement("li"), image = document.createElement("img");
+    const name = document.createElement("span"), file = document.createElement("small");
+    image.src = found.image;
+    image.alt = "";
+    image.className = "pixels";
+    name.textContent = found.label + ", " + found.similarity.toFixed(2);
+    file.textContent = found.file;
+    item.append(image, name, file);
+    return item;
+  }));
   at("class").value = answer.target;
   const list = at("top");
   list.replaceChildren();
@@ -162,6 +176,11 @@ def page(title: str, classes: Sequence[str], has_map: bool) -> str:
             element("figure", element("img", id="map", alt="", class_="pixels"),
                     element("figcaption", id="map-text"), id="map-figure"),
             class_="views",
+        ),
+        element(
+            "div", element("h3", "Nearest training images"),
+            element("p", "By the network's features, with their classes and the cosine similarity.", class_="soft"),
+            element("ol", id="nearest", class_="nearest"), id="nearest-section", hidden=True,
         ),
         id="result", aria_labelledby="result-title", hidden=True,
     )  # fmt: skip
