@@ -11,6 +11,7 @@ from zoo.analysis.embedding import Embedding
 from zoo.analysis.explain import Explanation
 from zoo.analysis.receptive import ReceptiveField
 from zoo.analysis.visualise import TopImage, Unit
+from zoo.fonts import isolate
 from zoo.training.plots import GREY, new_figure, save_figure
 
 MAPS_PER_STAGE = 8
@@ -121,7 +122,7 @@ def draw_unit(
     if best:
         right.suptitle(f"images that excite it most ({about})", fontsize=10, color=GREY, parse_math=False)
         for axes, found in zip(right.subplots(2, 5).flat, best, strict=False):
-            label = f"{class_names[found.label]:.14}  {found.activation:.2f}"
+            label = f"{isolate(class_names[found.label][:14])}  {found.activation:.2f}"
             _show(axes, pictures.to_rgb(found.pixels, channels), label, size=8)
             _outline(axes, found, field)
         for axes in right.axes[len(best) :]:

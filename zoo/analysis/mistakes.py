@@ -7,6 +7,7 @@ import numpy as np
 
 from zoo.data.inspect.grid import CUT_MIDDLE, GREEN, GREY, RED, Cell, Line, draw_grid
 from zoo.data.splits import Split
+from zoo.fonts import isolate
 from zoo.inference.examples import Examples
 
 MAX_MISTAKES = 100
@@ -41,7 +42,7 @@ def draw_mistakes(split: Split, examples: Examples, title: str, path: Path, limi
                 [image],
                 [
                     Line(example.truth, colour=GREEN),
-                    Line(f"→ {prediction}", tail, RED),
+                    Line(f"→ {isolate(prediction)}", tail, RED),
                     Line(example.file, colour=GREY, cut=CUT_MIDDLE),
                 ],
             )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.training.plots import import_matplotlib
+from zoo import fonts
 
 Picture = NDArray[np.uint8]
 
@@ -32,7 +32,7 @@ def to_rgb(pixels: NDArray[Any], channels: str = "RGB") -> Picture:
 
 def colour(values: NDArray[Any], name: str) -> Picture:
     """Map values in [0, 1] to the colours of a matplotlib colour map."""
-    import_matplotlib()
+    fonts.import_matplotlib()
     import matplotlib
 
     return matplotlib.colormaps[name](np.clip(values, 0, 1), bytes=True)[..., :3]

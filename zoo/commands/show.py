@@ -82,6 +82,7 @@ def show_image(loaded: Any, options: argparse.Namespace) -> None:
     from zoo.analysis import figures, visualise
     from zoo.analysis.explain import METHODS, explain, spatial_stages
     from zoo.analysis.receptive import receptive_fields
+    from zoo.fonts import isolate
 
     card = loaded.card
     methods = [name for name in METHODS if name != "grad_cam" or spatial_stages(loaded)]
@@ -103,7 +104,8 @@ def show_image(loaded: Any, options: argparse.Namespace) -> None:
     print(f"explained class: {target}, {100 * float(explanations[0].probability):.1f} %")
     figures.draw_explanations(
         explanations, maps, fields, Path(options.output), channels=card.preprocess.channels,
-        title=f"{options.checkpoint}   {Path(options.image).name}: {answer}",
+        title=f"{options.checkpoint}   {Path(options.image).name}: "
+        + "  ".join(f"{isolate(label)} {100 * probability:.1f} %" for label, probability in best.top[:3]),
     )  # fmt: skip
 
 

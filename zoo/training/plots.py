@@ -4,16 +4,16 @@ They use matplotlib's objects, never pyplot, so drawing changes no global state 
 atomically, and the same numbers give the same bytes.
 """
 
-import contextlib
 import math
 import os
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from zoo import fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,7 +91,7 @@ def draw_runs(labelled: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], path:
         labelled: (label, rows of metrics.jsonl) of each run.
         path: the PNG to write.
     """
-    import_matplotlib()
+    fonts.import_matplotlib()
     from matplotlib import colormaps
 
     figure = new_figure(11, 4 + 0.17 * max(0, len(labelled) - 8), gap=0.06)
@@ -170,7 +170,7 @@ def draw_confusion(
         path: the PNG to write.
         title: title of the figure.
     """
-    import_matplotlib()
+    fonts.import_matplotlib()
     from matplotlib.colors import PowerNorm
 
     counts = np.asarray(confusion, np.int64)
@@ -211,7 +211,8 @@ def draw_confusion(
             axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=9 if len(text) < 5 else 7)
     else:
         lines = [
-            f"{names[i]} → {names[j]}: {counts[i, j]:,} of {support[i, 0]:,}" for i, j in _top_mistakes(counts, 20)
+            f"{fonts.isolate(names[i])} → {fonts.isolate(names[j])}: {counts[i, j]:,} of {support[i, 0]:,}"
+            for i, j in _top_mistakes(counts, 20)
         ]
         text = "\n".join(["most frequent mistakes", "(true → predicted)", "", *(lines or ["none"])])
         style: dict[str, Any] = {"fontsize": 8, "linespacing": 1.5, "color": "#333333", "parse_math": False}
@@ -221,29 +222,12 @@ def draw_confusion(
 
 def new_figure(width: float, height: float, gap: float = 0.02) -> "Figure":
     """Return a blank figure; sizes in inches, the gap between panels as a fraction of the width."""
-    import_matplotlib()
+    fonts.import_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(wspace=gap)
     return Figure(figsize=(width, height), dpi=120, layout=layout, facecolor="white")
-
-
-def import_matplotlib() -> None:
-    """Import matplotlib, also if MPLBACKEND names a backend that is not installed.
-
-    Jupyter sets it for all processes that are started from a notebook. No backend is needed here.
-    """
-    backend = os.environ.get("MPLBACKEND")
-    if backend is None or "matplotlib" in sys.modules:
-        return
-    del os.environ["MPLBACKEND"]  # matplotlib fails to import with an unknown backend, and then a second time too
-    try:
-        import matplotlib
-    finally:
-        os.environ["MPLBACKEND"] = backend
-    with contextlib.suppress(ValueError):
-        matplotlib.rcParams["backend"] = backend  # as matplotlib does, for the caller's own figures
 
 
 def _style_axes(axes: "Axes", x: str, y: str) -> None:
@@ -279,14 +263,41 @@ def _truncate(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def choose_fonts(figure: "Figure") -> None:
+    """Give texts that DejaVu Sans has no letters for other installed fonts, or spell them out."""
+    from matplotlib.axis import Axis
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedLocator
+
+    spelt_out = False
+    for axis in figure.findobj(Axis):
+        if not isinstance(axis, Axis) or not isinstance(axis.get_major_locator(), FixedLocator):
+            continue
+        labels = [label.get_text() for label in axis.get_ticklabels()]
+        if (spellings := [fonts.spell_out(label) for label in labels]) != labels:
+            axis.set_ticklabels(spellings)
+            spelt_out = True
+    for text in figure.findobj(Text):
+        content = text.get_text() if isinstance(text, Text) else ""
+        if fonts.has_all(content):
+            continue
+        spelling = fonts.spell_out(content)
+        spelt_out |= spelling != content
+        text.set_text(spelling)
+        text.set_fontfamily(["DejaVu Sans", *(font.family for font in fonts.fonts_for(content))])
+    if spelt_out:
+        figure.text(0, -0.01, fonts.ADVICE, fontsize=7, color=GREY, va="top")
+
+
 def save_figure(figure: "Figure", path: str | Path) -> None:
     """Write the PNG atomically: under a temporary name first."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        choose_fonts(figure)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a class name may be in any script
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # such as those of an unassigned letter
             figure.savefig(temporary, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.1)
         os.replace(temporary, path)
     finally:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zoo import fonts
 from zoo.data.images.decode import Uint8
 from zoo.files import atomic_writer
 from zoo.text import printable
@@ -70,7 +70,8 @@ def draw_grid(cells: Iterable[Cell], heading: Sequence[str], path: Path) -> None
         left, top = GAP + n % columns * (TEXT_WIDTH + GAP), head + n // columns * step
         sheet.paste(picture, (left, top + SIDE - picture.height))
         for k, line in enumerate(below):
-            text = _shortened(printable(line.text), TEXT_WIDTH - _width(line.tail, FONT_SIZE), line.cut) + line.tail
+            text = _shortened(printable(line.text), TEXT_WIDTH - _width(line.tail, FONT_SIZE), line.cut)
+            text = fonts.isolate(text) + line.tail
             write_text(draw, (left, top + SIDE + 6 + k * line_height), text, line.colour, FONT_SIZE)
     with atomic_writer(path) as stream:
         sheet.save(stream, "PNG")
@@ -100,17 +101,23 @@ def _pictures(images: Sequence[Uint8]) -> Any:
     return joined
 
 
-@lru_cache(maxsize=8)
-def _font(size: int) -> Any:
-    """Return DejaVu Sans, which matplotlib brings and which has Latin, Greek and Cyrillic letters."""
+@lru_cache(maxsize=32)
+def _font(size: int, file: str = "", index: int = 0) -> Any:
+    """Return a font; by default DejaVu Sans, which has Latin, Greek, Cyrillic, Hebrew and Arabic letters."""
     from PIL import ImageFont
 
-    found = importlib.util.find_spec("matplotlib")  # importing it fails with an unknown MPLBACKEND
     try:
-        folder = Path(found.origin).parent if found and found.origin else Path()
-        return ImageFont.truetype(str(folder / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+        return ImageFont.truetype(file or str(fonts.default_file()), size, index)
     except (OSError, ImportError):  # ImportError: Pillow without FreeType
         return ImageFont.load_default()
+
+
+def _font_and_text(text: str, size: int) -> tuple[Any, str]:
+    """Return the font for a text, and the text, spelt out where no installed font has its letters."""
+    if fonts.has_all(text):
+        return _font(size), text
+    found = fonts.fonts_for(text)
+    return (_font(size, found[0].file, found[0].face) if found else _font(size)), fonts.spell_out(text)
 
 
 def _plain(text: str) -> str:
@@ -118,7 +125,7 @@ def _plain(text: str) -> str:
 
 
 def _width(text: str, size: int) -> float:
-    font = _font(size)
+    font, text = _font_and_text(text, size)
     try:
         return float(font.getlength(text))
     except UnicodeEncodeError:  # Pillow's own font has Latin letters only
@@ -127,10 +134,11 @@ def _width(text: str, size: int) -> float:
 
 def write_text(draw: Any, place: tuple[int, int], text: str, colour: str, size: int) -> None:
     """Write a line of text."""
+    font, text = _font_and_text(text, size)
     try:
-        draw.text(place, text, fill=colour, font=_font(size))
+        draw.text(place, text, fill=colour, font=font)
     except UnicodeEncodeError:
-        draw.text(place, _plain(text), fill=colour, font=_font(size))
+        draw.text(place, _plain(text), fill=colour, font=font)
 
 
 def _shortened(text: str, width: float, cut: str) -> str:
