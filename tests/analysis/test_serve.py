@@ -192,11 +192,12 @@ def test_a_taken_port_is_one_line(server, capsys):
 
 
 @pytest.mark.browser
-def test_a_file_dropped_in_chromium(server, tmp_path):
+def test_a_file_dropped_in_chromium(server, loaded, digits, tmp_path):
     from chromium import Page
 
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
+    server.classifier.neighbours = neighbours_in(loaded, digits)
     with Page(1000, 1200) as browser:
         browser.open(server.url)
         assert browser.evaluate("document.getElementById('result').hidden")
@@ -204,6 +205,10 @@ def test_a_file_dropped_in_chromium(server, tmp_path):
         browser.wait_for("document.getElementById('status').textContent.startsWith('7, ')")
         assert browser.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
         assert browser.evaluate("document.querySelectorAll('#top li').length") == 5
+        assert (
+            browser.evaluate("[...document.querySelectorAll('#nearest li span')].map(s => s.textContent[0])[0]") == "7"
+        )
+        assert browser.evaluate("document.querySelectorAll('#nearest img').length") == 6
         first = browser.evaluate("document.getElementById('map').src")
         browser.evaluate("document.querySelectorAll('#top button')[1].click()")
         browser.wait_for(f"document.getElementById('map').src !== {json.dumps(first)}")

@@ -12,6 +12,7 @@ from zoo.analysis.page.charts import Axis, Series
 from zoo.analysis.page.collect import PageData, precision_recall_curve, roc_curve
 from zoo.analysis.page.html import Markup, element, picture, scrolling, table
 from zoo.analysis.visualise import first_layer_filters
+from zoo.fonts import isolate
 from zoo.inference.metrics import BINS
 from zoo.models import count_parameters
 from zoo.text import is_finite
@@ -165,7 +166,7 @@ def pairs(data: PageData) -> Markup:
         return element("p", "No image of this split was classified wrongly.")
     items = []
     for true, predicted, count, images in data.pairs:
-        text = f"{names[true]} taken for {names[predicted]}"
+        text = f"{isolate(names[true])} taken for {isolate(names[predicted])}"
         shown = [_thumbnail(data, image, f"{text}, example {n}", 72) for n, image in enumerate(images, 1)]
         number = f"{count:,} image{'s' if count > 1 else ''}"
         items.append(element("li", element("h3", text), element("div", shown, class_="strip"),
@@ -181,7 +182,7 @@ def mistakes(data: PageData) -> Markup:
     channels = data.checkpoint.card.preprocess.channels
     items = []
     for mistake in data.mistakes:
-        true, predicted = names[mistake.label], names[mistake.prediction]
+        true, predicted = isolate(names[mistake.label]), isolate(names[mistake.prediction])
         text = f"{true} taken for {predicted}"
         shown = [element("figure", _thumbnail(data, mistake.pixels, f"{mistake.name}: {text}"),
                          element("figcaption", "image"))]  # fmt: skip
