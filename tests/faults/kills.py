@@ -1,6 +1,7 @@
 """The kill storm: SIGKILL at random moments, the same command again until it ends, and the same bits as undisturbed."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -57,13 +58,13 @@ def storm(
         alone = folder / "alone"
         shutil.rmtree(alone, ignore_errors=True)
         alone.mkdir(parents=True)
-        counter, start = Counter(), time.monotonic()
+        counter, start, used = Counter(), time.monotonic(), sum(os.times()[2:4])
         code, complaints = live(name, alone, data, before=partial(programs.count_file_events, alone / "run", counter))
-        duration = time.monotonic() - start
+        seconds, duration = time.monotonic() - start, sum(os.times()[2:4]) - used
         if code:
             raise RuntimeError(f"{name}: undisturbed training ended with {code}: {complaints}")
     want, events = programs.digests(alone / "run", alone), counter.value
-    say(f"{name}: undisturbed in {duration:.1f} s with {events} file operations")
+    say(f"{name}: undisturbed in {seconds:.1f} s, {duration:.1f} s of CPU, with {events} file operations")
     while result.kills < kills:
         place = folder / f"run{result.runs}"
         place.mkdir()
@@ -120,7 +121,8 @@ def live(
         folder: current folder of the processes; the run is its subfolder "run".
         data: the folder of images.
         before: called first in every process.
-        after: seconds after which to kill; None: not from outside.
+        after: seconds of processor time after which to kill, as the clock says little on a loaded machine; None: not
+            from outside.
         only: the process to kill first, a moment before the others; -1: all at once.
     """
     mode, environments = MODES[name], [{}]
@@ -140,13 +142,13 @@ def live(
         )
         for number, environment in enumerate(environments)
     ]  # fmt: skip
-    deadline, patience = None if after is None else time.monotonic() + after, time.monotonic() + PATIENCE
+    patience = time.monotonic() + PATIENCE
     while any(program.poll() is None for program in group):
         if time.monotonic() > patience:
             stacks = dump_stacks(group)
             _kill(group)
             return HUNG, f"hung for {PATIENCE:g} s: {stacks}"
-        if deadline is not None and time.monotonic() >= deadline:
+        if after is not None and sum(program.cpu_seconds() for program in group) >= after:
             if only >= 0:
                 group[only].signal(signal.SIGKILL)
                 time.sleep(0.3)

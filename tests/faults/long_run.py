@@ -52,7 +52,7 @@ def long_run(
     shown = began
     while program.poll() is None:
         time.sleep(interval)
-        sample = take_sample(program.pid, folder / "run", time.monotonic() - began)
+        sample = take_sample(program, folder / "run", time.monotonic() - began)
         if sample is not None:
             samples.append(sample)
             (folder / "samples.json").write_text(json.dumps([asdict(row) for row in samples], indent=1))
@@ -64,19 +64,18 @@ def long_run(
     return samples
 
 
-def take_sample(pid: int, run: Path, seconds: float) -> Sample | None:
+def take_sample(program: programs.Program, run: Path, seconds: float) -> Sample | None:
     """Return the state of a process; None if it ended or has not evaluated yet."""
     try:
         with open(run / "metrics.jsonl", "rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 4096, 0))
             lines = file.read().splitlines()
         step = json.loads(lines[-1])["step"]
-        statistics = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        pid, cpu = program.pid, program.cpu_seconds()
         resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         files = len(os.listdir(f"/proc/{pid}/fd"))
     except (OSError, ValueError, IndexError):
         return None
-    cpu = (int(statistics[11]) + int(statistics[12])) / os.sysconf("SC_CLK_TCK")
     sizes = {True: 0, False: 0}
     for path in run.rglob("*"):
         try:

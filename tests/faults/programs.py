@@ -93,6 +93,14 @@ class Program:
             time.sleep(0.005)
         return self.code
 
+    def cpu_seconds(self) -> float:
+        """Return the processor time that the running program has used; 0 once it has ended."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def signal(self, signum: int) -> None:
         if self.code is None:
             os.kill(self.pid, signum)

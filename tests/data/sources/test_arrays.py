@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from helpers import assert_one_line, random_images
 
+from zoo.data.images.decode import decode_images
 from zoo.data.sources import from_arrays
 from zoo.data.sources.arrays import dataset_from_pairs, evaluation_split
 
@@ -353,6 +354,9 @@ def test_labels_of_python_objects(labels, names):
         (np.array(["a", "nan"] * 6), "nan at index 1"),
         (np.array(["a", "NaN"] * 6), "NaN at index 1"),
         (["a", "NaT"] * 6, "NaT at index 1"),
+        (np.ma.masked_array([0, 1] * 6, [False, False, True] * 4), "4 of 12 values are masked"),
+        ([0, np.ma.masked, 1] * 4, "None at index 1"),
+        ([10**400, 1] * 6, "too large"),
         (["a", "<NA>"] * 6, "<NA> at index 1"),
         (objects(*[1.5, 2] * 6), "1.5"),
         (objects(*[(1, 2), (3,)] * 6), "tuple"),
@@ -378,6 +382,18 @@ def test_labels_that_are_refused(labels, part):
     with pytest.raises(ValueError) as caught:
         from_arrays((X, labels), validation=(X, labels))
     assert_one_line(caught, "arrays", part)
+
+
+def test_labels_in_half_precision_and_arrays_without_masked_values():
+    labels = np.array([0, 2048] * 6, np.float16)
+    assert from_arrays((X, labels), validation=(X, labels)).class_names == ("0", "2048")
+    dataset = from_arrays((np.ma.masked_array(X), labels), validation=(X, np.ma.masked_array(labels)))
+    assert dataset.class_names == ("0", "2048")
+    hidden = np.ma.masked_array(X, X < 3)
+    for call in (lambda: from_arrays((hidden, labels)), lambda: decode_images(hidden), lambda: decode_images([hidden])):
+        with pytest.raises(ValueError, match="values are masked") as caught:
+            call()
+        assert "\n" not in str(caught.value)
 
 
 def test_class_names_may_be_bytes():

@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.images.colour import Uint8, composite, flatten_transparency, luma
-from zoo.data.images.levels import OVERSHOOT, PixelRangeError, find_white, kind_of_mode, scale_to_8_bits, value_range
+from zoo.data.images.levels import (
+    OVERSHOOT,
+    PixelRangeError,
+    find_white,
+    kind_of_mode,
+    require_unmasked,
+    scale_to_8_bits,
+    value_range,
+)
 from zoo.files import read_bounded
 from zoo.text import escape, first_line
 
@@ -265,6 +273,7 @@ def _is_single(shape: tuple[int, ...]) -> bool:
 
 def as_numbers(images: Any) -> NDArray[Any]:
     """Return an array of bool, integers or floats; floats that NumPy lacks, such as bfloat16, become float32."""
+    require_unmasked(images)
     try:
         x = np.asarray(images)
     except Exception as error:

@@ -47,6 +47,14 @@ def value_range(values: NDArray[Any]) -> tuple[float, float]:
     return low, peak
 
 
+def require_unmasked(values: Any) -> None:
+    """Raise ValueError for a masked array with masked values: converting it would silently use what they hide."""
+    if isinstance(values, np.ma.MaskedArray) and (count := int(np.ma.count_masked(values))):
+        raise ValueError(
+            f"{count:,} of {values.size:,} values are masked; leave them out, or choose their value: filled()"
+        )
+
+
 def choose_white(peak: float, kind: Kind) -> float | None:
     """Choose the value of white for a data set of files.
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from zoo.data.dataset import Dataset, Note, create_missing_splits
 from zoo.data.images.colour import composite
 from zoo.data.images.decode import CHANNEL_COUNTS, array_white, as_numbers, channels_last, type_of
-from zoo.data.images.levels import PixelRangeError, choose_array_white, scale_to_8_bits, value_range
+from zoo.data.images.levels import PixelRangeError, choose_array_white, require_unmasked, scale_to_8_bits, value_range
 from zoo.data.sources.names import check_joined_labels, unify_class_names
 from zoo.data.splits import ArraySplit, Labels, Pixels
-from zoo.text import first_line
+from zoo.text import first_line, one_line
 
 Arrays = tuple[Any, Any]
 MISSING_LABELS = ("nan", "NaN", "<NA>", "NaT")  # as pandas writes missing values
@@ -131,6 +131,10 @@ def _check_pairs(pairs: Mapping[str, Arrays], name: str) -> tuple[dict[str, NDAr
 
 def _as_array(values: Any, title: str) -> NDArray[Any]:
     try:
+        require_unmasked(values)
+    except ValueError as error:
+        raise ValueError(f"{title}: {error}") from None
+    try:
         return np.asarray(values)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{title}: are not one array ({first_line(error)})") from None
@@ -216,7 +220,9 @@ def _to_pixels(x: NDArray[Any], white: float) -> tuple[Pixels, str]:
 
 def _to_labels(labels: Any, title: str) -> NDArray[Any]:
     """Check labels and return them as int64 or strings [N]."""
-    is_flat = isinstance(labels, list | tuple) and not any(isinstance(v, list | tuple | np.ndarray) for v in labels)
+    if isinstance(labels, list | tuple):
+        labels = [None if label is np.ma.masked else label for label in labels]
+    is_flat = isinstance(labels, list) and not any(isinstance(v, list | tuple | np.ndarray) for v in labels)
     y = np.empty(len(labels), object) if is_flat else _as_array(labels, title)
     if is_flat:
         y[:] = labels  # np.asarray would make numbers beside words to words
@@ -243,8 +249,8 @@ def _to_labels(labels: Any, title: str) -> NDArray[Any]:
     if y.dtype.kind == "f":
         if not (np.isfinite(y).all() and (y == np.rint(y)).all()):
             raise ValueError(f"{title}: contain fractions or NaN; classes must be integers or strings")
-        if len(y) and np.abs(y).max() >= 2**53:
-            raise ValueError(f"{title}: {np.abs(y).max():g} is too large for a class number; give integers or strings")
+        if len(y) and (largest := float(np.abs(y).max())) >= 2**53:
+            raise ValueError(f"{title}: {largest:g} is too large for a class number; give integers or strings")
     if y.dtype.kind == "u" and len(y) and y.max() >= 2**63:
         raise ValueError(f"{title}: {y.max()} is too large for a class number; give numbers below 2**63, or strings")
     return y.astype(np.int64)
@@ -271,7 +277,7 @@ def _labels_of_objects(values: Sequence[Any], title: str) -> NDArray[Any]:
             if isinstance(value, float) and not value.is_integer():
                 raise ValueError(f"{title}: contain fractions ({value}); classes must be integers or strings")
             if not -(2**63) <= value < 2**63 or (isinstance(value, float) and abs(value) >= 2**53):
-                raise ValueError(f"{title}: {value} is too large for a class number; give strings")
+                raise ValueError(f"{title}: {one_line(value, 40)} is too large for a class number; give strings")
         examples.setdefault(kind, value)
         labels.append(value)
     if len(examples) > 1:
