@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -77,12 +78,11 @@ def take_sample(program: programs.Program, run: Path, seconds: float) -> Sample 
     except (OSError, ValueError, IndexError):
         return None
     sizes = {True: 0, False: 0}
-    for path in run.rglob("*"):
-        try:
-            is_log = path.name == "metrics.jsonl" or path.name.startswith("events.")
-            sizes[is_log] += path.stat().st_size if path.is_file() else 0
-        except OSError:  # replaced meanwhile
-            continue
+    for folder, _, names in os.walk(run):  # which passes over folders that are deleted meanwhile
+        for name in names:
+            with suppress(OSError):
+                is_log = name == "metrics.jsonl" or name.startswith("events.")
+                sizes[is_log] += os.stat(os.path.join(folder, name)).st_size
     return Sample(step, seconds, cpu, resident, files, sizes[False], sizes[True])
 
 

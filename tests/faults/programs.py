@@ -82,7 +82,7 @@ class Program:
                 self.code = os.waitstatus_to_exitcode(status)
         return self.code
 
-    def wait(self, seconds: float = 600.0) -> int:
+    def wait(self, seconds: float = 1800.0) -> int:
         """Return the exit code; kill the program and raise TimeoutError after `seconds`."""
         deadline = time.monotonic() + seconds
         while self.poll() is None:

@@ -80,6 +80,12 @@ def test_at_size_rounds_each_side_of_the_box(resize, size, box):
     assert (got.size, got.resize) == ((size, size), box)
 
 
+@pytest.mark.parametrize("size", [0, -1, 16_385, 10**400, True])
+def test_at_size_refuses_sizes_that_no_input_has(size):
+    with pytest.raises(ValueError, match="image size .*whole number of pixels up to 16,384"):
+        at_size(TIGHT, size)
+
+
 def test_at_size_makes_oblong_inputs_square():
     assert at_size(Preprocess((10, 20), (12, 30)), 40) == Preprocess((40, 40), (48, 60))
 

@@ -357,6 +357,7 @@ def test_labels_of_python_objects(labels, names):
         (np.ma.masked_array([0, 1] * 6, [False, False, True] * 4), "4 of 12 values are masked"),
         ([0, np.ma.masked, 1] * 4, "None at index 1"),
         ([10**400, 1] * 6, "too large"),
+        (["a", ""] * 6, "'' at index 1 is a missing value"),
         (["a", "<NA>"] * 6, "<NA> at index 1"),
         (objects(*[1.5, 2] * 6), "1.5"),
         (objects(*[(1, 2), (3,)] * 6), "tuple"),

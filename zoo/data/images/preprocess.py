@@ -32,7 +32,8 @@ MIN_STD = 1e-6
 MAX_WHITE = 2.0**128  # over the largest float32
 
 
-def _is_side(value: Any) -> bool:
+def is_side(value: Any) -> bool:
+    """Return True for a number of pixels that the side of an input can have."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SIDE
 
 
@@ -87,7 +88,7 @@ class Preprocess:
     def __post_init__(self) -> None:
         for field in ("size", "resize"):
             value = getattr(self, field)
-            if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(map(_is_side, value)):
+            if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(map(is_side, value)):
                 raise ValueError(
                     f"preprocess: {field} must be (height, width) in whole pixels up to {MAX_SIDE:,}, not {value!r:.80}"
                 )

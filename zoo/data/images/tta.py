@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from zoo.data.images.decode import Uint8
 from zoo.data.images.geometry import centre_offsets, crop
-from zoo.data.images.preprocess import Preprocess, image_to_input
+from zoo.data.images.preprocess import MAX_SIDE, Preprocess, image_to_input, is_side
+from zoo.text import one_line
 
 MARGIN = 256 / 224  # side to which images are scaled, by the side of the crop (Krizhevsky et al. 2012)
 SCALES = (256 / 224, 288 / 224, 320 / 224, 352 / 224)  # sides by the crop's (Szegedy et al. 2014, section 7)
@@ -114,7 +115,12 @@ def at_size(preprocess: Preprocess, size: int) -> Preprocess:
 
     Objects look larger in random crops than in centre crops, so a network is often better at a somewhat larger size
     than it was trained at (Touvron et al. 2019, arXiv:1906.06423).
+
+    Raises:
+        ValueError: for a size that no input can have.
     """
+    if not is_side(size):
+        raise ValueError(f"image size {one_line(size, 40)}: must be a whole number of pixels up to {MAX_SIDE:,}")
     box = tuple(max(1, round(b * size / side)) for b, side in zip(preprocess.resize, preprocess.size, strict=True))
     return replace(preprocess, size=(size, size), resize=cast(tuple[int, int], box))
 

@@ -17,7 +17,7 @@ from zoo.data.splits import ArraySplit, Labels, Pixels
 from zoo.text import first_line, one_line
 
 Arrays = tuple[Any, Any]
-MISSING_LABELS = ("nan", "NaN", "<NA>", "NaT")  # as pandas writes missing values
+MISSING_LABELS = ("nan", "NaN", "<NA>", "NaT", "")  # as pandas and CSV files write missing values
 
 
 def from_arrays(
@@ -244,7 +244,9 @@ def _to_labels(labels: Any, title: str) -> NDArray[Any]:
         raise ValueError(f"{title}: must have shape [N], [N, 1] or one-hot [N, classes], not {y.shape}")
     if y.dtype.kind == "U":
         for missing in np.flatnonzero(np.isin(y, MISSING_LABELS))[:1].tolist():
-            raise ValueError(f"{title}: {y[missing]!s} at index {missing} is a missing value; leave such images out")
+            raise ValueError(
+                f"{title}: {str(y[missing]) or repr('')} at index {missing} is a missing value; leave such images out"
+            )
         return y
     if y.dtype.kind == "f":
         if not (np.isfinite(y).all() and (y == np.rint(y)).all()):
