@@ -82,7 +82,7 @@ def test_at_size_rounds_each_side_of_the_box(resize, size, box):
 
 @pytest.mark.parametrize("size", [0, -1, 16_385, 10**400, True])
 def test_at_size_refuses_sizes_that_no_input_has(size):
-    with pytest.raises(ValueError, match="image size .*whole number of pixels up to 16,384"):
+    with pytest.raises(ValueError, match=r"image size .*whole number of pixels up to 16,384"):
         at_size(TIGHT, size)
 
 
