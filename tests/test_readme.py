@@ -134,12 +134,19 @@ def test_modules_that_pages_name_exist(page):
         assert any((ROOT / folder / name).exists() for folder in ("", "zoo")), name
 
 
-def test_every_promise_of_the_readme_names_its_test():
+def named_tests(text):
+    """Return the (file, function) of each test that a text names, and assert that it exists."""
+    names = re.findall(r"`(tests/\S+\.py)::(\w+)`", text)
+    for file, function in names:
+        assert f"\ndef {function}(" in (ROOT / file).read_text("utf-8"), (file, function)
+    return names
+
+
+def test_every_promise_names_its_test():
     section = (ROOT / "README.md").read_text("utf-8").split("## What survives what")[1].split("\n## ")[0]
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) >= 8
-    for row in rows:
-        files = re.findall(r"`(tests/\S+\.py)`", row[-1])
-        assert files, row
-        for file in files:
-            assert "\ndef test_" in (ROOT / file).read_text("utf-8"), file
+    promises = (ROOT / "SECURITY.md").read_text("utf-8").split("## What is promised")[1].split("\n## ")[0]
+    bullets = promises.split("\n- **")[1:]
+    assert len(rows) >= 8 and len(bullets) >= 6
+    for promise in (*(row[-1] for row in rows), *bullets):
+        assert named_tests(promise), promise
