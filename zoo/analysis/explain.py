@@ -13,7 +13,9 @@ from zoo.analysis import attribution
 from zoo.analysis.features import endpoints
 from zoo.data.images.decode import decode_images, is_collection
 from zoo.data.images.preprocess import Preprocess, images_to_input, normalise
+from zoo.inference.calibrate import temperature_of
 from zoo.inference.predict import Checkpoint, require_head
+from zoo.inference.softmax import log_probabilities
 from zoo.suggest import did_you_mean
 
 METHODS = ("grad_cam", "saliency", "smooth_grad", "integrated_gradients", "occlusion")
@@ -27,7 +29,7 @@ class Explanation:
         method: a name in METHODS.
         stage: the endpoint of Grad-CAM; "" for the other methods.
         target: name of the explained class, or a tuple of N names.
-        probability: probability of the target, float32 [].
+        probability: probability of the target, calibrated as in `Checkpoint.predict`, float32 [].
         heatmap: float32 [H, W] of the network's input size. Grad-CAM is upsampled and 0 or more; saliency and
             SmoothGrad are magnitudes; integrated gradients and occlusion are signed, positive where the image speaks
             for the class.
@@ -126,7 +128,8 @@ def explain_pixels(
     maps = attribution.heatmap(method, values)
     if method == "grad_cam":
         maps = attribution.upsample(maps, card.preprocess.size)
-    probabilities = np.asarray(jax.nn.softmax(logits))[np.arange(len(targets)), targets]
+    logs = log_probabilities(np.asarray(logits), temperature_of(card.calibration))
+    probabilities = np.exp(logs[np.arange(len(targets)), targets]).astype(np.float32)
     names = tuple(card.classes[k] for k in targets)
     return Explanation(method, stage, names, probabilities, maps, np.asarray(values), pixels)
 
