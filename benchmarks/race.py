@@ -90,11 +90,28 @@ class Runner:
         self.process.wait()
 
 
-def race(model: str, training: bool, pythons: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
-    """Return the figures of each peer, or why it has none. `pythons`: contender (and "zoo") -> Python."""
-    shape, classes, batch = MODELS[model]
+def race(
+    model: str,
+    training: bool,
+    pythons: dict[str, str],
+    options: argparse.Namespace,
+    shape: tuple[int, int, int],
+    classes: int,
+    batch: int,
+) -> dict[str, Any]:
+    """Return the figures of each peer, or why it has none.
+
+    Args:
+        model: name in MODELS of the zoo and in NETWORKS of the peers.
+        training: time training steps rather than prediction.
+        pythons: contender (and "zoo") -> Python.
+        options: rounds, seconds, threads, patience and kept, as on the command line.
+        shape: [H, W, C] of the images.
+        classes: number of classes.
+        batch: batch size.
+    """
     asked = {
-        "model": model, "training": training, "shape": shape, "classes": classes, "batch": options.batch or batch,
+        "model": model, "training": training, "shape": shape, "classes": classes, "batch": batch,
         "threads": options.threads, "kept": options.kept,
     }  # fmt: skip
     runners: dict[str, Runner] = {}
@@ -111,7 +128,7 @@ def race(model: str, training: bool, pythons: dict[str, str], options: argparse.
                 missing[name] = str(error)
                 print(f"   {name}: {error}", flush=True)
         if "zoo" in missing:
-            raise SystemExit(f"{model}: this project cannot run: {missing['zoo']}")
+            raise ContenderError(f"{model}: this project cannot run: {missing['zoo']}")
         steps = {name: max(1, round(options.seconds / runner.ready["step"])) for name, runner in runners.items()}
         rounds = {name: [] for name in runners}
         order = list(runners)
@@ -161,7 +178,7 @@ def draw(results: dict[str, Any], file: Path, title: str) -> None:
     from matplotlib import pyplot
 
     models = [name for name in MODELS if name in results["models"]]
-    figure, axes = pyplot.subplots(figsize=(8, 4), parallelism="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
     for number, peer in enumerate(PEERS):
         rows = [(place, results["models"][name].get(peer, {})) for place, name in enumerate(models)]
         raced = [(place, 1 / row["ratio"]) for place, row in rows if "ratio" in row]
@@ -252,7 +269,8 @@ def main(what: str, training: bool, description: str) -> None:
         print(f"not measured: {', '.join(left_out)} (--peer {left_out[0]}=PYTHON)")
     for model in options.models or MODELS:
         print(f"{model}:", flush=True)
-        found = race(model, training, pythons, options)
+        shape, classes, batch = MODELS[model]
+        found = race(model, training, pythons, options, shape, classes, options.batch or batch)
         results = json.loads(options.output.read_text()) if options.output.exists() else {}
         results["machine"] = machine()
         merge(results, model, found)

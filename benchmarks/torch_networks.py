@@ -48,12 +48,41 @@ def _torchvision(name, **fields):
     return getattr(torchvision.models, name)(weights=None, **fields)
 
 
+def _timm(name):
+    torch_vision()
+    import timm
+
+    return timm.create_model(name, num_classes=1000)
+
+
+def _small(net):
+    """Give a residual network of torchvision the stem for small images: 3x3, stride 1, no pooling."""
+    net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    return net
+
+
 NETWORKS = {
     "lenet5": lenet5,
     "resnet20": resnet20,
     "alexnet_owt": lambda: _torchvision("alexnet"),
     "googlenet_bn": lambda: _torchvision("googlenet", aux_logits=False, init_weights=False),
     "resnet50": lambda: _torchvision("resnet50"),
+    # for sweep.py
+    "resnet18": lambda: _torchvision("resnet18"),
+    "resnet18_small": lambda: _small(_torchvision("resnet18", num_classes=10)),
+    "resnet50_small": lambda: _small(_torchvision("resnet50", num_classes=10)),
+    "resnext50_32x4d": lambda: _torchvision("resnext50_32x4d"),
+    "resnet50d": lambda: _timm("resnet50d"),
+    "resnet50_v2": lambda: _timm("resnetv2_50"),
+    "resnet50_gn": lambda: _timm("resnet50_gn"),
+    "se_resnet50": lambda: _timm("seresnet50"),
+    "eca_resnet50d": lambda: _timm("ecaresnet50d"),
+    "resnet_rs50": lambda: _timm("resnetrs50"),
+    "bit_r50x1": lambda: _timm("resnetv2_50x1_bit"),
+    "inception_v3": lambda: _timm("inception_v3"),
+    "inception_v4": lambda: _timm("inception_v4"),
+    "inception_resnet_v2": lambda: _timm("inception_resnet_v2"),
+    "xception": lambda: _timm("legacy_xception"),
 }
 
 

@@ -1,5 +1,7 @@
 """Layers for CPUs against plain lax: equal values and gradients, in float64 to 1e-10."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,16 +76,56 @@ def test_maximum_of_nan_is_nan():
 
 
 @pytest.mark.parametrize(
-    ("channels", "kernel", "stride", "padding", "groups"),
-    [(4, 3, 1, 1, 1), (4, 3, 2, 1, 2), (4, 1, 2, 0, 1), (4, (1, 7), 1, (0, 3), 1), (4, 3, 2, 0, 4), (96, 2, 1, 0, 6),
-     (64, 2, 1, 0, 64)],
+    ("batch", "channels", "features", "kernel", "stride", "padding", "groups"),
+    [(8, 4, 8, 3, 1, 1, 1), (8, 4, 8, 3, 2, 1, 2), (8, 4, 8, 1, 2, 0, 1), (8, 4, 8, (1, 7), 1, (0, 3), 1),
+     (2, 4, 8, 3, 2, 0, 4), (2, 96, 192, 2, 1, 0, 6), (2, 64, 128, 2, 1, 0, 64), (8, 5, 5, 3, 1, 1, 5),
+     (2, 5, 5, (3, 5), (2, 1), ((1, 0), (2, 1)), 5)],
 )  # fmt: skip
-def test_convolution(channels, kernel, stride, padding, groups):
+def test_convolution(batch, channels, features, kernel, stride, padding, groups):
+    assert_same_convolution((batch, 9, 8), channels, features, kernel, stride, padding, groups)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "padding"),
+    [((2, 1, 1), 3, 1, 1), ((40, 2, 2), 3, 1, 1), ((2, 2, 4), 3, 1, 1), ((3, 4, 4), 5, 1, 2), ((2, 4, 4), 3, 2, 1),
+     ((2, 3, 3), 3, 2, 1), ((2, 2, 3), (1, 7), 1, (0, 3)), ((2, 3, 2), (7, 1), 1, (3, 0)), ((2, 5, 5), 5, 1, 0),
+     ((1, 9, 8), 3, 1, 1), ((2, 8, 8), 11, 4, 2), ((2, 2, 2), 5, 1, ((2, 1), (0, 3))), ((1, 1, 1), 7, 2, 3),
+     ((2, 1, 3), 3, 3, 4)],
+)  # fmt: skip
+def test_convolution_of_small_maps(shape, kernel, stride, padding):
+    """Maps smaller than the kernel, and taps that only meet padding."""
+    assert_same_convolution(shape, 3, 4, kernel, stride, padding, 1)
+
+
+def assert_same_convolution(shape, channels, features, kernel, stride, padding, groups):
     with jax.enable_x64(True):
-        conv = layers.Conv(2 * channels, kernel, stride, padding, groups, dtype=jnp.float64)
-        x = random(0, 2, 9, 8, channels)
+        conv = layers.Conv(features, kernel, stride, padding, groups, dtype=jnp.float64)
+        x = random(0, *shape, channels)
         params = jax.tree.map(lambda leaf: random(1, *leaf.shape), conv.init(jax.random.key(0), x))
         assert_same(conv.apply, params, x)
+
+
+def test_small_maps_and_depthwise_kernels_do_not_use_convolutions_of_xla():
+    """They take up to a hundred times as long there."""
+
+    def operations(x_shape, kernel_shape, groups):
+        with layers.formulation("cpu"):
+            function = partial(layers.conv2d, stride=(1, 1), padding=((1, 1), (1, 1)), groups=groups)
+            gradient = jax.grad(lambda *args: function(*args).sum(), (0, 1))
+            return str(jax.make_jaxpr(gradient)(jnp.zeros(x_shape), jnp.zeros(kernel_shape)))
+
+    assert "conv_general_dilated" not in operations((64, 2, 2, 8), (3, 3, 8, 8), 1)
+    assert "conv_general_dilated" not in operations((64, 9, 9, 8), (3, 3, 1, 8), 8)
+    assert "conv_general_dilated" in operations((64, 9, 9, 8), (3, 3, 8, 8), 1)
+
+
+def test_dense_layers_store_their_input():
+    """XLA fuses a product of few rows with the operations before it into a scalar loop."""
+    dense = layers.Dense(4)
+    params = dense.init(jax.random.key(0), jnp.zeros((2, 3)))
+    with layers.formulation("cpu"):
+        assert "optimization_barrier" in str(jax.make_jaxpr(dense.apply)(params, jnp.zeros((2, 3))))
+    assert "optimization_barrier" not in str(jax.make_jaxpr(dense.apply)(params, jnp.zeros((2, 3))))
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 6, 3), (16, 7)])

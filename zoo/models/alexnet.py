@@ -15,11 +15,13 @@ import jax.numpy as jnp
 
 from zoo.models.layers import (
     Conv,
+    Dense,
     Initializer,
     adaptive_avg_pool,
     classify,
     local_response_norm,
     max_pool,
+    relu,
     require_images,
     require_stem,
     scale_width,
@@ -128,7 +130,7 @@ class AlexNet(nn.Module):
             bias_init = nn.initializers.constant(0 if small else bias)
             x = Conv(scale_width(features, self.width), kernel_size, stride, padding, groups, kernel_init=init[name],
                      bias_init=bias_init, dtype=self.dtype, name=name)(x)  # fmt: skip
-            ends[name] = x = nn.relu(x)  # [B, 55, 55, 96], [B, 27, 27, 256], [B, 13, 13, 384] twice, [B, 13, 13, 256]
+            ends[name] = x = relu(x)  # [B, 55, 55, 96], [B, 27, 27, 256], [B, 13, 13, 384] twice, [B, 13, 13, 256]
             if name in ("conv1", "conv2"):
                 x = normalise_within_towers(x)
             if name in ("conv1", "conv2", "conv5"):
@@ -136,9 +138,9 @@ class AlexNet(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for name in ("dense6", "dense7"):
             bias_init = nn.initializers.constant(0 if small else 1)
-            x = nn.Dense(scale_width(4096, self.width), kernel_init=init[name], bias_init=bias_init, dtype=self.dtype,
+            x = Dense(scale_width(4096, self.width), kernel_init=init[name], bias_init=bias_init, dtype=self.dtype,
                          name=name)(x)  # fmt: skip
-            x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout_{name}")(nn.relu(x))
+            x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout_{name}")(relu(x))
             ends[name] = x
         return classify(x, ends, self.num_classes, train, kernel_init=init["head"], dtype=self.dtype)
 
@@ -201,12 +203,12 @@ class AlexNetOWT(nn.Module):
                 kernel_size, stride, padding = (5, 1, None) if small else (kernel_size, 4, 2)
             x = Conv(scale_width(features, self.width), kernel_size, stride, padding, kernel_init=init,
                      dtype=self.dtype, name=name)(x)  # fmt: skip
-            ends[name] = x = nn.relu(x)  # [B, 55, 55, 64], [B, 27, 27, 192], [B, 13, 13, 384], [B, 13, 13, 256] twice
+            ends[name] = x = relu(x)  # [B, 55, 55, 64], [B, 27, 27, 192], [B, 13, 13, 384], [B, 13, 13, 256] twice
             if name in ("conv1", "conv2", "conv5"):
                 x = max_pool(x, 3, 2)  # [B, 27, 27, 64], [B, 13, 13, 192], [B, 6, 6, 256]
         x = adaptive_avg_pool(x, (self.pool_size, self.pool_size)).reshape(x.shape[0], -1)
         for name in ("dense6", "dense7"):
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout_{name}")(x)
-            x = nn.Dense(scale_width(4096, self.width), kernel_init=init, dtype=self.dtype, name=name)(x)
-            ends[name] = x = nn.relu(x)  # [B, 4096]
+            x = Dense(scale_width(4096, self.width), kernel_init=init, dtype=self.dtype, name=name)(x)
+            ends[name] = x = relu(x)  # [B, 4096]
         return classify(x, ends, self.num_classes, train, dtype=self.dtype)

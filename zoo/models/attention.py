@@ -6,7 +6,11 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zoo.models.layers import global_avg_pool
+from zoo.models.layers import (
+    Dense,
+    global_avg_pool,
+    relu,
+)
 
 
 class SqueezeExcite(nn.Module):
@@ -30,8 +34,8 @@ class SqueezeExcite(nn.Module):
         hidden = channels // self.squeeze
         hidden = max(self.multiple, (hidden + self.multiple // 2) // self.multiple * self.multiple)
         gate = global_avg_pool(x)
-        gate = nn.relu(nn.Dense(hidden, dtype=self.dtype, name="reduce")(gate))
-        gate = nn.sigmoid(nn.Dense(channels, dtype=self.dtype, name="expand")(gate))
+        gate = relu(Dense(hidden, dtype=self.dtype, name="reduce")(gate))
+        gate = nn.sigmoid(Dense(channels, dtype=self.dtype, name="expand")(gate))
         return x * gate[:, None, None]
 
 

@@ -27,6 +27,7 @@ from zoo.models.layers import (
     global_avg_pool,
     max_pool,
     maybe_remat,
+    relu,
     require_images,
     require_stem,
 )
@@ -111,7 +112,7 @@ class BiT(nn.Module):
                     zero_init=False, dtype=self.dtype, conv=StandardizedConv, name=f"stage{i + 1}_block{j + 1}",
                 )(x, train)  # fmt: skip
             ends[f"stage{i + 1}"] = x
-        ends["norm"] = x = nn.relu(norm(name="norm")(x, not train))
+        ends["norm"] = x = relu(norm(name="norm")(x, not train))
         return classify(
             global_avg_pool(x), ends, self.num_classes, train, kernel_init=nn.initializers.zeros, dtype=self.dtype
         )

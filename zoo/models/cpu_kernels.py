@@ -1,9 +1,12 @@
 """Faster implementations of layers for XLA:CPU: the same values and gradients up to rounding.
 
-Two things are slow on CPUs with plain `lax` operations:
+Four things are slow on CPUs with plain `lax` operations:
 
 - A convolution with one to sixteen channels leaves most of a vector register empty, and so does every elementwise
   operation on its output. `conv_pool` moves blocks of pixels into the channels, from the convolution to the pooling.
+- A convolution over maps with fewer positions than its kernel has taps runs in a scalar loop, because XLA exchanges
+  image and kernel there. `conv2d` computes it as one matrix product.
+- A depthwise convolution is a grouped one with a group per channel. `conv2d` adds shifted images instead.
 - The gradient of a maximum over windows is a scatter. `max_pool` records which pixel of each window won.
 
 The functions define reverse-mode gradients only (`jax.custom_vjp`), so `zoo.models.layers` uses them only in compiled
@@ -11,7 +14,8 @@ training and evaluation steps. Measurements and attempts that did not help are i
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import add
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +23,26 @@ import numpy as np
 from jax import lax
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+# --- windows ---------------------------------------------------------------------------------------------------
+
+
+def _views(
+    x: jax.Array, window: Sequence[int], stride: tuple[int, int], pads: Pads, fill: float | int
+) -> list[jax.Array]:
+    """Return, for each pixel of the window in row-major order, its values in all windows, [B, H', W', C]."""
+    if pads != ((0, 0), (0, 0)):
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
+    batch, height, width, channels = x.shape
+    rows, columns = ((size - k) // step + 1 for size, k, step in zip((height, width), window, stride, strict=True))
+    return [
+        lax.slice(
+            x, (0, i, j, 0), (batch, i + (rows - 1) * stride[0] + 1, j + (columns - 1) * stride[1] + 1, channels),
+            (1, *stride, 1),
+        )
+        for i in range(window[0]) for j in range(window[1])
+    ]  # fmt: skip
 
 
 # --- convolution -------------------------------------------------------------------------------------------------
@@ -30,6 +54,11 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads,
     XLA's grouped convolutions are up to a hundred times slower than dense ones. Neighbouring groups therefore share a
     dense convolution of about 32 channels, whose kernel has zeros between the groups.
     """
+    if groups == x.shape[-1] == kernel.shape[-1] and kernel.shape[0] * kernel.shape[1] <= _MAX_UNROLLED_TAPS:
+        return _depthwise_conv2d(x, kernel, stride, pads)
+    if groups == 1 and _suits_patches(x, kernel, stride, pads):
+        kernel, pads = _reachable_taps(x, kernel, stride, pads)
+        return _conv_by_patches(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, stride)
     parts = _dense_parts(x.shape[-1], groups)
     kernels = _block_diagonal(kernel, groups, parts)
     outputs = [_dense_conv2d(part, kernels[i], stride, pads) for i, part in enumerate(jnp.split(x, parts, axis=-1))]
@@ -59,6 +88,48 @@ def _plain_conv2d(x, kernel, stride, pads):
     return lax.conv_general_dilated(x, kernel, stride, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
+# --- convolution over small maps -----------------------------------------------------------------------------------
+
+#: Largest number of positions in a batch for which patches and one matrix product are faster than XLA's convolution.
+_FEW_POSITIONS = 300
+
+
+def _suits_patches(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> bool:
+    """Return True if a convolution is faster as one matrix product of patches."""
+    outputs = _output_size(x, kernel, stride, pads)
+    positions = outputs[0] * outputs[1]
+    if positions == 0:
+        return False
+    fewer_than_taps = min(positions, x.shape[1] * x.shape[2]) < kernel.shape[0] * kernel.shape[1]
+    return fewer_than_taps or x.shape[0] * positions <= _FEW_POSITIONS
+
+
+def _output_size(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> tuple[int, int]:
+    sizes = [
+        (x.shape[1 + axis] + sum(pads[axis]) - kernel.shape[axis]) // stride[axis] + 1 for axis in (0, 1)
+    ]  # fmt: skip
+    return sizes[0], sizes[1]
+
+
+def _reachable_taps(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> tuple[jax.Array, Pads]:
+    """Return the kernel without rows and columns that only ever meet padding, and the padding that is left.
+
+    At one pixel, a 3x3 kernel with a padding of 1 is left with its centre.
+    """
+    outputs = _output_size(x, kernel, stride, pads)
+    left = []
+    for axis in (0, 1):
+        size, before, taps = x.shape[1 + axis], pads[axis][0], kernel.shape[axis]
+        last = (outputs[axis] - 1) * stride[axis]  # first tap of the last window, in the padded image
+        first_tap, end_tap = max(before - last, 0), min(before + size, taps)
+        kernel = lax.slice_in_dim(kernel, first_tap, end_tap, axis=axis)
+        left.append((before - first_tap, max(last + end_tap - before - size, 0)))
+    return kernel, (left[0], left[1])
+
+
+# --- dense convolution ---------------------------------------------------------------------------------------------
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _dense_conv2d(x, kernel, stride, pads):
     return _plain_conv2d(x, kernel, stride, pads)
@@ -84,6 +155,48 @@ def _dense_conv2d_backward(stride, pads, residuals, g):
 
 
 _dense_conv2d.defvjp(_dense_conv2d_forward, _dense_conv2d_backward)
+
+
+# --- depthwise convolution ---------------------------------------------------------------------------------------
+
+#: Largest number of taps of a depthwise kernel that is unrolled.
+_MAX_UNROLLED_TAPS = 25
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise_conv2d(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> jax.Array:
+    """Convolve each channel of x [B, H, W, C] with its own kernel [kh, kw, 1, C] as a sum of shifted images."""
+    # Without the barrier XLA recomputes the operations before x for every tap.
+    return _sum_of_taps(lax.optimization_barrier(x), kernel, stride, pads)
+
+
+def _sum_of_taps(x, kernel, stride, pads):
+    wide, narrow = jnp.promote_types(x.dtype, jnp.float32), x.dtype
+    taps = kernel.astype(wide).reshape(-1, kernel.shape[-1])
+    views = _views(x, kernel.shape[:2], stride, pads, 0)
+    return reduce(add, (view * tap for view, tap in zip(views, taps, strict=True))).astype(narrow)
+
+
+def _depthwise_conv2d_forward(x, kernel, stride, pads):
+    return _depthwise_conv2d(x, kernel, stride, pads), (x, kernel)
+
+
+def _depthwise_conv2d_backward(stride, pads, residuals, g):
+    x, kernel = residuals
+    x, g = lax.optimization_barrier((x, g))
+    x_grad = jax.vjp(lambda x: _sum_of_taps(x, kernel, stride, pads), x)[1](g)[0]
+    # All taps are summed in one pass over x and g, along rows first: a sum over all positions at once reads in steps of
+    # a whole row and takes up to ten times as long.
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    products = tuple(view * g.astype(wide) for view in _views(x, kernel.shape[:2], stride, pads, 0))
+    zeros = (np.zeros((), wide),) * len(products)
+    rows = lax.reduce(products, zeros, lambda a, b: tuple(i + j for i, j in zip(a, b, strict=True)), (2,))
+    rows = lax.optimization_barrier(rows)
+    kernel_grad = jnp.stack([row.sum((0, 1)) for row in rows]).reshape(kernel.shape).astype(kernel.dtype)
+    return x_grad, kernel_grad
+
+
+_depthwise_conv2d.defvjp(_depthwise_conv2d_forward, _depthwise_conv2d_backward)
 
 
 # --- convolution with few channels, and 2x2 pooling --------------------------------------------------------------
@@ -127,7 +240,7 @@ def conv_pool(
     block_kernel, taps = _kernel_on_blocks(kernel, block)
     rows, columns = -(-height // block), -(-width // block)
     blocks = _space_to_depth(_crop_or_pad(x, (rows + taps[0] - 1) * side, (columns + taps[1] - 1) * side), side)
-    y = _conv_by_patches(blocks, block_kernel)  # [B, rows, columns, 2 * 2 * block * block * F]
+    y = _conv_by_patches(blocks, block_kernel, (1, 1))  # [B, rows, columns, 2 * 2 * block * block * F]
     y = act(y + jnp.tile(bias, side * side)).reshape(*y.shape[:3], 4, -1)  # axis 3: the pixel within the window
     y = _max_of_four(y) if pool == "max" else y.mean(3)
     return _depth_to_space(y, block)[:, :height, :width]
@@ -174,40 +287,38 @@ def _depth_to_space(x: jax.Array, side: int) -> jax.Array:
     return x.reshape(batch, height * side, width * side, -1)
 
 
-@jax.custom_vjp
-def _conv_by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolve with stride 1 and no padding as one matrix product, faster than Eigen for small images."""
-    return _patches(x, kernel.shape) @ kernel.reshape(-1, kernel.shape[-1])
+def _conv_by_patches(x: jax.Array, kernel: jax.Array, stride: tuple[int, int]) -> jax.Array:
+    """Convolve without padding as one matrix product, faster than Eigen for small images."""
+    return _patches_product(x, kernel, stride, x.shape[1:3])
 
 
-def _conv_by_patches_forward(x, kernel):
-    patches = _patches(x, kernel.shape)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _patches_product(x, kernel, stride, size):
+    return _patches(x, kernel.shape, stride) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _patches_product_forward(x, kernel, stride, size):
+    patches = _patches(x, kernel.shape, stride)
     return patches @ kernel.reshape(-1, kernel.shape[-1]), (patches, kernel)
 
 
-def _conv_by_patches_backward(residuals, g):
+def _patches_product_backward(stride, size, residuals, g):
     patches, kernel = residuals
-    th, tw, channels, features = kernel.shape
     # Without the barrier XLA recomputes g in strided order before each of the two products.
     patches, g = lax.optimization_barrier((patches, g))
     kernel_grad = lax.dot_general(patches, g, (((0, 1, 2), (0, 1, 2)), ((), ()))).reshape(kernel.shape)
-    patches_grad = g @ kernel.reshape(-1, features).T
-    parts = []
-    for i in range(th):
-        for j in range(tw):
-            part = lax.slice_in_dim(patches_grad, (i * tw + j) * channels, (i * tw + j + 1) * channels, axis=3)
-            parts.append(jnp.pad(part, ((0, 0), (i, th - 1 - i), (j, tw - 1 - j), (0, 0))))
-    return sum(parts), kernel_grad
+    patches_grad = g @ kernel.reshape(-1, kernel.shape[-1]).T
+    x = jax.ShapeDtypeStruct((g.shape[0], *size, kernel.shape[2]), g.dtype)
+    scatter = jax.linear_transpose(lambda x: _patches(x, kernel.shape, stride), x)
+    return scatter(patches_grad)[0], kernel_grad
 
 
-_conv_by_patches.defvjp(_conv_by_patches_forward, _conv_by_patches_backward)
+_patches_product.defvjp(_patches_product_forward, _patches_product_backward)
 
 
-def _patches(x: jax.Array, kernel_shape: Sequence[int]) -> jax.Array:
-    """Gather the window of every position: [B, H, W, C] -> [B, H - th + 1, W - tw + 1, th * tw * C]."""
-    th, tw = kernel_shape[:2]
-    height, width = x.shape[1] - th + 1, x.shape[2] - tw + 1
-    return jnp.concatenate([x[:, i : i + height, j : j + width] for i in range(th) for j in range(tw)], -1)
+def _patches(x: jax.Array, kernel_shape: Sequence[int], stride: tuple[int, int]) -> jax.Array:
+    """Gather the window of every position: [B, H, W, C] -> [B, H', W', kh * kw * C]."""
+    return jnp.concatenate(_views(x, kernel_shape[:2], stride, ((0, 0), (0, 0)), 0), -1)
 
 
 @jax.custom_vjp
@@ -251,27 +362,16 @@ def max_pool(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def _max_pool(x, window, stride, pads, size):
-    return _first_maximum(_views(x, window, stride, pads))[0]
+    return _first_maximum(_pool_views(x, window, stride, pads))[0]
 
 
 def _max_pool_forward(x, window, stride, pads, size):
-    return _first_maximum(_views(x, window, stride, pads))
+    return _first_maximum(_pool_views(x, window, stride, pads))
 
 
-def _views(x: jax.Array, window: int, stride: int, pads: Pads) -> list[jax.Array]:
-    """Return, for each pixel of the window in row-major order, its values in all windows, [B, H', W', C]."""
-    if pads != ((0, 0), (0, 0)):
-        lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.inexact) else np.iinfo(x.dtype).min
-        x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=lowest)
-    batch, height, width, channels = x.shape
-    rows, columns = (height - window) // stride + 1, (width - window) // stride + 1
-    return [
-        lax.slice(
-            x, (0, i, j, 0), (batch, i + (rows - 1) * stride + 1, j + (columns - 1) * stride + 1, channels),
-            (1, stride, stride, 1),
-        )
-        for i in range(window) for j in range(window)
-    ]  # fmt: skip
+def _pool_views(x: jax.Array, window: int, stride: int, pads: Pads) -> list[jax.Array]:
+    lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.inexact) else np.iinfo(x.dtype).min
+    return _views(x, (window, window), (stride, stride), pads, lowest)
 
 
 def _max_pool_backward(window, stride, pads, size, winner, g):
@@ -310,6 +410,19 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 # --- activation --------------------------------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def materialise(x: jax.Array) -> jax.Array:
+    """Return x, stored once in memory.
+
+    Before a matrix product of a few rows: XLA can fuse the product with the operations that lead to x into a scalar
+    loop, a hundred times slower.
+    """
+    return lax.optimization_barrier(x)
+
+
+materialise.defvjp(lambda x: (materialise(x), None), lambda _, g: (g,))
 
 
 @jax.custom_vjp

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from zoo.models.branches import unit_constructor
 from zoo.models.layers import (
     Conv,
+    Dense,
     Initializer,
     adaptive_avg_pool,
     avg_pool,
@@ -22,6 +23,7 @@ from zoo.models.layers import (
     local_response_norm,
     max_pool,
     maybe_remat,
+    relu,
     require_images,
     require_stem,
     scale_width,
@@ -58,7 +60,7 @@ class ConvRelu(nn.Module):
     def __call__(self, x, train: bool):
         x = Conv(self.features, self.kernel_size, self.stride, kernel_init=self.kernel_init, bias_init=self.bias_init,
                  dtype=self.dtype, name="conv")(x)  # fmt: skip
-        return nn.relu(x)
+        return relu(x)
 
 
 class Inception(nn.Module):
@@ -111,7 +113,7 @@ class AuxiliaryHead(nn.Module):
     def __call__(self, x, train: bool):
         x = self.pool(x)  # [B, 4, 4, C]
         x = self.conv(128, 1, name="conv")(x, train)  # [B, 4, 4, 128]
-        x = nn.relu(self.dense(self.hidden, name="dense")(x.reshape(x.shape[0], -1)))  # [B, 1024]
+        x = relu(self.dense(self.hidden, name="dense")(x.reshape(x.shape[0], -1)))  # [B, 1024]
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         return self.dense(self.num_classes, bias_init=nn.initializers.zeros, name="head")(x).astype(jnp.float32)
 
@@ -210,7 +212,7 @@ class GoogLeNet(nn.Module):
         require_images(images, 8 if small else 31, "googlenet")
         init = nn.initializers.he_normal() if small else nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
         bias = nn.initializers.constant(0 if small else 0.2)
-        dense = partial(nn.Dense, kernel_init=init, bias_init=bias, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=init, bias_init=bias, dtype=self.dtype)
         normalise = partial(local_response_norm, size=5, alpha=2e-5, beta=0.75, k=1.0)
 
         def conv(features, kernel_size, stride=1, *, name):
@@ -288,7 +290,7 @@ class GoogLeNetBN(nn.Module):
         small = self.stem == "small"
         require_images(images, 4 if small else 15, "googlenet_bn")
         gaussian = nn.initializers.normal(0.01)
-        dense = partial(nn.Dense, kernel_init=gaussian, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=gaussian, dtype=self.dtype)
         conv = unit_constructor(self, gaussian)
         aux = None
         if self.aux_heads and self.num_classes is not None:

@@ -16,7 +16,15 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zoo.models.layers import Conv, classify, find_activation, max_pool, require_channels, require_images
+from zoo.models.layers import (
+    Conv,
+    Dense,
+    classify,
+    find_activation,
+    max_pool,
+    require_channels,
+    require_images,
+)
 
 ACTIVATIONS = ("relu", "tanh")
 
@@ -88,7 +96,7 @@ class Highway(nn.Module):
     def __call__(self, images, *, train: bool = False):
         require_images(images, 1, "a highway network", fixed_size=self.image_size)
         act = find_activation(self.activation, ACTIVATIONS)
-        dense = partial(nn.Dense, self.width, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
+        dense = partial(Dense, self.width, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
         first = self.variables.get("params", {}).get(self.stages[0], {})
         require_channels(self, images.shape[-1], first.get("kernel"), positions=self.image_size**2)
         x = images.reshape(images.shape[0], -1).astype(self.dtype)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from zoo.models.branches import Branch, Branches, Pool, Unit, chain, run_branches, unit_constructor
 from zoo.models.inception_v4 import COLUMN3, COLUMN7, MEAN, REDUCE, ROW3, ROW7, reduction_a
-from zoo.models.layers import Conv, classify, global_avg_pool, maybe_remat, require_images, require_stem
+from zoo.models.layers import Conv, classify, global_avg_pool, maybe_remat, relu, require_images, require_stem
 
 
 class ResidualBlock(NamedTuple):
@@ -140,7 +140,7 @@ def block_runner(
         scale, branches = tables[name]
         for i in range(1, count + 1):
             linear = last_is_linear and i == count
-            act = None if linear else nn.relu
+            act = None if linear else relu
             x = block(conv, branches, 1.0 if linear else scale, act, model.dtype, name=f"{name}{i}")(x, train)
         return x
 

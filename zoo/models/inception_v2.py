@@ -23,6 +23,7 @@ from zoo.models.layers import (
     global_avg_pool,
     max_pool,
     maybe_remat,
+    relu,
     require_images,
     require_stem,
     scale_width,
@@ -89,7 +90,7 @@ class SeparableConv(nn.Module):
         x = Conv(DEPTH_MULTIPLIER * channels, self.kernel_size, self.stride, groups=channels, use_bias=False,
                  dtype=self.dtype, name="depthwise")(x)  # fmt: skip
         x = Conv(self.features, 1, use_bias=False, dtype=self.dtype, name="pointwise")(x)
-        return nn.relu(self.norm(name="norm")(x, not train))
+        return relu(self.norm(name="norm")(x, not train))
 
 
 class InceptionV2(nn.Module):

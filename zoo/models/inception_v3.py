@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from zoo.models.branches import Branch, Branches, Pool, Unit, unit_constructor
 from zoo.models.layers import (
+    Dense,
     adaptive_avg_pool,
     avg_pool,
     classify,
@@ -151,7 +152,7 @@ class AuxiliaryHead(nn.Module):
         x = avg_pool(x, 5, 3) if large else adaptive_avg_pool(x, (5, 5))  # [B, 5, 5, 768]
         x = self.conv(128, 1, 1, 0, name="conv0")(x, train)
         x = self.conv(768, 5, 1, 0, kernel_init=nn.initializers.normal(0.01), name="conv1")(x, train)  # [B, 1, 1, 768]
-        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.001), dtype=self.dtype, name="head")
+        head = Dense(self.num_classes, kernel_init=nn.initializers.normal(0.001), dtype=self.dtype, name="head")
         return head(global_avg_pool(x)).astype(jnp.float32)
 
 

@@ -90,6 +90,11 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding, gr
     )
 
 
+def dot_general(x: jax.Array, kernel: jax.Array, *args: Any, **options: Any) -> jax.Array:
+    """Return `lax.dot_general(x, kernel, …)`, with x stored in memory first on a CPU (see `cpu_kernels.materialise`)."""
+    return lax.dot_general(cpu_kernels.materialise(x) if _on_cpu() else x, kernel, *args, **options)
+
+
 def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0, ceil: bool = False) -> jax.Array:
     """Take the maximum over square windows: [B, H, W, C] -> [B, H', W', C].
 
@@ -289,6 +294,12 @@ class Conv(nn.Module):
         if self.use_bias:
             x = x + self.param("bias", self.bias_init, (self.features,), jnp.float32).astype(self.dtype)
         return x
+
+
+class Dense(nn.Dense):
+    """`flax.linen.Dense` by way of `dot_general` of this module."""
+
+    dot_general: Any = dot_general
 
 
 class ConvPool(nn.Module):
@@ -551,5 +562,5 @@ def classify(
     if num_classes is None:
         return features, endpoints
     x = nn.Dropout(dropout, deterministic=not train, name="dropout")(features)
-    logits = nn.Dense(num_classes, kernel_init=kernel_init, dtype=dtype, name="head")(x).astype(jnp.float32)
+    logits = Dense(num_classes, kernel_init=kernel_init, dtype=dtype, name="head")(x).astype(jnp.float32)
     return logits, {**endpoints, "logits": logits}

@@ -12,7 +12,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.models.layers import Conv, ConvPool, avg_pool, classify, conv2d, find_activation, require_images
+from zoo.models.layers import (
+    Conv,
+    ConvPool,
+    Dense,
+    avg_pool,
+    classify,
+    conv2d,
+    find_activation,
+    require_images,
+)
 
 POOLS = ("max", "avg")
 
@@ -62,7 +71,7 @@ class LeNet5(nn.Module):
             ends[f"conv{i}"] = x  # [B, 14, 14, 6], then [B, 5, 5, 16]
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate((120, 84), 1):
-            x = act(nn.Dense(width, kernel_init=init, dtype=self.dtype, name=f"dense{i}")(x))
+            x = act(Dense(width, kernel_init=init, dtype=self.dtype, name=f"dense{i}")(x))
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout{i}")(x)
             ends[f"dense{i}"] = x
         return classify(x, ends, self.num_classes, train, kernel_init=nn.initializers.lecun_normal(), dtype=self.dtype)
@@ -243,7 +252,7 @@ class LeNet4(nn.Module):
         ends["c3"] = x = scaled_tanh(PartialConv(LENET4_C3_READS, self.dtype, name="c3")(x))  # [B, 10, 10, 16]
         ends["s4"] = x = scaled_tanh(Subsampling(name="s4")(x))  # [B, 5, 5, 16]
         x = x.reshape(x.shape[0], -1)
-        f5 = nn.Dense(120, kernel_init=_uniform_fan_in(x.shape[-1]), dtype=self.dtype, name="f5")
+        f5 = Dense(120, kernel_init=_uniform_fan_in(x.shape[-1]), dtype=self.dtype, name="f5")
         ends["f5"] = x = scaled_tanh(f5(x))
         return classify(x, ends, self.num_classes, train, kernel_init=_uniform_fan_in(120), dtype=self.dtype)
 
@@ -292,7 +301,7 @@ class LeNet51998(nn.Module):
         ends["c3"] = x = scaled_tanh(PartialConv(C3_READS, self.dtype, name="c3")(x))  # [B, 10, 10, 16]
         ends["s4"] = x = scaled_tanh(Subsampling(name="s4")(x))  # [B, 5, 5, 16]
         ends["c5"] = x = scaled_tanh(conv(120, "c5", 400)(x)).reshape(x.shape[0], 120)
-        f6 = nn.Dense(84, kernel_init=_uniform_fan_in(120), dtype=self.dtype, name="f6")
+        f6 = Dense(84, kernel_init=_uniform_fan_in(120), dtype=self.dtype, name="f6")
         ends["f6"] = ends["features"] = x = scaled_tanh(f6(x))
         if self.num_classes is not None:
             ends["logits"] = x = -jnp.square(x[:, None].astype(jnp.float32) - digit_codes()).sum(-1)

@@ -10,7 +10,13 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zoo.models.layers import classify, find_activation, require_channels, require_images
+from zoo.models.layers import (
+    Dense,
+    classify,
+    find_activation,
+    require_channels,
+    require_images,
+)
 
 
 class MLP(nn.Module):
@@ -59,7 +65,7 @@ class MLP(nn.Module):
         require_channels(self, images.shape[-1], first.get("kernel"), positions=math.prod(self.input_shape[:2]))
         x = images.reshape(images.shape[0], -1).astype(self.dtype)
         for i, width in enumerate(self.widths, 1):
-            x = nn.Dense(width, kernel_init=hidden_init, dtype=self.dtype, name=f"hidden{i}")(x)
+            x = Dense(width, kernel_init=hidden_init, dtype=self.dtype, name=f"hidden{i}")(x)
             x = act(x)
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout{i}")(x)
             ends[f"hidden{i}"] = x

@@ -40,6 +40,7 @@ from zoo.models.layers import (
     he_normal_fan_out,
     max_pool,
     maybe_remat,
+    relu,
     require_images,
 )
 from zoo.models.resnet import NORMS, STRIDES, halve
@@ -107,7 +108,7 @@ class Block(nn.Module):
         features = 4 * self.width if self.bottleneck else self.width
 
         def activate(x, name):
-            return nn.relu(self.norm(name=name)(x, not train))
+            return relu(self.norm(name=name)(x, not train))
 
         branch = x if self.activated else activate(x, "norm1")
         if self.project:
@@ -139,8 +140,8 @@ class DeepStem(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = nn.relu(self.norm(name="norm1")(self.conv(self.width // 2, 3, 2, name="conv1")(x), not train))
-        x = nn.relu(self.norm(name="norm2")(self.conv(self.width // 2, 3, name="conv2")(x), not train))
+        x = relu(self.norm(name="norm1")(self.conv(self.width // 2, 3, 2, name="conv1")(x), not train))
+        x = relu(self.norm(name="norm2")(self.conv(self.width // 2, 3, name="conv2")(x), not train))
         return self.conv(self.width, 3, name="conv3")(x)
 
 
@@ -246,7 +247,7 @@ class ResNetV2(nn.Module):
                     name=f"stage{i + 1}_block{j + 1}",
                 )(x, train)  # fmt: skip
             ends[f"stage{i + 1}"] = x
-        ends["norm"] = x = nn.relu(norm(name="norm")(x, not train))
+        ends["norm"] = x = relu(norm(name="norm")(x, not train))
         return classify(global_avg_pool(x), ends, self.num_classes, train, dtype=self.dtype)
 
     @nn.nowrap  # no scope of its own: paths in the trace are those of the parameters
@@ -258,7 +259,7 @@ class ResNetV2(nn.Module):
         else:
             x = conv(self.width, *((3, 1) if self.stem == "small" else (7, 2)), name="stem")(x)
         if self.stem_norm:
-            x = nn.relu(norm(name="stem_norm")(x, not train))
+            x = relu(norm(name="stem_norm")(x, not train))
         if self.stem == "small":
             return x
         if self.pool_padding == "zeros":

@@ -25,6 +25,7 @@ from zoo.models.layers import (
     global_avg_pool,
     he_normal_fan_out,
     maybe_remat,
+    relu,
     require_images,
 )
 
@@ -48,11 +49,11 @@ class Block(nn.Module):
         conv = partial(Conv, self.width, use_bias=False, dtype=self.dtype)
         last_init = nn.initializers.zeros if self.zero_init else he_normal_fan_out
         shortcut = x
-        x = nn.relu(self.norm(name="norm1")(x, not train))
+        x = relu(self.norm(name="norm1")(x, not train))
         if shortcut.shape[-1] != self.width or self.stride > 1:
             shortcut = conv(1, self.stride, name="shortcut")(x)
         x = conv(3, self.stride, name="conv1")(x)
-        x = nn.relu(self.norm(name="norm2")(x, not train))
+        x = relu(self.norm(name="norm2")(x, not train))
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         x = conv(3, kernel_init=last_init, name="conv2")(x)
         return shortcut + StochasticDepth(self.drop_path_rate, name="drop")(x, train)
@@ -124,5 +125,5 @@ class WideResNet(nn.Module):
                     zero_init=self.zero_init, dtype=self.dtype, name=f"stage{i + 1}_block{j + 1}",
                 )(x, train)  # fmt: skip
             ends[f"stage{i + 1}"] = x
-        ends["norm"] = x = nn.relu(norm(name="norm")(x, not train))
+        ends["norm"] = x = relu(norm(name="norm")(x, not train))
         return classify(global_avg_pool(x), ends, self.num_classes, train, dtype=self.dtype)

@@ -29,6 +29,7 @@ from zoo.models.layers import (
     global_avg_pool,
     max_pool,
     maybe_remat,
+    relu,
     require_images,
     require_stem,
     scale_width,
@@ -77,7 +78,7 @@ class Block(nn.Module):
     def __call__(self, x, train: bool):
         branch = x
         for i, features in enumerate(self.features, 1):
-            branch = nn.relu(branch) if i > 1 or self.relu_first else branch
+            branch = relu(branch) if i > 1 or self.relu_first else branch
             branch = self.separable(features, name=f"sepconv{i}")(branch, train)
         if self.pool is None:
             return branch + x
@@ -170,7 +171,7 @@ class Xception(nn.Module):
             x = block(728, 728, 728, name=f"middle_block{i}")(x, train)
         ends["middle"] = x  # [B, 19, 19, 728]
         x = block(728, 1024, pool=pool, name="exit_block")(x, train)  # [B, 10, 10, 1024]
-        x = nn.relu(separable(channels(1536), name="exit_sepconv1")(x, train))  # [B, 10, 10, 1536]
-        ends["exit"] = x = nn.relu(separable(channels(2048), name="exit_sepconv2")(x, train))  # [B, 10, 10, 2048]
+        x = relu(separable(channels(1536), name="exit_sepconv1")(x, train))  # [B, 10, 10, 1536]
+        ends["exit"] = x = relu(separable(channels(2048), name="exit_sepconv2")(x, train))  # [B, 10, 10, 2048]
         features = global_avg_pool(x)  # [B, 2048]
         return classify(features, ends, self.num_classes, train, dropout=self.dropout, dtype=self.dtype)
