@@ -91,7 +91,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding, gr
 
 
 def dot_general(x: jax.Array, kernel: jax.Array, *args: Any, **options: Any) -> jax.Array:
-    """Return `lax.dot_general(x, kernel, …)`, with x stored in memory first on a CPU (see `cpu_kernels.materialise`)."""
+    """Return `lax.dot_general(x, kernel, …)`; on a CPU x is stored in memory first (`cpu_kernels.materialise`)."""
     return lax.dot_general(cpu_kernels.materialise(x) if _on_cpu() else x, kernel, *args, **options)
 
 
