@@ -211,7 +211,7 @@ body {{ font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 75
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .3rem .7rem; text-align: left; border-bottom: 1px solid #8886; white-space: nowrap; }}
-img {{ max-width: 100%; height: auto; background: white; }}
+img {{ width: 100%; min-width: 44rem; max-width: 75rem; height: auto; background: white; display: block; }}
 </style>
 </head>
 <body>
@@ -225,7 +225,9 @@ img {{ max-width: 100%; height: auto; background: white; }}
 </table>
 </div>
 <h2>Validation curves</h2>
+<div class="scroll" tabindex="0" role="region" aria-label="Validation curves">
 <img src="data:image/png;base64,{image}" alt="Validation loss and accuracy over the epochs of {names}">
+</div>
 </body>
 </html>
 """
