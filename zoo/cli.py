@@ -143,6 +143,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else list(arguments)
     prepare_streams(persistent=words[:1] in (["train"], ["sweep"]))
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on images that it reads all the same
+    # JAX leaves half of an entry in its cache when the disk is full, and would say so at every start. It compiles anew.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     try:
         code = main(arguments)
         end_on_signal(code)

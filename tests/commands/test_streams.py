@@ -40,6 +40,14 @@ def test_text_is_discarded_once_the_pipe_is_broken():
     stream.close()  # nothing is left in the buffer that could fail
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux")
+@pytest.mark.parametrize("to", ["2>/dev/full", "2>&-"])
+def test_an_error_that_cannot_be_written_keeps_the_exit_code(to, tmp_path):
+    command = f"'{sys.executable}' -m zoo.cli verify nowhere {to}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, check=False).returncode == 2
+
+
 def test_a_closed_stream_discards_and_a_narrow_one_escapes(monkeypatch):
     narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", None)

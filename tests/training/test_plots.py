@@ -231,3 +231,18 @@ def test_a_backend_that_is_not_installed_does_not_matter(tmp_path):
         subprocess.run([sys.executable, "-c", code, backend], cwd=tmp_path, env=environment, check=True, timeout=120)
         assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
         (tmp_path / "picture.png").unlink()
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one_and_is_named(tmp_path, monkeypatch):
+    file = tmp_path / "confusion.png"
+    file.write_bytes(b"old")
+
+    def fail(figure, stream, **options):
+        stream.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    with pytest.raises(OSError, match="No space") as caught:
+        draw_confusion(np.eye(2, dtype=int), ["a", "b"], file, title="t")
+    assert caught.value.filename == str(file)
+    assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]

@@ -25,7 +25,8 @@ def prepare_streams(persistent: bool = False) -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-        setattr(sys, name, _Escaping(getattr(sys, name), persistent))
+        # An error that cannot be written, such as to a log on a full disk, must not change the exit code.
+        setattr(sys, name, _Escaping(getattr(sys, name), persistent or name == "stderr"))
 
 
 class _Persistent:

@@ -5,7 +5,6 @@ atomically, and the same numbers give the same bytes.
 """
 
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo import fonts
+from zoo.files import atomic_writer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -293,12 +293,7 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
     """Write the PNG atomically: under a temporary name first."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        choose_fonts(figure)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # such as those of an unassigned letter
-            figure.savefig(temporary, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.1)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    choose_fonts(figure)
+    with warnings.catch_warnings(), atomic_writer(path, durable=False, unique=True) as stream:
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # such as those of an unassigned letter
+        figure.savefig(stream, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.1)
