@@ -20,6 +20,7 @@ from zoo.data.sources import from_arrays, open_dataset
 from zoo.data.sources.arrays import evaluation_split
 from zoo.data.sources.names import canonical_split
 from zoo.distributed.mesh import parse_parallelism
+from zoo.distributed.processes import require_joined
 from zoo.inference import evaluate as evaluation
 from zoo.inference.evidence import describe_trained_on
 from zoo.inference.metrics import Metrics
@@ -202,6 +203,7 @@ def _train_request(
     changes: dict[str, Any],
 ) -> TrainRequest:
     """Build the request of `fit` or `cross_validate`, whose name begins error messages."""
+    require_joined()
     if model is not None and not isinstance(model, str):
         if isinstance(data, str) and data in models.MODELS:
             raise ValueError(f"{function}: the model comes first: zoo.{function}({data!r}, (images, labels))")

@@ -13,7 +13,7 @@ from zoo.commands import SIGNAL_EXIT
 from zoo.commands.streams import end_on_signal, leave, prepare_streams
 from zoo.host_memory import retain_freed_memory
 from zoo.suggest import did_you_mean
-from zoo.text import error_line
+from zoo.text import error_line, one_line
 
 #: command -> (module in zoo.commands, help text)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -40,6 +40,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 #: Long-running commands, in which memory freed by one step is kept for the next.
 KEEPING_MEMORY = ("train", "eval", "features", "probe", "lr-find", "sweep")
+
+#: Seconds in which the process that caused an error of communication is missed by the others.
+CAUSE_SECONDS = 40.0
 
 #: Names of other programs for commands, and those of the Python functions.
 SYNONYMS = {
@@ -111,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("ZOO_TRACEBACK"):
             raise
         print(f"zoo {options.command}: {error_line(error)}", file=sys.stderr)
+        _tell_others(2, error_line(error))
         return 2
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) or os.environ.get("ZOO_TRACEBACK"):
@@ -150,15 +154,31 @@ def run(arguments: Sequence[str] | None = None) -> None:
         end_on_signal(code)
     except KeyboardInterrupt:  # while modules are imported
         code = SIGNAL_EXIT + 2
-    except Exception:
+    except Exception as error:
         if not _is_multiprocess():
             raise
+        _wait_for_cause(error)
         traceback.print_exc()
+        _tell_others(1, f"{type(error).__name__}: {error}")
         code = 1
     if code >= SIGNAL_EXIT or (code and _is_multiprocess()):
         # A regular exit would wait minutes in JAX for other processes, and a second signal could print a traceback.
         leave(code)
     sys.exit(code)
+
+
+def _tell_others(code: int, message: str) -> None:
+    """Have the other processes of the group, if there are any, end for the same reason."""
+    watch = sys.modules.get("zoo.distributed.watch")
+    if watch is not None:
+        watch.tell_others(code, f"failed: {one_line(message)}")
+
+
+def _wait_for_cause(error: Exception) -> None:
+    """End as the process ends that is the cause of this one's error, if it is one of communication."""
+    watch = sys.modules.get("zoo.distributed.watch")
+    if watch is not None and type(error).__module__.partition(".")[0] in ("jax", "jaxlib"):
+        watch.cause_elsewhere(CAUSE_SECONDS)
 
 
 def _is_multiprocess() -> bool:

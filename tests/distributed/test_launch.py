@@ -8,7 +8,7 @@ import sys
 import pytest
 from helpers import run_command
 
-from zoo.distributed import launch
+from zoo.distributed import environments, launch
 
 
 def child(code):
@@ -19,7 +19,7 @@ def child(code):
 @pytest.fixture
 def four_gpus(monkeypatch):
     monkeypatch.setattr(launch, "processors", lambda: 8)
-    monkeypatch.setattr(launch, "_gpu_files", lambda: [f"/dev/nvidia{i}" for i in range(4)])
+    monkeypatch.setattr(environments, "_gpu_files", lambda: [f"/dev/nvidia{i}" for i in range(4)])
 
 
 def test_threads_and_gpus_are_divided_evenly(four_gpus):

@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zoo.commands.interruption import exit_code
+
 from . import programs
 from .programs import Program
 
@@ -212,7 +214,7 @@ def send_to_self(signum: int) -> None:
 def signals(
     folder: Path, want: dict[str, str], states: tuple[str, ...] = tuple(STATES), names: tuple[str, ...] = NAMES
 ) -> list[str]:
-    """Each signal in each state: 128 + its number or ended by it before the end, 0 after; then resumed."""
+    """Each signal in each state: saved and unfinished, or ended by it before the end, 0 after; then resumed."""
     faults = []
     for state in states:
         module, function, complete = STATES[state]
@@ -223,7 +225,7 @@ def signals(
             program = programs.start(
                 TRAIN, place, before=partial(strike, module, function, send, after=state == "exit")
             )
-            codes = (0,) if complete else (128 + signum, -signum)
+            codes = (0,) if complete else (exit_code(signum), -signum)
             found = judge(program, codes)
             if name == names[0]:
                 found += must_finish(place, want)

@@ -20,7 +20,7 @@ from zoo import checkpoint
 from zoo.data.dataset import limited
 from zoo.data.sources import from_arrays
 from zoo.inference.metrics import Metrics
-from zoo.training import loop, run
+from zoo.training import interruption, loop, run
 from zoo.training import recipe as training_recipe
 from zoo.training.display import Display
 from zoo.training.recipe import Recipe
@@ -234,7 +234,7 @@ def signal_at(patch, step, signum):
     patch.setattr(loop.Trainer, "process_metrics", process_then_signal)
 
 
-@pytest.mark.parametrize("signum", loop.SIGNALS)
+@pytest.mark.parametrize("signum", interruption.SIGNALS)
 def test_a_signal_saves_the_state(tmp_path, monkeypatch, capsys, uninterrupted, signum, request):
     before = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL  # `nohup` ignores SIGHUP
     request.addfinalizer(functools.partial(signal.signal, signum, signal.signal(signum, before)))
@@ -270,17 +270,17 @@ def test_an_interrupted_run_holds_its_best_checkpoint_so_far(tmp_path, monkeypat
 def test_the_first_signal_is_recorded_its_echo_ignored_and_a_later_one_handled(monkeypatch):
     """`timeout` and schedulers signal a process and then its group, within moments."""
     handled = []
-    before = {signum: signal.signal(signum, lambda *about: handled.append("before")) for signum in loop.SIGNALS}
+    before = {signum: signal.signal(signum, lambda *about: handled.append("before")) for signum in interruption.SIGNALS}
     try:
         for second, expected in ((None, "before"), (lambda *about: handled.append("second"), "second")):
             handled.clear()
-            with loop.catch_signals(second) as caught:
+            with interruption.catch_signals(second) as caught:
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGINT)
                 assert caught == [signal.SIGTERM] and not handled
                 with monkeypatch.context() as patch:
-                    patch.setattr(loop, "GRACE_SECONDS", 0.0)
+                    patch.setattr(interruption, "GRACE_SECONDS", 0.0)
                     os.kill(os.getpid(), signal.SIGINT)
                 assert caught == [signal.SIGTERM] and handled == [expected]
             if second is None:
@@ -295,7 +295,7 @@ def test_the_first_signal_is_recorded_its_echo_ignored_and_a_later_one_handled(m
 def test_a_signal_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with loop.catch_signals() as caught:
+        with interruption.catch_signals() as caught:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not caught and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
@@ -317,7 +317,7 @@ def test_outside_the_main_thread_no_signal_is_caught():
     before, inside = signal.getsignal(signal.SIGINT), []
 
     def enter():
-        with loop.catch_signals() as caught:
+        with interruption.catch_signals() as caught:
             inside.append((caught, signal.getsignal(signal.SIGINT)))
 
     thread = threading.Thread(target=enter)

@@ -16,7 +16,7 @@ from zoo.checkpoint.format import (
     verify_checkpoint,
 )
 from zoo.checkpoint.manifest import FORMAT, CorruptCheckpointError
-from zoo.checkpoint.run_state import latest_intact_save, latest_save, read_state, save_state
+from zoo.checkpoint.run_state import latest_intact_save, latest_save, read_progress, read_state, save_state
 
 __all__ = [
     "CARD",
@@ -30,6 +30,7 @@ __all__ = [
     "leaf_table",
     "load_checkpoint",
     "read_card",
+    "read_progress",
     "read_state",
     "require_finite",
     "save_checkpoint",

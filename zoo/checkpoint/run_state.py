@@ -100,7 +100,7 @@ def read_state(path: Path, like: Callable[[int], Any]) -> tuple[Any, dict[str, A
     """
     from flax import serialization
 
-    progress = read_json(path / PROGRESS)
+    progress = read_progress(path)
     arrays = read_arrays(path / ARRAYS)
     template = like(int(path.name.removeprefix("step_")))
     have, want = flatten(arrays), flatten(_to_plain_dict(template))
@@ -108,6 +108,11 @@ def read_state(path: Path, like: Callable[[int], Any]) -> tuple[Any, dict[str, A
         raise ValueError(f"{path}: was written by another configuration or version; start a new run")
     nested = _restore_empty_nodes(serialization.to_state_dict(template), arrays)
     return serialization.from_state_dict(template, nested), progress
+
+
+def read_progress(path: Path) -> dict[str, Any]:
+    """Read the part of a save that is not arrays."""
+    return read_json(path / PROGRESS)
 
 
 def latest_save(folder: str | Path) -> Path | None:

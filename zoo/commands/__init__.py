@@ -12,6 +12,8 @@ from typing import Any
 
 #: Exit code of a process that a signal ended, minus the number of the signal.
 SIGNAL_EXIT = 128
+#: Exit code of a run that was interrupted by a scheduler, with its state saved: EX_TEMPFAIL, "try again".
+UNFINISHED_EXIT = 75
 
 
 def start_jax() -> None:

@@ -26,12 +26,7 @@ def parallelism_of(options: argparse.Namespace) -> Any:
     """Connect to the other processes, if any, and return the Parallelism that the options describe."""
     from zoo.distributed import mesh, processes
 
-    environment = os.environ  # `zoo launch` sets ZOO_COORDINATOR, ZOO_PROCESSES and ZOO_PROCESS
-    if options.coordinator or "ZOO_COORDINATOR" not in environment:
-        processes.initialize(options.coordinator, options.processes, options.process)
-    else:
-        numbers = (int(environment[name]) for name in ("ZOO_PROCESSES", "ZOO_PROCESS"))
-        processes.initialize(environment["ZOO_COORDINATOR"], *numbers)
+    processes.initialize(options.coordinator, options.processes, options.process)
     return mesh.parse_parallelism(options.parallel, options.mesh)
 
 
@@ -48,9 +43,7 @@ def run(options: argparse.Namespace) -> None:
 
     if not processes.is_primary():
         return
-    if processes.is_multiprocess():
-        where = processes.detect_launcher()
-        print(f"{jax.process_count()} processes" + (f", started by {where}" if where else ""))
+    print(f"group: {describe_group(options)}")
     used = set(mesh.devices_of(parallelism))
     for device in jax.devices():
         process = f"process {device.process_index}  " if processes.is_multiprocess() else ""
@@ -63,6 +56,21 @@ def run(options: argparse.Namespace) -> None:
         "any batch size" if parallelism.devices == 1 else f"batch sizes must be multiples of {parallelism.devices}"
     )
     print(f"training would use {number} (*): {parallelism}; {multiple}")
+
+
+def describe_group(options: argparse.Namespace) -> str:
+    """Return how many processes there are, what started them and which variables showed it."""
+    import jax
+
+    from zoo.distributed import environments
+
+    joined = f"joined {jax.process_count()} processes" if jax.process_count() > 1 else "a single process"
+    if options.coordinator == "none" or os.environ.get("ZOO_COORDINATOR") == "none":
+        return f"{joined} (--coordinator none)"
+    if options.coordinator not in ("", "auto"):
+        return f"{joined} (--coordinator {options.coordinator})"
+    group = environments.detect()
+    return f"{joined}; recognised: {group}" if group else f"{joined}; no launcher recognised"
 
 
 def _device_memory(device: Any) -> str:

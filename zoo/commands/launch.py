@@ -9,7 +9,7 @@ COMMANDS = ("train", "devices")  # commands that can be launched
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--processes", metavar="N", type=count, required=True, help="Number of processes to start.")
+    add("-n", "--processes", metavar="N", type=count, required=True, help="Number of processes to start.")
     add(
         "command_words",
         metavar="COMMAND",
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from zoo.distributed import environments
     from zoo.distributed.launch import launch
 
     words = options.command_words
@@ -27,4 +28,10 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--processes 0: must be at least 1")
     if not command or command[0] not in COMMANDS:
         raise ValueError("write the command to start after --: zoo launch --processes 2 -- train --model lenet5")
+    group = environments.detect()
+    if group is not None and group.started and not group.is_single:
+        raise ValueError(
+            f"{group}: each of its tasks would start {options.processes} processes of its own; start the command "
+            "without `zoo launch`, or `zoo launch` as a single task"
+        )
     return launch(command, options.processes)

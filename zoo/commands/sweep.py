@@ -5,11 +5,18 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from zoo.commands import SIGNAL_EXIT, count, require_writable, start_jax, words_without
+from zoo.commands import count, require_writable, start_jax, words_without
 from zoo.commands.devices import parallelism_of
-from zoo.commands.streams import exit_at_once
+from zoo.commands.interruption import exit_code, interruptible, resume_advice, watch_group
 from zoo.commands.train import add_log_option, add_request_arguments, train_request
+
+if TYPE_CHECKING:
+    from zoo.training.interruption import Caught
+
+#: Options of the sweep itself, which its runs do not have.
+OWN_OPTIONS = ("--set", "--seeds", "--seed", "--random", "--workdir", "--log", "-o", "--output")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +45,20 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--random needs fields to draw, such as --set learning_rate=1e-4..1e-1")
     first = int(options.seed) if options.seed and options.seed.isdecimal() else 0
     settings = sweep.draws(axes, options.random, first) if options.random else sweep.grid(axes)
+    command = shlex.join(["zoo", *options.words])
+    with interruptible("sweep", command) as caught:
+        return _sweep(options, settings, first, command, caught)
+
+
+def _sweep(
+    options: argparse.Namespace, settings: list[dict[str, str]], first: int, command: str, caught: "Caught"
+) -> int:
     start_jax()
     parallelism = parallelism_of(options)
+    caught.install()
+    watch_group("sweep", 0.0)
     from zoo.inference.examples import write_csv
+    from zoo.training import sweep
     from zoo.training.loop import InterruptedRunError
     from zoo.training.trackers import parse_trackers
 
@@ -49,21 +67,19 @@ def run(options: argparse.Namespace) -> int:
         sets = [word for field, value in setting.items() for word in ("--set", f"{field}={value}")]
         return shlex.join(["zoo", "train", *words, *sets, "--seed", str(seed)])
 
-    own = ("--set", "--seeds", "--seed", "--random", "--workdir", "--log", "-o", "--output")
-    words = words_without(options.words[1:], own)
+    words = words_without(options.words[1:], OWN_OPTIONS)
     options.set = []
     trackers = parse_trackers(options.log)
     request = train_request(options, parallelism)
-    command = shlex.join(["zoo", *options.words])
     seeds = range(first, first + options.seeds)
     try:
         trials = sweep.run_sweep(
             request, settings, seeds, partial(print, flush=True), folder=options.workdir, command=command_of,
-            workers=options.workers, second_signal=exit_at_once, log=trackers,
+            workers=options.workers, caught=caught, log=trackers,
         )  # fmt: skip
     except InterruptedRunError as stop:
-        print(f"zoo sweep: Interrupted; {stop}. Repeat the command to resume: {command}", file=sys.stderr)
-        return SIGNAL_EXIT + stop.signum
+        print(f"zoo sweep: Interrupted; {stop}. {resume_advice(command)}", file=sys.stderr)
+        return exit_code(stop.signum)
     print("\n".join(sweep.format_table(trials)))
     if options.output:
         columns = ("validation accuracy", "standard deviation", "seeds", "failures", "runs")

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from zoo.commands import SIGNAL_EXIT, count, seconds, start_jax
+from zoo.commands import count, seconds, start_jax
 from zoo.commands.devices import add_device_options, parallelism_of
-from zoo.commands.streams import end_on_signal, exit_at_once
+from zoo.commands.interruption import exit_code, interruptible, resume_advice, watch_group
+from zoo.commands.streams import end_on_signal
 
 if TYPE_CHECKING:
     from zoo.distributed.mesh import Parallelism
+    from zoo.training.interruption import Caught
     from zoo.training.request import TrainRequest
     from zoo.training.run import RunConfig
 
@@ -68,6 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Reproduce results to the bit on GPU too, at some cost in speed.",
     )
     add_log_option(parser)
+    add("--hang-timeout", metavar="SECONDS", type=seconds, default=1800.0,
+        help="With several processes: end when none advances for this long (default: 1800; 0: never).")  # fmt: skip
     add("--quiet", action="store_true", help="Print errors only.")
     add("--no-report", dest="report", action="store_false", help="Write no report.html at the end.")
 
@@ -104,14 +108,22 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    command = shlex.join(["zoo", *os.environ.get("ZOO_LAUNCHED", "").split(), *options.words])
+    with interruptible("train", command) as caught:
+        return _train(options, command, caught)
+
+
+def _train(options: argparse.Namespace, command: str, caught: "Caught") -> int:
     if options.deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     start_jax()
     parallelism = parallelism_of(options)
+    caught.install()  # JAX has installed a handler of SIGTERM, if there are several processes
+    watch_group("train", options.hang_timeout)
     from zoo.analysis.report import page_writer
     from zoo.data.folds import Fold
-    from zoo.distributed import processes
+    from zoo.distributed import processes, watch
     from zoo.training import cross_validation, dry_run, loop, plan, report
     from zoo.training.trackers import parse_trackers
 
@@ -134,10 +146,11 @@ def run(options: argparse.Namespace) -> int:
         report.describe(training_plan, say)
         dry_run.dry_run(training_plan, say)
         return 0
-    command = shlex.join(["zoo", *os.environ.get("ZOO_LAUNCHED", "").split(), *options.words])
+    for line in watch.describe_hosts(watch.hosts()):
+        say(line)
     fit: Callable[[plan.Plan], Any] = partial(
         loop.fit, save_seconds=options.save_every, save_steps=options.save_steps, command=command,
-        quiet=options.quiet, workers=options.workers, second_signal=exit_at_once,
+        quiet=options.quiet, workers=options.workers, caught=caught,
         write_page=page_writer() if options.report else None, log=trackers,
     )  # fmt: skip
     if request.head:
@@ -151,10 +164,12 @@ def run(options: argparse.Namespace) -> int:
         else:
             fit(plan.make_plan(request, say))
     except loop.InterruptedRunError as stop:
-        end_on_signal(SIGNAL_EXIT + stop.signum)
+        watch.stop()
+        end_on_signal(exit_code(stop.signum))
         if processes.is_primary():
-            print(f"zoo train: Interrupted; {stop}. Repeat the command to resume: {command}", file=sys.stderr)
-        return SIGNAL_EXIT + stop.signum
+            print(f"zoo train: Interrupted; {stop}. {resume_advice(command)}", file=sys.stderr)
+        return exit_code(stop.signum)
+    watch.stop()
     return 0
 
 

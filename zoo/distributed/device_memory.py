@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from zoo.distributed import mesh, processes
+from zoo.distributed import environments, mesh
 from zoo.distributed.mesh import Parallelism
 from zoo.host_memory import available_memory, release_freed_memory
 
@@ -35,7 +35,7 @@ def available_bytes(parallelism: Parallelism | None = None) -> int | None:
     if devices[0].platform == "cpu":
         release_freed_memory()
         available = available_memory()
-        return None if available is None else available // (len(devices) * processes.processes_on_this_host())
+        return None if available is None else available // (len(devices) * environments.processes_on_this_host())
     statistics = [device.memory_stats() or {} for device in devices]
     if not all("bytes_limit" in device for device in statistics):
         return None

@@ -1,6 +1,5 @@
 """Start `zoo` as several processes on this machine, each with its share of the CPU threads and GPUs."""
 
-import glob
 import os
 import signal
 import socket
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from zoo.data.threads import processors
+from zoo.distributed.environments import visible_gpus
 
 #: After a process has failed: seconds until the others receive SIGTERM, and from then on until SIGKILL.
 GRACE_SECONDS = 10.0
@@ -78,12 +78,7 @@ def environment_share(environment: Mapping[str, str], number: int, processes: in
     """
     threads = max(processors() // processes, 1)
     share = {**environment, "PJRT_NPROC": str(threads)}
-    if environment.get("JAX_PLATFORMS", "cuda").partition(",")[0] not in ("cuda", "gpu"):
-        return share
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    names = [name.removeprefix("/dev/nvidia") for name in _gpu_files()] if visible is None else visible.split(",")
-    gpus = [gpu for gpu in names if gpu]
-    if gpus:
+    if gpus := visible_gpus(environment):
         per_process, remainder = divmod(len(gpus), processes)
         if remainder:
             raise ValueError(
@@ -92,10 +87,6 @@ def environment_share(environment: Mapping[str, str], number: int, processes: in
             )
         share["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[number * per_process : (number + 1) * per_process])
     return share
-
-
-def _gpu_files() -> list[str]:
-    return sorted(glob.glob("/dev/nvidia[0-9]*"), key=lambda name: (len(name), name))
 
 
 def find_free_port() -> int:
@@ -117,16 +108,16 @@ def _print_with_number(stream: IO[bytes], number: int, primary: subprocess.Popen
 
 @contextmanager
 def _forward_signals(children: Sequence[subprocess.Popen]) -> Iterator[None]:
-    """Forward SIGINT, SIGTERM and SIGHUP to the children instead of ending this process."""
+    """Forward SIGINT, SIGTERM, SIGUSR1 and SIGHUP to the children instead of ending this process."""
 
     def forward(signum, frame):
         for child in children:
             if child.poll() is None:
-                child.send_signal(signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
+                child.send_signal(signum)
 
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP"):  # sent when a terminal closes; not on Windows
-        signals.append(signal.SIGHUP)
+    # SIGHUP: a terminal closes, SIGUSR1: Slurm's --signal. Windows has neither.
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
     handlers = {signum: signal.signal(signum, forward) for signum in signals}
     try:
         yield

@@ -8,87 +8,134 @@ or copies.
 
 import json
 import os
-import re
+import socket
 import time
-from collections.abc import Callable, Mapping
-from importlib.util import find_spec
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from zoo.distributed import watch
+from zoo.distributed.environments import ALONE, BY_JAX, BY_MPI, Group, detect, local_devices, require_address
+from zoo.text import one_line
+
 #: Steps between comparisons of flags across processes, at most: a comparison waits for the device.
 COMPARE_EVERY = 8
 #: Seconds between comparisons at which slow steps are compared more often, down to every step.
 COMPARE_SECONDS = 1.0
-
-
-def detect_launcher(environment: Mapping[str, str] = os.environ) -> str:
-    """Return the name of the launcher that started several processes, if JAX can detect the cluster; else "".
-
-    An allocation alone is not enough: a program started inside one by hand runs as a single process.
-    """
-    if _read_count(environment, "SLURM_STEP_NUM_TASKS") > 1:
-        return "Slurm"
-    if _read_count(environment, "OMPI_COMM_WORLD_SIZE") > 1 and "OMPI_MCA_orte_hnp_uri" in environment:
-        return "Open MPI"
-    if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= set(environment) and find_spec("kubernetes"):
-        return "Kubernetes"
-    if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
-        return "a TPU pod slice"
-    return ""
-
-
-def processes_on_this_host(environment: Mapping[str, str] = os.environ) -> int:
-    """Return how many of the processes run on this machine according to the launcher; 1 if it does not say."""
-    for name in ("ZOO_LOCAL_PROCESSES", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
-        if counts := re.findall(r"(?:^|,)(\d+)", environment.get(name, "")):  # Slurm: "4(x2),3"
-            return max(map(int, counts))
-    return 1
-
-
-def _read_count(environment: Mapping[str, str], name: str) -> int:
-    text = environment.get(name, "")
-    return int(text) if text.isdigit() else 1
+#: Seconds without a sign of life after which JAX gives a process up and ends the others.
+HEARTBEAT_SECONDS = 60
 
 
 def initialize(coordinator: str = "", processes: int | None = None, process: int | None = None) -> None:
     """Connect to the other processes before any computation; does nothing for a single process.
 
     Args:
-        coordinator: HOST:PORT of process 0, together with `processes` and `process`; "auto" lets JAX detect all three,
-            as on Cloud TPU; "none" runs a single process; "" follows `detect_launcher`.
+        coordinator: HOST:PORT of process 0, together with `processes` and `process`; "auto" lets JAX detect all three
+            where `environments.detect` recognises nothing; "none" runs a single process; "" follows
+            `environments.detect`.
         processes: number of processes.
         process: index of this process, from 0.
 
     Raises:
-        ValueError: if the arguments are inconsistent or the coordinator cannot be reached.
+        ValueError: if the arguments or the variables of the environment are inconsistent, if this is one of several
+            processes that cannot join the others, or if the coordinator cannot be reached.
     """
     explicit = coordinator not in ("", "auto", "none")
     if explicit != (processes is not None and process is not None) or (processes is None) != (process is None):
         raise ValueError("--coordinator HOST:PORT, --processes and --process belong together: give all three or none")
-    arguments: dict[str, Any]
     if explicit:
         assert processes is not None and process is not None
-        if not coordinator.rpartition(":")[0] or not coordinator.rpartition(":")[2].isdigit():
-            raise ValueError(f"--coordinator {coordinator}: write it as HOST:PORT")
+        require_address(coordinator, "--coordinator")
         if not 0 <= process < processes:
             raise ValueError(f"--process {process}: must be between 0 and {processes - 1}")
+        _connect(coordinator, processes, process, coordinator)
+        return
+    if "none" in (coordinator, os.environ.get("ZOO_COORDINATOR")) or jax.distributed.is_initialized():
+        return
+    group = detect()
+    if group is None or group.is_single:
+        if coordinator == "auto":
+            _connect(BY_JAX, None, None, "detected by JAX (no launcher)")
+        return
+    address, count, index = group.coordinator, group.tasks, group.index
+    if not address and not (coordinator == "auto" and group.started):
+        raise ValueError(describe_unjoined(group))
+    if address == BY_MPI:
+        address, count, index = _coordinator_by_mpi()
+    _connect(address or BY_JAX, count, index, str(group))
+
+
+def describe_unjoined(group: Group) -> str:
+    """Return a line that says how to join a group which this process was not told to join."""
+    return f"{group}, but this process would train alone: {group.advice}; or {ALONE}"
+
+
+def require_joined() -> None:
+    """Raise ValueError if this is one of several processes that has not joined the others.
+
+    For programs that train without the command line, which joins them itself. ZOO_COORDINATOR=none allows it.
+    """
+    if os.environ.get("ZOO_COORDINATOR") == "none" or jax.distributed.is_initialized():
+        return
+    group = detect()
+    if group is not None and not group.is_single:
+        advice = (
+            "call zoo.distributed.processes.initialize() before any computation" if group.coordinator else group.advice
+        )
+        raise ValueError(
+            f"{group}, but this process would train alone: {advice}; or set ZOO_COORDINATOR=none in the environment"
+        )
+
+
+def _connect(address: str, count: int | None, index: int | None, source: str) -> None:
+    arguments: dict[str, Any] = {}
+    if address != BY_JAX:
         arguments = {
-            "coordinator_address": coordinator,
-            "num_processes": processes,
-            "process_id": process,
+            "coordinator_address": address,
+            "num_processes": count,
+            "process_id": index,
             "cluster_detection_method": "deactivate",
         }
-    elif coordinator == "auto" or (not coordinator and detect_launcher()):
-        arguments = {}
-    else:
-        return
+        if (devices := local_devices()) is not None:
+            arguments["local_device_ids"] = devices
+    if index == 0 and address != BY_JAX:
+        _require_free_port(address)
     try:
-        jax.distributed.initialize(**arguments)
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
-        source = coordinator if explicit else f"detected by JAX ({detect_launcher() or 'no launcher'})"
-        raise ValueError(f"cannot connect to the other processes, {source}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"cannot connect to the other processes, {source}: {one_line(error)}") from None
+    watch.register_host()
+    watch.require_same_versions(watch.hosts())
+
+
+def _require_free_port(address: str) -> None:
+    """Raise ValueError if something listens where process 0 is about to: two jobs would share a coordinator's port."""
+    port = int(address.rpartition(":")[2])
+    with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", port))
+        except OSError:
+            raise ValueError(
+                f"port {port} of this host, process 0's, is in use; set JAX_COORDINATOR_PORT to another one"
+            ) from None
+
+
+def _coordinator_by_mpi() -> tuple[str, int, int]:
+    """Return (HOST:PORT of process 0, number of processes, index), which the processes tell each other through MPI."""
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    address = ""
+    if world.Get_rank() == 0:
+        with socket.socket() as listener:
+            listener.bind(("", 0))
+            address = f"{socket.gethostname()}:{listener.getsockname()[1]}"
+    found = world.bcast(address, root=0), world.Get_size(), world.Get_rank()
+    MPI.Finalize()  # mpirun takes a process that ends without it for a crash
+    return found
 
 
 def is_multiprocess() -> bool:
@@ -99,6 +146,29 @@ def is_multiprocess() -> bool:
 def is_primary() -> bool:
     """Return True in the process that writes logs, checkpoints and figures, and prints."""
     return jax.process_index() == 0
+
+
+def wait_for_others(name: str) -> None:
+    """Wait until all processes have come to this point."""
+    if is_multiprocess():
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def reached_preemption(step: int) -> bool:
+    """Return True at the step after which all processes are to save, since one of them is about to be preempted.
+
+    JAX learns of it from a notice that this program does not catch itself. All processes must call this for each step.
+    """
+    if not is_multiprocess():
+        return False
+    from jax._src import distributed
+    from jax.experimental import multihost_utils
+
+    if distributed.global_state.preemption_sync_manager is None:
+        return False
+    return multihost_utils.reached_preemption_sync_point(step)
 
 
 def gather_to_host(tree: Any) -> Any:

@@ -8,23 +8,22 @@ configuration and the step number, so a run that is killed and resumed ends with
 """
 
 import math
-import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext, suppress
+from typing import Any, NoReturn
 
 import jax
 
 from zoo import checkpoint
-from zoo.distributed import processes
+from zoo.distributed import processes, watch
 from zoo.inference.metrics import Metrics
 from zoo.inference.predict import Checkpoint
 from zoo.training import memory, report
 from zoo.training import run as runs
 from zoo.training.display import Display
+from zoo.training.interruption import REPORT_SECONDS, Caught, InterruptedRunError, catch_signals
 from zoo.training.plan import Plan
 from zoo.training.report import PageWriter
 from zoo.training.request import Say
@@ -35,18 +34,6 @@ from zoo.training.trackers import Tracking
 
 #: Validation metrics written into each row of metrics.jsonl.
 ROW_METRICS = ("loss", "accuracy", "top5", "macro_f1", "roc_auc", "ece")
-
-
-class InterruptedRunError(Exception):
-    """Raised after a signal, once the state is saved.
-
-    Attributes:
-        signum: the signal's number.
-    """
-
-    def __init__(self, signum: int, message: str):
-        super().__init__(message)
-        self.signum = signum
 
 
 class DivergenceError(ValueError):
@@ -61,7 +48,7 @@ def fit(
     command: str = "",
     quiet: bool = False,
     workers: int | None = None,
-    second_signal: Callable[[int, Any], Any] | None = None,
+    caught: Caught | None = None,
     write_page: PageWriter | None = None,
     log: Sequence[str] = (),
 ) -> Checkpoint:
@@ -76,8 +63,7 @@ def fit(
         command: command line to record in the run.
         quiet: print nothing.
         workers: threads that read data which is not kept in memory; None for one per processor. They affect speed only.
-        second_signal: handler of a second signal, which arrives during the save that the first one caused; None for the
-            handler that was installed before.
+        caught: signals that end the run, which the caller catches; None to catch them while training.
         write_page: writes the page of the finished run; None for none. The page builds on modules above this one.
         log: names of experiment trackers that get the run as well, as `parse_trackers` returns them.
 
@@ -107,7 +93,7 @@ def fit(
             display.say(f"   try it: zoo predict {plan.folder / runs.BEST} IMAGE …")
             processes.run_on_primary(lambda: report.draw_figures(plan, display.say))
         else:
-            train(plan, display, save_seconds, save_steps, workers, second_signal, *tracking)
+            train(plan, display, save_seconds, save_steps, workers, caught, *tracking)
         result = read_result(plan)
         if write_page is not None:
             processes.run_on_primary(lambda: report.write_page(plan, result, write_page, display.say))
@@ -130,7 +116,7 @@ def train(
     save_seconds: float,
     save_steps: int,
     workers: int | None,
-    second_signal: Callable[[int, Any], Any] | None,
+    caught: Caught | None,
     tracking: Tracking | None = None,
 ) -> None:
     """Train from the latest save, or from step 0, to the end and write the report."""
@@ -138,13 +124,15 @@ def train(
     state, best, progress = resume(plan, plan.first_state(), display.say)
     state = plan.shard_state(state)
     logs = Logs(plan.folder, progress.history, tracking.add if tracking else None) if processes.is_primary() else None
-    trainer = Trainer(plan, display, logs, state, best, progress, precompiled)
     first_step, start_time = progress.step, time.monotonic()
     try:
-        with catch_signals(second_signal) as caught:
+        with catch_signals() if caught is None else nullcontext(caught) as caught:
+            trainer = Trainer(plan, display, logs, state, best, progress, precompiled, caught)
             if not progress.stopped:
-                trainer.run(caught, save_seconds, save_steps, workers)
-        report.finish(plan, trainer.best, progress, display)
+                with caught.at_work():
+                    trainer.run(save_seconds, save_steps, workers)
+        with caught.nothing_unsaved("evaluating the finished training", REPORT_SECONDS):
+            report.finish(plan, trainer.best, progress, display)
     finally:
         if logs is not None:
             logs.close()
@@ -158,7 +146,8 @@ def resume(plan: Plan, state: TrainState, say: Say) -> tuple[TrainState, dict, P
     best = jax.device_get(eval_variables(state))
 
     def like(step: int) -> dict:
-        return {"state": plan.reset_optimizer(state, plan.segment(step)), "best": best}
+        due = checkpoint.read_progress(plan.folder / runs.STATE / name).get("evaluation_due")
+        return {"state": plan.reset_optimizer(state, plan.segment(step - 1 if due else step)), "best": best}
 
     def latest() -> str | None:
         save = checkpoint.latest_intact_save(plan.folder / runs.STATE, say)
@@ -226,20 +215,31 @@ class Trainer:
         best: dict,
         progress: Progress,
         precompiled: tuple[Segment, Any] | None = None,
+        caught: Caught | None = None,
     ):
         self.plan, self.display, self.logs = plan, display, logs
         self.state, self.best, self.progress = state, best, progress
         self.precompiled = precompiled
+        self.caught = Caught() if caught is None else caught
         self.in_flight: list[tuple[int, dict]] = []  # (step, metrics on the device), oldest first
         self.max_in_flight = 1
         self.exported_step = -1  # the best step that best/ holds
         self.save_time = time.monotonic()
         self.compare_flags = processes.PeriodicMax()
+        self.compare_evaluations = processes.PeriodicMax()
+        self.evaluation_batches = 0
+        self.evaluation_compiled = False
 
-    def run(self, caught: list[int], save_seconds: float, save_steps: int, workers: int | None) -> None:
+    def run(self, save_seconds: float, save_steps: int, workers: int | None) -> None:
         """Train until the plan ends, patience runs out or a signal arrives."""
         plan, progress = self.plan, self.progress
-        segment = plan.segment(progress.step)
+        segment = plan.segment(progress.step - 1 if progress.evaluation_due else progress.step)
+        if progress.evaluation_due:
+            self.validate()
+            segment = self.next_segment(segment)
+            self.save_if_due(save_seconds, save_steps)
+        if progress.stopped:
+            return
         step = self.compile(segment)
         batches = plan.batches(progress.step, workers)
         while not progress.stopped:
@@ -249,39 +249,59 @@ class Trainer:
             self.wait_for_slot()
             self.state, metrics = step(self.state, batch)
             progress.step += 1
+            watch.advance(f"step {progress.step:,}")
             self.in_flight.append((progress.step, metrics))
             if plan.is_eval_step(progress.step):
                 self.validate()
-            if progress.step == segment.stop and not progress.stopped:
-                previous, segment = segment, plan.segment(progress.step)
-                if segment.fresh_optimizer:
-                    self.state = plan.shard_state(plan.reset_optimizer(self.state, segment))
+            previous, segment = segment, self.next_segment(segment)
+            if segment != previous:
                 if segment.preprocess != previous.preprocess:
                     batches.close()
                     batches = plan.batches(progress.step, workers)
-                progress.evals_without_improvement = 0
+                if self.caught.leave:  # compiling cannot be interrupted by a save
+                    self.save()
                 step = self.compile(segment)
-            self.save_if_due(caught, save_seconds, save_steps)
+            self.save_if_due(save_seconds, save_steps)
 
-    def save_if_due(self, caught: list[int], save_seconds: float, save_steps: int) -> None:
+    def next_segment(self, segment: Segment) -> Segment:
+        """Return the segment of the next step; the optimiser starts anew with some."""
+        plan, progress = self.plan, self.progress
+        if progress.step != segment.stop or progress.stopped:
+            return segment
+        segment = plan.segment(progress.step)
+        if segment.fresh_optimizer:
+            self.state = plan.shard_state(plan.reset_optimizer(self.state, segment))
+        progress.evals_without_improvement = 0
+        return segment
+
+    def save_if_due(self, save_seconds: float, save_steps: int) -> None:
         """Save at intervals, at the end and after a signal, which then raises InterruptedRunError."""
         progress = self.progress
         due = save_steps and progress.step % save_steps == 0
         overdue = time.monotonic() - self.save_time >= save_seconds
-        signum, overdue_anywhere = self.compare_flags(progress.step, caught[0] if caught else 0, overdue)
+        own = self.caught[0] if self.caught else 0
+        signum, overdue_anywhere = self.compare_flags(progress.step, own, overdue)
+        if not signum and processes.reached_preemption(progress.step):
+            signum = signal.SIGTERM
         if due or progress.stopped or signum or overdue_anywhere:
             self.save()
         if signum and not progress.stopped:
-            message = f"saved at step {progress.step:,} of {self.plan.total_steps:,} ({signal.Signals(signum).name})"
-            raise InterruptedRunError(signum, message)
+            self.end_interrupted(signum)
+
+    def end_interrupted(self, signum: int) -> NoReturn:
+        """Raise InterruptedRunError, once all processes have saved."""
+        processes.wait_for_others("interrupted")
+        message = f"saved at step {self.progress.step:,} of {self.plan.total_steps:,} ({signal.Signals(signum).name})"
+        raise InterruptedRunError(signum, message)
 
     def compile(self, segment: Segment) -> Any:
-        """Return the compiled step of a segment."""
+        """Return the compiled step of a segment. Nothing is unsaved."""
         self.flush()
         if self.precompiled and self.precompiled[0] == segment:
             step = self.precompiled[1]
         else:
-            step = compile_segment(self.plan, segment, self.state, self.display.say)
+            with self.caught.nothing_unsaved("compiling"), watch.exempt("compiling"):
+                step = compile_segment(self.plan, segment, self.state, self.display.say)
         self.display.pause()
         self.max_in_flight = memory.max_in_flight(step)
         return step
@@ -325,8 +345,9 @@ class Trainer:
         """Evaluate the validation split, keep the best variables, log a row and stop when training is over."""
         self.flush()
         plan, progress = self.plan, self.progress
+        progress.evaluation_due = True
         variables = processes.gather_to_host(eval_variables(self.state))
-        metrics = report.evaluate_split(plan, variables, "validation", self.display)
+        metrics = self.evaluate(variables)
         self.display.pause()
         self.require_finite("validation loss", metrics.loss, progress.step)
         score = monitor_score(metrics, plan.recipe.monitor, progress.step)
@@ -337,11 +358,33 @@ class Trainer:
         else:
             progress.evals_without_improvement += 1
         self.log(metrics, is_best)
+        progress.evaluation_due = False
         if progress.step >= plan.total_steps:
             progress.stopped = "all steps done"
         elif self.is_out_of_patience():
             evals = progress.evals_without_improvement
             progress.stopped = f"no improvement of {plan.recipe.monitor} in {evals} evaluations"
+
+    def evaluate(self, variables: dict) -> Metrics:
+        """Evaluate the validation split. After a signal, save that this is still to be done and stop."""
+        with ExitStack() as stack:
+            if self.caught.leave and not self.evaluation_compiled:  # compiling cannot be interrupted by a save
+                self.save()
+                stack.enter_context(self.caught.nothing_unsaved("compiling the evaluation"))
+                stack.enter_context(watch.exempt("compiling the evaluation"))
+
+            def check(done: int) -> None:
+                stack.close()
+                self.evaluation_compiled = True
+                self.evaluation_batches += 1
+                watch.advance(f"validation after step {self.progress.step:,}")
+                own = self.caught[0] if self.caught else 0
+                (signum,) = self.compare_evaluations(self.evaluation_batches, own)
+                if signum:
+                    self.save()
+                    self.end_interrupted(signum)
+
+            return report.evaluate_split(self.plan, variables, "validation", self.display, check=check)
 
     def log(self, metrics: Metrics, is_best: bool) -> None:
         """Write a row of metrics.jsonl and print it."""
@@ -376,6 +419,10 @@ class Trainer:
 
     def save(self) -> None:
         """Save the whole state, then the best checkpoint if it changed."""
+        with self.caught.saving(), watch.exempt("saving"):
+            self.write_state()
+
+    def write_state(self) -> None:
         self.flush()
         plan, progress = self.plan, self.progress
         state = processes.gather_to_host(self.state) if processes.is_multiprocess() else self.state
@@ -400,50 +447,3 @@ def monitor_score(metrics: Metrics, monitor: str, step: int) -> list[float]:
     if value is None:
         raise ValueError(f"monitor={monitor} cannot be computed on this validation split: {'; '.join(metrics.notes)}")
     return [value, -metrics.loss]
-
-
-#: Signals after which a run saves its state and ends: keyboard, scheduler, lost terminal, Slurm's --signal=USR1.
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
-#: Seconds after the first signal during which further ones are ignored.
-GRACE_SECONDS = 1.0
-
-
-@contextmanager
-def catch_signals(second: Callable[[int, Any], Any] | None = None) -> Iterator[list[int]]:
-    """Yield a list to which the first of SIGNALS is appended. SIGHUP stays ignored if it is (`nohup`).
-
-    Args:
-        second: handler of signals that arrive GRACE_SECONDS or more after the first; None for the handlers that were
-            installed before. Earlier ones are ignored: `timeout` and schedulers signal the process and then its group.
-            If `second` is given, the process is about to end, so after a signal no handler is restored.
-    """
-    caught: list[int] = []
-    arrived: list[float] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def record(signum: int, frame: Any) -> None:
-        if not caught:
-            caught.append(signum)
-            arrived.append(time.monotonic())
-        elif time.monotonic() - arrived[0] >= GRACE_SECONDS:
-            handler = second or previous[signum]
-            if callable(handler):
-                handler(signum, frame)
-            else:
-                signal.signal(signum, handler)
-                os.kill(os.getpid(), signum)
-
-    # Shells ignore SIGINT in background jobs, where a scheduler may send it all the same: only SIGHUP is left ignored.
-    previous = {int(signum): signal.getsignal(signum) or signal.SIG_DFL for signum in SIGNALS}
-    if hasattr(signal, "SIGHUP") and previous[signal.SIGHUP] == signal.SIG_IGN:
-        del previous[signal.SIGHUP]
-    for signum in previous:
-        signal.signal(signum, record)
-    try:
-        yield caught
-    finally:
-        if not (caught and second):
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)

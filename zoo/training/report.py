@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -128,13 +129,24 @@ def describe_parallelism(plan: Plan) -> list[str]:
 
 
 def evaluate_split(
-    plan: Plan, variables: dict, name: str, display: Display, calibration: Calibration | None = None
+    plan: Plan,
+    variables: dict,
+    name: str,
+    display: Display,
+    calibration: Calibration | None = None,
+    check: Callable[[int], Any] = lambda done: None,
 ) -> Metrics:
-    """Evaluate variables of the run on one of its splits."""
+    """Evaluate variables of the run on one of its splits. `check` is called after every batch; it may raise."""
     split = plan.dataset.splits[name]
+    show = display.show_evaluation(name, len(split))
+
+    def on_batch(done: int) -> None:
+        show(done)
+        check(done)
+
     return evaluate(
         plan.eval_model, variables, split, plan.preprocess, plan.dataset.class_names, batch_size=plan.eval_batch_size,
-        on_batch=display.show_evaluation(name, len(split)), parallelism=plan.parallelism, calibration=calibration,
+        on_batch=on_batch, parallelism=plan.parallelism, calibration=calibration,
     )  # fmt: skip
 
 

@@ -404,6 +404,7 @@ class Progress:
         evals_without_improvement: consecutive evaluations without a better score.
         sums: training metrics summed since the last evaluation.
         stopped: the reason why training ended; "" while it runs.
+        evaluation_due: True if the evaluation after `step` was interrupted and is still to be done.
     """
 
     step: int = 0
@@ -413,10 +414,14 @@ class Progress:
     evals_without_improvement: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     stopped: str = ""
+    evaluation_due: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields themselves: copying a long history would take longer than writing it."""
-        return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        fields = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        if not self.evaluation_due:  # unknown to earlier versions
+            del fields["evaluation_due"]
+        return fields
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str = "progress.json") -> "Progress":
@@ -449,6 +454,7 @@ _PROGRESS: dict[str, Callable[[Any], bool]] = {
     "evals_without_improvement": schema.is_integer,
     "sums": lambda sums: schema.is_record(sums) and _are_numbers(sums.values()),
     "stopped": schema.is_text,
+    "evaluation_due": lambda value: isinstance(value, bool),
 }
 
 
