@@ -171,17 +171,17 @@ def test_no_compilation_begins_with_an_unsaved_step(tmp_path, monkeypatch):
     plan = make_plan(
         "mlp", from_arrays(arrays(), name="made"), recipe, workdir=tmp_path / "run", fields=MODEL["fields"]
     )
-    seen, original = [], loop.compile_segment
+    compiled, original = [], loop.compile_segment
 
     def compile_segment(plan, segment, state, say):
         save = checkpoint.latest_save(plan.folder / run.STATE)
-        seen.append((segment.start, int(save.name[5:]) if save else 0))
+        compiled.append((segment.start, int(save.name[5:]) if save else 0))
         return original(plan, segment, state, say)
 
     monkeypatch.setattr(loop, "compile_segment", compile_segment)
     monkeypatch.setattr(loop, "precompile_largest", lambda plan, say: None)
     loop.fit(plan, quiet=True, caught=Caught(lambda *about: None))
-    assert seen == [(0, 0), (plan.segments[1].start, plan.segments[1].start)]
+    assert compiled == [(0, 0), (plan.segments[1].start, plan.segments[1].start)]
 
 
 @pytest.mark.parametrize(

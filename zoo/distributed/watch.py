@@ -44,7 +44,7 @@ class Watch:
         self.client, self.index, self.count, self.leave = client, index, count, leave
         self.hang_seconds = HANG_SECONDS
         self.beats, self.steps, self.doing, self.exempt = 0, 0, "starting", 1
-        self.seen: dict[int, tuple[Any, float]] = {}
+        self.last_beats: dict[int, tuple[Any, float]] = {}
         self.advanced: tuple[Any, float] = (None, time.monotonic())
         self.unreachable_since: float | None = None
         self.hosts: dict[int, str] = {}
@@ -86,9 +86,9 @@ class Watch:
     def lost(self, states: dict[int, list], now: float) -> str:
         """Return a line that names processes without a sign of life for LOST_SECONDS; "" if there are none."""
         for index, state in states.items():
-            if self.seen.get(index, (None, 0.0))[0] != state[0]:
-                self.seen[index] = state[0], now
-        gone = [i for i, (beat, since) in self.seen.items() if beat != "done" and now - since > LOST_SECONDS]
+            if self.last_beats.get(index, (None, 0.0))[0] != state[0]:
+                self.last_beats[index] = state[0], now
+        gone = [i for i, (beat, since) in self.last_beats.items() if beat != "done" and now - since > LOST_SECONDS]
         return f"{self.names(gone)} lost: no sign of life for {LOST_SECONDS:g} s" if gone else ""
 
     def hanging(self, states: dict[int, list], now: float) -> str:
