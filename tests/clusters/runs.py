@@ -13,7 +13,7 @@ from zoo.trees import flatten
 ROOT = Path(__file__).resolve().parents[2]
 #: Seconds of work for two processes, so that there is a middle to interrupt.
 WORDS = shlex.split(
-    "train --model resnet20 --set blocks=(1,) --set width=8 --data digits --epochs 12 --set eval_every_epochs=2 "
+    "train --model resnet20 --set blocks=(1,) --set width=8 --data digits --epochs 6 --set eval_every_epochs=1 "
     "--set warmup_epochs=0 --augment flip --batch-size 64 --save-every 2 --no-report"
 )
 

@@ -203,7 +203,7 @@ def test_workers_of_ray_are_recognised(packages, monkeypatch):
 def test_hosts_of_a_tpu_slice_are_read_from_its_metadata(packages, monkeypatch):
     packages("libtpu")
     asked = []
-    monkeypatch.setattr(environments, "_metadata", lambda name: asked.append(name) or "a:b:1,c:d:2")
+    monkeypatch.setattr(environments, "read_metadata", lambda name: asked.append(name) or "a:b:1,c:d:2")
     assert detect({}) is None and not asked  # no TPU on this machine
     monkeypatch.setattr(environments, "glob", lambda pattern: ["/dev/accel0"])
     assert detect({}).tasks == 2 and asked == ["attributes/worker-network-endpoints"]

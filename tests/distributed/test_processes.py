@@ -213,6 +213,24 @@ def test_launched_processes_share_batch_statistics_and_shard_parameters(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("count", "mesh"), [(4, "data=4"), (8, "data=8"), (8, "fsdp=8")])
+def test_the_curve_of_many_processes_is_that_of_one(tmp_path, count, mesh, monkeypatch):
+    """Loss and accuracy of every epoch, within 0.5 % and 0.001."""
+    from zoo import cli
+
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    launched = [*TRAIN, "--no-report", "--mesh", mesh, "--workdir", str(tmp_path / "launched")]
+    assert cli.main(["launch", "-n", str(count), "--", *launched]) == 0
+    assert cli.main([*TRAIN, "--no-report", "--mesh", "data=1", "--workdir", str(tmp_path / "alone")]) == 0
+    found, alone = rows(tmp_path / "launched"), rows(tmp_path / "alone")
+    assert len(found) == len(alone) == 6
+    for one, other in zip(found, alone, strict=True):
+        print({name: abs(one[name] - other[name]) for name in ("train_loss", "validation_loss")})
+        assert {**one, "best": 0} == pytest.approx({**other, "best": 0}, rel=5e-3, abs=1e-3)
+
+
+@pytest.mark.slow
 def test_processes_with_different_configurations_do_not_train(tmp_path):
     port = launch.find_free_port()
     both = [

@@ -24,6 +24,7 @@ def interruptible(name: str, command: str) -> Iterator[Any]:
         name: name of the command, such as "train".
         command: command line that resumes.
     """
+    from zoo.distributed.notices import watch_notices
     from zoo.training.interruption import catch_signals
 
     def leave_unfinished(signum: int, doing: str) -> NoReturn:
@@ -32,6 +33,7 @@ def interruptible(name: str, command: str) -> Iterator[Any]:
         end(exit_code(signum), f"zoo {name}: {why}; what was saved before is intact. {resume_advice(command)}")
 
     with catch_signals(exit_at_once, leave_unfinished) as caught, caught.nothing_unsaved("starting"):
+        watch_notices()
         yield caught
 
 

@@ -277,7 +277,7 @@ def _tpu(variables: Variables) -> Group | None:
     """Recognise a worker of a TPU pod slice, from the variables of GKE or the metadata of a TPU VM."""
     name, hosts = "TPU_WORKER_HOSTNAMES", variables.get("TPU_WORKER_HOSTNAMES", "")
     if not hosts and (glob("/dev/accel*") or glob("/dev/vfio/[0-9]*")) and find_spec("libtpu"):
-        name, hosts = "worker-network-endpoints", _metadata("attributes/worker-network-endpoints")
+        name, hosts = "worker-network-endpoints", read_metadata("attributes/worker-network-endpoints")
     count = len([host for host in hosts.split(",") if host.strip()])
     slices = read_number(variables, "MEGASCALE_NUM_SLICES", 1) if variables.get("MEGASCALE_NUM_SLICES") else 1
     if not count and slices == 1:
@@ -287,7 +287,7 @@ def _tpu(variables: Variables) -> Group | None:
     return Group("TPU", total, None if total > 1 else 0, BY_JAX if total > 1 else "", evidence)
 
 
-def _metadata(name: str) -> str:
+def read_metadata(name: str) -> str:
     """Return a value of the metadata server of Google's machines; "" where there is none."""
     host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
     request = urllib.request.Request(
