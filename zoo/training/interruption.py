@@ -103,8 +103,8 @@ def catch_signals(second: Callable[[int, Any], Any] | None = None, leave: Leave 
     """Yield a list to which the first of SIGNALS is appended. SIGHUP stays ignored if it is (`nohup`).
 
     Args:
-        second: handler of signals that arrive GRACE_SECONDS or more after the first; None for the handlers that were
-            installed before. Earlier ones are ignored: `timeout` and schedulers signal the process and then its group.
+        second: handler of a SIGINT that arrives GRACE_SECONDS or more after the first signal; None for the handler that
+            was installed before. All others are ignored: schedulers signal a process, then its group, then again.
             If `second` is given, the process is about to end, so after a signal no handler is restored.
         leave: ends the process where everything is saved, and where saving is not possible in time; None if it may
             only be ended by an exception, as in a program that uses this package.
@@ -119,7 +119,7 @@ def catch_signals(second: Callable[[int, Any], Any] | None = None, leave: Leave 
         if not caught:
             caught.append(signum)
             arrived.append(time.monotonic())
-        elif time.monotonic() - arrived[0] >= GRACE_SECONDS:
+        elif signum == signal.SIGINT and time.monotonic() - arrived[0] >= GRACE_SECONDS:
             handler = second or previous[signum]
             if callable(handler):
                 handler(signum, frame)
