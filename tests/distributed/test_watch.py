@@ -64,6 +64,7 @@ def work(watches, clock, seconds, advancing=()):
             if each in advancing:
                 each.steps, each.doing, each.exempt = each.steps + 1, f"step {each.steps + 1}", 0
             each.beat()
+            each.check_answers(clock[0])
 
 
 def test_a_process_without_a_sign_of_life_is_named(group, clock):
@@ -152,6 +153,17 @@ def test_a_coordinator_that_does_not_answer_is_named(group, clock):
     store.reachable = False
     with pytest.raises(Ended, match=r"process 0 \(node1\) is lost"):
         work(watches[1:], clock, 60)
+
+
+def test_a_machine_that_was_asleep_ends_nobody(group, clock):
+    _, watches = group
+    work(watches, clock, 5, watches)
+    clock[0] += 10_000
+    work(watches, clock, 30, watches)
+    clock[0] += 10_000
+    work(watches[:2], clock, 20, watches[:2])  # the third has as long as ever to give a sign of life
+    with pytest.raises(Ended, match="process 2"):
+        work(watches[:2], clock, 20, watches[:2])
 
 
 def test_alone_nothing_is_watched():

@@ -22,6 +22,8 @@ BEAT_SECONDS = 1.0
 LOST_SECONDS = 25.0
 #: Seconds in which process 0, without which JAX ends the others, waits for them to end by themselves.
 FAREWELL_SECONDS = 8.0
+#: Seconds between two looks at the others after which this process was stopped, which says nothing about them.
+PAUSE_SECONDS = 10.0
 #: Seconds in which no process advances by a step or a batch after which those behind are named; 0 for no limit.
 HANG_SECONDS = 1800.0
 #: Exit code of a process that ends because another was lost or hangs.
@@ -46,29 +48,47 @@ class Watch:
         self.beats, self.steps, self.doing, self.exempt = 0, 0, "starting", 1
         self.last_beats: dict[int, tuple[Any, float]] = {}
         self.advanced: tuple[Any, float] = (None, time.monotonic())
-        self.unreachable_since: float | None = None
         self.hosts: dict[int, str] = {}
         self.ended = threading.Event()
-        self.thread = threading.Thread(target=self.run, name="watch", daemon=True)
+        self.beat_time = self.answer_time = self.guard_time = time.monotonic()
+
+    def start(self) -> None:
+        """Begin to watch."""
+        for target in (self.run, self.guard):
+            threading.Thread(target=target, name="watch", daemon=True).start()
 
     def run(self) -> None:
         while not self.ended.wait(BEAT_SECONDS):
             self.beat()
 
+    def guard(self) -> None:
+        """End this process when the coordinator does not answer: a call may wait for it without end."""
+        while not self.ended.wait(BEAT_SECONDS):
+            self.check_answers(time.monotonic())
+
+    def check_answers(self, now: float) -> None:
+        """End this process if the last answer of the coordinator is too old, unless this process was itself stopped."""
+        paused = now - self.guard_time > PAUSE_SECONDS
+        self.answer_time += (now - self.guard_time) * paused
+        self.guard_time = now
+        if now - self.answer_time > LOST_SECONDS and self.index and not self.ended.is_set():
+            self.leave(LOST_EXIT, f"{self.names([0])} lost: no answer for {LOST_SECONDS:g} s")
+
     def beat(self) -> None:
         """Write a sign of life, and end this process if another has ended, is lost or hangs."""
+        now = time.monotonic()
+        if (pause := now - self.beat_time) > PAUSE_SECONDS:  # this process, or its whole machine, was stopped
+            self.last_beats = {index: (beat, since + pause) for index, (beat, since) in self.last_beats.items()}
+            self.advanced = self.advanced[0], self.advanced[1] + pause
+        self.beat_time = now
         self.beats += 1
         own = json.dumps([self.beats, self.steps, self.doing, self.exempt])
         try:
             self.client.key_value_set(f"{_ALIVE}{self.index}", own, allow_overwrite=True)
             told = dict(self.client.key_value_dir_get("zoo/"))
-        except Exception as error:  # the coordinator, which process 0 holds, does not answer
-            now = time.monotonic()
-            self.unreachable_since = self.unreachable_since or now
-            if now - self.unreachable_since > LOST_SECONDS and not self.ended.is_set():
-                self.leave(LOST_EXIT, f"{self.name(0)} is lost: no answer for {LOST_SECONDS:g} s ({error})")
+        except Exception:  # the coordinator, which process 0 holds, does not answer
             return
-        self.unreachable_since = None
+        self.answer_time = now = time.monotonic()
         if self.ended.is_set():
             return
         if _END in told:
@@ -78,7 +98,7 @@ class Watch:
                 self.leave(end["code"], end["message"])
             return
         states = {int(key.rpartition("/")[2]): json.loads(value) for key, value in told.items() if _ALIVE in key}
-        if found := self.lost(states, time.monotonic()) or self.hanging(states, time.monotonic()):
+        if found := self.lost(states, now) or self.hanging(states, now):
             self.tell(LOST_EXIT, found)
             self.wait_for_farewells()
             self.leave(LOST_EXIT, found)
@@ -156,7 +176,7 @@ def start(leave: Callable[[int, str], NoReturn], hang_seconds: float = HANG_SECO
     _watch = Watch(client, jax.process_index(), jax.process_count(), leave)
     _watch.hang_seconds = hang_seconds
     _watch.hosts = {index: about["host"] for index, about in enumerate(hosts())}
-    _watch.thread.start()
+    _watch.start()
 
 
 def stop() -> None:
