@@ -56,7 +56,8 @@ def test_a_disturbed_job_ends_with_the_same_bits(cluster, undisturbed, tmp_path,
     said = cluster("scontrol", "requeue", job) if disturb == "requeue" else cluster("scancel", "-s", disturb, job)
     assert not said.strip(), said
     ended, said = cluster.wait_for_end(job), folder.with_suffix(".out").read_text()
-    assert ended["JobState"] == "COMPLETED" and ended["Restarts"] == "1", said
+    # On a slow machine Slurm may end the first step again when it has already begun anew: one more requeue.
+    assert ended["JobState"] == "COMPLETED" and int(ended["Restarts"]) >= 1, said
     assert "Resuming at step" in said
     if disturb != "requeue":
         assert f"(SIG{disturb})" in said

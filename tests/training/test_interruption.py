@@ -105,8 +105,12 @@ def leaving():
         if threading.current_thread() is threading.main_thread():
             raise Left
 
-    with catch_signals(lambda *about: None, leave) as caught:
-        yield caught, left
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores it
+    try:
+        with catch_signals(lambda *about: None, leave) as caught:
+            yield caught, left
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def wait_for(condition):
