@@ -137,6 +137,22 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(path)
 
 
+@contextmanager
+def writing_folder(temporary: Path, path: Path) -> Iterator[None]:
+    """Delete `temporary`, the next content of `path`, if writing it fails; the error names `path`.
+
+    A failed write does not name a file by itself. What was written of it would keep a full disk full.
+    """
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError):
+            remove_folder(temporary)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+        raise
+
+
 def backup_of(path: Path) -> Path:
     """Return the name under which `replace_folder` keeps the old folder while it puts the new one in place."""
     return path.with_name(f".{path.name}.old")

@@ -39,7 +39,7 @@ from zoo.checkpoint.manifest import (
 from zoo.checkpoint.schema import check_card, to_plain_json
 from zoo.data.dataset import require_distinct_names
 from zoo.data.images.preprocess import Preprocess
-from zoo.files import backup_of, finish_replacement, follow_link, remove_folder, replace_folder
+from zoo.files import backup_of, finish_replacement, follow_link, remove_folder, replace_folder, writing_folder
 from zoo.text import one_line, one_line_errors
 from zoo.trees import flatten
 
@@ -190,11 +190,14 @@ def save_checkpoint(path: str | Path, card: Card, variables: Mapping, allow_nonf
         if path.exists() and not (path / MANIFEST).exists() and not (path.is_dir() and not any(path.iterdir())):
             raise ValueError(f"{path}: exists and is not a checkpoint; choose another name")
         remove_folder(temporary)
-        temporary.mkdir(parents=True)
-        write_json(temporary / CARD, body)
-    write_arrays(temporary / ARRAYS, variables)
+    with writing_folder(temporary, path):
+        if is_primary():
+            temporary.mkdir(parents=True)
+            write_json(temporary / CARD, body)
+        write_arrays(temporary / ARRAYS, variables)
+        if is_primary():
+            write_manifest(temporary)
     if is_primary():
-        write_manifest(temporary)
         replace_folder(temporary, path)
     return card
 

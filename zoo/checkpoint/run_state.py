@@ -20,7 +20,7 @@ from zoo.checkpoint.manifest import (
     write_json,
     write_manifest,
 )
-from zoo.files import finish_replacement, remove_folder, replace_folder
+from zoo.files import finish_replacement, remove_folder, replace_folder, writing_folder
 from zoo.trees import flatten
 
 PROGRESS = "progress.json"
@@ -48,11 +48,14 @@ def save_state(folder: str | Path, step: int, arrays: Any, progress: Mapping[str
     temporary = folder / f".{path.name}.tmp"
     if is_primary():
         remove_folder(temporary)
-        temporary.mkdir(parents=True)
-        write_json(temporary / PROGRESS, dict(progress), indent=None)  # a row per evaluation: it may be long
-    write_arrays(temporary / ARRAYS, _to_plain_dict(arrays))
+    with writing_folder(temporary, path):
+        if is_primary():
+            temporary.mkdir(parents=True)
+            write_json(temporary / PROGRESS, dict(progress), indent=None)  # a row per evaluation: it may be long
+        write_arrays(temporary / ARRAYS, _to_plain_dict(arrays))
+        if is_primary():
+            write_manifest(temporary)
     if is_primary():
-        write_manifest(temporary)
         replace_folder(temporary, path)
         for old in _saves(folder)[:-keep]:
             remove_folder(old)
