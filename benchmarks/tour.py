@@ -16,6 +16,7 @@ import hashlib
 import io
 import os
 import re
+import resource
 import shlex
 import sys
 import tempfile
@@ -41,8 +42,11 @@ UNCOMPARED = re.compile(r"\d[\d.,]*\s?(?:s|ms|µs|min|MiB|GiB|images/s|m\d+s)\b|
 #: A printed number agrees with the page within 5 % or within 0.05, whichever is more; accuracies in per cent within 5.
 RELATIVE, ABSOLUTE, PERCENT = 0.05, 0.05, 5.0
 
-INSTALL = """# In Colab, or wherever the package is missing, remove the # of the next line and run it.
-# %pip install git+https://github.com/jax-model-zoo/jax-model-zoo"""
+INSTALL = """# Installs the package where it is missing, for example in Colab.
+import importlib.util
+
+if importlib.util.find_spec("zoo") is None:
+    %pip install --quiet jax-model-zoo"""
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def run_notebook(notebook: Any, folder: Path) -> None:
         "COLUMNS": "100",
     }
     place = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place)
+    client = NotebookClient(notebook, timeout=3600, kernel_name="python3", resources=place)
     client.extra_arguments = ["--IPKernelApp.log_level=ERROR"]  # no remark on every kernel's connection
     client.execute(env=environment)
 
@@ -211,6 +215,12 @@ def differences(old: str, new: str) -> list[str]:
     return lines
 
 
+def _processor_time() -> float:
+    """Return the processor time of all kernels that have ended, in seconds."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tour", description=__doc__.splitlines()[0])
     parser.add_argument("pages", nargs="*", metavar="PAGE", help="names of pages without .md; all by default")
@@ -229,12 +239,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     failed = False
     for page in chosen:
-        start, old = time.monotonic(), page.read_text("utf-8")
+        start, used, old = time.monotonic(), _processor_time(), page.read_text("utf-8")
         lines = differences(old, run_page(page, write=not options.check)) if options.check else []
         if not options.check:
             run_page(page)
         failed |= bool(lines)
-        print(f"{page.stem}: {time.monotonic() - start:.0f} s" + "".join(f"\n  {line}" for line in lines), flush=True)
+        spent = f"{time.monotonic() - start:.0f} s, {_processor_time() - used:.0f} s of processor time"
+        print(f"{page.stem}: {spent}" + "".join(f"\n  {line}" for line in lines), flush=True)
     return int(failed)
 
 

@@ -24,9 +24,9 @@ extensions = [
 ]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_ext"]
-nitpicky = False
+smartquotes = False  # they turn --options into dashes
 
-myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath"]
+myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 

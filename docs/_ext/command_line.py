@@ -1,6 +1,7 @@
 """The directive `zoo-commands`: every command and option of `zoo`, read from its parsers when the site is built."""
 
 import argparse
+import textwrap
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -35,7 +36,7 @@ def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
 
 
 def _escape(text: str) -> str:
-    for mark in "\\`*_[]<>|$":
+    for mark in "\\*_[]<>|$":
         text = text.replace(mark, f"\\{mark}")
     return text
 
@@ -44,7 +45,8 @@ def markdown(command: str, text: str) -> list[str]:
     """Return the section of a command as lines of Markdown."""
     parser = parser_of(command)
     usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
-    lines = [f"## zoo {command}", "", _escape(text), "", "```text", usage, "```", ""]
+    usage_lines = textwrap.wrap(usage, 88, subsequent_indent="    ", break_on_hyphens=False)
+    lines = [f"## zoo {command}", "", _escape(text), "", "```text", *usage_lines, "```", ""]
     for group in parser._action_groups:
         actions = [action for action in group._group_actions if action.help is not argparse.SUPPRESS]
         actions = [action for action in actions if action.dest != "help"]

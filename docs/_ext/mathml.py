@@ -3,6 +3,7 @@
 The converter is that of docutils, which every Sphinx has.
 """
 
+import inspect
 from typing import Any
 
 from docutils import nodes
@@ -14,7 +15,9 @@ def _convert(node: nodes.Node, block: bool) -> str:
     text = node.astext()
     if block and r"\\" in text and r"\begin" not in text:
         text = rf"\begin{{aligned}}{text}\end{{aligned}}"
-    return latex2mathml.tex2mathml(text, as_block=block)
+    # Before docutils 0.21 the second parameter was `inline`.
+    inverted = "inline" in inspect.signature(latex2mathml.tex2mathml).parameters
+    return latex2mathml.tex2mathml(text, block != inverted)
 
 
 def inline(self: Any, node: nodes.Node) -> None:
