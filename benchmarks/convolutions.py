@@ -14,7 +14,7 @@ import jax
 
 from benchmarks.machine import hardware
 from zoo.distributed.compile import compiler_options
-from zoo.models.layers import conv2d, formulation
+from zoo.models.operations import conv2d, formulation
 
 #: batch, height, width, input channels, output channels, kernel, stride, groups
 CASES = (
@@ -69,9 +69,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="number of rounds (default: 7)")
     options = parser.parse_args()
     print(f"{hardware()}, jax {jax.__version__}\n")
-    print(
-        "| batch, map, channels | kernel, stride, groups | forward: XLA, here, ms | with gradients: XLA, here |"
-    )
+    print("| batch, map, channels | kernel, stride, groups | forward: XLA, here, ms | with gradients: XLA, here |")
     print("|---|---|---|---|")
     for batch, height, width, channels, features, (kh, kw), stride, groups in CASES:
         x = jax.random.normal(jax.random.key(0), (batch, height, width, channels))

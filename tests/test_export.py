@@ -99,7 +99,7 @@ def test_a_file_with_other_logits_is_not_written(resnet, tmp_path):
 
 def test_export_traces_the_plain_formulation(resnet):
     """The formulations for CPUs contain barriers that other programs do not know."""
-    from zoo.models.layers import formulation
+    from zoo.models.operations import formulation
 
     with formulation("cpu"):
         text = str(jax.make_jaxpr(export.pixels_to_logits(resnet))(export.example_pixels(resnet, 1)))

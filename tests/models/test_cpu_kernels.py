@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from zoo import models
-from zoo.models import cpu_kernels, layers
+from zoo.models import cpu_kernels, layers, operations
 
 
 def random(seed, *shape, dtype=np.float64):
@@ -22,7 +22,7 @@ def both(function, *args):
     for name in ("plain", "cpu"):
 
         def run(*args, name=name):
-            with layers.formulation(name):
+            with operations.formulation(name):
                 values, pull = jax.vjp(function, *args)
             cotangents = [random(i, *v.shape, dtype=v.dtype) for i, v in enumerate(jax.tree.leaves(values))]
             return values, pull(jax.tree.unflatten(jax.tree.structure(values), cotangents))
@@ -46,7 +46,7 @@ def test_convolution_and_pooling_in_blocks(size, channels, features, kernel, poo
     height, width = size
     with jax.enable_x64(True):
         args = random(0, 2, height, width, channels), random(1, kernel, kernel, channels, features), random(2, features)
-        value, _ = assert_same(lambda *args: layers.conv_pool(*args, jnp.tanh, pool), *args)
+        value, _ = assert_same(lambda *args: operations.conv_pool(*args, jnp.tanh, pool), *args)
         assert value.shape == (2, (height - kernel + 1) // 2, (width - kernel + 1) // 2, features)
 
 
@@ -58,19 +58,19 @@ def test_convolution_and_pooling_in_blocks(size, channels, features, kernel, poo
 def test_maximum_over_windows(size, window, stride, padding, ceil):
     with jax.enable_x64(True):
         x = random(0, 2, *size, 3)
-        assert_same(lambda x: layers.max_pool(x, window, stride, padding, ceil), x)
+        assert_same(lambda x: operations.max_pool(x, window, stride, padding, ceil), x)
         # Rounding makes equal maxima, of which the first gets the gradient.
-        assert_same(lambda x: layers.max_pool(x, window, stride, padding, ceil), jnp.round(x))
+        assert_same(lambda x: operations.max_pool(x, window, stride, padding, ceil), jnp.round(x))
 
 
 def test_relu():
     with jax.enable_x64(True):
-        assert_same(layers.relu, jnp.round(random(0, 4, 5, 6) * 2) / 2)  # zeros among them
+        assert_same(operations.relu, jnp.round(random(0, 4, 5, 6) * 2) / 2)  # zeros among them
 
 
 def test_maximum_of_nan_is_nan():
     x = jnp.zeros((1, 6, 6, 1)).at[0, 2, 3, 0].set(jnp.nan)
-    (plain, _), (cpu, _) = both(lambda x: layers.max_pool(x, 3, 2), x)
+    (plain, _), (cpu, _) = both(lambda x: operations.max_pool(x, 3, 2), x)
     np.testing.assert_array_equal(cpu, plain)
     assert np.isnan(cpu).any()
 
@@ -108,22 +108,22 @@ def assert_same_convolution(shape, channels, features, kernel, stride, padding, 
 def test_small_maps_and_depthwise_kernels_do_not_use_convolutions_of_xla():
     """They take up to a hundred times as long there."""
 
-    def operations(x_shape, kernel_shape, groups):
-        with layers.formulation("cpu"):
-            function = partial(layers.conv2d, stride=(1, 1), padding=((1, 1), (1, 1)), groups=groups)
+    def traced(x_shape, kernel_shape, groups):
+        with operations.formulation("cpu"):
+            function = partial(operations.conv2d, stride=(1, 1), padding=((1, 1), (1, 1)), groups=groups)
             gradient = jax.grad(lambda *args: function(*args).sum(), (0, 1))
             return str(jax.make_jaxpr(gradient)(jnp.zeros(x_shape), jnp.zeros(kernel_shape)))
 
-    assert "conv_general_dilated" not in operations((64, 2, 2, 8), (3, 3, 8, 8), 1)
-    assert "conv_general_dilated" not in operations((64, 9, 9, 8), (3, 3, 1, 8), 8)
-    assert "conv_general_dilated" in operations((64, 9, 9, 8), (3, 3, 8, 8), 1)
+    assert "conv_general_dilated" not in traced((64, 2, 2, 8), (3, 3, 8, 8), 1)
+    assert "conv_general_dilated" not in traced((64, 9, 9, 8), (3, 3, 1, 8), 8)
+    assert "conv_general_dilated" in traced((64, 9, 9, 8), (3, 3, 8, 8), 1)
 
 
 def test_dense_layers_store_their_input():
     """XLA fuses a product of few rows with the operations before it into a scalar loop."""
     dense = layers.Dense(4)
     params = dense.init(jax.random.key(0), jnp.zeros((2, 3)))
-    with layers.formulation("cpu"):
+    with operations.formulation("cpu"):
         assert "optimization_barrier" in str(jax.make_jaxpr(dense.apply)(params, jnp.zeros((2, 3))))
     assert "optimization_barrier" not in str(jax.make_jaxpr(dense.apply)(params, jnp.zeros((2, 3))))
 
@@ -132,7 +132,7 @@ def test_dense_layers_store_their_input():
 def test_batch_norm_of_batch(shape):
     with jax.enable_x64(True):
         args = 3 * random(0, *shape) + 5, random(1, shape[-1]), random(2, shape[-1])
-        _, mean, var = assert_same(lambda *args: layers.batch_norm_of_batch(*args, 1e-3), *args)[0]
+        _, mean, var = assert_same(lambda *args: operations.batch_norm_of_batch(*args, 1e-3), *args)[0]
         np.testing.assert_allclose(mean, np.asarray(args[0]).reshape(-1, shape[-1]).mean(0), rtol=1e-12)
         np.testing.assert_allclose(var, np.asarray(args[0]).reshape(-1, shape[-1]).var(0), rtol=1e-12)
 
@@ -143,8 +143,10 @@ def test_batch_norm_shared_over_devices():
         x, scale, bias, g = random(0, 6, 4, 3) * 2 + 1, random(1, 3), random(2, 3), random(3, 6, 4, 3)
 
         def gradients(x, g, axis_name):
-            with layers.formulation("cpu" if axis_name else "plain"):
-                values, pull = jax.vjp(lambda *args: layers.batch_norm_of_batch(*args, 1e-5, axis_name), x, scale, bias)
+            with operations.formulation("cpu" if axis_name else "plain"):
+                values, pull = jax.vjp(
+                    lambda *args: operations.batch_norm_of_batch(*args, 1e-5, axis_name), x, scale, bias
+                )
             # Every device returns the shared mean and variance, so each takes its part of their cotangents.
             parts = 1 if axis_name is None else lax.psum(1, axis_name)
             grads = pull((g, jnp.arange(3.0) / parts, jnp.ones(3) / parts))
@@ -209,7 +211,7 @@ def test_other_precisions(dtype):
     tolerance = {jnp.float32: 1e-5, jnp.bfloat16: 3e-2}[dtype]
     x, kernel, bias = (random(i, *shape, dtype=dtype) for i, shape in enumerate([(2, 12, 12, 3), (3, 3, 3, 6), (6,)]))
     for pool in ("max", "avg"):
-        value = both(lambda *args, pool=pool: layers.conv_pool(*args, jax.nn.relu, pool), x, kernel, bias)
+        value = both(lambda *args, pool=pool: operations.conv_pool(*args, jax.nn.relu, pool), x, kernel, bias)
         assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(value))
         as_32 = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), value)
         jax.tree.map(

@@ -11,7 +11,8 @@ from seeded import seeded_images, seeded_variables
 import zoo.models as models
 from zoo.models import create, googlenet, inception_v2, inception_v3
 from zoo.models.branches import Branches, Pool, Unit
-from zoo.models.layers import BatchNorm, ConvNorm, max_pool
+from zoo.models.layers import BatchNorm, ConvNorm
+from zoo.models.operations import max_pool
 from zoo.pretrained import keras
 from zoo.trees import flatten
 

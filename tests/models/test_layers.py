@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.errors import InvalidRngError
 
-from zoo.models import create, layers
+from zoo.models import create, layers, operations
 from zoo.models.layers import BatchNorm, Conv, ConvNorm, ConvPool, StochasticDepth
 
 
@@ -204,8 +204,8 @@ POOLS = [
 @pytest.mark.parametrize("formulation", ["plain", "cpu", "portable"])
 def test_maximum_over_windows(size, window, stride, padding, ceil, output, formulation):
     x = normal(1, *size, 2) - 5  # below the zeros of a wrong padding
-    with layers.formulation(formulation):
-        y = layers.max_pool(jnp.asarray(x), window, stride, padding, ceil)
+    with operations.formulation(formulation):
+        y = operations.max_pool(jnp.asarray(x), window, stride, padding, ceil)
     assert y.shape == (1, *output, 2)
     pads = [
         (padding, max(padding, (n - 1) * stride + window - side - padding))
@@ -218,10 +218,10 @@ def test_maximum_over_windows(size, window, stride, padding, ceil, output, formu
 def test_average_over_windows():
     x = normal(1, 5, 6, 2)
     pads = ((1, 1), (1, 1))
-    np.testing.assert_allclose(layers.avg_pool(x, 3, 2), windows(x, 3, 2, ((0, 0), (0, 0)), 0).mean(3), atol=1e-6)
-    np.testing.assert_allclose(layers.avg_pool(x, 3, 1, 1), windows(x, 3, 1, pads, 0).mean(3), atol=1e-6)
+    np.testing.assert_allclose(operations.avg_pool(x, 3, 2), windows(x, 3, 2, ((0, 0), (0, 0)), 0).mean(3), atol=1e-6)
+    np.testing.assert_allclose(operations.avg_pool(x, 3, 1, 1), windows(x, 3, 1, pads, 0).mean(3), atol=1e-6)
     inside = np.nanmean(windows(x, 3, 1, pads, np.nan), axis=3)
-    np.testing.assert_allclose(layers.avg_pool(x, 3, 1, 1, count_include_pad=False), inside, atol=1e-6)
+    np.testing.assert_allclose(operations.avg_pool(x, 3, 1, 1, count_include_pad=False), inside, atol=1e-6)
 
 
 def test_adaptive_average_has_the_cells_of_pytorch():
@@ -229,9 +229,11 @@ def test_adaptive_average_has_the_cells_of_pytorch():
     x = normal(1, 7, 4, 1)
     rows = [(0, 3), (2, 5), (4, 7)]
     expected = np.stack([x[:, a:b].mean(1) for a, b in rows], 1)
-    np.testing.assert_allclose(layers.adaptive_avg_pool(x, (3, 4)), expected, atol=1e-6)
-    np.testing.assert_allclose(layers.adaptive_avg_pool(x, (1, 1))[:, 0, 0], layers.global_avg_pool(x), atol=1e-6)
-    np.testing.assert_allclose(layers.global_avg_pool(x), x.mean((1, 2)), atol=1e-6)
+    np.testing.assert_allclose(operations.adaptive_avg_pool(x, (3, 4)), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        operations.adaptive_avg_pool(x, (1, 1))[:, 0, 0], operations.global_avg_pool(x), atol=1e-6
+    )
+    np.testing.assert_allclose(operations.global_avg_pool(x), x.mean((1, 2)), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ def test_adaptive_average_has_the_cells_of_pytorch():
      ("VALID", ((0, 0), (0, 0))), ("SAME", ((0, 1), (1, 1)))],
 )  # fmt: skip
 def test_explicit_padding(padding, expected):
-    assert layers.explicit_padding(padding, (6, 7), (2, 2), (3, 3)) == expected
+    assert operations.explicit_padding(padding, (6, 7), (2, 2), (3, 3)) == expected
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,7 @@ def test_conv_pool_counts_the_positions_before_its_pooling():
 def test_local_response_norm(size, beta):
     """Krizhevsky et al. 2012, section 3.3; an even window has its extra channel above."""
     x = 10 * normal(1, 2, 2, 7)
-    y = layers.local_response_norm(jnp.asarray(x), size, 0.02, beta, 1.5)
+    y = operations.local_response_norm(jnp.asarray(x), size, 0.02, beta, 1.5)
     for i in range(7):
         near = x[..., max(i - (size - 1) // 2, 0) : i + size // 2 + 1].astype(np.float64)
         expected = x[..., i] / (1.5 + 0.02 * np.square(near).sum(-1)) ** beta
@@ -283,7 +285,9 @@ def test_local_response_norm(size, beta):
 def test_local_response_norm_has_the_constants_of_alexnet():
     """Krizhevsky et al. 2012, section 3.3: n = 5, alpha = 1e-4, beta = 0.75, k = 2."""
     x = jnp.full((1, 1, 1, 9), 100.0)
-    np.testing.assert_allclose(layers.local_response_norm(x)[0, 0, 0, 4], 100 / (2 + 1e-4 * 5 * 1e4) ** 0.75, rtol=1e-5)
+    np.testing.assert_allclose(
+        operations.local_response_norm(x)[0, 0, 0, 4], 100 / (2 + 1e-4 * 5 * 1e4) ** 0.75, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -306,17 +310,17 @@ def test_scaled_widths_are_multiples_of_8(features, width, expected):
 def test_relu_in_both_formulations():
     x = normal(3, 4)
     for name in ("plain", "cpu"):
-        with layers.formulation(name):
-            assert np.array_equal(layers.relu(jnp.asarray(x)), np.maximum(x, 0))
+        with operations.formulation(name):
+            assert np.array_equal(operations.relu(jnp.asarray(x)), np.maximum(x, 0))
 
 
 def test_formulations_nest_and_end_with_their_context():
-    assert layers.current_formulation() is None
-    with layers.formulation("cpu"):
-        with layers.formulation("plain"):
-            assert layers.current_formulation() == "plain"
-        assert layers.current_formulation() == "cpu"
-    assert layers.current_formulation() is None
+    assert operations.current_formulation() is None
+    with operations.formulation("cpu"):
+        with operations.formulation("plain"):
+            assert operations.current_formulation() == "plain"
+        assert operations.current_formulation() == "cpu"
+    assert operations.current_formulation() is None
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 import zoo.models as models
 from zoo.models import create
-from zoo.models.layers import batch_norm, conv2d
+from zoo.models.operations import batch_norm, conv2d
 from zoo.pretrained import akamaster, keras, timm, torchvision
 from zoo.pretrained.convert import (
     CONV,

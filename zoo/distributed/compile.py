@@ -11,7 +11,7 @@ from jax import lax
 
 from zoo.distributed import pmap
 from zoo.distributed.mesh import Parallelism, batch_sharding, devices_of, replicated, shardings
-from zoo.models.layers import current_formulation, formulation
+from zoo.models.operations import current_formulation, formulation
 
 #: Options for XLA:CPU. They name internals of the compiler, so each is probed before it is used (docs/performance.md).
 _CPU_OPTIONS: tuple[dict[str, Any], ...] = (

@@ -5,7 +5,7 @@ The pixels are those that `image_to_input` returns: resized and cropped, channel
 inside, and N is free. The metadata of a file holds the card as JSON.
 
 Networks are traced in the plain formulation on every machine, for ONNX in the portable one
-(`zoo.models.layers.formulation`).
+(`zoo.models.operations.formulation`).
 """
 
 import json
@@ -22,7 +22,7 @@ from zoo.export.preprocess_file import preprocess_file
 from zoo.files import atomic_writer, write_atomically
 from zoo.inference.calibrate import temperature_of
 from zoo.inference.predict import Checkpoint
-from zoo.models.layers import formulation
+from zoo.models.operations import formulation
 from zoo.pretrained.convert import export as export_tensors
 from zoo.pretrained.recognise import SOURCES
 from zoo.trees import flatten

@@ -13,19 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.models.layers import (
-    Conv,
-    Dense,
-    Initializer,
-    adaptive_avg_pool,
-    classify,
-    local_response_norm,
-    max_pool,
-    relu,
-    require_images,
-    require_stem,
-    scale_width,
-)
+from zoo.models.layers import Conv, Dense, Initializer, classify, require_images, require_stem, scale_width
+from zoo.models.operations import adaptive_avg_pool, local_response_norm, max_pool, relu
 
 # Section 3.5, figure 2: (features, kernel size, groups, initial bias). Convolutions 2, 4 and 5 read only the channels
 # of their own tower, which makes two groups. All but the first, 11x11 with stride 4, are padded to keep the size.

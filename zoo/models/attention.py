@@ -6,11 +6,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zoo.models.layers import (
-    Dense,
-    global_avg_pool,
-    relu,
-)
+from zoo.models.layers import Dense
+from zoo.models.operations import global_avg_pool, relu
 
 
 class SqueezeExcite(nn.Module):

@@ -21,16 +21,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from zoo.models.group_norm import GroupNorm, StandardizedConv
-from zoo.models.layers import (
-    block_drop_rate,
-    classify,
-    global_avg_pool,
-    max_pool,
-    maybe_remat,
-    relu,
-    require_images,
-    require_stem,
-)
+from zoo.models.layers import block_drop_rate, classify, maybe_remat, require_images, require_stem
+from zoo.models.operations import global_avg_pool, max_pool, relu
 from zoo.models.resnet_v2 import Block
 
 BIT50: dict[str, Any] = {"blocks": (3, 4, 6, 3)}

@@ -12,15 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.models.layers import (
-    BatchNorm,
-    ConvNorm,
-    Initializer,
-    avg_pool,
-    he_normal_fan_out,
-    max_pool,
-    scale_width,
-)
+from zoo.models.layers import BatchNorm, ConvNorm, Initializer, he_normal_fan_out, scale_width
+from zoo.models.operations import avg_pool, max_pool
 
 
 class Unit(NamedTuple):

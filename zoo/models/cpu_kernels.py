@@ -9,7 +9,7 @@ Four things are slow on CPUs with plain `lax` operations:
 - A depthwise convolution is a grouped one with a group per channel. `conv2d` adds shifted images instead.
 - The gradient of a maximum over windows is a scatter. `max_pool` records which pixel of each window won.
 
-The functions define reverse-mode gradients only (`jax.custom_vjp`), so `zoo.models.layers` uses them only in compiled
+The functions define reverse-mode gradients only (`jax.custom_vjp`), so `zoo.models.operations` uses them in compiled
 training and evaluation steps. Measurements and attempts that did not help are in docs/performance.md.
 """
 

@@ -12,22 +12,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from zoo.models.branches import unit_constructor
-from zoo.models.layers import (
-    Conv,
-    Dense,
-    Initializer,
-    adaptive_avg_pool,
-    avg_pool,
-    classify,
-    global_avg_pool,
-    local_response_norm,
-    max_pool,
-    maybe_remat,
-    relu,
-    require_images,
-    require_stem,
-    scale_width,
-)
+from zoo.models.layers import Conv, Dense, Initializer, classify, maybe_remat, require_images, require_stem, scale_width
+from zoo.models.operations import adaptive_avg_pool, avg_pool, global_avg_pool, local_response_norm, max_pool, relu
 
 # Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
 INCEPTIONS = {

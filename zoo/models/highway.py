@@ -16,15 +16,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zoo.models.layers import (
-    Conv,
-    Dense,
-    classify,
-    find_activation,
-    max_pool,
-    require_channels,
-    require_images,
-)
+from zoo.models.layers import Conv, Dense, classify, find_activation, require_channels, require_images
+from zoo.models.operations import max_pool
 
 ACTIVATIONS = ("relu", "tanh")
 

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from zoo.models.branches import Branch, Branches, Unit, chain, run_branches, unit_constructor
 from zoo.models.inception_resnet_v2 import ResidualBlock, block_runner
 from zoo.models.inception_v4 import COLUMN3, COLUMN7, REDUCE, ROW3, ROW7, reduction_a
-from zoo.models.layers import classify, global_avg_pool, maybe_remat, require_images, require_stem
+from zoo.models.layers import classify, maybe_remat, require_images, require_stem
+from zoo.models.operations import global_avg_pool
 
 # Figures 10, 11 and 13.
 INCEPTION_RESNETS = {

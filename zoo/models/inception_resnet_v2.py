@@ -23,7 +23,8 @@ import jax.numpy as jnp
 
 from zoo.models.branches import Branch, Branches, Pool, Unit, chain, run_branches, unit_constructor
 from zoo.models.inception_v4 import COLUMN3, COLUMN7, MEAN, REDUCE, ROW3, ROW7, reduction_a
-from zoo.models.layers import Conv, classify, global_avg_pool, maybe_remat, relu, require_images, require_stem
+from zoo.models.layers import Conv, classify, maybe_remat, require_images, require_stem
+from zoo.models.operations import global_avg_pool, relu
 
 
 class ResidualBlock(NamedTuple):

@@ -16,18 +16,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from zoo.models.branches import Branch, Branches, Pool, Unit, unit_constructor
-from zoo.models.layers import (
-    BatchNorm,
-    Conv,
-    classify,
-    global_avg_pool,
-    max_pool,
-    maybe_remat,
-    relu,
-    require_images,
-    require_stem,
-    scale_width,
-)
+from zoo.models.layers import BatchNorm, Conv, classify, maybe_remat, require_images, require_stem, scale_width
+from zoo.models.operations import global_avg_pool, max_pool, relu
 
 # Figure 5: #1x1, #3x3 reduce, #3x3, double #3x3 reduce, double #3x3, pool, pool proj. A module without #1x1 has stride
 # 2 and no projection after its pool.

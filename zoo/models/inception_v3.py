@@ -16,18 +16,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from zoo.models.branches import Branch, Branches, Pool, Unit, unit_constructor
-from zoo.models.layers import (
-    Dense,
-    adaptive_avg_pool,
-    avg_pool,
-    classify,
-    global_avg_pool,
-    max_pool,
-    maybe_remat,
-    require_images,
-    require_stem,
-    uniform_head,
-)
+from zoo.models.layers import Dense, classify, maybe_remat, require_images, require_stem, uniform_head
+from zoo.models.operations import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool
 
 
 def inception_a(mean: Pool, projection: int) -> tuple[Branch, ...]:

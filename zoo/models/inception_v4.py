@@ -20,7 +20,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from zoo.models.branches import Branch, Branches, Pool, Step, Unit, chain, run_branches, unit_constructor
-from zoo.models.layers import classify, global_avg_pool, maybe_remat, require_images, require_stem
+from zoo.models.layers import classify, maybe_remat, require_images, require_stem
+from zoo.models.operations import global_avg_pool
 
 ROW3, COLUMN3, ROW7, COLUMN7 = (1, 3), (3, 1), (1, 7), (7, 1)  # kernel (height, width)
 MEAN = Pool("avg_inside")

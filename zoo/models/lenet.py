@@ -12,16 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.models.layers import (
-    Conv,
-    ConvPool,
-    Dense,
-    avg_pool,
-    classify,
-    conv2d,
-    find_activation,
-    require_images,
-)
+from zoo.models.layers import Conv, ConvPool, Dense, classify, find_activation, require_images
+from zoo.models.operations import avg_pool, conv2d
 
 POOLS = ("max", "avg")
 

@@ -10,13 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zoo.models.layers import (
-    Dense,
-    classify,
-    find_activation,
-    require_channels,
-    require_images,
-)
+from zoo.models.layers import Dense, classify, find_activation, require_channels, require_images
 
 
 class MLP(nn.Module):

@@ -44,15 +44,12 @@ from zoo.models.layers import (
     BatchNorm,
     ConvNorm,
     StochasticDepth,
-    avg_pool,
     block_drop_rate,
     classify,
-    global_avg_pool,
-    max_pool,
     maybe_remat,
-    relu,
     require_images,
 )
+from zoo.models.operations import avg_pool, global_avg_pool, max_pool, relu
 
 # Table 1: number of blocks in each of the four stages, by depth.
 RESNET18: dict[str, Any] = {"blocks": (2, 2, 2, 2), "bottleneck": False}

@@ -36,13 +36,11 @@ from zoo.models.layers import (
     StochasticDepth,
     block_drop_rate,
     classify,
-    global_avg_pool,
     he_normal_fan_out,
-    max_pool,
     maybe_remat,
-    relu,
     require_images,
 )
+from zoo.models.operations import global_avg_pool, max_pool, relu
 from zoo.models.resnet import NORMS, STRIDES, halve
 
 # Number of blocks in each of the four stages, by depth (table 1 of arXiv:1512.03385).

@@ -22,12 +22,11 @@ from zoo.models.layers import (
     StochasticDepth,
     block_drop_rate,
     classify,
-    global_avg_pool,
     he_normal_fan_out,
     maybe_remat,
-    relu,
     require_images,
 )
+from zoo.models.operations import global_avg_pool, relu
 
 
 class Block(nn.Module):

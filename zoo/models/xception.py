@@ -26,14 +26,12 @@ from zoo.models.layers import (
     Conv,
     ConvNorm,
     classify,
-    global_avg_pool,
-    max_pool,
     maybe_remat,
-    relu,
     require_images,
     require_stem,
     scale_width,
 )
+from zoo.models.operations import global_avg_pool, max_pool, relu
 
 
 class SeparableConvNorm(nn.Module):
