@@ -61,7 +61,7 @@ class RepositoryLinks(SphinxTransform):
             return candidate.resolve().relative_to(ROOT).as_posix() if candidate.exists() else None
         for base in (folder, ROOT, ROOT / "checkpoints"):
             candidate = (base / target).resolve()
-            if candidate.is_file() and candidate.is_relative_to(ROOT):
+            if candidate.exists() and candidate.is_relative_to(ROOT):
                 return candidate.relative_to(ROOT).as_posix()
         return None
 
