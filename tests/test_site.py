@@ -21,7 +21,7 @@ def site(tmp_path_factory):
     if not chromium.PROGRAM:
         pytest.skip("needs Chromium")
     folder = tmp_path_factory.mktemp("site")
-    subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", "-j", "auto", ROOT / "docs", folder], check=True)
+    subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", ROOT / "docs", folder], check=True)
     return folder
 
 
