@@ -50,7 +50,7 @@ def sent(monkeypatch):
     return send
 
 
-@pytest.mark.parametrize(("evaluation", "batch"), [(2, 2), (4, 1)])
+@pytest.mark.parametrize(("evaluation", "batch"), [pytest.param(2, 2, marks=pytest.mark.slow), (4, 1)])
 def test_an_evaluation_is_interrupted_saved_and_repeated(tmp_path, monkeypatch, sent, batch, evaluation):
     """The evaluation after the last step too: the run is then resumed without another step."""
     monkeypatch.setattr(loop.Plan, "eval_batch_size", 16)  # several batches per evaluation
