@@ -87,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `zoo`; those of this process by default.
 
     Returns:
-        The exit code: 0 on success, 2 after one line on stderr for a mistake of the user, 130 after Ctrl-C.
+        The exit code: 0 on success, 1 if a check found a fault, 2 after one line on stderr for a mistake of the user,
+        130 after Ctrl-C, and 70 or 75 for a run that can be resumed (docs/clusters.md).
 
     Raises:
         SystemExit: after --help, --version, and for arguments that cannot be parsed.
@@ -121,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         hint = "lower --batch-size, or accumulate gradients with --micro-batch N"
         print(f"zoo {options.command}: out of memory; {hint}", file=sys.stderr)
+        _tell_others(2, "out of memory")
         return 2
     except KeyboardInterrupt:
         return SIGNAL_EXIT + 2

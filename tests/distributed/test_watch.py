@@ -96,6 +96,39 @@ def test_a_failure_ends_the_others_with_its_code_and_message(group, clock):
     watches[1].beat()
 
 
+def test_process_0_ends_last_when_another_has_failed(group, clock, monkeypatch):
+    """JAX would end those that have not yet read the reason with an error of its own."""
+    _, watches = group
+    work(watches, clock, 5, watches)
+    monkeypatch.setattr(watch, "_watch", watches[1])
+    watch.tell_others(2, "failed: the disk is full")
+    others = []
+
+    def sleep(seconds):
+        clock[0] += seconds
+        with pytest.raises(Ended):
+            watches[2].beat()
+        others.append(clock[0])
+
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+    with pytest.raises(Ended, match="the disk is full"):
+        watches[0].beat()
+    assert len(others) == 1 and clock[0] - 5 < 1  # and it waits for nobody who has told or read it
+
+
+def test_process_0_ends_last_after_a_signal_to_all(group, clock, monkeypatch):
+    store, watches = group
+    work(watches, clock, 5, watches)
+    for each in (watches[1], watches[2], watches[0]):
+        monkeypatch.setattr(watch, "_watch", each)
+        watch.tell_others(75, "was interrupted while compiling")
+        assert clock[0] == 5
+    store.values["zoo/alive/2"] = json.dumps([9, 9, "step 9", 0])
+    monkeypatch.setattr(watch, "_watch", watches[0])
+    watch.stop()
+    assert clock[0] >= 5 + watch.FAREWELL_SECONDS
+
+
 def test_process_0_waits_until_the_others_have_read_why_it_failed(group, clock):
     store, watches = group
     began = clock[0]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from helpers import make_plan, run_bits, train
 from zoo import checkpoint
 from zoo.data.dataset import limited
 from zoo.data.sources import from_arrays
+from zoo.distributed import watch
 from zoo.inference.metrics import Metrics
 from zoo.training import interruption, loop, run
 from zoo.training import recipe as training_recipe
@@ -405,6 +407,21 @@ def test_an_equal_score_is_no_improvement(tmp_path, monkeypatch):
     recipe = Recipe(epochs=5, batch_size=50, patience=2)
     rows = train("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL).history
     assert [row["best"] for row in rows] == [True, False, False]
+
+
+def test_other_processes_may_wait_for_the_final_evaluation(tmp_path, monkeypatch):
+    """It may take longer than --hang-timeout, and would again in every resumed run."""
+    state = SimpleNamespace(steps=0, doing="step 9", exempt=0)
+    monkeypatch.setattr(watch, "_watch", state)
+    finished = []
+    monkeypatch.setattr(loop.report, "finish", lambda *about: finished.append((state.doing, state.exempt)))
+    monkeypatch.setattr(loop, "resume", lambda plan, state, say: (state, {}, Progress(stopped="all steps done")))
+    monkeypatch.setattr(loop, "Trainer", lambda *about: SimpleNamespace(best={}))
+    monkeypatch.setattr(loop.processes, "is_primary", lambda: False)
+    plan = SimpleNamespace(precompiled=object(), first_state=dict, shard_state=dict)
+    loop.train(plan, SimpleNamespace(say=print), 60.0, 0, None, interruption.Caught())
+    assert finished == [("evaluating the finished training", 1)]
+    assert (state.doing, state.exempt) == ("step 9", 0)
 
 
 def some_metrics(**changes):

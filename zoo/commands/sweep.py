@@ -57,6 +57,7 @@ def _sweep(
     parallelism = parallelism_of(options)
     caught.install()
     watch_group("sweep", 0.0)
+    from zoo.distributed import processes, watch
     from zoo.inference.examples import write_csv
     from zoo.training import sweep
     from zoo.training.loop import InterruptedRunError
@@ -72,14 +73,20 @@ def _sweep(
     trackers = parse_trackers(options.log)
     request = train_request(options, parallelism)
     seeds = range(first, first + options.seeds)
+    say = partial(print, flush=True) if processes.is_primary() else (lambda line: None)
     try:
         trials = sweep.run_sweep(
-            request, settings, seeds, partial(print, flush=True), folder=options.workdir, command=command_of,
+            request, settings, seeds, say, folder=options.workdir, command=command_of,
             workers=options.workers, caught=caught, log=trackers,
         )  # fmt: skip
     except InterruptedRunError as stop:
-        print(f"zoo sweep: Interrupted; {stop}. {resume_advice(command)}", file=sys.stderr)
+        watch.stop()
+        if processes.is_primary():
+            print(f"zoo sweep: Interrupted; {stop}. {resume_advice(command)}", file=sys.stderr)
         return exit_code(stop.signum)
+    watch.stop()
+    if not processes.is_primary():
+        return 0
     print("\n".join(sweep.format_table(trials)))
     if options.output:
         columns = ("validation accuracy", "standard deviation", "seeds", "failures", "runs")

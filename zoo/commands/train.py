@@ -145,6 +145,7 @@ def _train(options: argparse.Namespace, command: str, caught: "Caught") -> int:
             training_plan = plan.make_plan(request, say)
         report.describe(training_plan, say)
         dry_run.dry_run(training_plan, say)
+        watch.stop()
         return 0
     for line in watch.describe_hosts(watch.hosts()):
         say(line)

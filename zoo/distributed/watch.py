@@ -95,6 +95,7 @@ class Watch:
             end = json.loads(told[_END])
             if end["process"] != self.index:
                 self.say_done()
+                self.wait_for_farewells()
                 self.leave(end["code"], end["message"])
             return
         states = {int(key.rpartition("/")[2]): json.loads(value) for key, value in told.items() if _ALIVE in key}
@@ -138,12 +139,13 @@ class Watch:
             self.client.key_value_set(f"{_ALIVE}{self.index}", done, allow_overwrite=True)
 
     def wait_for_farewells(self) -> None:
-        """In process 0, wait until the others have ended, or are lost."""
+        """In process 0, wait until the others have said that they end, FAREWELL_SECONDS at most."""
         deadline = time.monotonic() + FAREWELL_SECONDS * (self.index == 0)
         with suppress(Exception):
             while time.monotonic() < deadline:
-                states = [json.loads(value) for _, value in self.client.key_value_dir_get(_ALIVE)]
-                if sum(state[0] == "done" for state in states) >= self.count - 1:
+                states = {key: json.loads(value)[0] for key, value in self.client.key_value_dir_get(_ALIVE)}
+                states.pop(f"{_ALIVE}{self.index}", None)
+                if list(states.values()).count("done") >= self.count - 1:
                     return
                 time.sleep(BEAT_SECONDS / 4)
 
@@ -180,11 +182,15 @@ def start(leave: Callable[[int, str], NoReturn], hang_seconds: float = HANG_SECO
 
 
 def stop() -> None:
-    """Tell the others that this process has done its work, and watch them no longer."""
+    """Tell the others that this process has done its work, and watch them no longer.
+
+    Process 0 waits for theirs: where it ends first, as after a signal, JAX ends the others with an error.
+    """
     global _watch
     if _watch is not None:
         _watch.ended.set()
         _watch.say_done()
+        _watch.wait_for_farewells()
         _watch = None
 
 
@@ -214,6 +220,7 @@ def tell_others(code: int, message: str) -> None:
     if _watch is not None:
         _watch.ended.set()
         _watch.tell(code, f"{_watch.name(_watch.index)} {message}")
+        _watch.say_done()
         _watch.wait_for_farewells()
 
 

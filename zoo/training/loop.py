@@ -96,7 +96,8 @@ def fit(
             train(plan, display, save_seconds, save_steps, workers, caught, *tracking)
         result = read_result(plan)
         if write_page is not None:
-            processes.run_on_primary(lambda: report.write_page(plan, result, write_page, display.say))
+            with watch.exempt("writing the report"):
+                processes.run_on_primary(lambda: report.write_page(plan, result, write_page, display.say))
         for trackers in tracking:
             trackers.add(result.history)
             trackers.finish()
@@ -131,7 +132,8 @@ def train(
             if not progress.stopped:
                 with caught.at_work():
                     trainer.run(save_seconds, save_steps, workers)
-        with caught.nothing_unsaved("evaluating the finished training", REPORT_SECONDS):
+        doing = "evaluating the finished training"  # on large test splits for longer than processes may stand still
+        with caught.nothing_unsaved(doing, REPORT_SECONDS), watch.exempt(doing):
             report.finish(plan, trainer.best, progress, display)
     finally:
         if logs is not None:
