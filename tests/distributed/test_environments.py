@@ -110,6 +110,8 @@ def test_a_group_is_recognised(packages, variables, name, tasks, index, coordina
         {"JOB_COMPLETION_INDEX": "1"},
         {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"},
         {"JAX_NUM_PROCESSES": "", "JAX_PROCESS_ID": ""},  # set to nothing
+        {"ZOO_COORDINATOR": "none"},
+        {**STEP, "ZOO_COORDINATOR": "none"},
     ],
 )
 def test_no_group_is_recognised(packages, variables):
@@ -219,8 +221,16 @@ def test_hosts_of_a_tpu_slice_are_read_from_its_metadata(packages, monkeypatch):
         ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "1(x4)", "CUDA_VISIBLE_DEVICES": "0,1"}, None),  # all of the node
         ({**STEP, "CUDA_VISIBLE_DEVICES": "0,1", "JAX_PLATFORMS": "cpu"}, None),
         ({**LAUNCH, "ZOO_LOCAL_PROCESSES": "2", "SLURM_LOCALID": "0", "CUDA_VISIBLE_DEVICES": "0,1"}, None),
+        ({**STEP, "SLURM_GPUS_PER_TASK": "2", "CUDA_VISIBLE_DEVICES": "0,1"}, None),
+        ({**STEP, "SLURM_GPUS_PER_TASK": "1", "SLURM_GPU_BIND": "none", "CUDA_VISIBLE_DEVICES": "0,1"}, [1]),
+        ({**STEP, "CUDA_VISIBLE_DEVICES": "-1"}, None),
+        ({**TORCHRUN, "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, [2, 3]),
+        # torchrun with two processes on the node in a step with one task for each node, which has all of its GPUs
+        ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0", "SLURM_GPUS_PER_TASK": "2", **TORCHRUN,
+          "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "0,1"}, [1]),
+        ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "0,1"}, None),  # left over
     ],
-)
+)  # fmt: skip
 def test_tasks_of_a_host_share_its_gpus(variables, devices):
     assert environments.local_devices(variables) == devices
 

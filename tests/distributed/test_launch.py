@@ -39,6 +39,8 @@ def test_every_process_has_at_least_one_thread(four_gpus):
 
 def test_no_gpus_are_assigned_on_cpu_or_if_none_are_visible(four_gpus):
     assert "CUDA_VISIBLE_DEVICES" not in launch.environment_share({"JAX_PLATFORMS": "cpu"}, 0, 2)
+    assert launch.environment_share({"CUDA_VISIBLE_DEVICES": "-1"}, 0, 3)["CUDA_VISIBLE_DEVICES"] == "-1"
+    assert launch.environment_share({"JAX_PLATFORMS": ""}, 1, 2)["CUDA_VISIBLE_DEVICES"] == "2,3"  # set to nothing
     assert launch.environment_share({"CUDA_VISIBLE_DEVICES": ""}, 0, 3)["CUDA_VISIBLE_DEVICES"] == ""
 
 
@@ -95,6 +97,19 @@ def test_the_command_and_the_number_of_processes_reach_the_launcher(monkeypatch,
     monkeypatch.setattr(launch, "launch", lambda command, processes: calls.append((command, processes)) or 3)
     code, _, _ = run_command(capsys, "launch", "--processes", "2", "--", "train", "--model", "mlp", "--epochs", "3")
     assert code == 3 and calls == [(["train", "--model", "mlp", "--epochs", "3"], 2)]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP")
+@pytest.mark.parametrize("before", [signal.SIG_IGN, signal.SIG_DFL])
+def test_a_lost_terminal_ends_no_training_under_nohup(before):
+    original = signal.signal(signal.SIGHUP, before)
+    try:
+        with launch._forward_signals([]):
+            assert (signal.getsignal(signal.SIGHUP) == signal.SIG_IGN) == (before == signal.SIG_IGN)
+            assert callable(signal.getsignal(signal.SIGTERM))
+        assert signal.getsignal(signal.SIGHUP) == before
+    finally:
+        signal.signal(signal.SIGHUP, original)
 
 
 def test_each_process_knows_its_number_and_the_coordinator(monkeypatch, capfd):

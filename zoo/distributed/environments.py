@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from glob import glob
 from importlib.util import find_spec
+from itertools import takewhile
 
 Variables = Mapping[str, str]
 
@@ -293,8 +294,9 @@ def read_metadata(name: str) -> str:
     request = urllib.request.Request(
         f"http://{host}/computeMetadata/v1/instance/{name}", headers={"Metadata-Flavor": "Google"}
     )
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # proxies do not reach this server
     try:
-        with urllib.request.urlopen(request, timeout=2) as response:
+        with direct.open(request, timeout=2) as response:
             return response.read(1 << 16).decode()
     except (OSError, ValueError):
         return ""
@@ -316,6 +318,15 @@ def _ray(variables: Variables) -> Group | None:
     )  # fmt: skip
 
 
+#: (variable that shows a launcher, index of a process on its host, number of processes there), the nearest first.
+PLACES = (
+    ("ZOO_LOCAL_PROCESSES", "", "ZOO_LOCAL_PROCESSES"),
+    ("TORCHELASTIC_RUN_ID", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    ("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("MPI_LOCALNRANKS", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("SLURM_STEP_TASKS_PER_NODE", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+)
+
 #: Environments that show their tasks in ways of their own.
 OTHERS = (_slurm_allocation, _ray, _kubernetes, _tpu)
 
@@ -323,9 +334,13 @@ OTHERS = (_slurm_allocation, _ray, _kubernetes, _tpu)
 def detect(variables: Variables = os.environ) -> Group | None:
     """Return the group of processes that this one belongs to; None if nothing shows several.
 
+    ZOO_COORDINATOR=none says that there is none.
+
     Raises:
         ValueError: in one line, for variables that are missing, contradict each other or are no numbers.
     """
+    if variables.get("ZOO_COORDINATOR") == "none":
+        return None
     nearest: Group | None = None
     for environment in ENVIRONMENTS:
         group = environment.detect(variables)
@@ -359,10 +374,17 @@ def detect(variables: Variables = os.environ) -> Group | None:
 
 def processes_on_this_host(variables: Variables = os.environ) -> int:
     """Return how many of the processes run on this machine according to the launcher; 1 if it does not say."""
-    for name in ("ZOO_LOCAL_PROCESSES", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE"):
-        if counts := re.findall(r"(?:^|,)(\d+)", variables.get(name, "")):  # Slurm: "4(x2),3"
-            return max(map(int, counts))
-    return 1
+    return _place_on_host(variables)[2]
+
+
+def _place_on_host(variables: Variables) -> tuple[str, int | None, int]:
+    """Return (marker of the nearest launcher, index of this process on its host, number of processes there)."""
+    for marker, index, count in PLACES:
+        counts = re.findall(r"(?:^|,)(\d+)", variables.get(count, ""))  # Slurm: "4(x2),3"
+        if counts and variables.get(marker):
+            place = variables.get(index, "")
+            return marker, int(place) if place.isdecimal() else None, max(map(int, counts))
+    return "", None, 1
 
 
 def local_devices(variables: Variables = os.environ) -> list[int] | None:
@@ -370,22 +392,23 @@ def local_devices(variables: Variables = os.environ) -> list[int] | None:
 
     None means all visible ones: the launcher has given each process its own, or there are none.
     """
-    names = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
-    index = next((variables[name] for name in names if variables.get(name, "").isdigit()), None)
-    count = processes_on_this_host(variables)
-    if index is None or count == 1 or "ZOO_LOCAL_PROCESSES" in variables:
+    launcher, index, count = _place_on_host(variables)
+    # After srun --gpus-per-task each task sees its own GPUs only, unless that is overridden.
+    has_own = launcher.startswith("SLURM") and variables.get("SLURM_GPUS_PER_TASK")
+    if index is None or count == 1 or (has_own and variables.get("SLURM_GPU_BIND") != "none"):
         return None
     share = len(visible_gpus(variables)) // count
-    return list(range(int(index) * share, (int(index) + 1) * share)) if share else None
+    return list(range(index * share, (index + 1) * share)) if share else None
 
 
 def visible_gpus(variables: Variables = os.environ) -> list[str]:
     """Return the names of the NVIDIA GPUs that JAX may use on this machine, as CUDA_VISIBLE_DEVICES lists them."""
-    if variables.get("JAX_PLATFORMS", "cuda").partition(",")[0] not in ("cuda", "gpu"):
+    if (variables.get("JAX_PLATFORMS") or "cuda").partition(",")[0] not in ("cuda", "gpu"):
         return []
     visible = variables.get("CUDA_VISIBLE_DEVICES")
     names = [name.removeprefix("/dev/nvidia") for name in _gpu_files()] if visible is None else visible.split(",")
-    return [name for name in names if name]
+    # CUDA ignores the list from its first invalid name on; -1 is the usual way to hide all GPUs.
+    return [name for name in takewhile(lambda name: name.strip() not in ("-1", "NoDevFiles"), names) if name]
 
 
 def _gpu_files() -> list[str]:

@@ -108,7 +108,10 @@ def _print_with_number(stream: IO[bytes], number: int, primary: subprocess.Popen
 
 @contextmanager
 def _forward_signals(children: Sequence[subprocess.Popen]) -> Iterator[None]:
-    """Forward SIGINT, SIGTERM, SIGUSR1 and SIGHUP to the children instead of ending this process."""
+    """Forward SIGINT, SIGTERM, SIGUSR1 and SIGHUP to the children instead of ending this process.
+
+    SIGHUP stays ignored, here and in the children, if it is (`nohup`).
+    """
 
     def forward(signum, frame):
         for child in children:
@@ -118,6 +121,8 @@ def _forward_signals(children: Sequence[subprocess.Popen]) -> Iterator[None]:
     # SIGHUP: a terminal closes, SIGUSR1: Slurm's --signal. Windows has neither.
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
     signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signals.remove(signal.SIGHUP)
     handlers = {signum: signal.signal(signum, forward) for signum in signals}
     try:
         yield

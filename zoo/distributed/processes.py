@@ -6,6 +6,7 @@ primary process reads there it broadcasts. With a single process every function 
 or copies.
 """
 
+import errno
 import json
 import os
 import socket
@@ -53,7 +54,7 @@ def initialize(coordinator: str = "", processes: int | None = None, process: int
         _connect(coordinator, processes, process, coordinator)
         return
     if "none" in (coordinator, os.environ.get("ZOO_COORDINATOR")) or jax.distributed.is_initialized():
-        return
+        return  # the variable overrides --coordinator auto too
     group = detect()
     if group is None or group.is_single:
         if coordinator == "auto":
@@ -77,7 +78,7 @@ def require_joined() -> None:
 
     For programs that train without the command line, which joins them itself. ZOO_COORDINATOR=none allows it.
     """
-    if os.environ.get("ZOO_COORDINATOR") == "none" or jax.distributed.is_initialized():
+    if jax.distributed.is_initialized():
         return
     group = detect()
     if group is not None and not group.is_single:
@@ -117,7 +118,9 @@ def _require_free_port(address: str) -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("", port))
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:  # what else is wrong, JAX reports itself
+                return
             raise ValueError(
                 f"port {port} of this host, process 0's, is in use; set JAX_COORDINATOR_PORT to another one"
             ) from None
