@@ -32,6 +32,6 @@ def run(options: argparse.Namespace) -> int:
     if group is not None and group.started and not group.is_single:
         raise ValueError(
             f"{group}: each of its tasks would start {options.processes} processes of its own; start the command "
-            "without `zoo launch`, or `zoo launch` as a single task"
+            "without `zoo launch`, or `zoo launch` as a single task (ZOO_COORDINATOR=none says that this is one)"
         )
     return launch(command, options.processes)

@@ -28,11 +28,13 @@ def run(options: argparse.Namespace) -> int:
     parallelism = parallelism_of(options)
     import json
 
+    from zoo.distributed import processes
     from zoo.training.lr_find import find_learning_rate
     from zoo.training.plan import make_plan
     from zoo.training.plots import draw_range_test
 
-    say = partial(print, flush=True, file=sys.stderr if options.json else sys.stdout)
+    printed = partial(print, flush=True, file=sys.stderr if options.json else sys.stdout)
+    say = printed if processes.is_primary() else (lambda line: None)
     plan = make_plan(train_request(options, parallelism), say)
     name = f"{plan.config.model} on {plan.dataset.name}"
     say(f"{name}: learning rates from {options.start:g} to {options.stop:g} in {options.steps} steps of "
@@ -40,6 +42,8 @@ def run(options: argparse.Namespace) -> int:
     result = find_learning_rate(
         plan, say, start=options.start, stop=options.stop, steps=options.steps, on_step=counter("step")
     )
+    if not processes.is_primary():
+        return 0
     file = Path(options.output) if options.output else default_file(f"{plan.config.default_name()}-lr-find.png")
     draw_range_test(*result[:4], file, title=f"{name}, {result.trained}")
     if options.json:

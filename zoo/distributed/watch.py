@@ -177,6 +177,7 @@ def start(leave: Callable[[int, str], NoReturn], hang_seconds: float = HANG_SECO
         return
     _watch = Watch(client, jax.process_index(), jax.process_count(), leave)
     _watch.hang_seconds = hang_seconds
+    register_host()  # a program that has joined the group by itself has not
     _watch.hosts = {index: about["host"] for index, about in enumerate(hosts())}
     _watch.start()
 
