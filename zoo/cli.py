@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from zoo.commands import SIGNAL_EXIT
+from zoo.commands.interruption import tell_others
 from zoo.commands.streams import end_on_signal, leave, prepare_streams
 from zoo.host_memory import retain_freed_memory
 from zoo.suggest import did_you_mean
@@ -115,14 +116,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("ZOO_TRACEBACK"):
             raise
         print(f"zoo {options.command}: {error_line(error)}", file=sys.stderr)
-        _tell_others(2, error_line(error))
+        tell_others(2, f"failed: {one_line(error_line(error))}")
         return 2
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) or os.environ.get("ZOO_TRACEBACK"):
             raise
         hint = "lower --batch-size, or accumulate gradients with --micro-batch N"
         print(f"zoo {options.command}: out of memory; {hint}", file=sys.stderr)
-        _tell_others(2, "out of memory")
+        tell_others(2, "failed: out of memory")
         return 2
     except KeyboardInterrupt:
         return SIGNAL_EXIT + 2
@@ -161,7 +162,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
             raise
         _wait_for_cause(error)
         traceback.print_exc()
-        _tell_others(1, f"{type(error).__name__}: {error}")
+        tell_others(1, f"failed: {one_line(f'{type(error).__name__}: {error}')}")
         code = 1
     if code >= SIGNAL_EXIT or (code and _is_multiprocess()):
         # A regular exit would wait minutes in JAX for other processes, and a second signal could print a traceback.
@@ -169,15 +170,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _tell_others(code: int, message: str) -> None:
-    """Have the other processes of the group, if there are any, end for the same reason."""
-    watch = sys.modules.get("zoo.distributed.watch")
-    if watch is not None:
-        watch.tell_others(code, f"failed: {one_line(message)}")
-
-
 def _wait_for_cause(error: Exception) -> None:
-    """End as the process ends that is the cause of this one's error, if it is one of communication."""
+    """Wait for the process that caused an error of communication to be named, which ends this one in its place."""
     watch = sys.modules.get("zoo.distributed.watch")
     if watch is not None and type(error).__module__.partition(".")[0] in ("jax", "jaxlib"):
         watch.cause_elsewhere(CAUSE_SECONDS)

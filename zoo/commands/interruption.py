@@ -29,7 +29,7 @@ def interruptible(name: str, command: str) -> Iterator[Any]:
 
     def leave_unfinished(signum: int, doing: str) -> NoReturn:
         why = f"Interrupted while {doing} ({signal.Signals(signum).name})"
-        _tell_others(exit_code(signum), f"was interrupted while {doing} ({signal.Signals(signum).name})")
+        tell_others(exit_code(signum), f"was interrupted while {doing} ({signal.Signals(signum).name})")
         end(exit_code(signum), f"zoo {name}: {why}; what was saved before is intact. {resume_advice(command)}")
 
     with catch_signals(exit_at_once, leave_unfinished) as caught, caught.nothing_unsaved("starting"):
@@ -42,7 +42,8 @@ def resume_advice(command: str) -> str:
     return f"Repeat the command to resume: {command}"
 
 
-def _tell_others(code: int, message: str) -> None:
+def tell_others(code: int, message: str) -> None:
+    """Have the other processes of the group, if there are any, end for the same reason. Does not import JAX."""
     watch = sys.modules.get("zoo.distributed.watch")
     if watch is not None:
         watch.tell_others(code, message)
