@@ -7,7 +7,7 @@
 
 The method is that of race.py, with shorter turns. Each point is added to benchmarks/results/sweep.json as soon as it
 is measured, and measured points are left out on the next call unless they are named with --again. Points at which
-either side refuses the image size are recorded as refused.
+either side refuses the image size are recorded as refused. A peer that lacks a module ends the sweep.
 """
 
 import argparse
@@ -83,10 +83,13 @@ def measure(point: Point, peer: str, python: str, options: argparse.Namespace) -
     shape = (point.size, point.size, channels)
     try:
         row = race(point.model, point.training, pythons, options, shape, classes, point.batch)[peer]
+        reason = row.get("missing", "")
     except ContenderError as error:
-        return {"refused": str(error)}
-    if "missing" in row:
-        return {"refused": row["missing"]}
+        reason = str(error)
+    if "ModuleNotFoundError" in reason:  # it would be recorded as a refusal of every point
+        raise SystemExit(f"{point}: {reason}")
+    if reason:
+        return {"refused": reason}
     return {
         "ratio": row["ratio"], "zoo": row["zoo"]["images_per_second"], "peer": row["peer"]["images_per_second"],
         "zoo_mib": row["zoo"]["peak_mib"], "peer_mib": row["peer"]["peak_mib"], "load_before": row["load_before"],
