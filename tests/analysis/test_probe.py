@@ -6,6 +6,7 @@ import pytest
 import zoo
 from zoo import models
 from zoo.analysis.features import Features, endpoints, load_features
+from zoo.analysis.probe import fit_on_validation
 from zoo.cli import main
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.sources import from_arrays
@@ -314,3 +315,19 @@ def test_features_do_not_depend_on_the_batch_size(batch_size, checkpoint):
     assert total == progress[-1] == 10 and extracted.about == "stem of resnet20 on mine"
     for name, (rows, labels) in extracted.splits.items():
         assert rows.shape == (len(data.splits[name]), 8) and labels.dtype == np.int32
+
+
+def test_validation_images_of_a_class_that_is_not_trained_do_not_change_the_temperature(monkeypatch):
+    """Their logits are UNSEEN_MARGIN below the others, for which a temperature of 1 is never the best."""
+    monkeypatch.setattr("zoo.analysis.probe.STRENGTHS", (1.0,))
+    rng = np.random.default_rng(0)
+    rows = rng.normal(0, 1, (300, 4)).astype(np.float32)
+    labels = (rows[:, 0] + rng.normal(0, 1, 300) > 0).astype(np.int32)
+    validation = (rows[100:], labels[100:])
+    more = (np.concatenate([validation[0], rows[:5]]), np.concatenate([validation[1], np.full(5, 2, np.int32)]))
+    fitted = [
+        fit_on_validation(Features({"train": (rows[:100], labels[:100]), "validation": split}, ("a", "b", "c")))
+        for split in (validation, more)
+    ]
+    assert fitted[0].strength == fitted[1].strength
+    assert fitted[0].calibration == fitted[1].calibration and fitted[0].calibration.examples == 200

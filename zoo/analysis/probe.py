@@ -192,7 +192,9 @@ def fit_on_validation(
             on_fit(tried)
     _, strength, classifier, kernel, bias = best
     held_out, truth = features.splits["validation"]
-    calibration, reason = _calibrate((held_out @ kernel + bias).astype(np.float32), truth, "validation")
+    known = np.isin(truth, classifier.classes_)  # to fit the others, the temperature would even out all probabilities
+    logits = (held_out[known] @ kernel + bias).astype(np.float32)
+    calibration, reason = _calibrate(logits, truth[known], "validation")
     results = {
         split: _evaluate(kernel, bias, kind, labels, *features.splits[split], names, calibration)
         for split in ("validation", "test") if split in features.splits

@@ -1,6 +1,7 @@
 """Calibration: a temperature for the logits, and a threshold for images unlike those of training.
 
-Both are fitted on the validation split. Division by a temperature never changes the order of the classes.
+Both are fitted on the validation split, those of a linear probe on examples held out in cross-validation. Division by a
+temperature never changes the order of the classes.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ MIN_EXAMPLES = 20
 MIN_MISTAKES = 10
 #: Logits that the fit reads; of larger splits, evenly spaced examples.
 MAX_LOGITS = 20_000_000
-#: Share of the validation images that are not unlike those of training.
+#: Share of the images that the threshold is fitted on that are not unlike those of training.
 KEPT = 0.95
 
 
