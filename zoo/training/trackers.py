@@ -194,10 +194,12 @@ class Tracking:
         """Add those rows of metrics.jsonl that the trackers do not have yet."""
         for row in rows if self.trackers else ():
             step, values = int(row["step"]), metrics_of(row)
-            for name in list(self.trackers):
-                if step > self.state[name]["step"] and self._try(name, "add", step, values):
+            behind = [name for name in self.trackers if step > self.state[name]["step"]]
+            for name in behind:
+                if self._try(name, "add", step, values):
                     self.state[name]["step"] = step
-            self._write()
+            if behind:
+                self._write()
 
     def finish(self) -> None:
         """Add results, files and the best checkpoint of the finished run."""
