@@ -79,7 +79,7 @@ def test_maximum_of_nan_is_nan():
     ("batch", "channels", "features", "kernel", "stride", "padding", "groups"),
     [(8, 4, 8, 3, 1, 1, 1), (8, 4, 8, 3, 2, 1, 2), (8, 4, 8, 1, 2, 0, 1), (8, 4, 8, (1, 7), 1, (0, 3), 1),
      (2, 4, 8, 3, 2, 0, 4), (2, 96, 192, 2, 1, 0, 6), (2, 64, 128, 2, 1, 0, 64), (8, 5, 5, 3, 1, 1, 5),
-     (2, 5, 5, (3, 5), (2, 1), ((1, 0), (2, 1)), 5)],
+     (2, 5, 5, (3, 5), (2, 1), ((1, 0), (2, 1)), 5), (2, 4, 4, (10, 9), 1, 0, 1), (2, 4, 4, (12, 2), 1, 0, 4)],
 )  # fmt: skip
 def test_convolution(batch, channels, features, kernel, stride, padding, groups):
     assert_same_convolution((batch, 9, 8), channels, features, kernel, stride, padding, groups)
@@ -95,6 +95,10 @@ def test_convolution(batch, channels, features, kernel, stride, padding, groups)
 def test_convolution_of_small_maps(shape, kernel, stride, padding):
     """Maps smaller than the kernel, and taps that only meet padding."""
     assert_same_convolution(shape, 3, 4, kernel, stride, padding, 1)
+
+
+def test_grouped_convolution_of_small_maps():
+    assert_same_convolution((2, 2, 2), 8, 4, 3, 1, 1, 4)
 
 
 def assert_same_convolution(shape, channels, features, kernel, stride, padding, groups):
@@ -115,6 +119,7 @@ def test_small_maps_and_depthwise_kernels_do_not_use_convolutions_of_xla():
             return str(jax.make_jaxpr(gradient)(jnp.zeros(x_shape), jnp.zeros(kernel_shape)))
 
     assert "conv_general_dilated" not in traced((64, 2, 2, 8), (3, 3, 8, 8), 1)
+    assert "conv_general_dilated" not in traced((64, 2, 2, 8), (3, 3, 4, 8), 2)
     assert "conv_general_dilated" not in traced((64, 9, 9, 8), (3, 3, 1, 8), 8)
     assert "conv_general_dilated" in traced((64, 9, 9, 8), (3, 3, 8, 8), 1)
 
@@ -217,6 +222,24 @@ def test_other_precisions(dtype):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance * np.abs(a).max()), *as_32
         )
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((4, 9, 9, 8), 8), ((4, 3, 3, 8), 1)])
+def test_convolutions_in_bfloat16_sum_in_float32(shape, groups):
+    """Depthwise and of small maps: values and gradients are off by a rounding at the end, not by one per tap."""
+    x, kernel = (random(i, *s, dtype=jnp.bfloat16) for i, s in enumerate([shape, (5, 5, 8 // groups, 8)]))
+
+    def run(x, kernel):
+        with operations.formulation("cpu"):
+            function = partial(operations.conv2d, stride=(1, 1), padding=((2, 2), (2, 2)), groups=groups)
+            values, pull = jax.vjp(function, x, kernel)
+            return values, pull(random(2, *values.shape, dtype=jnp.bfloat16).astype(values.dtype))
+
+    compiled = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+    exact = compiled(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    for narrow, wide in zip(jax.tree.leaves(compiled(x, kernel)), jax.tree.leaves(exact), strict=True):
+        assert narrow.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(narrow, np.float32), wide, atol=4e-3 * float(jnp.abs(wide).max()))
 
 
 @pytest.mark.parametrize(

@@ -54,15 +54,20 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads,
     XLA's grouped convolutions are up to a hundred times slower than dense ones. Neighbouring groups therefore share a
     dense convolution of about 32 channels, whose kernel has zeros between the groups.
     """
-    if groups == x.shape[-1] == kernel.shape[-1] and kernel.shape[0] * kernel.shape[1] <= _MAX_UNROLLED_TAPS:
+    depthwise = groups == x.shape[-1] == kernel.shape[-1] and kernel.shape[0] * kernel.shape[1] <= _MAX_UNROLLED_TAPS
+    if depthwise and min(_output_size(x, kernel, stride, pads)) > 0:
         return _depthwise_conv2d(x, kernel, stride, pads)
-    if groups == 1 and _suits_patches(x, kernel, stride, pads):
-        kernel, pads = _reachable_taps(x, kernel, stride, pads)
-        return _conv_by_patches(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, stride)
     parts = _dense_parts(x.shape[-1], groups)
     kernels = _block_diagonal(kernel, groups, parts)
-    outputs = [_dense_conv2d(part, kernels[i], stride, pads) for i, part in enumerate(jnp.split(x, parts, axis=-1))]
+    outputs = [_ungrouped_conv2d(part, kernels[i], stride, pads) for i, part in enumerate(jnp.split(x, parts, axis=-1))]
     return outputs[0] if parts == 1 else jnp.concatenate(outputs, axis=-1)
+
+
+def _ungrouped_conv2d(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> jax.Array:
+    if _suits_patches(x, kernel, stride, pads):
+        kernel, pads = _reachable_taps(x, kernel, stride, pads)
+        return _conv_by_patches(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, stride)
+    return _dense_conv2d(x, kernel, stride, pads)
 
 
 def _dense_parts(channels: int, groups: int) -> int:
@@ -97,9 +102,9 @@ _FEW_POSITIONS = 300
 def _suits_patches(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> bool:
     """Return True if a convolution is faster as one matrix product of patches."""
     outputs = _output_size(x, kernel, stride, pads)
-    positions = outputs[0] * outputs[1]
-    if positions == 0:
+    if min(outputs) <= 0:
         return False
+    positions = outputs[0] * outputs[1]
     fewer_than_taps = min(positions, x.shape[1] * x.shape[2]) < kernel.shape[0] * kernel.shape[1]
     return fewer_than_taps or x.shape[0] * positions <= _FEW_POSITIONS
 
@@ -173,7 +178,7 @@ def _depthwise_conv2d(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], 
 def _sum_of_taps(x, kernel, stride, pads):
     wide, narrow = jnp.promote_types(x.dtype, jnp.float32), x.dtype
     taps = kernel.astype(wide).reshape(-1, kernel.shape[-1])
-    views = _views(x, kernel.shape[:2], stride, pads, 0)
+    views = _views(x.astype(wide), kernel.shape[:2], stride, pads, 0)  # so that the gradient of x is summed wide too
     return reduce(add, (view * tap for view, tap in zip(views, taps, strict=True))).astype(narrow)
 
 
@@ -307,10 +312,11 @@ def _patches_product_backward(stride, size, residuals, g):
     # Without the barrier XLA recomputes g in strided order before each of the two products.
     patches, g = lax.optimization_barrier((patches, g))
     kernel_grad = lax.dot_general(patches, g, (((0, 1, 2), (0, 1, 2)), ((), ()))).reshape(kernel.shape)
-    patches_grad = g @ kernel.reshape(-1, kernel.shape[-1]).T
-    x = jax.ShapeDtypeStruct((g.shape[0], *size, kernel.shape[2]), g.dtype)
+    wide = jnp.promote_types(g.dtype, jnp.float32)  # a pixel gets the sum of all patches that it is in
+    patches_grad = g.astype(wide) @ kernel.astype(wide).reshape(-1, kernel.shape[-1]).T
+    x = jax.ShapeDtypeStruct((g.shape[0], *size, kernel.shape[2]), wide)
     scatter = jax.linear_transpose(lambda x: _patches(x, kernel.shape, stride), x)
-    return scatter(patches_grad)[0], kernel_grad
+    return scatter(patches_grad)[0].astype(g.dtype), kernel_grad
 
 
 _patches_product.defvjp(_patches_product_forward, _patches_product_backward)

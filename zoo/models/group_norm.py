@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zoo.models.layers import Initializer, Padding, he_normal_fan_out, require_channels
-from zoo.models.operations import conv2d, explicit_padding
+from zoo.models.layers import Initializer, he_normal_fan_out, require_channels
+from zoo.models.operations import Padding, conv2d, explicit_padding
 
 GROUPS = 32
 

@@ -72,7 +72,7 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Dense):
-    """`flax.linen.Dense` by way of `dot_general` of this module."""
+    """`flax.linen.Dense` by way of `zoo.models.operations.dot_general`."""
 
     dot_general: Any = dot_general
 
