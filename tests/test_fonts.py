@@ -52,6 +52,34 @@ def test_a_letter_of_another_installed_font_is_drawn_with_it(symbol):
     assert [text.get_text() for text in figure.texts] == [f"ab{symbol}"]
 
 
+@pytest.mark.parametrize(
+    ("name", "family", "spelling"),
+    [
+        ("dog", None, "dog"),
+        ("🐶", "Emoji", "🐶"),
+        ("dog 🐶", None, "dog [dog face]"),  # a font of emoji has no Latin letters
+        ("猫 → cat", "Chinese", "猫 → cat"),
+        ("猫🐶", "Chinese", "猫[dog face]"),
+        ("猫 ж", None, "U+732B ж"),
+    ],
+)
+def test_a_single_font_has_all_letters_that_are_not_spelt_out(monkeypatch, name, family, spelling):
+    latin = frozenset(range(33, 127))
+    letters = {
+        str(fonts.default_file()): latin | {ord("ж"), ord("→")},
+        "emoji": frozenset({ord("🐶"), ord("1")}),
+        "chinese": latin | {ord("猫"), ord("→")},
+    }
+    monkeypatch.setattr(
+        fonts, "_installed", lambda: (fonts.Font("Emoji", "emoji", 0), fonts.Font("Chinese", "chinese", 0))
+    )
+    monkeypatch.setattr(fonts, "_letters", lambda file, face: letters[file])
+    fonts._search.cache_clear()
+    font, text = fonts.choose_one(name)
+    fonts._search.cache_clear()
+    assert (font.family if font else None, text) == (family, spelling)
+
+
 def test_labels_of_axes_are_spelt_out_with_advice(no_fonts, tmp_path):
     figure = plots.new_figure(3, 3)
     axes = figure.subplots()

@@ -71,8 +71,25 @@ def fonts_for(text: str) -> tuple[Font, ...]:
 
 def spell_out(text: str) -> str:
     """Return a text with letters that no installed font has spelt out."""
-    absent = _search(_lacking(text))[1]
-    return "".join(_spelling(letter) if letter in absent else letter for letter in text)
+    return _spelt(text, _search(_lacking(text))[1])
+
+
+def choose_one(text: str) -> tuple[Font | None, str]:
+    """Choose one font for a text, where each text has a single font, as in Pillow.
+
+    Returns:
+        The font that has most of its letters, None for DejaVu Sans, and the text with the others spelt out.
+    """
+    lacking = _lacking(text)
+    chosen: tuple[Font | None, str] = None, _spelt(text, lacking)
+    fewest = len(lacking)
+    for font in fonts_for(text):
+        known = _letters(font.file, font.face)
+        absent = frozenset(letter for letter in text if _is_drawn(letter) and ord(letter) not in known)
+        spelling = _spelt(text, absent)
+        if len(absent) < fewest and all(ord(letter) in known for letter in spelling if _is_drawn(letter)):
+            chosen, fewest = (font, spelling), len(absent)
+    return chosen
 
 
 def isolate(name: str) -> str:
@@ -90,7 +107,15 @@ def _lacking(text: str) -> frozenset[str]:
     if text.isascii():
         return frozenset()
     known = _letters(str(default_file()), 0)
-    return frozenset(c for c in text if ord(c) not in known and not c.isspace() and c.isprintable())
+    return frozenset(letter for letter in text if ord(letter) not in known and _is_drawn(letter))
+
+
+def _is_drawn(letter: str) -> bool:
+    return letter.isprintable() and not letter.isspace()
+
+
+def _spelt(text: str, absent: frozenset[str]) -> str:
+    return "".join(_spelling(letter) if letter in absent else letter for letter in text)
 
 
 @lru_cache(maxsize=256)

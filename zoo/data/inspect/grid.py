@@ -113,11 +113,9 @@ def _font(size: int, file: str = "", index: int = 0) -> Any:
 
 
 def _font_and_text(text: str, size: int) -> tuple[Any, str]:
-    """Return the font for a text, and the text, spelt out where no installed font has its letters."""
-    if fonts.has_all(text):
-        return _font(size), text
-    found = fonts.fonts_for(text)
-    return (_font(size, found[0].file, found[0].face) if found else _font(size)), fonts.spell_out(text)
+    """Return the font for a text, and the text, in which letters that the font lacks are spelt out."""
+    font, spelling = fonts.choose_one(text)
+    return (_font(size, font.file, font.face) if font else _font(size)), spelling
 
 
 def _plain(text: str) -> str:
