@@ -59,15 +59,16 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads,
         return _depthwise_conv2d(x, kernel, stride, pads)
     parts = _dense_parts(x.shape[-1], groups)
     kernels = _block_diagonal(kernel, groups, parts)
-    outputs = [_ungrouped_conv2d(part, kernels[i], stride, pads) for i, part in enumerate(jnp.split(x, parts, axis=-1))]
+    by_patches = _suits_patches(x, kernel, stride, pads, groups)
+
+    def convolve(x, kernel):
+        if not by_patches:
+            return _dense_conv2d(x, kernel, stride, pads)
+        reachable, rest = _reachable_taps(x, kernel, stride, pads)
+        return _conv_by_patches(jnp.pad(x, ((0, 0), *rest, (0, 0))), reachable, stride)
+
+    outputs = [convolve(part, kernels[i]) for i, part in enumerate(jnp.split(x, parts, axis=-1))]
     return outputs[0] if parts == 1 else jnp.concatenate(outputs, axis=-1)
-
-
-def _ungrouped_conv2d(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> jax.Array:
-    if _suits_patches(x, kernel, stride, pads):
-        kernel, pads = _reachable_taps(x, kernel, stride, pads)
-        return _conv_by_patches(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, stride)
-    return _dense_conv2d(x, kernel, stride, pads)
 
 
 def _dense_parts(channels: int, groups: int) -> int:
@@ -95,18 +96,19 @@ def _plain_conv2d(x, kernel, stride, pads):
 
 # --- convolution over small maps -----------------------------------------------------------------------------------
 
-#: Largest number of positions in a batch for which patches and one matrix product are faster than XLA's convolution.
+#: Largest number of positions in a batch for which patches and one matrix product are faster than XLA's convolution,
+#: unless it has few channels, as those that groups share.
 _FEW_POSITIONS = 300
 
 
-def _suits_patches(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> bool:
-    """Return True if a convolution is faster as one matrix product of patches."""
+def _suits_patches(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, groups: int) -> bool:
+    """Return True if a convolution, or each of those that groups share, is faster as one matrix product of patches."""
     outputs = _output_size(x, kernel, stride, pads)
     if min(outputs) <= 0:
         return False
     positions = outputs[0] * outputs[1]
     fewer_than_taps = min(positions, x.shape[1] * x.shape[2]) < kernel.shape[0] * kernel.shape[1]
-    return fewer_than_taps or x.shape[0] * positions <= _FEW_POSITIONS
+    return fewer_than_taps or (groups == 1 and x.shape[0] * positions <= _FEW_POSITIONS)
 
 
 def _output_size(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> tuple[int, int]:
