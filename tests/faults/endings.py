@@ -260,7 +260,7 @@ def streams(folder: Path, want: dict[str, str]) -> list[str]:
     """Closed, full and unread outputs, and locales without the characters, in programs of their own."""
     place = fresh(folder, "streams")
     zoo = f"{sys.executable} -m zoo.cli"
-    train = f"{zoo} {' '.join(TRAIN)}"
+    train = f"{zoo} {shlex.join(TRAIN)}"
     ascii_only = "PYTHONUTF8=0 PYTHONCOERCECLOCALE=0"
     cases = [
         (f"{train} --workdir closed >&-", 0),
