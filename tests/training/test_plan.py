@@ -304,7 +304,7 @@ def test_the_configuration_names_the_run():
     plan = mlp_plan(limit=20)
     config = plan.config
     assert (config.model, config.data, config.limit, config.recipe) == ("mlp", "made", 20, PLAIN)
-    assert config.fields == models.defining_fields(plan.eval_model) and config.fields["num_classes"] == 3
+    assert config.fields == models.card_fields("mlp", plan.eval_model) and config.fields["num_classes"] == 3
     assert config.fingerprint == limited(dataset(), 20).fingerprint() and (config.init, config.init_digest) == (
         None,
         None,

@@ -50,6 +50,8 @@ class Caught(list[int]):
         self.doing = ""
         self.allowed = LEAVE_SECONDS
         self.is_saving = False
+        #: The run has ended, so that a signal changes neither what is left nor the exit code.
+        self.is_complete = False
         #: Installs the handlers again, after a library has installed its own.
         self.install: Callable[[], Any] = lambda: None
 
@@ -94,7 +96,9 @@ class Caught(list[int]):
                     return
                 if arrived is None and (found := [number for number in numbers if number in SIGNALS]):
                     arrived = found[0], time.monotonic()
-            if arrived and not self.is_saving and time.monotonic() - arrived[1] >= self.allowed and self.leave:
+            if self.is_complete or self.is_saving:
+                continue
+            if arrived and time.monotonic() - arrived[1] >= self.allowed and self.leave:
                 self.leave(arrived[0], self.doing or f"working on a step that did not end in {self.allowed:g} s")
 
 

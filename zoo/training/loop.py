@@ -74,6 +74,8 @@ def fit(
         InterruptedRunError: after a signal in SIGNALS, once the state is saved.
     """
     quiet = quiet or not processes.is_primary()
+    if caught is not None:
+        caught.is_complete = False  # of an earlier run of the same program, such as another fold
     with Display(plan.total_steps, plan.batch_size, plan.recipe.epochs, quiet=quiet) as display, ExitStack() as stack:
         tracking: list[Tracking] = []  # of the primary process
 
@@ -94,13 +96,17 @@ def fit(
             processes.run_on_primary(lambda: report.draw_figures(plan, display.say))
         else:
             train(plan, display, save_seconds, save_steps, workers, caught, *tracking)
-        result = read_result(plan)
-        if write_page is not None:
-            with watch.exempt("writing the report"):
+        doing = "writing the report"
+        leaving = nullcontext() if caught is None else caught.nothing_unsaved(doing, REPORT_SECONDS)
+        with leaving, watch.exempt(doing):
+            result = read_result(plan)
+            if write_page is not None:
                 processes.run_on_primary(lambda: report.write_page(plan, result, write_page, display.say))
-        for trackers in tracking:
-            trackers.add(result.history)
-            trackers.finish()
+            for trackers in tracking:
+                trackers.add(result.history)
+                trackers.finish()
+            if caught is not None:
+                caught.is_complete = True
     return result
 
 
