@@ -97,11 +97,11 @@ def test_a_killed_cross_validation_is_resumed(capsys, table, runs, tmp_path, mon
     arguments = {"image_size": 6, "epochs": 2, "batch_size": 8, "workdir": tmp_path / "cv", "folds": 3}
     save_if_due, steps = loop.Trainer.save_if_due, []
 
-    def interrupt(trainer, caught, *others):
+    def interrupt(trainer, *arguments):
         if trainer.plan.folder.name == "fold2":
             steps.append(trainer.progress.step)
-            caught.append(15)
-        save_if_due(trainer, caught, *others)
+            trainer.caught.append(15)
+        save_if_due(trainer, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "save_if_due", interrupt)

@@ -231,7 +231,7 @@ def test_a_run_that_has_begun_without_micro_batches_keeps_none(tmp_path):
 
 def test_a_finished_run_without_state_has_its_micro_batch(tmp_path):
     run.open_folder(tmp_path, CONFIG, "")
-    (tmp_path / run.RESULTS).write_text('{"stopped": "all steps done"}')
+    (tmp_path / run.RESULTS).write_text('{"stopped": "all steps done", "best_step": 3}')
     with pytest.raises(ValueError, match=r"recipe\.micro_batch"):
         run.require_same_run(tmp_path, recipe(micro_batch=6))
 
