@@ -79,6 +79,7 @@ def test_an_evaluation_is_interrupted_saved_and_repeated(tmp_path, monkeypatch, 
     assert "evaluation_due" not in checkpoint.read_progress(checkpoint.latest_save(folder / run.STATE))
 
 
+@pytest.mark.slow
 def test_an_evaluation_between_two_phases_is_repeated(tmp_path, monkeypatch, sent):
     """At the step where the optimiser starts anew, it is saved as it was before."""
     recipe = dataclasses.replace(RECIPE, freeze=("body",), unfreeze_at=2.0)
