@@ -268,10 +268,11 @@ PATHS = json.loads((Path(__file__).parent / "paths.json").read_text(encoding="ut
 #: Networks whose only difference from a smaller one is depth or width, or whose parts others have; all of their blocks
 #: are traced only with `-m slow`.
 LARGER = {
-    "resnet1202", "resnet34_v2", "resnet164", "resnet200_v2", "resnet1001", "resnet50_gn", "resnet50c", "resnet101c", "resnet152c",
-    "se_resnet34", "se_resnet101", "se_resnet152", "se_resnext50_32x4d", "se_resnext101_32x4d", "eca_resnet50d",
-    "eca_resnet101d", "eca_resnet269d", "resnet_rs101", "resnet_rs152", "resnet_rs200", "resnet_rs270",
-    "resnet_rs350", "resnet_rs420", "bit_r50x1", "bit_r50x3", "bit_r101x1", "bit_r101x3", "bit_r152x2", "bit_r152x4",
+    "resnet1202", "resnet34_v2", "resnet164", "resnet200_v2", "resnet1001", "resnet50_gn", "resnet50c", "resnet101c",
+    "resnet152c", "se_resnet34", "se_resnet101", "se_resnet152", "se_resnext50_32x4d", "se_resnext101_32x4d",
+    "eca_resnet50d", "eca_resnet101d", "eca_resnet269d", "resnet_rs101", "resnet_rs152", "resnet_rs200",
+    "resnet_rs270", "resnet_rs350", "resnet_rs420", "bit_r50x1", "bit_r50x3", "bit_r101x1", "bit_r101x3",
+    "bit_r152x2", "bit_r152x4",
 }  # fmt: skip
 
 
