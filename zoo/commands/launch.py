@@ -26,8 +26,10 @@ def run(options: argparse.Namespace) -> int:
     command = words[1:] if words[:1] == ["--"] else words
     if options.processes < 1:
         raise ValueError("--processes 0: must be at least 1")
-    if not command or command[0] not in COMMANDS:
+    if not command:
         raise ValueError("write the command to start after --: zoo launch --processes 2 -- train --model lenet5")
+    if command[0] not in COMMANDS:
+        raise ValueError(f"{command[0]}: only {' and '.join(COMMANDS)} can be launched; run it without `zoo launch`")
     group = environments.detect()
     if group is not None and group.started and not group.is_single:
         raise ValueError(

@@ -92,7 +92,7 @@ def fit(
             display.say(
                 f"This run is finished: {plan.folder}. For another one, change the seed, another option or --workdir."
             )
-            display.say(f"   try it: zoo predict {plan.folder / runs.BEST} IMAGE …")
+            report.suggest_prediction(plan, display.say)
             processes.run_on_primary(lambda: report.draw_figures(plan, display.say))
         else:
             train(plan, display, save_seconds, save_steps, workers, caught, *tracking)

@@ -26,9 +26,9 @@ from zoo.data.dataset import Dataset
 from zoo.data.folds import take_fold
 from zoo.data.images.measure import adapt_preprocess, preprocess_for, with_normalisation
 from zoo.data.images.polarity import note_polarity
-from zoo.data.images.preprocess import Preprocess
+from zoo.data.images.preprocess import POINT_SHAPE, Preprocess
 from zoo.data.loader import prefetch_to_device, train_batches
-from zoo.data.sources.points import POINT_SHAPE, holds_points
+from zoo.data.sources.points import holds_points
 from zoo.distributed import compile, mesh, pmap, processes
 from zoo.distributed.mesh import Parallelism
 from zoo.inference.evaluate import BATCH_SIZE, require_memory

@@ -11,6 +11,7 @@ from zoo import checkpoint
 from zoo.checkpoint.calibration import Calibration
 from zoo.data.content_sketch import TRAINED_ON, describe_shared
 from zoo.data.dataset import Dataset
+from zoo.data.images.preprocess import POINT_SHAPE
 from zoo.data.inspect import advice
 from zoo.data.sources.listing import describe_left_out
 from zoo.distributed import mesh, processes
@@ -248,6 +249,12 @@ def describe_init_overlap(plan: Plan) -> list[str]:
     return [f"test split: {line}"] if line else []
 
 
+def suggest_prediction(plan: Plan, say: Say) -> None:
+    """Print how to predict with the best checkpoint, unless it takes points, which no image file holds."""
+    if plan.preprocess.size != POINT_SHAPE:
+        say(f"   try it: zoo predict {plan.folder / runs.BEST} IMAGE …")
+
+
 def write_page(plan: Plan, result: Checkpoint, writer: PageWriter, say: Say) -> None:
     """Write the page of a finished run unless it is there. A failure is reported and does not fail the run."""
     if (plan.folder / PAGE).exists():
@@ -314,5 +321,6 @@ def write_results(
     test_lines = [] if plan.config.fold else describe_test(results, plan.config.head)
     for line in (*lines, *describe_init_overlap(plan), *test_lines):
         display.say(line)
-    display.say(f"checkpoint: {plan.folder / runs.BEST}\n   try it: zoo predict {plan.folder / runs.BEST} IMAGE …")
+    display.say(f"checkpoint: {plan.folder / runs.BEST}")
+    suggest_prediction(plan, display.say)
     display.say(f"  curves: tensorboard --logdir {plan.folder}")

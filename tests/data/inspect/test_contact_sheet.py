@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,15 @@ def test_a_contact_sheet_has_a_row_per_class_of_the_first_split(tmp_path):
     contact_sheet(coloured({"train": [10, 0, 3], "test": [9, 9, 9]}), tmp_path / "a.png")
     red, blue, white = COLOURS[0], COLOURS[2], (255, 255, 255)
     assert cells(tmp_path / "a.png") == [[red] * 8, [blue] * 3 + [white] * 5]
+
+
+def test_names_are_written_as_on_other_pictures(tmp_path, monkeypatch):
+    """Pillow's own font has boxes for most letters beyond English ones."""
+    seen = []
+    monkeypatch.setattr("zoo.data.inspect.contact_sheet.write_text", lambda draw, place, text, *more: seen.append(text))
+    dataset = dataclasses.replace(coloured({"train": [1, 1]}), class_names=("W\u00fcrfel", "\u4e09\u89d2"))
+    contact_sheet(dataset, tmp_path / "a.png")
+    assert [text.split()[0] for text in seen] == ["W\u00fcrfel", "\u4e09\u89d2"]
 
 
 @pytest.mark.parametrize("classes, rows", [(12, range(12)), (13, range(12)), (36, range(0, 36, 3))])

@@ -5,7 +5,8 @@ import pytest
 from helpers import run_command
 
 import zoo
-from zoo.data.sources.points import COUNTS, POINT_SHAPE
+from zoo.data.images.preprocess import POINT_SHAPE
+from zoo.data.sources.points import COUNTS
 
 
 @pytest.mark.parametrize("name", ["xor", "moons"])
@@ -30,6 +31,9 @@ def test_xor_is_learnt_with_a_hidden_layer(tmp_path, monkeypatch):
     corners = np.array([[60, 60], [60, 190], [190, 60], [190, 190]], np.uint8).reshape(-1, 1, 2)
     labels = [answer.label for answer in zoo.load(checkpoint.workdir / "best").predict(list(corners))]
     assert labels == ["same", "different", "different", "same"]
+    for images in ([np.zeros((5, 7), np.uint8)], np.zeros((2, 5, 7, 1), np.uint8)):
+        with pytest.raises(ValueError, match=r"takes points, .* not 5x7 pixels"):
+            checkpoint.predict(images)
 
 
 @pytest.mark.parametrize(

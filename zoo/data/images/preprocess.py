@@ -41,6 +41,10 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6
 
 
+#: Height and width of an image that holds the two coordinates of a point (see `zoo.data.sources.points`).
+POINT_SHAPE = (1, 2)
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """Description of the path from an image to the model's input.
@@ -197,7 +201,17 @@ def image_to_input(image: NDArray[Any], preprocess: Preprocess) -> Uint8:
     Raises:
         ValueError: for another dtype or shape.
     """
-    return _to_input(convert_channels(_with_channel_axis(np.asarray(image), 3), preprocess.channels), preprocess)
+    image = _with_channel_axis(np.asarray(image), 3)
+    _require_points(image.shape[:2], preprocess)
+    return _to_input(convert_channels(image, preprocess.channels), preprocess)
+
+
+def _require_points(size: tuple[int, ...], preprocess: Preprocess) -> None:
+    if preprocess.size == POINT_SHAPE and size != POINT_SHAPE:
+        height, width = size
+        raise ValueError(
+            f"the model takes points, as images of 1x2 pixels that hold the coordinates, not {height}x{width} pixels"
+        )
 
 
 def _to_input(image: Uint8, preprocess: Preprocess) -> Uint8:
@@ -227,7 +241,9 @@ def images_to_input(images: NDArray[Any] | Sequence[NDArray[Any]], preprocess: P
         for row, image in zip(inputs, images, strict=True):
             row[...] = image_to_input(image, preprocess)
         return inputs
-    images = convert_channels(_with_channel_axis(images, 4), preprocess.channels)
+    images = _with_channel_axis(images, 4)
+    _require_points(images.shape[1:3], preprocess)
+    images = convert_channels(images, preprocess.channels)
     scaled, cropped = _geometry(images, preprocess)
     inputs = centre_crop(resize_images(images, scaled, preprocess.interpolation), cropped)
     inputs = pad_to_shape(inputs, preprocess.input_shape, preprocess.fill)

@@ -13,12 +13,13 @@ from zoo.data.augment.host_crop import place_augmentation, read_crop
 from zoo.data.dataset import Dataset
 from zoo.data.images.decode import Uint8
 from zoo.data.images.preprocess import Preprocess, image_to_input
-from zoo.data.inspect.grid import thumbnail
+from zoo.data.inspect.grid import thumbnail, write_text
 from zoo.data.splits import encoded_reader
 from zoo.files import atomic_writer
 
 COLUMNS, ROWS = 8, 12  # pictures
 SIDE, GAP, LINE = 96, 4, 18  # pixels: longer side of a picture, space between pictures, height of a line of text
+TEXT_SIZE = 11  # pixels
 HEADING_WIDTH = 120  # characters per line
 
 
@@ -115,10 +116,7 @@ def _draw(
     draw = ImageDraw.Draw(sheet)
 
     def write(left: int, top: int, text: str) -> None:
-        try:
-            draw.text((left, top), text, fill="black")
-        except UnicodeEncodeError:  # Pillow was built without a font beyond Latin letters
-            draw.text((left, top), text.encode("ascii", "replace").decode(), fill="black")
+        write_text(draw, (left, top), text, "black", TEXT_SIZE)
 
     for n, line in enumerate(lines):
         write(GAP, GAP + n * LINE, line)

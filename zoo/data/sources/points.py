@@ -9,10 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.dataset import SPLITS, Dataset, Note
+from zoo.data.images.preprocess import POINT_SHAPE
 from zoo.data.splits import ArraySplit
-
-#: (height, width) of a point as an image.
-POINT_SHAPE = (1, 2)
 
 SEED = 0
 COUNTS = {"train": 600, "validation": 200, "test": 400}
