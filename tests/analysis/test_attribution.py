@@ -20,10 +20,14 @@ QUICK = ("lenet5", "lenet5_1998", "resnet-cifar", "highway_conv")
 
 
 def network(name):
-    """Return (model, variables, images) of a reduced network."""
+    """Return (model, variables, images) of a reduced network, whose head is not zero as that of BiT is at first."""
     entry, fields, shape = REDUCED[name]
     model = models.MODELS[entry](**fields)
-    return model, zoo.init(model, 0, shape), jax.random.normal(jax.random.key(0), (2, *shape))
+    variables = zoo.init(model, 0, shape)
+    head = variables["params"].get("head", {})
+    if "kernel" in head:
+        head["kernel"] = jax.random.normal(jax.random.key(2), head["kernel"].shape)
+    return model, variables, jax.random.normal(jax.random.key(0), (2, *shape))
 
 
 def spatial(ends, model):
@@ -56,7 +60,7 @@ def test_the_two_parts_of_a_cut_network_are_the_network(name):
         np.testing.assert_array_equal(activations, ends[stage])
         np.testing.assert_allclose(tail(activations), logits, rtol=1e-4, atol=1e-5)
         other = tail(activations + jax.random.normal(jax.random.key(1), activations.shape))
-        assert np.abs(other - logits).max() > 1e-6, "the logits do not depend on the stage"
+        assert np.abs(other - logits).max() > 1e-5 * np.abs(logits).max(), "the logits do not depend on the stage"
 
 
 @pytest.mark.slow
