@@ -72,7 +72,17 @@ def copy(tmp_path_factory):
 README = snippets(ROOT / "README.md")
 
 
-@pytest.mark.parametrize(("language", "text"), README, ids=[text.strip().splitlines()[-1][:50] for _, text in README])
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        # .ci/run runs the command to train itself, in an environment of its own.
+        pytest.param(
+            language, text, id=text.strip().splitlines()[-1][:50],
+            marks=[pytest.mark.slow] if "python train.py" in text else [],
+        )
+        for language, text in README
+    ],
+)  # fmt: skip
 def test_snippets_of_the_readme_run_as_printed(copy, language, text):
     assert language in ("sh", "python")
     command = ["sh", "-ec", text] if language == "sh" else [sys.executable, "-c", text]

@@ -83,7 +83,9 @@ def test_standardisation_and_classifier_are_one_linear_map(kind, counts):
         np.testing.assert_allclose(logits[:, present], pipeline.decision_function(rows), atol=1e-8)
 
 
-@pytest.mark.parametrize(("kind", "classes"), [("softmax", 2), ("softmax", 5), ("svm", 5)])
+@pytest.mark.parametrize(
+    ("kind", "classes"), [("softmax", 2), pytest.param("softmax", 5, marks=pytest.mark.slow), ("svm", 5)]
+)
 def test_the_checkpoint_has_the_probabilities_of_the_probe(mlp, tmp_path, kind, classes):
     """Through save, load and the whole path from image to probability."""
     splits = {}

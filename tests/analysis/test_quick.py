@@ -160,6 +160,7 @@ def test_a_network_with_fixed_outputs_has_no_head(tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_cross_validation_of_heads(network, photos, capsys):
     words = ("train", "--quick", "--init", network, "--data", "photos/train", "--folds", "3", "--workdir", "cv")
     code, _, err = run_command(capsys, *words, "--quiet")

@@ -49,6 +49,7 @@ def test_arrays_that_were_trained_on_are_recognised(tmp_path):
     assert remarks(fitted, (255 - images, labels)) == []
 
 
+@pytest.mark.slow
 def test_images_of_the_initial_checkpoint_are_remembered(trained_on_files, tmp_path, capsys):
     """Both data sets of two trainings are known, and a test split that was trained on is named."""
     fitted, folder, dataset = trained_on_files

@@ -272,13 +272,14 @@ LARGER = {
     "resnet152c", "se_resnet34", "se_resnet101", "se_resnet152", "se_resnext50_32x4d", "se_resnext101_32x4d",
     "eca_resnet50d", "eca_resnet101d", "eca_resnet269d", "resnet_rs101", "resnet_rs152", "resnet_rs200",
     "resnet_rs270", "resnet_rs350", "resnet_rs420", "bit_r50x1", "bit_r50x3", "bit_r101x1", "bit_r101x3",
-    "bit_r152x2", "bit_r152x4",
+    "bit_r152x2", "bit_r152x4", "resnet101", "resnet152", "resnet101_v1", "resnet152_v1", "resnet101_v2",
+    "resnet152_v2", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2", "resnet44", "resnet56", "resnet110",
+    "wide_resnet28_10", "inception_v4_small", "inception_resnet_v2_small", "inception_resnet_v1_small",
 }  # fmt: skip
+ALL = [pytest.param(name, marks=[pytest.mark.slow] if name in LARGER else []) for name in MODELS]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGER else []) for name in MODELS]
-)
+@pytest.mark.parametrize("name", ALL)
 def test_parameters_have_the_right_number_and_belong_to_stages(name):
     """Freezing by stage needs every path to begin with a stage or an auxiliary head."""
     model = create(name)
@@ -291,7 +292,7 @@ def test_parameters_have_the_right_number_and_belong_to_stages(name):
     assert not others
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL)
 def test_endpoints_and_logits(name):
     model = shallow(name)
     _, logits, ends = traced(model)
@@ -302,7 +303,7 @@ def test_endpoints_and_logits(name):
     assert model.paper and model.family
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL)
 def test_without_classes_there_is_no_head(name):
     variables, features, ends = traced(shallow(name, num_classes=None))
     assert "logits" not in ends and not [end for end in ends if end.startswith("aux")]
@@ -311,7 +312,7 @@ def test_without_classes_there_is_no_head(name):
     assert paths(variables) == {path for path in whole if not path.split("/")[1].startswith(("head", "aux"))}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL)
 def test_models_are_hashable_and_rebuilt_from_their_defining_fields(name):
     model = create(name)
     assert hash(model) == hash(create(name))

@@ -231,6 +231,7 @@ def test_pools_of_inception_v2():
         assert pools == ["max" if last_or_strided else "avg_inside"], name
 
 
+@pytest.mark.slow
 def test_keras_numbers_the_layers_of_inception_v3_in_the_order_of_the_tables():
     """Keras 3.15 numbers 94 convolutions; parallel ones follow the unit that they read."""
     model = create("inception_v3", aux_heads=False, pool_padding="nothing")

@@ -117,6 +117,7 @@ def test_a_killed_cross_validation_is_resumed(capsys, table, runs, tmp_path, mon
     assert one["state"] == two["state"] and one["results"] == two["results"]
 
 
+@pytest.mark.slow
 def test_from_python_with_arrays(tmp_path):
     images, labels = random_images(30, 6, 6, classes=2)
     arguments = {"epochs": 1, "image_size": 6, "workdir": tmp_path / "cv", "quiet": True}

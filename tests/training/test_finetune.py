@@ -605,6 +605,7 @@ def test_killed_around_the_segments_and_resumed(tmp_path, monkeypatch, tuned, ch
     assert run_bits(tmp_path / "run") == run_bits(tuned.workdir)
 
 
+@pytest.mark.slow
 def test_patience_waits_for_the_last_segment(checkpoint_folder, tmp_path, monkeypatch):
     """A head that stops improving must not end the run before the body is trained."""
     monkeypatch.setattr(loop, "monitor_score", lambda result, monitor, step: [0.0])  # never better after the first

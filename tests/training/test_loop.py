@@ -332,7 +332,11 @@ def test_outside_the_main_thread_no_signal_is_caught():
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [({"save_steps": 4}, [4, 8, 12, 15]), ({"save_steps": 0}, [15]), ({"save_seconds": 0.0}, [*range(1, 16)])],
+    [
+        ({"save_steps": 4}, [4, 8, 12, 15]),
+        ({"save_steps": 0}, [15]),
+        pytest.param({"save_seconds": 0.0}, [*range(1, 16)], marks=pytest.mark.slow),
+    ],
 )
 def test_saves(tmp_path, monkeypatch, options, expected):
     """Every `save_steps` steps, `save_seconds` after the last save, and after the last step; the two newest stay."""
@@ -506,6 +510,7 @@ def test_a_limit_takes_evenly_spaced_records():
     assert limited(whole, 10**6).splits["test"] is whole.splits["test"]
 
 
+@pytest.mark.slow
 def test_a_full_batch_in_micro_batches_trains_like_the_full_batch(tmp_path):
     """150 images in micro-batches of 40, the last of 30: the same curve and variables."""
     recipe = Recipe(epochs=3, batch_size=0, optimizer="momentum", learning_rate=0.05, l2=1e-3)

@@ -120,7 +120,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("make", "moment", "begun_after"),
     [
-        (in_memory, 6, [(6, 16)]),
+        pytest.param(in_memory, 6, [(6, 16)], marks=pytest.mark.slow),
         pytest.param(in_memory, 12, [(12, 16)], marks=pytest.mark.slow),
         pytest.param(streamed, 4, [(4, 8), (6, 16)], marks=pytest.mark.slow),
     ],

@@ -429,7 +429,7 @@ def test_cutmix_boxes_have_one_minus_the_weight_as_area():
     assert abs(np.corrcoef(centre[:, 0], area)[0, 1]) < 0.06
 
 
-@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+@pytest.mark.parametrize("alpha", [0.2, *(pytest.param(alpha, marks=pytest.mark.slow) for alpha in (1.0, 4.0))])
 def test_mixup_weights_are_beta_distributed(alpha):
     """Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1)), in steps of 2**-16."""
     weights = draws(lambda key: mixing.draw_weight(key, alpha), keys_of(5000))
@@ -439,7 +439,7 @@ def test_mixup_weights_are_beta_distributed(alpha):
     assert weights.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)
 
 
-@pytest.mark.parametrize("alpha", [0.3, 3.0])
+@pytest.mark.parametrize("alpha", [0.3, pytest.param(3.0, marks=pytest.mark.slow)])
 def test_cutmix_areas_are_beta_distributed(alpha):
     _, extent = draws(lambda key: mixing.draw_cutmix(key, alpha, 1000, 1000), keys_of(5000))
     area = extent.prod(1) / 1e6
@@ -447,6 +447,7 @@ def test_cutmix_areas_are_beta_distributed(alpha):
     assert area.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)
 
 
+@pytest.mark.slow
 def test_mixup_or_cutmix_draws_each_with_its_own_alpha():
     """mixup with a large alpha has weights near 1/2; cutmix with alpha 1 has uniform areas."""
     weights, mean = draws(lambda key: mixing.draw_mixture(key, 200.0, 1.0, 20, 30), keys_of(3000))
