@@ -236,7 +236,13 @@ def signal_at(patch, step, signum):
     patch.setattr(loop.Trainer, "process_metrics", process_then_signal)
 
 
-@pytest.mark.parametrize("signum", interruption.SIGNALS)
+@pytest.mark.parametrize(
+    "signum",
+    [
+        pytest.param(signum, marks=[] if signum in (signal.SIGINT, signal.SIGTERM) else [pytest.mark.slow])
+        for signum in interruption.SIGNALS
+    ],
+)
 def test_a_signal_saves_the_state(tmp_path, monkeypatch, capsys, uninterrupted, signum, request):
     before = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL  # `nohup` ignores SIGHUP
     request.addfinalizer(functools.partial(signal.signal, signum, signal.signal(signum, before)))
