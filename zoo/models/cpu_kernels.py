@@ -128,7 +128,8 @@ def _reachable_taps(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pa
     for axis in (0, 1):
         size, before, taps = x.shape[1 + axis], pads[axis][0], kernel.shape[axis]
         last = (outputs[axis] - 1) * stride[axis]  # first tap of the last window, in the padded image
-        first_tap, end_tap = max(before - last, 0), min(before + size, taps)
+        first_tap = min(max(before - last, 0), taps - 1)  # one is left where no window meets the image
+        end_tap = max(min(before + size, taps), first_tap + 1)
         kernel = lax.slice_in_dim(kernel, first_tap, end_tap, axis=axis)
         left.append((before - first_tap, max(last + end_tap - before - size, 0)))
     return kernel, (left[0], left[1])

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NoReturn
 
 #: Signals after which a run saves its state and ends: keyboard, scheduler, lost terminal, Slurm's --signal=USR1.
@@ -60,18 +60,17 @@ class Caught(list[int]):
         """Mark a block in which the process may end, `seconds` after a signal, since everything is saved."""
         if self and not seconds and self.leave:
             self.leave(self[0], doing)
-        before = self.doing, self.allowed
-        self.doing, self.allowed = doing, seconds
-        try:
+        with self._allowing(doing, seconds):
             yield
-        finally:
-            self.doing, self.allowed = before
+
+    def at_work(self) -> AbstractContextManager[None]:
+        """Mark a block, inside of one in which nothing is unsaved, that the process may end only after a save."""
+        return self._allowing("", LEAVE_SECONDS)
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Mark a block, inside of one in which nothing is unsaved, that the process may end only after a save."""
+    def _allowing(self, doing: str, seconds: float) -> Iterator[None]:
         before = self.doing, self.allowed
-        self.doing, self.allowed = "", LEAVE_SECONDS
+        self.doing, self.allowed = doing, seconds
         try:
             yield
         finally:
