@@ -2,6 +2,7 @@
 
     python -m benchmarks.shipped lenet5-mnist …   # trains it under runs/shipped, takes its best checkpoint
     python -m benchmarks.shipped --calibrate NAME …   # fits its temperature on the validation split of its run
+    python -m benchmarks.shipped --readme NAME …  # writes its README.md anew, from its card
     python -m benchmarks.shipped --table          # writes checkpoints/README.md from the cards
 
 The data must be under runs/data, or linked there: tfds (the folder of TensorFlow Datasets), fashion-mnist (its IDX
@@ -23,7 +24,8 @@ from pathlib import Path
 import zoo
 from benchmarks.machine import hardware
 from zoo import checkpoint
-from zoo.checkpoint.manifest import MANIFEST, write_json, write_manifest
+from zoo.checkpoint.format import write_card
+from zoo.checkpoint.manifest import MANIFEST, write_manifest
 from zoo.checkpoint.schema import to_plain_json
 from zoo.training import run
 
@@ -95,9 +97,17 @@ def calibrate(name: str) -> None:
     print(
         f"{name}: temperature {calibration.temperature:.4f} on {calibration.examples:,} validation images", flush=True
     )
-    body = dataclasses.replace(card, metrics=metrics, calibration=calibration).to_json()
+    _rewrite(name, dataclasses.replace(card, metrics=metrics, calibration=calibration))
+
+
+def rewrite_readme(name: str) -> None:
+    """Write the README.md of a checkpoint anew, as this version of the zoo does; its card keeps its bytes."""
+    _rewrite(name, checkpoint.read_card(SHIPPED / name))
+
+
+def _rewrite(name: str, card: checkpoint.Card) -> None:
     (SHIPPED / name / MANIFEST).unlink()
-    write_json(SHIPPED / name / checkpoint.CARD, to_plain_json(body, name))
+    write_card(SHIPPED / name, to_plain_json(card.to_json(), name))
     write_manifest(SHIPPED / name)
 
 
@@ -140,13 +150,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help=f"names among {', '.join(CHECKPOINTS)}")
     parser.add_argument("--calibrate", action="store_true", help="fit the calibration instead of training")
+    parser.add_argument("--readme", action="store_true", help="write the README.md anew instead of training")
     parser.add_argument("--table", action="store_true", help="write checkpoints/README.md")
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(CHECKPOINTS))
     if unknown:
         parser.error(f"unknown checkpoint {', '.join(unknown)}; choose from {', '.join(CHECKPOINTS)}")
     for name in options.names:
-        (calibrate if options.calibrate else train)(name)
+        (calibrate if options.calibrate else rewrite_readme if options.readme else train)(name)
     if options.table:
         (SHIPPED / "README.md").write_text(table())
 

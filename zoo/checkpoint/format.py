@@ -2,7 +2,7 @@
 
 `card.json` holds what the checkpoint is (model, classes, preprocessing, recipe, metrics and a table of its leaves with
 their sha256), `arrays/` the parameters and batch statistics (Orbax), `manifest.json` the size and sha256 of every file.
-Together they suffice to rebuild the model and classify an image.
+Together they suffice to rebuild the model and classify an image. `README.md` tells people what the card says.
 
 Nothing in a file is ever executed: JSON and arrays only. The manifest is checked before anything is parsed, and the
 hashes of the leaves after, because Orbax does not notice a flipped bit in array data.
@@ -28,6 +28,7 @@ from zoo.checkpoint.manifest import (
     ARRAYS,
     FORMAT,
     MANIFEST,
+    README,
     CorruptCheckpointError,
     check_manifest,
     manifest_problems,
@@ -36,6 +37,7 @@ from zoo.checkpoint.manifest import (
     write_json,
     write_manifest,
 )
+from zoo.checkpoint.model_card import model_card
 from zoo.checkpoint.schema import check_card, to_plain_json
 from zoo.data.dataset import require_distinct_names
 from zoo.data.images.preprocess import Preprocess
@@ -193,13 +195,19 @@ def save_checkpoint(path: str | Path, card: Card, variables: Mapping, allow_nonf
     with writing_folder(temporary, path):
         if is_primary():
             temporary.mkdir(parents=True)
-            write_json(temporary / CARD, body)
+            write_card(temporary, body)
         write_arrays(temporary / ARRAYS, variables)
         if is_primary():
             write_manifest(temporary)
     if is_primary():
         replace_folder(temporary, path)
     return card
+
+
+def write_card(folder: Path, card: Mapping[str, Any]) -> None:
+    """Write the files of a checkpoint that follow from its card, in plain JSON: the card itself, and README.md."""
+    write_json(folder / CARD, card)
+    (folder / README).write_text(model_card(card), encoding="utf-8")
 
 
 def load_checkpoint(path: str | Path, check: bool = True, allow_nonfinite: bool = False) -> tuple[Card, dict]:

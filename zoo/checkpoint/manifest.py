@@ -1,6 +1,9 @@
 """The manifest of a checkpoint or saved state: the size and sha256 of every file.
 
 Orbax does not notice a flipped bit in array data, so the manifest is checked before anything in the folder is parsed.
+
+README.md is listed but may differ or be missing: it is text for people, which its author edits, on the Hub above all,
+and which nothing reads. `is_edited` tells if it does.
 """
 
 import hashlib
@@ -16,7 +19,7 @@ from zoo.text import escape, one_line
 #: Version of the checkpoint format that this version writes, and the versions that it reads.
 FORMAT = 2
 READABLE_FORMATS = (1, 2)
-MANIFEST, ARRAYS = "manifest.json", "arrays"
+MANIFEST, ARRAYS, README = "manifest.json", "arrays", "README.md"
 #: Largest JSON file that is read, in bytes. The card of a ResNet-1202 has 1.5 MB.
 MAX_JSON = 256 * 2**20
 
@@ -43,18 +46,11 @@ def manifest_problems(path: Path) -> list[str]:
         CorruptCheckpointError: if the manifest itself is missing or damaged.
         ValueError: for a format version that is not readable.
     """
-    file = path / MANIFEST
-    if not file.exists():
-        raise CorruptCheckpointError(f"{path}: {MANIFEST} is missing")
-    manifest = read_json(file)
-    if not isinstance(manifest, dict):
-        raise CorruptCheckpointError(f"{file}: is damaged")
-    listed, version = manifest.get("files", {}), manifest.get("format")
-    if not check_files(listed) or file.read_bytes() != _manifest_bytes(listed, version):
-        raise CorruptCheckpointError(f"{file}: is damaged")
-    require_readable(version, str(file))
+    listed = listed_files(path)
     lines = []
     for listed_name, row in listed.items():
+        if listed_name == README:
+            continue
         part, name = path / listed_name, escape(listed_name)
         if not part.is_file():
             lines.append(f"{name} is missing")
@@ -65,6 +61,32 @@ def manifest_problems(path: Path) -> list[str]:
     arrays = path / ARRAYS
     present = {part.relative_to(path).as_posix() for part in arrays.rglob("*") if part.is_file()}
     return lines + [f"{escape(name)} is not listed in the manifest" for name in sorted(present - set(listed))]
+
+
+def listed_files(path: Path) -> dict[str, Any]:
+    """Return the files of a folder's manifest: relative path -> {"bytes": …, "sha256": …}.
+
+    Raises:
+        CorruptCheckpointError: if the manifest is missing or damaged.
+        ValueError: for a format version that is not readable.
+    """
+    file = path / MANIFEST
+    if not file.exists():
+        raise CorruptCheckpointError(f"{path}: {MANIFEST} is missing")
+    manifest = read_json(file)
+    if not isinstance(manifest, dict):
+        raise CorruptCheckpointError(f"{file}: is damaged")
+    listed, version = manifest.get("files", {}), manifest.get("format")
+    if not check_files(listed) or file.read_bytes() != _manifest_bytes(listed, version):
+        raise CorruptCheckpointError(f"{file}: is damaged")
+    require_readable(version, str(file))
+    return listed
+
+
+def is_edited(path: Path) -> bool:
+    """Return True if the README.md of a checkpoint is not the one that its manifest lists."""
+    row, file = listed_files(path).get(README), path / README
+    return file.is_file() and (row is None or file_sha256(file) != row["sha256"])
 
 
 def require_readable(version: Any, where: str) -> None:

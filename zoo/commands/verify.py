@@ -15,6 +15,7 @@ def run(options: argparse.Namespace) -> int:
     import math
 
     from zoo import checkpoint, loading
+    from zoo.checkpoint.manifest import README, is_edited
     from zoo.pretrained import weights
 
     folder = weights.folder_of(options.checkpoint)
@@ -35,4 +36,6 @@ def run(options: argparse.Namespace) -> int:
         f"{options.checkpoint}: ok, {len(files)} files, {amount(size)}B, {len(loaded.card.leaves)} leaves, "
         f"{values:,} values, {loaded.card.model}"
     )
+    if is_edited(folder):
+        print(f"{options.checkpoint}: {README} is not as it was saved; it is text for people, which nothing reads")
     return 0
