@@ -148,7 +148,7 @@ def _use(card: Mapping[str, Any], name: str) -> list[str]:
         "",
         *block(f"pip install '{LIBRARY}[hub]'\n{command}\nzoo train --init {name} --data photos/   # fine-tune", "sh"),
         "",
-        *block(f'import zoo\ncheckpoint = zoo.load("{name}")\nprint({call})', "python"),
+        *block(f'import zoo\n\ncheckpoint = zoo.load("{name}")\nprint({call})', "python"),
         "",
         "Every file and array is checked against its hash on loading, and no code of this repository is executed.",
     ]
