@@ -14,7 +14,7 @@ from zoo.commands.interruption import tell_others
 from zoo.commands.streams import end_on_signal, leave, prepare_streams
 from zoo.host_memory import retain_freed_memory
 from zoo.suggest import did_you_mean
-from zoo.text import error_line, one_line
+from zoo.text import error_line, escape, one_line, shorten_words
 
 #: command -> (module in zoo.commands, help text)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**arguments, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {_with_hint(self, message)}\n")
+        self.exit(2, f"{self.prog}: {shorten_words(escape(_with_hint(self, message)))}\n")
 
 
 def _with_hint(parser: argparse.ArgumentParser, message: str) -> str:
@@ -101,6 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words:
         parser.print_help()
         return 0
+    for word in words:
+        if word.startswith("--") and word.endswith("=--"):  # Python before 3.13 reads an empty list
+            subparsers.get(words[0], parser).error(f"{word}: '--' is not a value")
     options, unknown = parser.parse_known_args(words)
     if options.command is None:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}" if unknown else "a command is missing; see --help")

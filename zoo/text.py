@@ -11,6 +11,7 @@ from typing import Any
 _CONTROL = re.compile(r"(?!\A\r|\r\Z)[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_LONG_WORD = re.compile(r"\S{1001,}")
 
 
 def is_finite(number: float) -> bool:
@@ -73,8 +74,13 @@ def unescaped(stream: Any) -> Any:
     return getattr(stream, "unescaped", stream)
 
 
+def shorten_words(line: str) -> str:
+    """Shorten words of more than a thousand characters in their middle, such as a value that a message quotes."""
+    return _LONG_WORD.sub(lambda match: f"{match[0][:200]}…{match[0][-100:]}", line)
+
+
 def error_line(error: BaseException) -> str:
     """Return the message of an error on one line; for an error of the operating system, the file first."""
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return escape(f"{error.filename}: {error.strerror.lower()}")
-    return escape(" ".join(str(error).split())) or type(error).__name__
+        return shorten_words(escape(f"{error.filename}: {error.strerror.lower()}"))
+    return shorten_words(escape(" ".join(str(error).split()))) or type(error).__name__

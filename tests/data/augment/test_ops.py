@@ -515,7 +515,7 @@ def test_parse_reads_names_and_numbers():
         ("affine(keys=1)", ["'keys'", "rotate", "shear"]),
         ("affine(rotate=10", ["'affine(rotate=10, shift=2)'"]),
         ("", ["'flip'"]),
-        ("flip; flip", ["'flip'"]),
+        ("flip; flip", ["'flip'", "a comma separates"]),
         ("aug.flip(0.5)", ["'flip'"]),
         ("flip(**{'p': 1})", ["'affine(rotate=10, shift=2)'"]),
         ("flip(*[1])", ["p must", "*[1]"]),

@@ -14,6 +14,7 @@ This file holds the table of all operations and their parser. The operations are
 
 import ast
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -112,13 +113,14 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
             argument that is unknown, repeated, of the wrong type or out of bounds.
     """
     where = f"augmentation {text!r}"
+    advice = "; a comma separates operations" if re.search(r"[;|&+]|\)\s", text) else ""
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError):
-        raise ValueError(f"{where} is not of the form 'flip' or 'affine(rotate=10, shift=2)'") from None
+        raise ValueError(f"{where} is not of the form 'flip' or 'affine(rotate=10, shift=2)'{advice}") from None
     call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
     if not isinstance(call.func, ast.Name) or any(keyword.arg is None for keyword in call.keywords):
-        raise ValueError(f"{where} is not of the form 'flip' or 'affine(rotate=10, shift=2)'")
+        raise ValueError(f"{where} is not of the form 'flip' or 'affine(rotate=10, shift=2)'{advice}")
     name = call.func.id
     if name not in AUGMENTATIONS:
         raise ValueError(f"{where}: unknown operation {name!r}; {_suggest(name, list(AUGMENTATIONS))}")
