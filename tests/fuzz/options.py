@@ -4,8 +4,8 @@
     python -m tests.fuzz.options --sample 300 --seed 1
     python -m tests.fuzz.options --command export
 
-A command line must end by itself with 0, 1 or 2, in bounded time and memory, without a traceback, a control character of
-the value or a file outside its folder; with 2 it must say one line that begins with the command's name.
+A command line must end by itself with 0, 1 or 2, in bounded time and memory, without a traceback, a control character
+of the value or a file outside its folder; with 2 it must say one line that begins with the command's name.
 """
 
 import argparse
@@ -54,9 +54,10 @@ EXCLUDED = {"serve", "launch"}
 
 #: Values, by what they may break.
 VALUES = (
-    "", " ", "-1", "0", "-0.0", "1e300", "-1e300", "nan", "inf", "99999999999999999999999", "0x10", "1,2", "()", "[[[[[[[",
-    "None", "true", "é" * 300, "a\nb", "\x1b[31mred", "%s%n", "{}", "../..", "/dev/null", "/dev/zero", "/", "/proc/self/mem",
-    "=1", "x" * 5000, "𝟙", "1_000", ":", "tfds:", "hf:", "http://", "a=b=c", "'", '"', "\\", "**", "$(true)", "-", "--",
+    "", " ", "-1", "0", "-0.0", "1e300", "-1e300", "nan", "inf", "99999999999999999999999", "0x10", "1,2", "()",
+    "[[[[[[[", "None", "true", "é" * 300, "a\nb", "\x1b[31mred", "%s%n", "{}", "../..", "/dev/null", "/dev/zero", "/",
+    "/proc/self/mem", "=1", "x" * 5000, "𝟙", "1_000", ":", "tfds:", "hf:", "http://", "a=b=c", "'", '"', "\\", "**",
+    "$(true)", "-", "--",
 )  # fmt: skip
 
 CPU_SECONDS, WALL_SECONDS, MEMORY = 90, 240.0, 6 * 2**30

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuzz import contract, mutations
+from fuzz import contract, mutations, options
 from fuzz.readers import NOT_ALL_ACCEPTED, READERS
 
 #: Inputs of readers that take long; the others get EXAMPLES.
@@ -160,3 +160,19 @@ def test_bytes_are_damaged():
     rng, data = Random(0), bytes(range(200))
     changed = [mutations.damage_bytes(rng, data) for _ in range(200)]
     assert sum(part != data for part in changed) > 180 and {len(part) for part in changed} > {200}
+
+
+# --- absurd values of options -----------------------------------------------------------------------------------------
+
+
+def test_every_command_has_a_line_for_absurd_values():
+    from zoo import cli
+
+    assert set(options.BASES) == set(cli.COMMANDS)
+
+
+@pytest.mark.slow
+def test_absurd_values_of_options_end_in_one_line():
+    words = [sys.executable, "-m", "tests.fuzz.options", "--sample", "8", "--seed", "5"]
+    done = subprocess.run(words, cwd=options.ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and "8 command lines" in done.stdout, done.stdout + done.stderr
