@@ -1,6 +1,7 @@
 """Exported files give the same logits or tensors, and describe themselves."""
 
 import builtins
+import datetime
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from helpers import run_command
+from helpers import assert_one_line, run_command
 
 import zoo
 from zoo import export, models
@@ -70,6 +71,7 @@ def test_stablehlo_is_the_whole_network_at_any_batch_size(which, request, tmp_pa
     about = json.loads((tmp_path / "net.stablehlo.json").read_text())
     card = json.loads(about["card"])
     assert card["classes"] == list(CLASSES) and card["licence"] == "CC0-1.0" and "uint8" in about["input"]
+    assert about["jax"] == jax.__version__ and about["made"] < about["readable_until"]
     again = jax.export.deserialize(bytearray((tmp_path / "net.stablehlo").read_bytes()))
     assert set(again.platforms) == {"cpu", "cuda", "tpu"} and again.in_avals[0].dtype == np.uint8
     assert str(again.in_avals[0].shape[0]) == "batch"
@@ -77,6 +79,30 @@ def test_stablehlo_is_the_whole_network_at_any_batch_size(which, request, tmp_pa
     images = (pixels / 255 - np.array(loaded.card.preprocess.mean)) / np.array(loaded.card.preprocess.std)
     logits, _ = jax.jit(loaded.model.apply)(loaded.variables, images.astype(np.float32))
     np.testing.assert_allclose(again.call(pixels), logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(export.read_stablehlo(tmp_path / "net.stablehlo")(pixels), again.call(pixels))
+    old = {**about, "jax": "0.9.0", "made": "2024-02-01", "readable_until": "2024-07-30"}
+    (tmp_path / "net.stablehlo.json").write_text(json.dumps(old))
+    with pytest.warns(UserWarning, match=r"net\.stablehlo: made on 2024-02-01 with JAX 0\.9\.0.*until 2024-07-30"):
+        export.read_stablehlo(tmp_path / "net.stablehlo")
+
+
+def test_the_promise_of_jax_ends_for_other_versions_only():
+    today = datetime.date(2027, 1, 31)
+    made = {"made": "2026-07-01", "jax": "0.9.0", "readable_until": "2027-01-30"}
+    assert "export it anew" in export.describe_expiry(made, today)
+    assert not export.describe_expiry({**made, "readable_until": "2027-01-31"}, today)
+    assert not export.describe_expiry({**made, "jax": jax.__version__}, today)
+    assert not export.describe_expiry({}, today)
+
+
+def test_what_is_no_stablehlo_file_is_refused_in_one_line(tmp_path):
+    (tmp_path / "x.stablehlo").write_bytes(b"no such thing" * 10)
+    with pytest.raises(ValueError, match=r"x\.stablehlo: JAX .* cannot read it") as caught:
+        export.read_stablehlo(tmp_path / "x.stablehlo")
+    assert_one_line(caught)
+    (tmp_path / "x.stablehlo.json").write_text("{")
+    with pytest.raises(ValueError, match=r"x\.stablehlo\.json"):
+        export.read_stablehlo(tmp_path / "x.stablehlo")
 
 
 @pytest.mark.slow

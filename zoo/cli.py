@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("info", "Show a model's layers or a checkpoint's card."),
     "import": ("import_weights", "Convert a weight file of another project to a checkpoint."),
     "export": ("export", "Export a checkpoint to safetensors, StableHLO or ONNX."),
+    "push": ("push", "Upload a checkpoint to the Hugging Face Hub."),
     "devices": ("devices", "List the devices and show which of them training would use."),
     "launch": ("launch", "Run training as several processes on this machine."),
     "verify": ("verify", "Verify every file and array of a checkpoint against its hashes."),
@@ -49,7 +50,7 @@ CAUSE_SECONDS = 40.0
 SYNONYMS = {
     "fit": "train", "finetune": "train", "fine-tune": "train", "resume": "train", "evaluate": "eval", "test": "eval",
     "val": "eval", "validate": "eval", "infer": "predict", "classify": "predict", "convert": "import", "models": "list",
-    "check": "verify", "summary": "info", "explain": "show", "visualise": "show", "visualize": "show",
+    "check": "verify", "summary": "info", "explain": "show", "visualise": "show", "visualize": "show", "upload": "push",
 }  # fmt: skip
 
 

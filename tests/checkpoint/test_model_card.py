@@ -74,7 +74,7 @@ def test_only_data_known_to_be_on_the_hub_are_named_there(source, dataset):
 def test_what_is_not_known_is_left_out():
     text = model_card(card(classes=[], fields={"num_classes": None}, model="someone's", licence="Ada's own: v1"))
     head, body = front_matter(text)
-    assert head["license"] == "other" and head["license_name"] == "Ada's own: v1"
+    assert head["license"] == "other" and head["license_name"] == "ada-s-own-v1"
     assert head["pipeline_tag"] == "image-feature-extraction" and not {"metrics", "model-index"} & set(head)
     assert "## Results" not in body and "## Classes" not in body and "Architecture" not in body
     assert "license" not in front_matter(model_card(card()))[0]

@@ -110,7 +110,8 @@ def _front_matter(card: Mapping[str, Any]) -> list[str]:
     if licence := card["licence"]:
         known = licence.lower() in HUB_LICENCES
         lines.append(f"license: {licence.lower() if known else 'other'}")
-        lines += [] if known else [f"license_name: {yaml_text(licence)}"]
+        slug = re.sub("[^a-z0-9.]+", "-", licence.lower())[:MAX_NAME].strip("-.") or "unnamed"
+        lines += [] if known else [f"license_name: {yaml_text(slug)}"]
     lines += [f"library_name: {LIBRARY}", f"pipeline_tag: {task}", "tags:"]
     lines += [f"- {yaml_text(tag)}" for tag in dict.fromkeys((LIBRARY, "jax", "flax", card["model"]))]
     dataset = _hub_dataset(card)

@@ -50,8 +50,8 @@ def run(options: argparse.Namespace) -> int:
     if options.to == "safetensors":
         details = f", tensor names of {export.write_safetensors(loaded, file, options.keys)}"
     elif options.to == "stablehlo":
-        export.write_stablehlo(loaded, file)
-        details = f" (and its card, {file}.json); outputs match the network's"
+        until = export.write_stablehlo(loaded, file)
+        details = f" (and its card, {file}.json); outputs match the network's; releases of JAX until {until} read it"
     else:
         export.write_onnx(loaded, file)
         details = "; outputs match the network's"

@@ -8,8 +8,10 @@ Networks are traced in the plain formulation on every machine, for ONNX in the p
 (`zoo.models.operations.formulation`).
 """
 
+import datetime
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,24 @@ import jax
 import numpy as np
 
 from zoo import models
+from zoo.checkpoint.manifest import MAX_JSON
 from zoo.data.images.preprocess import normalise
 from zoo.export.preprocess_file import preprocess_file
-from zoo.files import atomic_writer, write_atomically
+from zoo.files import atomic_writer, read_bounded, read_text, write_atomically
 from zoo.inference.calibrate import temperature_of
 from zoo.inference.predict import Checkpoint
 from zoo.models.operations import formulation
 from zoo.pretrained.convert import export as export_tensors
 from zoo.pretrained.recognise import SOURCES
+from zoo.text import first_line
 from zoo.trees import flatten
 
 #: Projects whose names the tensors of a safetensors file may have; "zoo" is this project's parameter paths.
 KEYS = ("torchvision", "timm", "akamaster", "keras", "zoo")
 PLATFORMS = ("cpu", "cuda", "tpu")
+#: jax.export promises that releases of JAX up to six months after the one that wrote a file read it.
+READABLE_DAYS = 180
+MAX_STABLEHLO = 2**34  # bytes
 TOLERANCE = 1e-4  # difference between exported and original logits, relative to the largest logit
 
 
@@ -115,19 +122,26 @@ def _tensors(loaded: Checkpoint, keys: str) -> dict[str, np.ndarray]:
     return export_tensors(SOURCES[keys].key_map(loaded.model, abstract), variables)
 
 
-def write_stablehlo(loaded: Checkpoint, file: str | Path) -> None:
+def write_stablehlo(loaded: Checkpoint, file: str | Path) -> str:
     """Write the network in the serialisation of `jax.export`, for any batch size and platform.
 
-    `jax.export.deserialize(data).call(pixels)` returns the logits. The metadata are written to FILE.json.
+    `jax.export.deserialize(data).call(pixels)` returns the logits. The metadata are written to FILE.json, with the day,
+    the version of JAX, and the day until which new releases of JAX are promised to read the file.
 
     Args:
         loaded: the checkpoint.
         file: the file to write.
 
+    Returns:
+        That last day, as "2027-05-26".
+
     Raises:
         ValueError: if the serialised network gives other logits; nothing is written then.
     """
     from jax import export
+
+    today = datetime.date.today()
+    until = (today + datetime.timedelta(days=READABLE_DAYS)).isoformat()
 
     file = Path(file)
     (batch,) = export.symbolic_shape("batch")
@@ -136,10 +150,56 @@ def write_stablehlo(loaded: Checkpoint, file: str | Path) -> None:
     data = export.export(network, platforms=PLATFORMS)(pixels).serialize()
     again = export.deserialize(bytearray(data))
     _compare(file, loaded, lambda example: np.asarray(again.call(example)))
-    about = json.dumps(description(loaded), indent=1, ensure_ascii=False)
+    dates = {"made": today.isoformat(), "jax": jax.__version__, "readable_until": until}
+    about = json.dumps({**description(loaded), **dates}, indent=1, ensure_ascii=False)
     write_atomically(file.with_name(f"{file.name}.json"), about + "\n")
     with atomic_writer(file) as stream:
         stream.write(data)
+    return until
+
+
+def read_stablehlo(file: str | Path) -> Callable[[np.ndarray], jax.Array]:
+    """Read a network that `write_stablehlo` wrote.
+
+    Warns if the file is older than what new releases of JAX are promised to read, and another release made it.
+
+    Args:
+        file: the file; FILE.json beside it tells when and with which JAX it was made.
+
+    Returns:
+        A function from pixels, uint8 [N, H, W, C], to logits, float32 [N, classes].
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if this version of JAX cannot read it.
+    """
+    from jax import export
+
+    file = Path(file)
+    data, about = read_bounded(file, MAX_STABLEHLO), file.with_name(f"{file.name}.json")
+    try:
+        made = json.loads(read_text(about, MAX_JSON)) if about.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{about}: is not the card of a StableHLO file ({first_line(error)})") from None
+    line = describe_expiry(made, datetime.date.today())
+    if line:
+        warnings.warn(f"{file}: {line}", UserWarning, stacklevel=2)
+    try:
+        return export.deserialize(bytearray(data)).call
+    except Exception as error:  # of flatbuffers or of JAX, for a damaged file or another version
+        reason = line or first_line(error)[:200]
+        raise ValueError(f"{file}: JAX {jax.__version__} cannot read it ({reason})") from None
+
+
+def describe_expiry(about: Mapping[str, str], today: datetime.date) -> str:
+    """Return a line if a file with this metadata is past what JAX promises to read, or ""."""
+    made, version, until = (str(about.get(key, "")) for key in ("made", "jax", "readable_until"))
+    if not until or version == jax.__version__ or today.isoformat() <= until:
+        return ""
+    return (
+        f"made on {made} with JAX {version}, which JAX promises to read in releases until {until}, and this is "
+        f"{jax.__version__}: export it anew"
+    )
 
 
 def write_onnx(loaded: Checkpoint, file: str | Path) -> None:

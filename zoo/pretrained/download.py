@@ -13,13 +13,18 @@ from zoo.pretrained.registry import Weights
 HUB = "https://huggingface.co"
 
 
+def endpoint() -> str:
+    """Return the URL of the Hugging Face Hub, or of the mirror that HF_ENDPOINT names."""
+    return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+
+
 def address(weights: Weights) -> str:
     """Return the download URL of `weights`, taking mirrors from the environment into account."""
     if weights.file.startswith("https://"):
         mirror = os.environ.get("ZOO_WEIGHTS_URL")
         return f"{mirror.rstrip('/')}/{weights.file.rpartition('/')[2]}" if mirror else weights.file
     repository, _, file = weights.file.rpartition("/")
-    return f"{(os.environ.get('HF_ENDPOINT') or HUB).rstrip('/')}/{repository}/resolve/main/{file}"
+    return f"{endpoint()}/{repository}/resolve/main/{file}"
 
 
 def fetch(weights: Weights, folder: Path) -> Path:

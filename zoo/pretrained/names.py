@@ -1,4 +1,4 @@
-"""Resolve the names of weights: shipped checkpoints, names of WEIGHTS, and paths."""
+"""Resolve the names of weights: shipped checkpoints, names of WEIGHTS, names on the Hugging Face Hub, and paths."""
 
 import hashlib
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 from zoo import checkpoint
 from zoo.cache import cache_folder
 from zoo.files import require_regular
+from zoo.pretrained import hub
 from zoo.pretrained.registry import DEFAULTS, WEIGHTS, Weights
 from zoo.suggest import did_you_mean, nearest_path
 
@@ -28,10 +29,11 @@ def shipped() -> list[str]:
 def find(spec: str | Path) -> Path | Weights:
     """Resolve a name to a path (of a checkpoint or a weight file) or to a row of WEIGHTS.
 
-    An existing path takes precedence over a name.
+    An existing path takes precedence over a name. A checkpoint on the Hub is downloaded.
 
     Raises:
         FileNotFoundError: with similar names, if nothing has this name.
+        ConnectionError: if it cannot be downloaded.
         ValueError: for a pipe, a socket or a device.
     """
     path = Path(spec).expanduser()
@@ -39,6 +41,8 @@ def find(spec: str | Path) -> Path | Weights:
         require_regular(path)
     if path.exists() or isinstance(spec, Path):
         return path
+    if hub.is_hub_name(spec):
+        return hub.fetch(spec)
     if spec in shipped():
         return shipped_folder() / spec
     if (name := DEFAULTS.get(spec, spec)) in WEIGHTS:
@@ -52,6 +56,7 @@ def find(spec: str | Path) -> Path | Weights:
         problem = f"no weights of {source} have this name"
     elif os.sep in spec or spec.startswith("."):
         meant = nearest_path(path)
+        meant = meant or hub.suggestion(spec)
         hint = f"; did you mean {meant}?" if meant else ""
         raise FileNotFoundError(f"{spec}: no such checkpoint folder or weight file{hint}")
     else:

@@ -1,7 +1,8 @@
 """Open weights by name, for `zoo.load`, `--init` and the commands: a card and variables.
 
 A folder is a checkpoint; a bare name is a shipped checkpoint; the names of WEIGHTS ("torchvision:resnet50") are
-downloaded, converted once and kept in the user's cache as checkpoints; any other file is imported.
+downloaded, converted once and kept in the user's cache as checkpoints; "hf:USER/NAME" is a checkpoint on the Hugging
+Face Hub; any other file is imported.
 """
 
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 
 from zoo import checkpoint
 from zoo.checkpoint import Card, CorruptCheckpointError
+from zoo.pretrained import hub
 from zoo.pretrained.download import fetch
 from zoo.pretrained.importing import Imported, card_of, import_file, import_published
 from zoo.pretrained.names import cached_folder, find
@@ -51,7 +53,8 @@ def open_weights(
     """Open weights by folder, file or name.
 
     Args:
-        spec: a checkpoint folder, the name of a shipped checkpoint, a name in WEIGHTS, or a weight file.
+        spec: a checkpoint folder, the name of a shipped checkpoint, a name in WEIGHTS, "hf:USER/NAME", or a weight
+            file.
         model: name in MODELS, for a weight file whose model is not recognised.
         fields: fields of that model to change.
         allow_nonfinite: accept variables that hold NaN or infinity.
@@ -73,7 +76,12 @@ def open_weights(
     if model or fields:
         raise ValueError(f"{spec}: states its own model; `model` and fields are for weight files only")
     if isinstance(located, Path):
-        return checkpoint.load_checkpoint(located, allow_nonfinite=allow_nonfinite)
+        try:
+            return checkpoint.load_checkpoint(located, allow_nonfinite=allow_nonfinite)
+        except CorruptCheckpointError:
+            if not hub.is_hub_name(spec) or Path(spec).exists():
+                raise
+            return checkpoint.load_checkpoint(hub.fetch(str(spec), repair=True), allow_nonfinite=allow_nonfinite)
     folder = cached_folder(located)
     with _lock(folder):
         if folder.exists():
