@@ -184,7 +184,7 @@ def _cached(hub: Any, name: HubName) -> Path | None:
 
 @dataclasses.dataclass(frozen=True)
 class Upload:
-    """What a push writes.
+    """The files and the repository of a push.
 
     Attributes:
         name: the name on the Hub.
