@@ -1,6 +1,5 @@
 """Exported files give the same logits or tensors, and describe themselves."""
 
-import builtins
 import datetime
 import json
 import os
@@ -174,30 +173,22 @@ def test_an_exported_file_is_imported_without_options(resnet, lenet, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, again.variables, loaded.variables)
 
 
-def test_onnx_without_its_packages(resnet, tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *rest):
-        if name in ("onnx", "onnxruntime", "jax2onnx"):
-            raise ImportError(name=name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match="ONNX needs onnx: pip install jax2onnx onnxruntime"):
-        export.write_onnx(resnet, tmp_path / "x.onnx")
+@pytest.mark.parametrize(
+    ("write", "package", "advice"),
+    [(export.write_onnx, "onnxruntime", r"ONNX needs onnx(runtime)?: pip install 'jax-model-zoo\[onnx\]'"),
+     (export.write_openvino, "openvino", r"OpenVINO needs openvino: pip install 'jax-model-zoo\[openvino\]'")],
+)  # fmt: skip
+def test_export_without_its_packages(write, package, advice, resnet, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=advice):
+        write(resnet, tmp_path / "x.xml")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("right", [True, False])
 def test_onnx_is_compared_with_the_network_before_it_is_written(right, lenet, tmp_path, monkeypatch):
-    """jax2onnx and onnxruntime are replaced here, because they need an environment of their own."""
+    """The packages are replaced here, because they are extras."""
     logits = jax.jit(export.pixels_to_logits(lenet))
-    properties = []
-
-    class Proto:
-        metadata_props = SimpleNamespace(add=lambda key, value: properties.append(key))
-
-        def SerializeToString(self):
-            return b"proto"
 
     class Session:
         def __init__(self, data, providers):
@@ -206,12 +197,12 @@ def test_onnx_is_compared_with_the_network_before_it_is_written(right, lenet, tm
         def run(self, outputs, inputs):
             return [np.asarray(logits(inputs["pixels"])) + (0 if right else 1)]
 
-    monkeypatch.setitem(sys.modules, "onnx", SimpleNamespace(checker=SimpleNamespace(check_model=lambda data: None)))
+    monkeypatch.setitem(sys.modules, "onnx", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
-    monkeypatch.setitem(sys.modules, "jax2onnx", SimpleNamespace(to_onnx=lambda *_, **names: Proto()))
+    monkeypatch.setattr(export, "onnx_model", lambda *_: b"proto")
     if right:
         export.write_onnx(lenet, tmp_path / "x.onnx")
-        assert (tmp_path / "x.onnx").read_bytes() == b"proto" and "card" in properties
+        assert (tmp_path / "x.onnx").read_bytes() == b"proto"
     else:
         with pytest.raises(ValueError, match="not written: its logits differ"):
             export.write_onnx(lenet, tmp_path / "x.onnx")
@@ -297,18 +288,54 @@ FAMILIES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_onnx(name, tmp_path):
-    """Needs jax2onnx and onnxruntime (docs/export.md)."""
-    pytest.importorskip("jax2onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
+    """Needs the extra onnx."""
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     loaded = checkpoint(name, tmp_path / "ckpt", **FAMILIES[name])
     export.write_onnx(loaded, tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     assert "card" in session.get_modelmeta().custom_metadata_map
+    require_same_logits(loaded, lambda pixels: session.run(None, {"pixels": pixels})[0])
+    nodes = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
+    if loaded.model.family == "resnet" and name != "resnet50_gn":
+        assert nodes.count("Transpose") <= 3, "images are to stay in the layout of convolutions"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_openvino(name, tmp_path):
+    """Needs the extra openvino."""
+    pytest.importorskip("onnx")
+    loaded = checkpoint(name, tmp_path / "ckpt", **FAMILIES[name])
+    try:
+        export.write_openvino(loaded, tmp_path / "net.xml")
+    except ImportError as error:
+        pytest.skip(str(error))
+    import openvino
+
+    assert "openvino_telemetry.main" not in sys.modules, "it would fork and report"
+    model = openvino.Core().read_model(tmp_path / "net.xml")
+    assert json.loads(model.get_rt_info(["zoo", "card"]).astype(str))["classes"] == list(CLASSES)
+    assert 'element_type="f32"' in (text := (tmp_path / "net.xml").read_text()) and "f16" not in text
+    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    require_same_logits(loaded, lambda pixels: compiled([pixels])["logits"])
+
+
+def require_same_logits(loaded, exported):
     for count in (1, 4):
         pixels = export.example_pixels(loaded, count)
         logits = np.asarray(jax.jit(export.pixels_to_logits(loaded))(pixels))
         assert np.abs(logits).max() > 1e-3
-        np.testing.assert_allclose(session.run(None, {"pixels": pixels})[0], logits, atol=1e-4 * np.abs(logits).max())
+        np.testing.assert_allclose(exported(pixels), logits, atol=1e-4 * np.abs(logits).max())
+
+
+@pytest.mark.slow
+def test_an_operation_that_onnx_cannot_express_is_named(lenet, tmp_path, monkeypatch):
+    pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(export, "pixels_to_logits", lambda loaded: lambda pixels: jax.numpy.sort(pixels, axis=1))
+    with pytest.raises(
+        ValueError, match=r"x\.onnx: ONNX cannot express lenet5: the operation sort; use --to stablehlo"
+    ):
+        export.write_onnx(lenet, tmp_path / "x.onnx")
 
 
 # --- commands ---------------------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
-"""`zoo export`: write a checkpoint as safetensors, StableHLO or ONNX."""
+"""`zoo export`: write a checkpoint as safetensors, StableHLO, ONNX or OpenVINO."""
 
 import argparse
 
 from zoo.commands import add_allow_nonfinite, amount, require_writable, start_jax
 
 #: File name suffix by format.
-SUFFIXES = {"safetensors": ".safetensors", "stablehlo": ".stablehlo", "onnx": ".onnx"}
+SUFFIXES = {"safetensors": ".safetensors", "stablehlo": ".stablehlo", "onnx": ".onnx", "openvino": ".xml"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,9 +52,12 @@ def run(options: argparse.Namespace) -> int:
     elif options.to == "stablehlo":
         until = export.write_stablehlo(loaded, file)
         details = f" (and its card, {file}.json); outputs match the network's; releases of JAX until {until} read it"
-    else:
+    elif options.to == "onnx":
         export.write_onnx(loaded, file)
         details = "; outputs match the network's"
+    else:
+        export.write_openvino(loaded, file)
+        details = f" (and its weights, {file.with_suffix('.bin')}); outputs match the network's"
     pixels = export.write_preprocess(loaded, file)
     print(f"{file}: {loaded.card.model}, {amount(file.stat().st_size)}B{details}")
     print(f"{pixels}: its preprocessing, with NumPy and Pillow alone")

@@ -1,15 +1,20 @@
-"""Export a checkpoint as safetensors, StableHLO or ONNX, for programs without this library.
+"""Export a checkpoint as safetensors, StableHLO, ONNX or OpenVINO, for programs without this library.
 
 A network is exported as one function from pixels, uint8 [N, height, width, channels], to logits, float32 [N, classes].
 The pixels are those that `image_to_input` returns: resized and cropped, channels in the card's order. Normalisation is
 inside, and N is free. The metadata of a file holds the card as JSON.
 
-Networks are traced in the plain formulation on every machine, for ONNX in the portable one
-(`zoo.models.operations.formulation`).
+Networks are traced in the plain formulation on every machine (`zoo.models.operations.formulation`). For ONNX and
+OpenVINO batch norm is folded into the convolutions.
 """
 
+import dataclasses
 import datetime
+import importlib
 import json
+import shutil
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,9 +26,11 @@ import numpy as np
 from zoo import models
 from zoo.checkpoint.manifest import MAX_JSON
 from zoo.data.images.preprocess import normalise
+from zoo.export.onnx_graph import UnsupportedError, to_onnx
 from zoo.export.preprocess_file import preprocess_file
 from zoo.files import atomic_writer, read_bounded, read_text, write_atomically
 from zoo.inference.calibrate import temperature_of
+from zoo.inference.folding import fold
 from zoo.inference.predict import Checkpoint
 from zoo.models.operations import formulation
 from zoo.pretrained.convert import export as export_tensors
@@ -40,15 +47,15 @@ MAX_STABLEHLO = 2**34  # bytes
 TOLERANCE = 1e-4  # difference between exported and original logits, relative to the largest logit
 
 
-def pixels_to_logits(loaded: Checkpoint, form: str = "plain") -> Callable[[jax.Array], jax.Array]:
-    """Return the network as a function from pixels, uint8 [N, H, W, C], to logits [N, K]; `form` is a `formulation`.
+def pixels_to_logits(loaded: Checkpoint) -> Callable[[jax.Array], jax.Array]:
+    """Return the network as a function from pixels, uint8 [N, H, W, C], to logits [N, K].
 
     The logits are divided by the temperature of the card, so that their softmax gives calibrated probabilities.
     """
     temperature = temperature_of(loaded.card.calibration)
 
     def network(pixels: jax.Array) -> jax.Array:
-        with formulation(form):
+        with formulation("plain"):
             images = normalise(pixels, loaded.card.preprocess)
             logits = loaded.model.apply(loaded.variables, images)[0]
             return logits if temperature == 1 else logits / temperature
@@ -203,45 +210,80 @@ def describe_expiry(about: Mapping[str, str], today: datetime.date) -> str:
 
 
 def write_onnx(loaded: Checkpoint, file: str | Path) -> None:
-    """Write the network as ONNX with a free batch dimension, checked with onnxruntime.
+    """Write the network as ONNX with a free batch dimension, checked with ONNX Runtime.
 
     Args:
         loaded: the checkpoint.
         file: the file to write.
 
     Raises:
-        ImportError: without jax2onnx and onnxruntime (docs/export.md).
-        ValueError: if jax2onnx cannot write the network, or the file gives other logits; nothing is written then.
+        ImportError: without onnx and onnxruntime.
+        ValueError: if the network has an operation that cannot be translated, or the file gives other logits; nothing
+            is written then.
     """
-    try:
-        import onnx
-        import onnxruntime
-        from jax2onnx import to_onnx
-    except ImportError as error:
-        raise ImportError(
-            f"ONNX needs {error.name}: pip install jax2onnx onnxruntime, in an environment of its own: it brings an "
-            "older Orbax (docs/export.md)"
-        ) from None
-    from jax import export
+    _require("ONNX", "onnx", "onnx", "onnxruntime")
+    import onnxruntime
 
-    (batch,) = export.symbolic_shape("N")
-    pixels = jax.ShapeDtypeStruct((batch, *input_shape(loaded)), np.uint8)
-    try:
-        proto = to_onnx(
-            pixels_to_logits(loaded, "portable"), [pixels], model_name=loaded.card.model, input_names=["pixels"],
-            output_names=["logits"],
-        )  # fmt: skip
-    except Exception as error:  # many types, for operations without a rule
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{file}: jax2onnx cannot write {loaded.card.model} ({reason}); use --to stablehlo") from error
-    for key, value in description(loaded).items():
-        proto.metadata_props.add(key=key, value=value)
-    data = proto.SerializeToString()
-    onnx.checker.check_model(data)
+    data = onnx_model(loaded, file)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     _compare(file, loaded, lambda example: session.run(["logits"], {"pixels": example})[0])
     with atomic_writer(Path(file)) as stream:
         stream.write(data)
+
+
+def write_openvino(loaded: Checkpoint, file: str | Path) -> None:
+    """Write the network as an OpenVINO model in float32 with a free batch dimension, checked with OpenVINO on the CPU.
+
+    Args:
+        loaded: the checkpoint.
+        file: the .xml file to write. The weights are written beside it, with the suffix .bin.
+
+    Raises:
+        ImportError: without openvino and onnx.
+        ValueError: as `write_onnx`.
+    """
+    # OpenVINO's telemetry would fork this process to report to its makers whenever it reads a model; without the
+    # package it does without.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    _require("OpenVINO", "openvino", "openvino", "onnx")
+    import openvino
+
+    file = Path(file)
+    model = openvino.Core().read_model(onnx_model(loaded, file))
+    for key, value in description(loaded).items():
+        model.set_rt_info(value, ["zoo", key])
+    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    _compare(file, loaded, lambda example: compiled([example])["logits"])
+    with tempfile.TemporaryDirectory() as folder:
+        openvino.save_model(model, f"{folder}/net.xml", compress_to_fp16=False)
+        for suffix in (".bin", ".xml"):  # the .xml last: it names no .bin, which is found by its name
+            with open(f"{folder}/net{suffix}", "rb") as source, atomic_writer(file.with_suffix(suffix)) as stream:
+                shutil.copyfileobj(source, stream)
+
+
+def onnx_model(loaded: Checkpoint, file: str | Path) -> bytes:
+    """Return the network as ONNX, with the metadata of `description`; errors name the file."""
+    import onnx
+
+    shape = input_shape(loaded)
+    folded = dataclasses.replace(loaded, variables=fold(loaded.model, loaded.variables, shape))
+    try:
+        proto = to_onnx(pixels_to_logits(folded), shape, ("pixels", "logits"))
+    except UnsupportedError as error:
+        raise ValueError(f"{file}: ONNX cannot express {loaded.card.model}: {error}; use --to stablehlo") from None
+    for key, value in description(loaded).items():
+        proto.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(proto)
+    return proto.SerializeToString()
+
+
+def _require(format: str, extra: str, *packages: str) -> None:
+    """Raise ImportError, naming the extra, unless the packages that a format needs can be imported."""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ImportError(f"export to {format} needs {error.name}: pip install 'jax-model-zoo[{extra}]'") from None
 
 
 def write_preprocess(loaded: Checkpoint, file: str | Path) -> Path:

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 
 from zoo.models.layers import Dense
 from zoo.models.operations import global_avg_pool, relu
@@ -56,7 +57,7 @@ class EfficientChannelAttention(nn.Module):
         kernel = self.param("kernel", lambda *args: uniform(*args) - 1 / math.sqrt(size), (size,), jnp.float32)
         kernel = kernel.astype(self.dtype)
         means = jnp.pad(global_avg_pool(x), ((0, 0), (size // 2, size // 2)))
-        gate = nn.sigmoid(sum(kernel[i] * means[:, i : i + channels] for i in range(size)))
+        gate = nn.sigmoid(sum(kernel[i] * lax.slice_in_dim(means, i, i + channels, axis=1) for i in range(size)))
         return x * gate[:, None, None]
 
 

@@ -51,8 +51,7 @@ def formulation(name: str) -> Iterator[None]:
 
     Args:
         name: "plain" for `jax.lax` operations, the default, needed by export and forward-mode differentiation; "cpu"
-            for the operations of `zoo.models.cpu_kernels`, which are faster on CPUs; "portable" for plain operations in
-            the forms that ONNX has, with the padding of a maximum as an operation of its own.
+            for the operations of `zoo.models.cpu_kernels`, which are faster on CPUs.
     """
     token = _formulation.set(name)
     try:
@@ -100,11 +99,7 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0, ceil: boo
     pads = _pool_padding(x.shape, window, stride, padding, ceil)
     if _on_cpu() and window <= 5:  # cpu_kernels unrolls the window, which is too long for larger ones
         return cpu_kernels.max_pool(x, window, stride, pads)
-    if _formulation.get() == "portable" and pads != ((0, 0), (0, 0)):
-        # jax2onnx takes any padding but "SAME" for none; the padded values never win.
-        x, pads = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf), ((0, 0), (0, 0))
-    # Keyword arguments, because jax2onnx replaces this function by one that needs them.
-    return nn.max_pool(x, window_shape=(window, window), strides=(stride, stride), padding=pads)
+    return nn.max_pool(x, (window, window), (stride, stride), pads)
 
 
 def avg_pool(x: jax.Array, window: int, stride: int, padding: int = 0, count_include_pad: bool = True) -> jax.Array:

@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from zoo.models.attention import EfficientChannelAttention, SqueezeExcite
 from zoo.models.group_norm import GroupNorm
@@ -97,14 +98,16 @@ def padded_shortcut(x, features: int, stride: int, conv_norm: Callable[..., nn.M
     """Subsample x and add channels of zeros, half of them on either side (option A); no parameters."""
     missing = features - x.shape[-1]
     channels = (missing // 2, missing - missing // 2)
-    return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), channels))
+    for axis in (1, 2):
+        x = lax.slice_in_dim(x, 0, None, stride, axis)  # x[:, ::stride] is a gather where the batch size is free
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), channels))
 
 
 def halve(x: jax.Array) -> jax.Array:
     """Average over 2x2, at odd edges over fewer pixels: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
     for axis in (1, 2):
-        if x.shape[axis] % 2:  # jnp.pad(mode="edge") would do the same, but jax2onnx pads one too many
-            x = jnp.concatenate([x, jax.lax.slice_in_dim(x, -1, None, axis=axis)], axis)
+        if x.shape[axis] % 2:
+            x = jnp.concatenate([x, lax.slice_in_dim(x, -1, None, axis=axis)], axis)
     return avg_pool(x, 2, 2)
 
 
