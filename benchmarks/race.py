@@ -38,6 +38,11 @@ PARTS = {
     "inference": "Inference",
     "inference_kept": "Inference, with freed memory retained for all",
 }
+LATENCY = (
+    "Milliseconds of one call in float32, from images in memory to logits, waiting for them; medians of the rounds.",
+    "ONNX Runtime and OpenVINO run the files of `zoo export --to onnx`, PyTorch in channels_last, eager and compiled",
+    "with frozen weights. Made by `python -m benchmarks.latency`.",
+)
 
 
 class ContenderError(Exception):
@@ -45,13 +50,15 @@ class ContenderError(Exception):
 
 
 class Runner:
-    """A contender's process. Raises ContenderError if it ends or is not ready in time."""
+    """A contender's process, of a module like race_peers. Raises ContenderError if it ends or is not ready in time."""
 
-    def __init__(self, name: str, python: str, asked: dict[str, Any], patience: float):
+    def __init__(
+        self, name: str, python: str, asked: dict[str, Any], patience: float, peers: str = "benchmarks.race_peers"
+    ):
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
         self.process = subprocess.Popen(
-            [python, "-m", "benchmarks.race_peers", name, json.dumps(asked)], text=True, cwd=ROOT, env=environment,
+            [python, "-m", peers, name, json.dumps(asked)], text=True, cwd=ROOT, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self.complaints: list[str] = []
@@ -234,6 +241,12 @@ def write_page() -> None:
             on = f"{results['machine']['processor']}, {results['machine']['cores']} cores"
             lines += ["", f"## {heading}, {on}", "", table(results), ""]
             lines += [f"![{heading}: images per second, relative to this project](../benchmarks/results/{what}.png)"]
+    if (RESULTS / "latency.json").exists():
+        from benchmarks import latency
+
+        results = latency.read()
+        on = f"{results['machine']['processor']}, {results['machine']['cores']} cores"
+        lines += ["", f"## Latency, {on}", "", *LATENCY, "", latency.table(results)]
     (ROOT / "docs" / "speed.md").write_text("\n".join(lines) + "\n")
 
 

@@ -206,7 +206,7 @@ def peak_bytes(reset: bool = False) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def main() -> None:
+def main(contenders: dict[str, Callable[..., Contender]]) -> None:
     name, asked = sys.argv[1], json.loads(sys.argv[2])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # output of libraries must not mix with the answers
@@ -214,7 +214,9 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: asked["threads"]])
     began = time.perf_counter()
     pixels, labels = drawn(asked["shape"], asked["classes"], asked["batch"])
-    run, parameters = CONTENDERS[name](asked["model"], asked["training"], pixels, labels)
+    run, parameters = contenders[name](
+        asked["model"], asked["training"], pixels, labels, **asked.get("extra", {})
+    )  # fmt: skip
     run(1)
     ready = time.perf_counter() - began
     if name == "zoo" or asked["kept"]:
@@ -235,4 +237,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(CONTENDERS)
