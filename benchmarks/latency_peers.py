@@ -47,7 +47,7 @@ def export(model: str, classes: int, folder: str) -> None:
 
 
 def zoo_peer(model, pixels, file) -> tuple[Callable[[], Any], int]:
-    """What `zoo predict` and `zoo serve` do after decoding: normalise, run the folded network, return probabilities."""
+    """Predict as `zoo predict` and `zoo serve` do after decoding: normalise, run the folded network, apply softmax."""
     from zoo import models
     from zoo.inference.evaluate import predict_outputs
 
