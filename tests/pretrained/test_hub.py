@@ -40,6 +40,11 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
     with hub_server.serving(hub_server.Hub(large_bytes=5000)) as serving:
         monkeypatch.setenv("HF_ENDPOINT", serving.url)
+        if template := getattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", ""):  # read once on import
+            monkeypatch.setattr(
+                constants, "HUGGINGFACE_CO_URL_TEMPLATE", template.replace(constants.ENDPOINT, serving.url)
+            )
+        monkeypatch.setattr(constants, "ENDPOINT", serving.url)
         yield serving
 
 

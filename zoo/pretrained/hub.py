@@ -369,7 +369,8 @@ def _requests(name: HubName, writing: bool = False) -> Iterator[None]:
         raise ConnectionError(f"{name}: {host} answers {status or 'nothing'} ({_reason(error)})") from None
     except (ValueError, FileNotFoundError, PermissionError) as error:
         if isinstance(error, errors.LocalEntryNotFoundError):
-            raise ConnectionError(f"{name}: {host} cannot be reached") from None
+            reason = "" if error.__cause__ is None else f" ({_reason(error.__cause__)})"
+            raise ConnectionError(f"{name}: {host} cannot be reached{reason}") from None
         if "\n" not in str(error):
             raise
         raise ValueError(f"{name}: {one_line(error)}") from None
