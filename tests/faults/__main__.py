@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from . import kills, long_run, programs
@@ -46,7 +47,14 @@ def run_damage(options: argparse.Namespace, folder: Path) -> int:
             answer.write_text(json.dumps(damage(place, count, options.seed)))
 
         program = programs.start((), folder, name="damage", call=work)
-        if program.wait(7200):
+        shown, began = "", time.monotonic()
+        while program.poll() is None:
+            time.sleep(1)
+            line = (program.said().strip().splitlines() or [""])[-1]
+            if line != shown and time.monotonic() - began > 30:
+                say(f"{what}: {line}")
+                shown, began = line, time.monotonic()
+        if program.code:
             raise RuntimeError(program.complained())
         results, lines = json.loads(answer.read_text())
         say(f"{what}: {sum(results.values())} kinds of damage: {results}")

@@ -71,6 +71,8 @@ def damage_each(
             faults.append(f"{name}, {kind.__name__} number {number}: {result}")
         shutil.rmtree(folder)
         shutil.copytree(kept, folder)
+        if (number + 1) % 50 == 0:
+            print(f"{number + 1:,} of {count:,}: {dict(results)}", flush=True)
     return results, faults
 
 
