@@ -116,7 +116,7 @@ def test_a_newer_checkpoint_in_its_place_is_read_instead(copy, saved, monkeypatc
 @pytest.mark.parametrize("flip", [*range(40), *(pytest.param(i, marks=pytest.mark.slow) for i in range(40, 200))])
 def test_one_flipped_bit_anywhere_is_noticed(copy, flip):
     rng = random.Random(flip)
-    files = sorted(p for p in copy.rglob("*") if p.is_file() and p.stat().st_size and p.name != "README.md")
+    files = sorted(p for p in copy.rglob("*") if p.is_file() and p.stat().st_size)
     # Every file in turn, then anywhere in proportion to size.
     file = files[flip] if flip < len(files) else rng.choices(files, [p.stat().st_size for p in files])[0]
     data = bytearray(file.read_bytes())
@@ -129,17 +129,19 @@ def test_one_flipped_bit_anywhere_is_noticed(copy, flip):
     assert "\n" not in str(error.value)
 
 
-def test_an_edited_readme_is_told_by_verify_and_no_damage(copy, saved, capsys):
-    from zoo.checkpoint.manifest import is_edited
+def test_an_edited_readme_is_accepted_on_request(copy, saved, capsys):
+    text = (copy / "README.md").read_text() + "\nMade by Ada.\n"
+    (copy / "README.md").write_text(text)
+    with pytest.raises(checkpoint.CorruptCheckpointError, match=r"README.md has different content.*--accept-readme"):
+        zoo.load(copy)
+    code, out, err = run_command(capsys, "verify", copy, "--accept-readme")
+    assert code == 0 and not err and "ok" in out
+    assert same_bits(zoo.load(copy).variables, saved[2]) and (copy / "README.md").read_text() == text
 
-    assert not is_edited(copy)
-    (copy / "README.md").write_text((copy / "README.md").read_text() + "\nMade by Ada.\n")
-    assert is_edited(copy) and same_bits(zoo.load(copy).variables, saved[2])
-    code, out, err = run_command(capsys, "verify", copy)
-    assert code == 0 and not err and "README.md is not as it was saved" in out
+
+def test_a_checkpoint_without_its_readme_is_whole(copy, saved):
     (copy / "README.md").unlink()
-    code, out, err = run_command(capsys, "verify", copy)
-    assert code == 0 and not err and "README" not in out
+    assert same_bits(zoo.load(copy).variables, saved[2])
 
 
 def test_a_leaf_that_differs_from_the_card_is_named(copy):

@@ -78,8 +78,10 @@ def test_push_shows_and_uploads_what_the_manifest_lists(server, folder, capsys):
     assert repository.private and repository.messages == ["initial commit", "First pets"]
     assert f"{server.url}/ada/pets/commit/{repository.head}" in out
     expected = {*listed_files(folder), "manifest.json", "README.md", ".gitattributes"}
+    pushed_manifest = json.loads(files(repository)["manifest.json"])
+    assert set(pushed_manifest["files"]) == set(listed_files(folder)) - {"README.md"}
     assert set(files(repository)) == expected and repository.large  # the array went to large-file storage
-    for name in expected - {"README.md", ".gitattributes"}:
+    for name in expected - {"README.md", "manifest.json", ".gitattributes"}:
         assert files(repository)[name] == (folder / name).read_bytes()
     readme = files(repository)["README.md"].decode()
     assert "zoo predict hf:ada/pets photo.jpg" in readme and "USER/NAME" not in readme

@@ -2,8 +2,8 @@
 
 Orbax does not notice a flipped bit in array data, so the manifest is checked before anything in the folder is parsed.
 
-README.md is listed but may differ or be missing: it is text for people, which its author edits, on the Hub above all,
-and which nothing reads. `is_edited` tells if it does.
+README.md is text for people, which nothing reads: it may be missing. If it is listed, it must not differ; an author who
+edits it takes it off the list with `unlist_readme`, and a checkpoint on the Hub, where it is edited, does not list it.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoint.schema import check_files, parse_json
-from zoo.files import read_bounded, sync_file
+from zoo.files import read_bounded, sync_file, write_atomically
 from zoo.text import escape, one_line
 
 #: Version of the checkpoint format that this version writes, and the versions that it reads.
@@ -49,10 +49,13 @@ def manifest_problems(path: Path) -> list[str]:
     listed = listed_files(path)
     lines = []
     for listed_name, row in listed.items():
-        if listed_name == README:
-            continue
         part, name = path / listed_name, escape(listed_name)
-        if not part.is_file():
+        if listed_name == README:
+            if part.exists() and (not part.is_file() or file_sha256(part) != row["sha256"]):
+                lines.append(
+                    f"{name} has different content (sha256); if you edited it: zoo verify CKPT --accept-readme"
+                )
+        elif not part.is_file():
             lines.append(f"{name} is missing")
         elif part.stat().st_size != row["bytes"]:
             lines.append(f"{name} has {part.stat().st_size} bytes instead of {row['bytes']}")
@@ -83,10 +86,15 @@ def listed_files(path: Path) -> dict[str, Any]:
     return listed
 
 
-def is_edited(path: Path) -> bool:
-    """Return True if the README.md of a checkpoint is not the one that its manifest lists."""
-    row, file = listed_files(path).get(README), path / README
-    return file.is_file() and (row is None or file_sha256(file) != row["sha256"])
+def without_readme(path: Path) -> bytes:
+    """Return the content of a folder's manifest without its row of README.md."""
+    return _manifest_bytes({name: row for name, row in listed_files(path).items() if name != README})
+
+
+def unlist_readme(path: Path) -> None:
+    """Take README.md off the manifest of a folder, so that it may be edited."""
+    if README in listed_files(path):
+        write_atomically(path / MANIFEST, without_readme(path).decode())
 
 
 def require_readable(version: Any, where: str) -> None:

@@ -8,6 +8,9 @@ from zoo.commands import add_allow_nonfinite, amount
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CKPT", help="Folder or name of a checkpoint.")
+    parser.add_argument(
+        "--accept-readme", action="store_true", help="Take README.md off the manifest, so that you may edit it."
+    )
     add_allow_nonfinite(parser)
 
 
@@ -15,10 +18,12 @@ def run(options: argparse.Namespace) -> int:
     import math
 
     from zoo import checkpoint, loading
-    from zoo.checkpoint.manifest import README, is_edited
+    from zoo.checkpoint.manifest import unlist_readme
     from zoo.pretrained import weights
 
     folder = weights.folder_of(options.checkpoint)
+    if options.accept_readme:
+        unlist_readme(folder)
     problems = checkpoint.verify_checkpoint(folder, options.allow_nonfinite)
     if not problems:
         try:
@@ -36,6 +41,4 @@ def run(options: argparse.Namespace) -> int:
         f"{options.checkpoint}: ok, {len(files)} files, {amount(size)}B, {len(loaded.card.leaves)} leaves, "
         f"{values:,} values, {loaded.card.model}"
     )
-    if is_edited(folder):
-        print(f"{options.checkpoint}: {README} is not as it was saved; it is text for people, which nothing reads")
     return 0

@@ -7,7 +7,6 @@ HF_ENDPOINT replaces https://huggingface.co, HF_TOKEN is the token, HF_HUB_OFFLI
 
 import dataclasses
 import glob
-import hashlib
 import re
 import shutil
 import sys
@@ -17,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from zoo import checkpoint
-from zoo.checkpoint.manifest import ARRAYS, MANIFEST, MAX_JSON, README, file_sha256, listed_files, read_json
+from zoo.checkpoint.manifest import (
+    ARRAYS,
+    MANIFEST,
+    MAX_JSON,
+    README,
+    file_sha256,
+    listed_files,
+    read_json,
+    without_readme,
+)
 from zoo.checkpoint.model_card import PLACEHOLDER, model_card
 from zoo.checkpoint.schema import to_plain_json
 from zoo.pretrained.download import endpoint
@@ -191,6 +199,7 @@ class Upload:
         folder: the checkpoint.
         files: path in the repository -> size in bytes; README.md only if it is written.
         readme: text of the README.md, or "" to keep that of the Hub.
+        manifest: the manifest without README.md, which people edit on the Hub.
         delete: arrays of the checkpoint before that this one does not have.
         private: True if the repository is, or will be, private.
         parent: commit that is replaced; "" for a new repository.
@@ -201,6 +210,7 @@ class Upload:
     folder: Path
     files: dict[str, int]
     readme: str
+    manifest: bytes
     delete: tuple[str, ...]
     private: bool
     parent: str
@@ -228,7 +238,8 @@ def plan_upload(folder: Path, spec: str, private: bool = False, overwrite_readme
     if problems := checkpoint.verify_checkpoint(folder):
         raise checkpoint.CorruptCheckpointError(f"{folder}: not pushed: {first_few(problems, 3)}")
     files = {file: row["bytes"] for file, row in listed_files(folder).items() if file != README}
-    files[MANIFEST] = (folder / MANIFEST).stat().st_size
+    manifest = without_readme(folder)
+    files[MANIFEST] = len(manifest)
     card = _read_card(folder / checkpoint.CARD)
     with _requests(name):
         try:
@@ -252,7 +263,7 @@ def plan_upload(folder: Path, spec: str, private: bool = False, overwrite_readme
     if readme:
         files[README] = len(readme.encode())
     return Upload(
-        name, folder, files, readme,
+        name, folder, files, readme, manifest,
         delete=tuple(file for file in present if file.startswith(f"{ARRAYS}/") and file not in files),
         private=private or bool(info and info.private), parent="" if info is None else info.sha, notes=tuple(notes),
     )  # fmt: skip
@@ -275,9 +286,9 @@ def upload(planned: Upload, message: str = "") -> str:
     name, hub = planned.name, _import(str(planned.name))
     api = hub.HfApi(endpoint())
     operations = [hub.CommitOperationDelete(file, is_folder=False) for file in planned.delete]
+    contents = {README: planned.readme.encode(), MANIFEST: planned.manifest}
     for file in planned.files:
-        content = planned.readme.encode() if file == README else str(planned.folder / file)
-        operations.append(hub.CommitOperationAdd(file, content))
+        operations.append(hub.CommitOperationAdd(file, contents.get(file) or str(planned.folder / file)))
     message = message or f"Checkpoint of {one_line(checkpoint.read_card(planned.folder).model, 60)}"
     with _requests(name, writing=True):
         if not planned.parent:
@@ -303,11 +314,8 @@ def _readme_differs(hub: Any, name: HubName, revision: str, present: list[str]) 
 
     if MANIFEST not in present:  # the Hub's page made it, with a licence perhaps
         return True
-    text = download(README).read_bytes()[:MAX_README].replace(str(name).encode(), PLACEHOLDER.encode())
-    row = listed_files(download(MANIFEST).parent).get(README)
-    if row is None:  # pushed from a checkpoint of before README.md
-        return text.decode("utf-8", "replace") != model_card(_read_card(download(checkpoint.CARD)))
-    return hashlib.sha256(text).hexdigest() != row["sha256"]
+    text = download(README).read_bytes()[:MAX_README].decode("utf-8", "replace")
+    return text.replace(str(name), PLACEHOLDER) != model_card(_read_card(download(checkpoint.CARD)))
 
 
 def _read_card(file: Path) -> Mapping[str, Any]:
