@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 
 from zoo import checkpoint, cli
-from zoo.checkpoint import format as checkpoint_format
-from zoo.checkpoint.manifest import ARRAYS
 from zoo.training import loop, plan, run
 from zoo.training.request import TrainRequest
 from zoo.trees import flatten
@@ -56,7 +54,7 @@ def run_command(capsys, *words: Any) -> tuple[int, str, str]:
 def run_bits(folder: Path) -> dict[str, Any]:
     """Return everything about a finished run that must be equal to the bit: state, best checkpoint, logs, results."""
     save = checkpoint.latest_save(folder / run.STATE)
-    state = flatten(checkpoint_format.read_arrays(save / ARRAYS))
+    state = flatten(checkpoint.read_arrays_of(save))
     card, best = checkpoint.load_checkpoint(folder / run.BEST)
     return {
         "state": {path: (leaf.dtype.str, leaf.shape, leaf.tobytes()) for path, leaf in state.items()},

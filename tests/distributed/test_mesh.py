@@ -414,7 +414,7 @@ def test_a_single_device_is_not_sharded(monkeypatch):
     """No mesh, no placement, no copy of the batch: the plain jax.jit."""
     monkeypatch.setattr(memory, "available_bytes", lambda parallelism: None)
     monkeypatch.setattr(mesh, "mesh_of", None)
-    for name in ("_place", "batch_sharding", "replicated", "shardings"):
+    for name in ("place", "batch_sharding", "replicated", "shardings"):
         monkeypatch.setattr(mesh, name, None)
     job = make_plan("mlp", data(), RECIPE, fields={"widths": (8,), "image_size": 8})
     state, batch = job.first_state(), {"image": np.zeros(3)}

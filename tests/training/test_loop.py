@@ -95,7 +95,7 @@ class Killed(BaseException):
 
 #: Calls before and after which a kill may strike: within a save, between arrays and card, between two renames.
 EVENTS = {
-    "zoo.checkpoint.run_state": ("write_json", "write_arrays", "write_manifest", "replace_folder", "remove_folder"),
+    "zoo.checkpoint.run_state": ("write_json", "write_shards", "write_manifest", "replace_folder", "remove_folder"),
     "zoo.checkpoint.format": ("write_json", "write_arrays", "write_manifest", "replace_folder", "remove_folder"),
     "zoo.checkpoint.manifest": ("file_sha256",),
     "zoo.training.loop": ("Trainer.process_metrics", "Trainer.validate", "Trainer.save"),
@@ -267,7 +267,7 @@ def test_an_interrupted_run_holds_its_best_checkpoint_so_far(tmp_path, monkeypat
     with pytest.raises(loop.InterruptedRunError):
         train("mlp", dataset(), recipe, workdir=folder, save_steps=5, **MODEL)
     save = checkpoint.latest_save(folder / run.STATE)
-    arrays, progress = checkpoint.format.read_arrays(save / "arrays"), json.loads((save / "progress.json").read_text())
+    arrays, progress = checkpoint.read_arrays_of(save), json.loads((save / "progress.json").read_text())
     card, best = checkpoint.load_checkpoint(folder / run.BEST)
     assert [(row["step"], row["best"]) for row in progress["history"]] == [(8, True), (15, True), (23, True)]
     assert card.metrics["step"] == progress["best_step"] == 23
@@ -349,9 +349,9 @@ def test_saves(tmp_path, monkeypatch, options, expected):
     steps = []
     save_state = checkpoint.save_state
 
-    def record(folder, step, arrays, progress):
+    def record(folder, step, arrays, progress, **options):
         steps.append(step)
-        return save_state(folder, step, arrays, progress)
+        return save_state(folder, step, arrays, progress, **options)
 
     monkeypatch.setattr(checkpoint, "save_state", record)
     recipe = dataclasses.replace(RECIPE, epochs=2, patience=0)
@@ -425,7 +425,7 @@ def test_other_processes_may_wait_for_the_final_evaluation(tmp_path, monkeypatch
     monkeypatch.setattr(watch, "_watch", state)
     finished = []
     monkeypatch.setattr(loop.report, "finish", lambda *about: finished.append((state.doing, state.exempt)))
-    monkeypatch.setattr(loop, "resume", lambda plan, state, say: (state, {}, Progress(stopped="all steps done")))
+    monkeypatch.setattr(loop, "resume", lambda plan, say: ({}, {}, Progress(stopped="all steps done")))
     monkeypatch.setattr(loop, "Trainer", lambda *about: SimpleNamespace(best={}))
     monkeypatch.setattr(loop.processes, "is_primary", lambda: False)
     plan = SimpleNamespace(precompiled=object(), first_state=dict, shard_state=dict)

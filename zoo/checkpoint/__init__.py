@@ -1,6 +1,7 @@
 """Checkpoints and saved training state. The only package that imports Orbax.
 
 `manifest`: files and their hashes. `format`: a checkpoint's card and arrays. `run_state`: the rolling state of a run.
+`shards`: the arrays of that state, of which each process writes its own.
 """
 
 from zoo.checkpoint.format import (
@@ -16,24 +17,36 @@ from zoo.checkpoint.format import (
     verify_checkpoint,
 )
 from zoo.checkpoint.manifest import FORMAT, CorruptCheckpointError
-from zoo.checkpoint.run_state import latest_intact_save, latest_save, read_progress, read_state, save_state
+from zoo.checkpoint.run_state import (
+    latest_intact_save,
+    latest_save,
+    read_arrays_of,
+    read_progress,
+    read_state,
+    save_state,
+)
+from zoo.checkpoint.shards import HostArray, on_devices, snapshot
 
 __all__ = [
     "CARD",
     "FORMAT",
     "Card",
     "CorruptCheckpointError",
+    "HostArray",
     "card_from_json",
     "compare_leaves",
     "latest_intact_save",
     "latest_save",
     "leaf_table",
     "load_checkpoint",
+    "on_devices",
+    "read_arrays_of",
     "read_card",
     "read_progress",
     "read_state",
     "require_finite",
     "save_checkpoint",
     "save_state",
+    "snapshot",
     "verify_checkpoint",
 ]

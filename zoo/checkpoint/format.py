@@ -161,7 +161,7 @@ def card_from_json(data: Any, where: str, num_leaves: int | None = None) -> Card
 def save_checkpoint(path: str | Path, card: Card, variables: Mapping, allow_nonfinite: bool = False) -> Card:
     """Write a checkpoint folder, replacing an existing checkpoint in a single rename.
 
-    With several processes all must call this; the primary one writes.
+    With several processes the primary one writes; the others, if they call this, only compute the card.
 
     Args:
         path: the folder to write.
@@ -185,22 +185,20 @@ def save_checkpoint(path: str | Path, card: Card, variables: Mapping, allow_nonf
     card = dataclasses.replace(card, leaves=tuple(leaf_table(variables)))
     body = to_plain_json(card.to_json(), str(path))
     check_card(body, str(path))
+    if not is_primary():
+        return card
     path = follow_link(_absolute_if_unnamed(path))
     temporary = path.with_name(f".{path.name}.tmp")
-    if is_primary():
-        finish_replacement(path)
-        if path.exists() and not (path / MANIFEST).exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise ValueError(f"{path}: exists and is not a checkpoint; choose another name")
-        remove_folder(temporary)
+    finish_replacement(path)
+    if path.exists() and not (path / MANIFEST).exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path}: exists and is not a checkpoint; choose another name")
+    remove_folder(temporary)
     with writing_folder(temporary, path):
-        if is_primary():
-            temporary.mkdir(parents=True)
-            write_card(temporary, body)
+        temporary.mkdir(parents=True)
+        write_card(temporary, body)
         write_arrays(temporary / ARRAYS, variables)
-        if is_primary():
-            write_manifest(temporary)
-    if is_primary():
-        replace_folder(temporary, path)
+        write_manifest(temporary)
+    replace_folder(temporary, path)
     return card
 
 
@@ -371,7 +369,7 @@ def compare_leaves(expected: Iterable[Mapping[str, Any]], actual: Iterable[Mappi
 
 
 def write_arrays(path: Path, tree: Mapping) -> None:
-    """Write a nested dict of arrays with Orbax. With several processes all must call this.
+    """Write a nested dict of arrays with Orbax, in this process alone.
 
     Raises:
         OSError: naming the folder, if it cannot be written. What was written of it is deleted.
@@ -381,11 +379,10 @@ def write_arrays(path: Path, tree: Mapping) -> None:
     save = v1.save if hasattr(v1, "save") else v1.save_pytree  # Orbax before 0.12, which jax2onnx depends on
     required_bytes = sum(np.asarray(leaf).nbytes for leaf in flatten(dict(tree)).values())
     # Checked first, because TensorStore prints tracebacks from its threads when a disk is full.
-    # Only where the folder was made: other processes may come here before it exists.
-    if is_primary() and shutil.disk_usage(path.parent).free < required_bytes:
+    if shutil.disk_usage(path.parent).free < required_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
     try:
-        with _ORBAX, _quiet_logs():
+        with _ORBAX, _quiet_logs(), _single_process_context(), _unchecked_folder():
             save(path.absolute(), dict(tree))
     except Exception as error:  # Orbax and TensorStore raise many types
         for leftover in path.parent.glob(f"{path.name}*"):
@@ -410,6 +407,28 @@ def _quiet_logs() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@contextmanager
+def _unchecked_folder() -> Iterator[None]:
+    """Skip a check of Orbax that all processes write to the same folder, if there are several.
+
+    It asks the devices of all processes, also where the context names this process alone. The others would not answer,
+    and a thread may write a checkpoint while the devices train.
+    """
+    import jax
+    from orbax.checkpoint.experimental.v1._src.saving import execution
+
+    name = "_check_directory_consistency"
+    check = getattr(execution, name, None)
+    if check is None or jax.process_count() == 1:
+        yield
+        return
+    setattr(execution, name, lambda directory: None)
+    try:
+        yield
+    finally:
+        setattr(execution, name, check)
+
+
 def read_arrays(path: Path) -> dict:
     """Read a nested dict of NumPy arrays that `write_arrays` wrote.
 
@@ -428,14 +447,14 @@ def read_arrays(path: Path) -> dict:
 
 
 def is_primary() -> bool:
-    """Return True in the process that writes files. Orbax itself must be called by all processes."""
+    """Return True in the process that writes checkpoints."""
     import jax
 
     return jax.process_index() == 0
 
 
 def _single_process_context() -> AbstractContextManager:
-    """Return an Orbax context in which this process reads without waiting for the others."""
+    """Return an Orbax context in which this process reads or writes without waiting for the others."""
     import jax
     from orbax.checkpoint import v1
 

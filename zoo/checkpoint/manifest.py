@@ -106,15 +106,21 @@ def require_readable(version: Any, where: str) -> None:
     raise ValueError(f"{where}: format version {one_line(version, 40)}, this version reads up to {FORMAT} ({advice})")
 
 
-def write_manifest(path: Path) -> None:
-    """Write the manifest of every file under `path` and flush all of them to disk."""
-    parts = sorted(part for part in path.rglob("*") if part.is_file())
-    files = {
-        part.relative_to(path).as_posix(): {"bytes": part.stat().st_size, "sha256": file_sha256(part)} for part in parts
-    }
-    (path / MANIFEST).write_bytes(_manifest_bytes(files))
-    for part in (*parts, path / MANIFEST):
-        sync_file(part)
+def write_manifest(path: Path, known: Mapping[str, Any] | None = None) -> None:
+    """Write the manifest of every file under `path` and flush all of them to disk.
+
+    Args:
+        path: the folder.
+        known: rows of files that their writers have hashed and flushed, by path in the folder; they are not read again.
+    """
+    files, known = {}, known or {}
+    for part in sorted(part for part in path.rglob("*") if part.is_file()):
+        name = part.relative_to(path).as_posix()
+        if name not in known:
+            files[name] = {"bytes": part.stat().st_size, "sha256": file_sha256(part)}
+            sync_file(part)
+    (path / MANIFEST).write_bytes(_manifest_bytes({**files, **known}))
+    sync_file(path / MANIFEST)
 
 
 def _manifest_bytes(files: Mapping[str, Any], version: Any = FORMAT) -> bytes:

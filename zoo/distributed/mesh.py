@@ -57,6 +57,11 @@ class Parallelism:
         return self.method == "pmap"
 
     @property
+    def splits_parameters(self) -> bool:
+        """True if devices hold different parameters."""
+        return self.axis_size("model") > 1 or self.axis_size("fsdp") > 1
+
+    @property
     def axis_name(self) -> str | None:
         """Name of the axis over which the step itself averages; None where the compiler does."""
         return pmap.AXIS_NAME if self.is_pmap else None
@@ -198,18 +203,25 @@ def shard_state(parallelism: Parallelism, model: nn.Module, state: Any) -> Any:
     """Place a TrainState on the devices; unchanged for a single device."""
     if parallelism.is_single_device:
         return state
-    return _place(state, shardings(parallelism, model, state, state.variables["params"]))
+    return place(state, shardings(parallelism, model, state, state.variables["params"]))
 
 
 def shard_variables(parallelism: Parallelism, model: nn.Module, variables: Mapping) -> Any:
     """Place variables, from the host or from other devices, on the devices."""
     if parallelism.is_single_device:
         return jax.device_put(variables)
-    return _place(variables, shardings(parallelism, model, variables, variables["params"]))
+    return place(variables, shardings(parallelism, model, variables, variables["params"]))
 
 
-def _place(tree: Any, target: Any) -> Any:
-    def place(leaf, sharding):
+def with_sharding(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    """Return the shape and dtype of an array together with a sharding."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def place(tree: Any, target: Any) -> Any:
+    """Place a pytree of arrays, from the host or from other devices, in the shardings `target`."""
+
+    def place_leaf(leaf, sharding):
         if sharding.is_fully_addressable:
             return jax.device_put(leaf, sharding)
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -217,7 +229,7 @@ def _place(tree: Any, target: Any) -> Any:
         data = np.asarray(leaf)
         return jax.make_array_from_callback(data.shape, sharding, lambda index: data[index])
 
-    return jax.tree.map(place, tree, target)
+    return jax.tree.map(place_leaf, tree, target)
 
 
 def _identity(x):

@@ -1,12 +1,13 @@
 """Training with several processes: how they find each other and what the primary process does for all.
 
 Every process runs the same loop on its own devices and its own rows of each batch. Only the primary process writes into
-the run's folder, except through Orbax, which all processes call together and which requires a shared folder. What the
-primary process reads there it broadcasts. With a single process every function here is a plain call without collectives
-or copies.
+the run's folder, except that each process writes its own part of a saved state, for which they need a shared folder.
+What the primary process reads there it broadcasts. With a single process every function here is a plain call without
+collectives or copies.
 """
 
 import errno
+import itertools
 import json
 import os
 import socket
@@ -27,6 +28,10 @@ COMPARE_EVERY = 8
 COMPARE_SECONDS = 1.0
 #: Seconds without a sign of life after which JAX gives a process up and ends the others.
 HEARTBEAT_SECONDS = 60
+#: Seconds until the others must have come to an exchange; a process that is lost ends all long before.
+EXCHANGE_SECONDS = 24 * 3600
+
+_exchanges = itertools.count()
 
 
 def initialize(coordinator: str = "", processes: int | None = None, process: int | None = None) -> None:
@@ -176,17 +181,26 @@ def reached_preemption(step: int) -> bool:
 
 def gather_to_host(tree: Any) -> Any:
     """Return a pytree with every array whole, as NumPy arrays, in every process."""
-    if not is_multiprocess():
-        return jax.device_get(tree)
-    from jax.experimental import multihost_utils
+    return jax.tree.map(_gather, tree)
+
+
+def gather_to_primary(tree: Any) -> Any:
+    """Return a pytree with every array whole, as NumPy arrays, in the primary process; with None in the others."""
 
     def gather(leaf):
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
-            return np.asarray(leaf)
-        # Leaf by leaf: gathering all at once would need the memory on every device that sharding saves.
-        return multihost_utils.process_allgather(leaf, tiled=True)
+        whole = _gather(leaf)
+        return whole if is_primary() else None
 
     return jax.tree.map(gather, tree)
+
+
+def _gather(leaf: Any) -> np.ndarray:
+    """Return an array whole. Gathering all at once would need the memory on every device that sharding saves."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return np.asarray(leaf)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(leaf, tiled=True)
 
 
 def all_reduce_max(*flags: int) -> tuple[int, ...]:
@@ -247,6 +261,35 @@ def run_on_primary(function: Callable[[], Any]) -> Any:
     if "error" in message:
         raise error or ValueError(message["error"])
     return message["data"]
+
+
+def exchange(name: str, value: Any) -> list[Any]:
+    """Give a JSON value to the other processes and return those of all, in their order.
+
+    The values pass through JAX's coordinator and not through the devices, so that a thread may call this while the
+    devices train. All processes must call it equally often.
+
+    Args:
+        name: the occasion, on which the processes must agree.
+        value: this process's value.
+
+    Raises:
+        RuntimeError: if another process is at another occasion.
+    """
+    if not is_multiprocess():
+        return [value]
+    client, own, number = watch.coordinator(), jax.process_index(), next(_exchanges)
+    client.key_value_set(f"zoo-exchange/{own}/{number}", json.dumps([name, value]))
+    answers = []
+    for index in range(jax.process_count()):
+        text = client.blocking_key_value_get(f"zoo-exchange/{index}/{number}", 1000 * EXCHANGE_SECONDS)
+        occasion, answer = json.loads(text)
+        if occasion != name:
+            raise RuntimeError(f"process {index} is at {occasion}, this one at {name}")
+        answers.append(answer)
+    if number:  # all have answered this one, so they have read the one before
+        client.key_value_delete(f"zoo-exchange/{own}/{number - 1}")
+    return answers
 
 
 def _broadcast(array: np.ndarray) -> np.ndarray:

@@ -32,8 +32,8 @@ LOST_EXIT = 70
 _ALIVE, _END, _HOST = "zoo/alive/", "zoo/end", "zoo/host/"
 
 
-def _client() -> Any:
-    """Return the client of JAX's coordinator; None for a single process."""
+def coordinator() -> Any:
+    """Return this process's client of JAX's coordinator; None for a single process."""
     from jax._src import distributed
 
     return distributed.global_state.client
@@ -172,7 +172,7 @@ def start(leave: Callable[[int, str], NoReturn], hang_seconds: float = HANG_SECO
         hang_seconds: see HANG_SECONDS.
     """
     global _watch
-    client = _client()
+    client = coordinator()
     if client is None or jax.process_count() == 1 or _watch is not None:
         return
     _watch = Watch(client, jax.process_index(), jax.process_count(), leave)
@@ -239,7 +239,7 @@ def cause_elsewhere(seconds: float) -> bool:
 
 def register_host() -> None:
     """Write what the others should know of this process: its host, devices and versions."""
-    client = _client()
+    client = coordinator()
     if client is None:
         return
     from importlib.metadata import PackageNotFoundError, version
@@ -255,7 +255,7 @@ def register_host() -> None:
 
 def hosts(timeout: float = 120.0) -> list[dict[str, Any]]:
     """Return what each process has registered, in their order."""
-    client = _client()
+    client = coordinator()
     if client is None:
         return []
     keys = [f"{_HOST}{index}" for index in range(jax.process_count())]

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from zoo.distributed.processes import gather_to_host
 from zoo.models import abstract_variables, with_runtime
 from zoo.models.layers import BatchNorm, Conv
 from zoo.trees import flatten, unflatten
@@ -40,9 +41,9 @@ def fold(model: nn.Module, variables: dict, image_shape: tuple[int, int, int]) -
         image_shape: (H, W, C) of the network's input.
 
     Returns:
-        Variables on the host for `model.apply(…, train=False)`. They lack the parameters and statistics of the folded
-        norms, so they cannot be trained; the collection "folded" holds the biases. `variables` itself if there is
-        nothing to fold.
+        Variables for `model.apply(…, train=False)`, on the host except for leaves that are split among devices, which
+        stay there. They lack the parameters and statistics of the folded norms, so they cannot be trained; the
+        collection "folded" holds the biases. `variables` itself if there is nothing to fold.
     """
     foldable = foldable_pairs(model, tuple(image_shape)) if variables.get("batch_stats") else ()
     if not foldable:
@@ -50,7 +51,7 @@ def fold(model: nn.Module, variables: dict, image_shape: tuple[int, int, int]) -
     flat = flatten(variables)
 
     def take(path: str, default: float) -> np.ndarray:
-        return np.asarray(flat.pop(path, default), np.float64)
+        return np.asarray(gather_to_host(flat.pop(path, default)), np.float64)
 
     for conv, norm, epsilon in foldable:
         mean, var = take(f"batch_stats/{norm}/mean", 0), take(f"batch_stats/{norm}/var", 1)
@@ -58,8 +59,15 @@ def fold(model: nn.Module, variables: dict, image_shape: tuple[int, int, int]) -
         flat[f"folded/{norm}/bias"] = (take(f"params/{norm}/bias", 0) - mean * multiplier).astype(np.float32)
         for path in (f"params/{conv}/kernel", f"params/{conv}/bias"):
             if path in flat:
-                flat[path] = np.asarray(flat[path]) * multiplier.astype(np.float32)
+                flat[path] = _multiply(flat[path], multiplier.astype(np.float32))
     return unflatten(flat)
+
+
+def _multiply(leaf: Any, multiplier: np.ndarray) -> Any:
+    """Return leaf * multiplier: on the host, or where the leaf is if devices share it."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
+        return jax.jit(jax.numpy.multiply, out_shardings=leaf.sharding)(leaf, multiplier)
+    return np.asarray(leaf) * multiplier
 
 
 def folded_on_device(model: nn.Module, variables: dict, image_shape: tuple[int, int, int]) -> dict:

@@ -209,13 +209,20 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def init(model: ImageClassifier, key: jax.Array | int, image_shape: tuple[int, int, int] | None = None) -> dict:
+def init(
+    model: ImageClassifier,
+    key: jax.Array | int,
+    image_shape: tuple[int, int, int] | None = None,
+    shardings: Any = None,
+) -> dict:
     """Initialise the variables of a model.
 
     Args:
         model: a model of this package.
         key: a JAX random key, or a seed.
         image_shape: [H, W, C] of the images; None for the native shape of the model.
+        shardings: tree of the shardings of the variables; None for one device. No device then computes more than its
+            part.
 
     Returns:
         {"params": …, "batch_stats": …}; "batch_stats" is empty for models without batch norm.
@@ -223,7 +230,11 @@ def init(model: ImageClassifier, key: jax.Array | int, image_shape: tuple[int, i
     if isinstance(model, str):
         raise ValueError(f"init: {model!r} is a name; write zoo.init(zoo.create({model!r}, num_classes=10), {key!r})")
     key = jax.random.key(key) if isinstance(key, int) else key
-    return _jit_init(model, key, image_shape and tuple(image_shape))
+    shape = image_shape and tuple(image_shape)
+    if shardings is not None:
+        leaves, structure = jax.tree.flatten(shardings)
+        return _sharded_init(model, shape, tuple(leaves), structure)(key)
+    return _jit_init(model, key, shape)
 
 
 def abstract_variables(model: ImageClassifier, image_shape: tuple[int, int, int] | None = None) -> dict:
@@ -243,7 +254,15 @@ def _init(model: ImageClassifier, key: jax.Array, image_shape: tuple[int, int, i
 
 
 # Most of the time goes into compiling one random draw for each leaf; without optimisation that is six times faster.
-_jit_init = jax.jit(_init, static_argnums=(0, 2), compiler_options={"xla_backend_optimization_level": 0})
+_UNOPTIMISED = {"xla_backend_optimization_level": 0}
+_jit_init = jax.jit(_init, static_argnums=(0, 2), compiler_options=_UNOPTIMISED)
+
+
+@lru_cache(maxsize=4)
+def _sharded_init(model: ImageClassifier, image_shape: Any, leaves: tuple, structure: Any) -> Any:
+    placed = jax.tree.unflatten(structure, leaves)
+    function = partial(_init, model, image_shape=image_shape)
+    return jax.jit(function, out_shardings=placed, compiler_options=_UNOPTIMISED)
 
 
 def count_parameters(variables: Mapping) -> int:

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
 from typing import Any, NoReturn
 
 import jax
@@ -28,6 +29,7 @@ from zoo.training.plan import Plan
 from zoo.training.report import PageWriter
 from zoo.training.request import Say
 from zoo.training.run import Logs, Progress
+from zoo.training.saving import Saver, resume, write_save
 from zoo.training.step import TrainState, eval_variables
 from zoo.training.timeline import Segment
 from zoo.training.trackers import Tracking
@@ -128,46 +130,27 @@ def train(
 ) -> None:
     """Train from the latest save, or from step 0, to the end and write the report."""
     precompiled = plan.precompiled or precompile_largest(plan, display.say)
-    state, best, progress = resume(plan, plan.first_state(), display.say)
+    state, best, progress = resume(plan, display.say)
     state = plan.shard_state(state)
     logs = Logs(plan.folder, progress.history, tracking.add if tracking else None) if processes.is_primary() else None
     first_step, start_time = progress.step, time.monotonic()
     try:
-        with catch_signals() if caught is None else nullcontext(caught) as caught:
-            trainer = Trainer(plan, display, logs, state, best, progress, precompiled, caught)
+        with catch_signals() if caught is None else nullcontext(caught) as caught, Saver() as saver:
+            trainer = Trainer(plan, display, logs, state, best, progress, precompiled, caught, saver)
             if not progress.stopped:
                 with caught.at_work():
                     trainer.run(save_seconds, save_steps, workers)
         doing = "evaluating the finished training"  # on large test splits for longer than processes may stand still
+        best = trainer.best
+        del trainer, state  # the devices need room for the best variables
         with caught.nothing_unsaved(doing, REPORT_SECONDS), watch.exempt(doing):
-            report.finish(plan, trainer.best, progress, display)
+            report.finish(plan, best, progress, display)
     finally:
         if logs is not None:
             logs.close()
             seconds = time.monotonic() - start_time
             with suppress(OSError):  # it would hide the error that ended the training
                 runs.append_timing(plan.folder, first_step, progress.step, plan.batch_size, seconds)
-
-
-def resume(plan: Plan, state: TrainState, say: Say) -> tuple[TrainState, dict, Progress]:
-    """Return (state, best variables, progress) of the latest intact save, or those of a new run."""
-    best = jax.device_get(eval_variables(state))
-
-    def like(step: int) -> dict:
-        due = checkpoint.read_progress(plan.folder / runs.STATE / name).get("evaluation_due")
-        return {"state": plan.reset_optimizer(state, plan.segment(step - 1 if due else step)), "best": best}
-
-    def latest() -> str | None:
-        save = checkpoint.latest_intact_save(plan.folder / runs.STATE, say)
-        return None if save is None else save.name
-
-    name = processes.run_on_primary(latest)
-    if name is None:
-        return state, best, Progress()
-    arrays, saved = checkpoint.read_state(plan.folder / runs.STATE / name, like)
-    progress = Progress.from_json(saved, f"{plan.folder / runs.STATE / name}")
-    say(f"Resuming at step {progress.step:,} of {plan.total_steps:,}")
-    return jax.tree.map(jax.numpy.asarray, arrays["state"]), arrays["best"], progress
 
 
 def precompile_largest(plan: Plan, say: Say) -> tuple[Segment, Any] | None:
@@ -224,11 +207,13 @@ class Trainer:
         progress: Progress,
         precompiled: tuple[Segment, Any] | None = None,
         caught: Caught | None = None,
+        saver: Saver | None = None,
     ):
         self.plan, self.display, self.logs = plan, display, logs
         self.state, self.best, self.progress = state, best, progress
         self.precompiled = precompiled
         self.caught = Caught() if caught is None else caught
+        self.saver = Saver() if saver is None else saver
         self.in_flight: list[tuple[int, dict]] = []  # (step, metrics on the device), oldest first
         self.max_in_flight = 1
         self.exported_step = -1  # the best step that best/ holds
@@ -268,6 +253,7 @@ class Trainer:
                     batches = plan.batches(progress.step, workers)
                 if self.caught.leave:  # compiling cannot be interrupted by a save
                     self.save()
+                    self.finish_save()
                 step = self.compile(segment)
             self.save_if_due(save_seconds, save_steps)
 
@@ -291,8 +277,11 @@ class Trainer:
         signum, overdue_anywhere = self.compare_flags(progress.step, own, overdue)
         if not signum and processes.reached_preemption(progress.step):
             signum = signal.SIGTERM
+        self.saver.check()
         if due or progress.stopped or signum or overdue_anywhere:
             self.save()
+        if progress.stopped or signum:
+            self.finish_save()
         if signum and not progress.stopped:
             self.end_interrupted(signum)
 
@@ -342,6 +331,7 @@ class Trainer:
         """Raise DivergenceError, with advice, unless the value is finite."""
         if math.isfinite(value):
             return
+        self.saver.wait()
         save = checkpoint.latest_save(self.plan.folder / runs.STATE)
         raise DivergenceError(
             f"the {name} is {value} at step {step:,} with learning rate {self.plan.learning_rate(step - 1):.3g}; try "
@@ -354,7 +344,7 @@ class Trainer:
         self.flush()
         plan, progress = self.plan, self.progress
         progress.evaluation_due = True
-        variables = processes.gather_to_host(eval_variables(self.state))
+        variables = eval_variables(self.state)
         metrics = self.evaluate(variables)
         self.display.pause()
         self.require_finite("validation loss", metrics.loss, progress.step)
@@ -362,7 +352,7 @@ class Trainer:
         is_best = progress.best_score is None or score > progress.best_score
         if is_best:
             progress.best_score, progress.best_step, progress.evals_without_improvement = score, progress.step, 0
-            self.best = variables
+            self.best = checkpoint.snapshot(variables)
         else:
             progress.evals_without_improvement += 1
         self.log(metrics, is_best)
@@ -378,6 +368,7 @@ class Trainer:
         with ExitStack() as stack:
             if self.caught.leave and not self.evaluation_compiled:  # compiling cannot be interrupted by a save
                 self.save()
+                self.finish_save()
                 stack.enter_context(self.caught.nothing_unsaved("compiling the evaluation"))
                 stack.enter_context(watch.exempt("compiling the evaluation"))
 
@@ -390,6 +381,7 @@ class Trainer:
                 (signum,) = self.compare_evaluations(self.evaluation_batches, own)
                 if signum:
                     self.save()
+                    self.finish_save()
                     self.end_interrupted(signum)
 
             return report.evaluate_split(self.plan, variables, "validation", self.display, check=check)
@@ -426,21 +418,23 @@ class Trainer:
         return bool(patience) and self.progress.evals_without_improvement >= patience and in_last_segment
 
     def save(self) -> None:
-        """Save the whole state, then the best checkpoint if it changed."""
+        """Begin to save the whole state, and the best checkpoint if it changed, once the save before is done."""
         with self.caught.saving(), watch.exempt("saving"):
-            self.write_state()
+            self.flush()
+            self.saver.wait()
+            progress = self.progress.copy()
+            is_new_best = bool(progress.history) and self.exported_step != progress.best_step
+            arrays = {"state": checkpoint.snapshot(self.state, owned_only=True), "best": self.best}
+            self.saver.start(partial(write_save, self.plan, arrays, progress, is_new_best))
+            self.exported_step = progress.best_step if is_new_best else self.exported_step
+            self.save_time = time.monotonic()
+            self.display.pause()
 
-    def write_state(self) -> None:
-        self.flush()
-        plan, progress = self.plan, self.progress
-        state = processes.gather_to_host(self.state) if processes.is_multiprocess() else self.state
-        arrays = {"state": state, "best": self.best}
-        checkpoint.save_state(plan.folder / runs.STATE, progress.step, arrays, progress.to_json())
-        if progress.history and self.exported_step != progress.best_step:
-            report.save_best(plan, self.best, progress, {})
-            self.exported_step = progress.best_step
-        self.save_time = time.monotonic()
-        self.display.pause()
+    def finish_save(self) -> None:
+        """Wait until the state is saved."""
+        with self.caught.saving(), watch.exempt("saving"):
+            self.saver.wait()
+            self.display.pause()
 
 
 def monitor_score(metrics: Metrics, monitor: str, step: int) -> list[float]:

@@ -50,7 +50,14 @@ from zoo.training.request import (
     with_default_model,
 )
 from zoo.training.run import RunConfig
-from zoo.training.step import TrainState, abstract_opt_state, create_state, make_train_step, reset_optimizer
+from zoo.training.step import (
+    TrainState,
+    abstract_opt_state,
+    abstract_state,
+    create_state,
+    make_train_step,
+    reset_optimizer,
+)
 from zoo.training.timeline import Segment, build_timeline, optimizer_span, segment_at
 
 #: Pixels of an image from which memory is estimated before its preprocessing is measured.
@@ -152,14 +159,26 @@ class Plan:
         start, stop = optimizer_span(self.segments, segment)
         return make_optimizer(self.recipe, stop - start, self.steps_per_epoch, multipliers)
 
+    def shardings(self, tree: Any) -> Any:
+        """Return the sharding of every leaf of variables or state; None if parameters are not split among devices."""
+        if not self.parallelism.splits_parameters:
+            return None
+        return mesh.shardings(self.parallelism, self.model, tree, self.abstract_variables["params"])
+
+    def abstract_state(self, segment: Segment) -> TrainState:
+        """Return the shapes and dtypes of the state within a segment, and the shardings if parameters are split."""
+        state = abstract_state(self.abstract_variables, self.optimizer(segment), self.recipe, segment.frozen)
+        placed = self.shardings(state)
+        return state if placed is None else jax.tree.map(mesh.with_sharding, state, placed)
+
     def first_state(self) -> TrainState:
-        """Return the state before step 0, on one device."""
+        """Return the state before step 0: sharded if parameters are split among devices, else on one device."""
         first, start = self.segments[0], None
         if self.init is not None:
             start = partial(self.init.variables_for, self.model, self.preprocess, self.dataset.class_names)
         return create_state(
             self.model, self.optimizer(first), self.recipe, self.preprocess.input_shape, start=start,
-            frozen=first.frozen,
+            frozen=first.frozen, shardings=self.shardings,
         )  # fmt: skip
 
     def require_memory(self) -> None:
@@ -183,7 +202,7 @@ class Plan:
 
     def reset_optimizer(self, state: TrainState, segment: Segment) -> TrainState:
         """Return the state with the fresh optimiser of a segment."""
-        return reset_optimizer(state, self.optimizer(segment), segment.frozen)
+        return reset_optimizer(state, self.optimizer(segment), segment.frozen, self.shardings)
 
     def shard_state(self, state: TrainState) -> TrainState:
         """Place a state on the devices."""

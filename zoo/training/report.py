@@ -123,7 +123,7 @@ def describe_parallelism(plan: Plan) -> list[str]:
         f"devices: {parallelism}{count}; {per_device} of {plan.batch_size} images per device",
         f"      learning rate {recipe.learning_rate:g} for the whole batch; it is not scaled with the devices",
     ]
-    if parallelism.axis_size("model") > 1 or parallelism.axis_size("fsdp") > 1:
+    if parallelism.splits_parameters:
         sharded = mesh.count_sharded(parallelism, plan.model, plan.abstract_variables["params"])
         lines.append(f"      {sharded:,} of {plan.num_parameters:,} parameters sharded, the others replicated")
     return lines
@@ -196,7 +196,15 @@ def save_best(
 
 
 def finish(plan: Plan, best: dict, progress: Progress, display: Display) -> None:
-    """Evaluate the best variables on every held-out split, then write results.json and the figures."""
+    """Evaluate the best variables on every held-out split, then write results.json and the figures.
+
+    Args:
+        plan: the run.
+        best: the best variables on the host, as `checkpoint.snapshot` returns them.
+        progress: the run's progress.
+        display: where to print.
+    """
+    best = checkpoint.on_devices(best)
     validation, calibration, reason = evaluate_and_calibrate(
         plan.eval_model, best, plan.dataset.splits["validation"], plan.preprocess, plan.dataset.class_names,
         "validation", batch_size=plan.eval_batch_size, parallelism=plan.parallelism,
@@ -206,7 +214,8 @@ def finish(plan: Plan, best: dict, progress: Progress, display: Display) -> None
     if "test" in plan.dataset.splits:
         results["test"] = evaluate_split(plan, best, "test", display, calibration)
     brief = {name: {k: v for k, v in result.to_json().items() if k != "confusion"} for name, result in results.items()}
-    save_best(plan, best, progress, brief, calibration)
+    whole = processes.gather_to_primary(best)
+    processes.run_on_primary(lambda: save_best(plan, whole, progress, brief, calibration) and None)
     processes.run_on_primary(lambda: write_results(plan, progress, results, display, (calibration, reason)))
 
 

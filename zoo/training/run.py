@@ -423,6 +423,10 @@ class Progress:
             del fields["evaluation_due"]
         return fields
 
+    def copy(self) -> "Progress":
+        """Return a copy that does not change when training goes on; rows of the history never do."""
+        return dataclasses.replace(self, history=list(self.history), sums=dict(self.sums))
+
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str = "progress.json") -> "Progress":
         """Build the progress from JSON of format 1 or 2.

@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from zoo.data.augment.ops import augment
 from zoo.data.images.preprocess import Preprocess, normalise
-from zoo.models import init
+from zoo.distributed.mesh import place
+from zoo.distributed.processes import gather_to_host
+from zoo.models import abstract_variables, init
 from zoo.models.layers import BatchNorm
 from zoo.training.finetune import combine, partition
 from zoo.training.optim import penalty
@@ -24,6 +27,9 @@ from zoo.training.recipe import Recipe
 from zoo.trees import flatten, unflatten
 
 Batch = dict[str, Any]
+
+#: Returns the sharding of every leaf of an abstract tree of variables or state; None if nothing is split.
+Shardings = Callable[[Any], Any]
 
 
 class TrainState(NamedTuple):
@@ -52,8 +58,11 @@ def create_state(
     *,
     start: Callable[[dict], dict] | None = None,
     frozen: frozenset[str] = frozenset(),
+    shardings: Shardings = lambda tree: None,
 ) -> TrainState:
     """Create the state before step 0. It follows from the recipe's seed and from `start`.
+
+    With `shardings` it is computed where it will be: no device ever holds more than its part and a whole leaf.
 
     Args:
         model: the network.
@@ -62,19 +71,44 @@ def create_state(
         image_shape: (height, width, channels) of the network's input.
         start: maps freshly initialised variables to those that training starts from.
         frozen: paths without optimiser state.
+        shardings: how the leaves of a tree of variables or optimiser state are split; None if they are not.
     """
     init_key, train_key = jax.random.split(jax.random.key(recipe.seed))
-    variables = init(model, init_key, image_shape)
-    if start is not None:
+    placed = shardings(abstract_variables(model, image_shape))
+    variables = init(model, init_key, image_shape, placed)
+    if start is not None and placed is None:
         variables = jax.tree.map(jnp.array, start(variables))  # copied, because a step donates its buffers
+    elif start is not None:
+        variables = jax.tree.map(np.array, start(gather_to_host(variables)))
+        variables = place(variables, placed)
     ema = jax.tree.map(jnp.copy, variables) if recipe.ema else None
     state = TrainState(jnp.zeros((), jnp.int32), variables, (), ema, jax.random.key_data(train_key))
-    return reset_optimizer(state, optimizer, frozen)
+    return reset_optimizer(state, optimizer, frozen, shardings)
 
 
-def reset_optimizer(state: TrainState, optimizer: optax.GradientTransformation, frozen: frozenset[str]) -> TrainState:
-    """Return the state with a freshly initialised optimiser for the parameters that are not frozen."""
-    return state._replace(opt_state=jax.jit(optimizer.init)(partition(state.variables["params"], frozen)))
+def reset_optimizer(
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    frozen: frozenset[str],
+    shardings: Shardings = lambda tree: None,
+) -> TrainState:
+    """Return the state with a freshly initialised optimiser for the parameters that are not frozen.
+
+    Arguments as in `create_state`.
+    """
+    trainable = partition(state.variables["params"], frozen)
+    placed = shardings(jax.eval_shape(optimizer.init, trainable))
+    return state._replace(opt_state=jax.jit(optimizer.init, out_shardings=placed)(trainable))
+
+
+def abstract_state(
+    variables: dict, optimizer: optax.GradientTransformation, recipe: Recipe, frozen: frozenset[str]
+) -> TrainState:
+    """Return the shapes and dtypes of `create_state` for variables of these shapes and dtypes."""
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    opt_state = abstract_opt_state(variables, optimizer, frozen)
+    return TrainState(step, variables, opt_state, variables if recipe.ema else None, key)
 
 
 def abstract_opt_state(variables: dict, optimizer: optax.GradientTransformation, frozen: frozenset[str]) -> Any:
