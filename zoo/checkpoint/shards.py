@@ -1,8 +1,8 @@
 """The arrays of a saved state: each process writes the parts that it holds into one file, and hashes them as it does.
 
 The files are safetensors. A part is named by the path of its leaf, "state/variables/params/stem/conv/kernel", followed
-by its bounds along every axis if it is not the whole leaf: "…/kernel@0:3,0:3,0:64,128:256". Parts are read again by the
-bounds that the reader needs, so the devices that read may be others than those that wrote.
+by its bounds and the whole size along every axis if it is not the whole leaf: "…/kernel@0:64/64,128:256/512". Parts are
+read again by the bounds that the reader needs, so the devices that read may be others than those that wrote.
 """
 
 import hashlib
@@ -201,7 +201,8 @@ def _chunks(start: bytes, parts: Mapping[str, np.ndarray]) -> Iterator[Any]:
 def _part_name(path: str, bounds: Bounds, shape: tuple[int, ...]) -> str:
     if all((0, size) == along for along, size in zip(bounds, shape, strict=True)):
         return path
-    return f"{path}@{','.join(f'{start}:{stop}' for start, stop in bounds)}"
+    axes = (f"{start}:{stop}/{size}" for (start, stop), size in zip(bounds, shape, strict=True))
+    return f"{path}@{','.join(axes)}"
 
 
 @dataclass
@@ -209,15 +210,12 @@ class SavedLeaf:
     """A leaf of a save, of which any part can be read.
 
     Attributes:
+        shape: shape of the whole leaf.
         parts: the open file that holds each part and the part's name in it, by bounds.
     """
 
+    shape: tuple[int, ...]
     parts: dict[Bounds, tuple[Any, str]] = field(default_factory=dict)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the whole leaf."""
-        return tuple(max(stop for _, stop in along) for along in zip(*self.parts, strict=True))
 
     def is_complete(self) -> bool:
         """Return True if the parts have as many elements as the whole."""
@@ -266,21 +264,24 @@ def open_shards(folder: Path) -> Iterator[dict[str, SavedLeaf]]:
             except (SafetensorError, OSError) as error:
                 raise CorruptCheckpointError(f"{file}: cannot be read ({one_line(error, 200)})") from None
             for name, shape in shapes.items():
-                path, bounds = _parse_name(name, shape)
-                leaves.setdefault(path, SavedLeaf()).parts[bounds] = opened, name
+                path, bounds, whole = _parse_name(name, shape)
+                leaf = leaves.setdefault(path, SavedLeaf(whole))
+                if leaf.shape != whole:
+                    raise CorruptCheckpointError(f"{file}: {one_line(name, 200)} is part of another array")
+                leaf.parts[bounds] = opened, name
         for path, leaf in leaves.items():
-            if len(set(map(len, leaf.parts))) > 1 or not leaf.is_complete():
+            if not leaf.is_complete():
                 raise CorruptCheckpointError(f"{folder}: parts of {one_line(path, 200)} are missing")
         yield leaves
 
 
-def _parse_name(name: str, shape: tuple[int, ...]) -> tuple[str, Bounds]:
-    """Return the path of a part's leaf and the part's bounds."""
-    found = re.fullmatch(r"(.+)@(\d+:\d+(?:,\d+:\d+)*)", name)
+def _parse_name(name: str, shape: tuple[int, ...]) -> tuple[str, Bounds, tuple[int, ...]]:
+    """Return the path of a part's leaf, the part's bounds and the shape of the whole leaf."""
+    found = re.fullmatch(r"(.+)@(\d+:\d+/\d+(?:,\d+:\d+/\d+)*)", name)
     if found is None:
-        return name, tuple((0, size) for size in shape)
-    pairs = (along.split(":") for along in found[2].split(","))
-    bounds = tuple((int(start), int(stop)) for start, stop in pairs)
-    if tuple(stop - start for start, stop in bounds) != shape:
-        return name, tuple((0, size) for size in shape)  # no leaf of a state has such a path: the reader refuses it
-    return found[1], bounds
+        return name, tuple((0, size) for size in shape), shape
+    numbers = [tuple(map(int, re.split("[:/]", along))) for along in found[2].split(",")]
+    bounds, whole = tuple((start, stop) for start, stop, _ in numbers), tuple(size for *_, size in numbers)
+    if tuple(stop - start for start, stop in bounds) != shape or any(stop > size for _, stop, size in numbers):
+        return name, tuple((0, size) for size in shape), shape  # no leaf has such a path: the reader refuses it
+    return found[1], bounds, whole
