@@ -93,6 +93,7 @@ def fit(
     limit: int = 0,
     parallel: str = "jit",
     mesh: str = "",
+    device_data: str = "auto",
     quiet: bool = False,
     workers: int | None = None,
     log: str | Sequence[str] = (),
@@ -114,6 +115,8 @@ def fit(
         limit: maximum number of records per split; 0 for all.
         parallel: "jit" or "pmap".
         mesh: "data=4,model=2", "fsdp=8", …; by default all devices along "data".
+        device_data: "on" keeps the training images on the devices, "off" transfers each batch; "auto" keeps them where
+            they fit, except on CPUs. It affects speed only.
         quiet: print nothing.
         workers: threads that read data which is not kept in memory; they affect speed only.
         log: experiment trackers that get the run as well: "wandb", "mlflow" or a list of both.
@@ -131,7 +134,7 @@ def fit(
     """
     request = _train_request(
         "fit", model, data, recipe, init=init, fields=fields, workdir=workdir, data_dir=data_dir, limit=limit,
-        parallel=parallel, mesh=mesh, changes=changes,
+        parallel=parallel, mesh=mesh, device_data=device_data, changes=changes,
     )  # fmt: skip
     say = (lambda line: None) if quiet else print
     trackers = parse_trackers(log, "fit: log")
@@ -200,6 +203,7 @@ def _train_request(
     limit: int = 0,
     parallel: str = "jit",
     mesh: str = "",
+    device_data: str = "auto",
     changes: dict[str, Any],
 ) -> TrainRequest:
     """Build the request of `fit` or `cross_validate`, whose name begins error messages."""
@@ -236,6 +240,7 @@ def _train_request(
         data_dir=data_dir,
         limit=limit,
         parallelism=parse_parallelism(parallel, mesh),
+        device_data=device_data,
         workdir=workdir,
     )
 

@@ -60,6 +60,7 @@ def test_train_has_defaults_only_where_nothing_depends_on_the_recipe():
     options = vars(parser_of("train").parse_args([]))
     assert {name: value for name, value in options.items() if value} == {
         "save_every": 60.0,
+        "device_data": "auto",
         "parallel": "jit",
         "report": True,
         "hang_timeout": 1800.0,

@@ -57,6 +57,7 @@ SAME = [
     ("--augment none", {"model": "lenet5", "augment": ()}),
     ("--batch-size 0 --micro-batch 7", {"model": "lenet5", "batch_size": 0, "micro_batch": 7}),
     ("--limit 50", {"model": "lenet5", "limit": 50}),
+    ("--device-data off", {"model": "lenet5", "device_data": "off"}),
     ("--image-size 36", {"model": "lenet5", "image_size": 36}),
     ("--set image_size=36", {"model": "lenet5", "image_size": 36}),
     ("--model resnet20 --progressive 16,24 --test-size 32",

@@ -104,6 +104,8 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config", metavar="FILE", help="Train the config.json of a run anew; other options override it.")
     add("--limit", metavar="N", type=count, default=None, help="Use at most N records of each split; 0: all.")
     add("--workers", metavar="N", type=count, default=None, help="Threads that read images (default: one per core).")
+    add("--device-data", metavar="WHEN", default="auto",
+        help="Keep the training images on the devices: on, off, or auto: where they fit, except on CPUs.")  # fmt: skip
     add_device_options(parser)
 
 
@@ -200,6 +202,7 @@ def train_request(options: argparse.Namespace, parallelism: "Parallelism | None"
         data_dir=options.data_dir,
         limit=options.limit,
         parallelism=parallelism,
+        device_data=options.device_data,
         workdir=getattr(options, "workdir", None),
         open_init=loading.open_init,
         head=head,

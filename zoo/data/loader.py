@@ -12,6 +12,7 @@ begins, so the result does not depend on which thread does which task.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -161,14 +162,11 @@ def train_batches(
     if crop and encoded_reader(split) is None:
         raise ValueError("host crops need encoded images; this split has decoded ones")
     labels = np.asarray(split.labels, np.int32)
-    images = None if crop else _preprocessed(split, preprocess, workers)
+    images = None if crop else preprocessed(split, preprocess, workers)
 
     def gather(images: NDArray[np.uint8]) -> Generator[Batch]:
-        step = start_step
-        while True:
-            indices = repeated_indices(seed, step, batch_size, len(labels), repeats)[0][rows]
+        for indices in train_indices(len(labels), batch_size, seed, start_step, shard, repeats):
             yield {"image": images[indices], "label": labels[indices], "weight": np.ones(len(indices), np.float32)}
-            step += 1
 
     def planned() -> Iterator[tuple[Batch, list[DecodeTask]]]:
         step = start_step
@@ -180,6 +178,18 @@ def train_batches(
             step += 1
 
     return gather(images) if images is not None else prefetch(planned(), workers)
+
+
+def train_indices(
+    num_records: int, batch_size: int, seed: int, start_step: int = 0, shard: tuple[int, int] = (0, 1), repeats: int = 1
+) -> Generator[NDArray[np.int64]]:
+    """Yield the records of this process's rows of each batch of `train_batches`, from batch `start_step` on.
+
+    Arguments as in `train_batches`; `num_records` is the number of records in the split.
+    """
+    rows = _rows(batch_size, shard)
+    for step in itertools.count(start_step):
+        yield repeated_indices(seed, step, batch_size, num_records, repeats)[0][rows]
 
 
 def eval_batches(
@@ -213,7 +223,7 @@ def eval_batches(
     if tta:
         check_views(tta, preprocess)
     labels = np.asarray(split.labels, np.int32)
-    images = None if tta else _preprocessed(split, preprocess, workers)
+    images = None if tta else preprocessed(split, preprocess, workers)
 
     def planned() -> Iterator[tuple[Batch, list[DecodeTask]]]:
         for first in range(0, len(labels), batch_size):
@@ -311,15 +321,20 @@ def nearest_multiples(size: int, count: int) -> str:
     return f"{below} or {below + count}" if below else f"{count}"
 
 
+def preprocessed_bytes(split: Split, preprocess: Preprocess) -> int:
+    """Return the bytes of all preprocessed images of a split."""
+    return len(split) * math.prod(preprocess.input_shape)
+
+
 _preprocessed_cache: weakref.WeakKeyDictionary[Any, tuple[Preprocess, NDArray[np.uint8]]] = weakref.WeakKeyDictionary()
 
 
-def _preprocessed(split: Split, preprocess: Preprocess, workers: int | None) -> NDArray[np.uint8] | None:
+def preprocessed(split: Split, preprocess: Preprocess, workers: int | None) -> NDArray[np.uint8] | None:
     """Return all images of a split preprocessed, or None if they take more than CACHE_BYTES.
 
     They are cached with the split, which is evaluated after every epoch.
     """
-    if len(split) * math.prod(preprocess.input_shape) > CACHE_BYTES:
+    if preprocessed_bytes(split, preprocess) > CACHE_BYTES:
         return None
     try:
         cached = _preprocessed_cache.get(split)

@@ -213,6 +213,13 @@ def shard_variables(parallelism: Parallelism, model: nn.Module, variables: Mappi
     return place(variables, shardings(parallelism, model, variables, variables["params"]))
 
 
+def replicate(parallelism: Parallelism, tree: Any) -> Any:
+    """Place a tree of arrays, which every process holds whole, on each device."""
+    if parallelism.is_single_device:
+        return jax.device_put(tree)
+    return place(tree, jax.tree.map(lambda leaf: replicated(parallelism), tree))
+
+
 def with_sharding(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     """Return the shape and dtype of an array together with a sharding."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -216,6 +216,7 @@ class Trainer:
         self.saver = Saver() if saver is None else saver
         self.in_flight: list[tuple[int, dict]] = []  # (step, metrics on the device), oldest first
         self.max_in_flight = 1
+        self.step_bytes = 0  # per device, of the largest step known
         self.exported_step = -1  # the best step that best/ holds
         self.save_time = time.monotonic()
         self.compare_flags = processes.PeriodicMax()
@@ -234,7 +235,7 @@ class Trainer:
         if progress.stopped:
             return
         step = self.compile(segment)
-        batches = plan.batches(progress.step, workers)
+        batches = plan.batches(progress.step, workers, self.step_bytes)
         while not progress.stopped:
             start = time.monotonic()
             batch = next(batches)
@@ -250,7 +251,7 @@ class Trainer:
             if segment != previous:
                 if segment.preprocess != previous.preprocess:
                     batches.close()
-                    batches = plan.batches(progress.step, workers)
+                    batches = plan.batches(progress.step, workers, self.step_bytes)
                 if self.caught.leave:  # compiling cannot be interrupted by a save
                     self.save()
                     self.finish_save()
@@ -301,6 +302,8 @@ class Trainer:
                 step = compile_segment(self.plan, segment, self.state, self.display.say)
         self.display.pause()
         self.max_in_flight = memory.max_in_flight(step)
+        largest = self.precompiled[1] if self.precompiled else step
+        self.step_bytes = max(memory.required_bytes(each) or 0 for each in (step, largest))
         return step
 
     def wait_for_slot(self) -> None:

@@ -27,12 +27,11 @@ from zoo.data.folds import take_fold
 from zoo.data.images.measure import adapt_preprocess, preprocess_for, with_normalisation
 from zoo.data.images.polarity import note_polarity
 from zoo.data.images.preprocess import POINT_SHAPE, Preprocess
-from zoo.data.loader import prefetch_to_device, train_batches
 from zoo.data.sources.points import holds_points
 from zoo.distributed import compile, mesh, pmap, processes
 from zoo.distributed.mesh import Parallelism
 from zoo.inference.evaluate import BATCH_SIZE, require_memory
-from zoo.training import finetune, memory, progressive
+from zoo.training import batches, finetune, memory, progressive
 from zoo.training import run as runs
 from zoo.training.finetune import InitCheckpoint
 from zoo.training.optim import make_optimizer
@@ -86,6 +85,8 @@ class Plan:
         class_weights: factor on the loss of each class, or None.
         init: the checkpoint that training starts from.
         parallelism: the devices and how they share the work; not part of the run's identity.
+        device_data: when the training images stay on the devices, see `zoo.distributed.resident.CHOICES`; not part of
+            the run's identity.
         precompiled: a segment and its compiled step, if it was compiled to choose the micro-batch.
     """
 
@@ -102,6 +103,7 @@ class Plan:
     class_weights: tuple[float, ...] | None
     init: InitCheckpoint | None
     parallelism: Parallelism = mesh.SINGLE_DEVICE
+    device_data: str = "auto"
     precompiled: tuple[Segment, Any] | None = None
 
     @property
@@ -129,17 +131,18 @@ class Plan:
         """Images per evaluation batch: no more than a micro-batch, which was chosen for lack of memory."""
         return min(self.recipe.micro_batch or BATCH_SIZE, BATCH_SIZE)
 
-    def batches(self, step: int = 0, workers: int | None = None) -> Generator[Any]:
-        """Yield training batches on the device from `step` on, in the image size of that step."""
-        segment = self.segment(step)
-        batches = train_batches(
-            self.dataset.splits["train"], segment.preprocess, batch_size=self.batch_size, seed=self.recipe.seed,
-            start_step=step, shard=mesh.process_shard(self.parallelism), crop=segment.augmentation.host_crop,
-            repeats=self.recipe.augment_repeats, workers=workers,
+    def batches(self, step: int = 0, workers: int | None = None, step_bytes: int = 0) -> Generator[Any]:
+        """Yield training batches on the device from `step` on, in the image size of that step.
+
+        Args:
+            step: number of completed steps.
+            workers: threads that read data which is not kept in memory.
+            step_bytes: bytes per device that steps need beside the state.
+        """
+        return batches.train_batches_on_devices(
+            self.dataset.splits["train"], self.segment(step), self.recipe, self.batch_size, self.parallelism,
+            self.device_data, step, workers, step_bytes,
         )  # fmt: skip
-        if self.parallelism.is_single_device:
-            return prefetch_to_device(batches)
-        return prefetch_to_device(batches, partial(mesh.shard_batch, self.parallelism))
 
     def segment(self, step: int) -> Segment:
         """Return the segment of the step that follows `step` completed steps; after the last step, the last segment."""
@@ -316,7 +319,9 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
     plan = Plan(
         config, runs.run_folder(request.workdir, config), network, dataset, preprocess, batch_size, steps_per_epoch,
         total_steps, segments, abstract, _balanced_weights(recipe, dataset), request.init, parallelism,
+        request.device_data,
     )  # fmt: skip
+    batches.require_device_data(request.device_data, dataset, segments, parallelism)
     plan.require_memory()
     return _resolve_micro_batch(plan, say) if auto_micro_batch else plan
 

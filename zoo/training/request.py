@@ -44,6 +44,7 @@ class TrainRequest:
         data_dir: folder of TensorFlow Datasets.
         limit: maximum number of records per split, 0 for all; None for that of `base`.
         parallelism: the devices and how they share the work; None for all devices along "data".
+        device_data: when the training images stay on the devices: "auto", "on" or "off".
         workdir: folder of the run; None for one under runs/.
         open_init: opens pretrained weights by name, for photographs without `model` and `init`.
         fold: train and test on one fold of a cross-validation; None for that of `base`, or for the splits of the data.
@@ -62,6 +63,7 @@ class TrainRequest:
     data_dir: str | None = None
     limit: int | None = None
     parallelism: Parallelism | None = None
+    device_data: str = "auto"
     workdir: str | Path | None = None
     open_init: Callable[[str], InitCheckpoint] | None = None
     fold: Fold | None = None
