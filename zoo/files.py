@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from zoo.addresses import require_local
 from zoo.text import escape
 
 #: What reading a member of a damaged zip archive raises: zlib and lzma have error types of their own, and what the
@@ -41,6 +42,7 @@ def atomic_writer(file: Path, *, durable: bool = True, unique: bool = False) -> 
     Raises:
         OSError: naming `file`, if the disk is full or a limit is reached.
     """
+    require_local(file)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp" if unique else f".{file.name}.tmp")
     try:
         with open(temporary, "wb") as stream:
@@ -68,6 +70,7 @@ def require_regular(file: Path) -> int:
         FileNotFoundError: if there is no such file.
         ValueError: naming the file, if it is anything else.
     """
+    require_local(file)
     try:
         status = file.stat()
     except ValueError:  # a NUL character

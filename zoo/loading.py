@@ -21,7 +21,8 @@ def load(spec: str | Path, model: str | None = None, *, allow_nonfinite: bool = 
     Args:
         spec: a checkpoint folder; the name of a shipped checkpoint ("lenet5-mnist"); a name in WEIGHTS, downloaded once
             ("torchvision:resnet50", "timm:resnet50.a1_in1k", "keras:ResNet50V2"); a checkpoint on the Hugging Face Hub
-            ("hf:USER/NAME" or "hf:USER/NAME@REVISION"); or a weight file.
+            ("hf:USER/NAME" or "hf:USER/NAME@REVISION"); a weight file; or the address of a checkpoint or weight file in
+            an object store ("gs://bucket/run/best", "s3://bucket/run/best").
         model: name in MODELS, for a weight file that is not in WEIGHTS.
         allow_nonfinite: accept variables that hold NaN or infinity.
         **fields: fields of that model, e.g. load("mine.pth", "resnet50", stride_in="1x1").
@@ -55,5 +56,6 @@ def open_init(init: str | Path | Checkpoint, model: str | None = None) -> InitCh
     """
     if not isinstance(init, (str, Path)):
         return InitCheckpoint(f"a {init.card.model} in memory", init.card, jax.device_get(init.variables))
-    loaded = load(init, model if Path(init).expanduser().is_file() else None)
+    with weights.on_disk(init) as path:
+        loaded = load(path, model if Path(path).expanduser().is_file() else None)
     return InitCheckpoint(str(init), loaded.card, jax.device_get(loaded.variables))

@@ -84,3 +84,18 @@ def error_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return shorten_words(escape(f"{error.filename}: {error.strerror.lower()}"))
     return shorten_words(escape(" ".join(str(error).split()))) or type(error).__name__
+
+
+@contextmanager
+def renamed_in_errors(name: str, shown: str) -> Iterator[None]:
+    """Put `shown` in place of `name` in the errors of the block, such as an address in place of its local copy."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            if not str(error.filename).startswith(name):
+                raise
+            raise type(error)(error.errno, error.strerror, str(error.filename).replace(name, shown)) from None
+        if name not in str(error) or isinstance(error, UnicodeError):
+            raise
+        raise type(error)(str(error).replace(name, shown)) from None

@@ -1,7 +1,7 @@
 """Checkpoints and saved training state. The only package that imports Orbax.
 
-`manifest`: files and their hashes. `format`: a checkpoint's card and arrays. `run_state`: the rolling state of a run.
-`shards`: the arrays of that state, of which each process writes its own.
+`manifest`: files and their hashes. `format`: a checkpoint's card and arrays. `remote`: checkpoints in object stores.
+`run_state`: the rolling state of a run. `shards`: the arrays of that state, of which each process writes its own.
 """
 
 from zoo.checkpoint.format import (
@@ -17,6 +17,7 @@ from zoo.checkpoint.format import (
     verify_checkpoint,
 )
 from zoo.checkpoint.manifest import FORMAT, CorruptCheckpointError
+from zoo.checkpoint.remote import fetch_checkpoint
 from zoo.checkpoint.run_state import (
     latest_intact_save,
     latest_save,
@@ -35,6 +36,7 @@ __all__ = [
     "HostArray",
     "card_from_json",
     "compare_leaves",
+    "fetch_checkpoint",
     "latest_intact_save",
     "latest_save",
     "leaf_table",

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.addresses import is_address, parse_address
 from zoo.checkpoint.calibration import Calibration
 from zoo.checkpoint.manifest import (
     ARRAYS,
@@ -38,14 +39,13 @@ from zoo.checkpoint.manifest import (
     write_manifest,
 )
 from zoo.checkpoint.model_card import model_card
+from zoo.checkpoint.remote import CARD, absolute_if_unnamed, local_folder, storing
 from zoo.checkpoint.schema import check_card, to_plain_json
 from zoo.data.dataset import require_distinct_names
 from zoo.data.images.preprocess import Preprocess
 from zoo.files import backup_of, finish_replacement, follow_link, remove_folder, replace_folder, writing_folder
 from zoo.text import one_line, one_line_errors
 from zoo.trees import flatten
-
-CARD = "card.json"
 
 #: Orbax's saves and loads are not thread-safe: calls from several threads wait for each other without end.
 _ORBAX = threading.Lock()
@@ -164,7 +164,7 @@ def save_checkpoint(path: str | Path, card: Card, variables: Mapping, allow_nonf
     With several processes the primary one writes; the others, if they call this, only compute the card.
 
     Args:
-        path: the folder to write.
+        path: the folder to write, or its address in an object store.
         card: its metadata; the table of leaves is filled in.
         variables: nested dict {"params": …, "batch_stats": …} of arrays.
         allow_nonfinite: accept leaves that hold NaN or infinity.
@@ -178,6 +178,9 @@ def save_checkpoint(path: str | Path, card: Card, variables: Mapping, allow_nonf
     """
     import jax
 
+    if is_address(path) and is_primary():
+        with storing(parse_address(path)) as folder:
+            return save_checkpoint(folder, card, variables, allow_nonfinite)
     require_distinct_names(card.classes, str(path))
     variables = jax.tree.map(np.asarray, dict(variables))
     if not allow_nonfinite:
@@ -187,7 +190,7 @@ def save_checkpoint(path: str | Path, card: Card, variables: Mapping, allow_nonf
     check_card(body, str(path))
     if not is_primary():
         return card
-    path = follow_link(_absolute_if_unnamed(path))
+    path = follow_link(absolute_if_unnamed(path))
     temporary = path.with_name(f".{path.name}.tmp")
     finish_replacement(path)
     if path.exists() and not (path / MANIFEST).exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -212,7 +215,7 @@ def load_checkpoint(path: str | Path, check: bool = True, allow_nonfinite: bool 
     """Read a checkpoint folder of format 1 or 2.
 
     Args:
-        path: the folder.
+        path: the folder, or its address in an object store.
         check: verify the manifest and the hash of every leaf.
         allow_nonfinite: accept leaves that hold NaN or infinity.
 
@@ -225,8 +228,8 @@ def load_checkpoint(path: str | Path, check: bool = True, allow_nonfinite: bool 
         ValueError: for a format version that is not readable, a card with missing, unknown or invalid fields, or a leaf
             that is not finite.
     """
-    with one_line_errors(MAX_MESSAGE):
-        return _load_stable(_absolute_if_unnamed(path), check, allow_nonfinite)
+    with one_line_errors(MAX_MESSAGE), local_folder(path) as folder:
+        return _load_stable(folder, check, allow_nonfinite)
 
 
 def _load_stable(path: Path, check: bool, allow_nonfinite: bool) -> tuple[Card, dict]:
@@ -254,8 +257,8 @@ def read_card(path: str | Path) -> Card:
     Raises:
         FileNotFoundError, CorruptCheckpointError, ValueError: as `load_checkpoint`.
     """
-    with one_line_errors(MAX_MESSAGE):
-        folder = _locate(_absolute_if_unnamed(path))
+    with one_line_errors(MAX_MESSAGE), local_folder(path) as folder:
+        folder = _locate(folder)
         _require_checkpoint(folder, str(path))
         check_manifest(folder)
         return card_from_json(read_json(folder / CARD), str(folder / CARD))
@@ -265,7 +268,7 @@ def verify_checkpoint(path: str | Path, allow_nonfinite: bool = False) -> list[s
     """Check every file and leaf of a checkpoint against its hashes.
 
     Args:
-        path: the folder.
+        path: the folder, or an address, whose objects are all read.
         allow_nonfinite: accept leaves that hold NaN or infinity.
 
     Returns:
@@ -274,15 +277,18 @@ def verify_checkpoint(path: str | Path, allow_nonfinite: bool = False) -> list[s
     Raises:
         FileNotFoundError: if there is no checkpoint at `path`.
     """
-    folder = _locate(_absolute_if_unnamed(path))
-    lines = []
+    lines: list[str] = []
     try:
+        if is_address(path):
+            with local_folder(path, fresh=True) as copy:  # raises for what is damaged in the store
+                return verify_checkpoint(copy, allow_nonfinite)
+        folder = _locate(absolute_if_unnamed(path))
         lines = manifest_problems(folder) if (folder / MANIFEST).exists() else []
         if any(line.startswith(CARD) for line in lines):
             return lines  # a damaged card says nothing reliable about the leaves
         card, variables = _load_checkpoint(folder, check=not (folder / MANIFEST).exists())
     except ValueError as error:
-        return [*lines, one_line(error, MAX_MESSAGE)]
+        return [*lines, one_line(error, MAX_MESSAGE).removeprefix(f"{path}: ")]
     nonfinite = [] if allow_nonfinite else nonfinite_leaves(variables)
     return lines + compare_leaves(card.leaves, leaf_table(variables)) + nonfinite
 
@@ -303,12 +309,6 @@ def _require_checkpoint(folder: Path, path: str) -> None:
         return
     hint = f"; did you mean {folder / 'best'}?" if (folder / "best" / CARD).exists() else ""
     raise FileNotFoundError(f"{path}: is not a checkpoint (no {CARD}){hint}")
-
-
-def _absolute_if_unnamed(path: str | Path) -> Path:
-    """Return the path, made absolute if it ends in no name (".", ".."), since it is replaced under a name beside it."""
-    path = Path(path)
-    return path if path.name and path.name != ".." else Path(os.path.abspath(path))
 
 
 def _locate(path: Path) -> Path:

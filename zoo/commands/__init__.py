@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.addresses import is_address, parse_address, require_local
+
 #: Exit code of a process that a signal ended, minus the number of the signal.
 SIGNAL_EXIT = 128
 #: Exit code of a run that was interrupted by a scheduler, with its state saved: EX_TEMPFAIL, "try again".
@@ -132,6 +134,7 @@ def require_writable(path: Path, suffix: str) -> None:
     Raises:
         ValueError: naming the path, if it has another suffix or cannot be written.
     """
+    require_local(path)
     if path.suffix.lower() != suffix:
         raise ValueError(f"{path}: the file name must end in {suffix}")
     if path.is_dir():
@@ -151,8 +154,16 @@ def require_new_checkpoint(folder: str) -> None:
     """Check before long work that a checkpoint can be written to a folder. Nothing is created.
 
     Raises:
-        ValueError: naming the folder, if it holds a checkpoint or something else already, or cannot be created.
+        ValueError: naming the folder or address, if it holds a checkpoint or something else, or cannot be created.
     """
+    if is_address(folder):
+        from zoo.stores import objects
+
+        names = objects.listing(parse_address(folder))
+        if names:
+            what = "is a checkpoint already" if "card.json" in names else "exists and is not a checkpoint"
+            raise ValueError(f"{folder}: {what}; choose another address")
+        return
     path = Path(folder)
     if (path / "card.json").exists():
         raise ValueError(f"{folder}: is a checkpoint already; choose another folder, or remove it first")

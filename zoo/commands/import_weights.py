@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import add_allow_nonfinite, start_jax
+from zoo.addresses import is_address
+from zoo.commands import add_allow_nonfinite, require_new_checkpoint, start_jax
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,16 +51,17 @@ def run(options: argparse.Namespace) -> int:
     from zoo.pretrained.names import cached_folder
 
     fields = _model_fields(options)
-    if options.output and (Path(options.output) / CARD).exists():
-        raise ValueError(f"{options.output}: is a checkpoint already; choose another folder, or remove it first")
+    if options.output and (is_address(options.output) or (Path(options.output) / CARD).exists()):
+        require_new_checkpoint(options.output)
     classes = read_classes(Path(options.classes)) if options.classes else None
-    imported = weights.import_file(
-        options.file, options.target, fields, classes, preprocess=_preprocess_changes(options), weights=options.weights
-    )
+    with weights.on_disk(options.file) as file:
+        imported = weights.import_file(
+            file, options.target, fields, classes, preprocess=_preprocess_changes(options), weights=options.weights
+        )
     for note in imported.notes:
         print(f"note: {note}")
     if options.output:
-        folder, name = Path(options.output), options.output
+        folder, name = options.output, options.output
     elif published := weights.find_set(imported.card):
         folder, name = cached_folder(published), published.name
     else:

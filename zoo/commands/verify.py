@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+from pathlib import Path
 
+from zoo.addresses import is_address, parse_address
 from zoo.commands import add_allow_nonfinite, amount
 
 
@@ -21,10 +23,16 @@ def run(options: argparse.Namespace) -> int:
     from zoo.checkpoint.manifest import unlist_readme
     from zoo.pretrained import weights
 
-    folder = weights.folder_of(options.checkpoint)
-    if options.accept_readme:
-        unlist_readme(folder)
-    problems = checkpoint.verify_checkpoint(folder, options.allow_nonfinite)
+    if is_address(options.checkpoint):
+        if options.accept_readme:
+            raise ValueError(f"{options.checkpoint}: --accept-readme takes a folder on disk; save the checkpoint anew")
+        problems = checkpoint.verify_checkpoint(options.checkpoint, options.allow_nonfinite)
+        folder = Path() if problems else checkpoint.fetch_checkpoint(parse_address(options.checkpoint))
+    else:
+        folder = weights.folder_of(options.checkpoint)
+        if options.accept_readme:
+            unlist_readme(folder)
+        problems = checkpoint.verify_checkpoint(folder, options.allow_nonfinite)
     if not problems:
         try:
             loaded = loading.load(folder, allow_nonfinite=options.allow_nonfinite)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo import models
+from zoo.addresses import require_local
 from zoo.checkpoint import FORMAT, Card, card_from_json
 from zoo.data.dataset import placeholder_names, require_distinct_names
 from zoo.data.imagenet import class_names
@@ -64,6 +65,7 @@ def import_file(
         HashMismatchError: if the file is not the one that its name or `target` says.
         ValueError: if the file is damaged or does not match; everything that does not match is listed.
     """
+    require_local(file)
     file, fields = Path(file), dict(fields or {})
     options_given = bool(fields or classes or preprocess or weights)
     if target is not None and ":" in target:

@@ -2,14 +2,20 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from zoo import checkpoint
+from zoo.addresses import is_address, parse_address, require_local
 from zoo.cache import cache_folder
 from zoo.files import require_regular
 from zoo.pretrained import hub
 from zoo.pretrained.registry import DEFAULTS, WEIGHTS, Weights
+from zoo.stores import objects
+from zoo.stores.object_cache import local_copy
 from zoo.suggest import did_you_mean, nearest_path
+from zoo.text import renamed_in_errors
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 SOURCE_NAMES = tuple(dict.fromkeys(weights.source for weights in WEIGHTS.values()))
@@ -26,6 +32,26 @@ def shipped() -> list[str]:
     return sorted(card.parent.name for card in shipped_folder().glob(f"*/{checkpoint.CARD}"))
 
 
+@contextmanager
+def on_disk(spec: str | Path) -> Iterator[str | Path]:
+    """Yield `spec`, or for an address the path of a local copy of the checkpoint or weight file there.
+
+    Errors of the block name the address.
+
+    Raises:
+        FileNotFoundError: if there is neither at the address.
+        CorruptCheckpointError: naming every damaged object of a checkpoint.
+    """
+    if not is_address(spec):
+        yield spec
+        return
+    address = parse_address(spec)
+    found = objects.info(address)
+    copy = checkpoint.fetch_checkpoint(address) if found is None else local_copy(address, found)
+    with renamed_in_errors(str(copy), address):
+        yield copy
+
+
 def find(spec: str | Path) -> Path | Weights:
     """Resolve a name to a path (of a checkpoint or a weight file) or to a row of WEIGHTS.
 
@@ -34,8 +60,9 @@ def find(spec: str | Path) -> Path | Weights:
     Raises:
         FileNotFoundError: with similar names, if nothing has this name.
         ConnectionError: if it cannot be downloaded.
-        ValueError: for a pipe, a socket or a device.
+        ValueError: for a pipe, a socket, a device or an address, whose local copy `on_disk` gives.
     """
+    require_local(spec)
     path = Path(spec).expanduser()
     if path.exists() and not path.is_dir():
         require_regular(path)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from zoo import checkpoint
+from zoo.addresses import is_address
 from zoo.checkpoint import Card, CorruptCheckpointError
 from zoo.pretrained import hub
 from zoo.pretrained.download import fetch
 from zoo.pretrained.importing import Imported, card_of, import_file, import_published
-from zoo.pretrained.names import cached_folder, find
+from zoo.pretrained.names import cached_folder, find, on_disk
 from zoo.pretrained.registry import WEIGHTS, Weights
 
 
@@ -53,8 +54,8 @@ def open_weights(
     """Open weights by folder, file or name.
 
     Args:
-        spec: a checkpoint folder, the name of a shipped checkpoint, a name in WEIGHTS, "hf:USER/NAME", or a weight
-            file.
+        spec: a checkpoint folder, the name of a shipped checkpoint, a name in WEIGHTS, "hf:USER/NAME", a weight file,
+            or the address of a checkpoint or weight file in an object store.
         model: name in MODELS, for a weight file whose model is not recognised.
         fields: fields of that model to change.
         allow_nonfinite: accept variables that hold NaN or infinity.
@@ -67,6 +68,13 @@ def open_weights(
         ConnectionError: if they cannot be downloaded.
         ValueError: if they are damaged or do not match the model.
     """
+    with on_disk(spec) as path:
+        return _open_weights(path, model, fields, allow_nonfinite)
+
+
+def _open_weights(
+    spec: str | Path, model: str | None, fields: Mapping[str, Any] | None, allow_nonfinite: bool
+) -> tuple[Card, dict]:
     located = find(spec)
     if isinstance(located, Path) and located.is_file():
         imported = import_file(located, model, fields)
@@ -110,16 +118,18 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def save_imported(imported: Imported, folder: Path, allow_nonfinite: bool = False) -> Card:
-    """Write an imported file as a checkpoint; return its card with the table of leaves."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+def save_imported(imported: Imported, folder: str | Path, allow_nonfinite: bool = False) -> Card:
+    """Write an imported file as a checkpoint, on disk or at an address; return its card with the table of leaves."""
+    if not is_address(folder):
+        Path(folder).parent.mkdir(parents=True, exist_ok=True)
     return checkpoint.save_checkpoint(folder, imported.card, imported.variables, allow_nonfinite)
 
 
 def read_card(spec: str | Path) -> Card:
     """Return the card of what `open_weights` opens; of published weights not yet downloaded, what WEIGHTS states."""
-    located = find(spec)
-    if isinstance(located, Weights):
-        folder = cached_folder(located)
-        return checkpoint.read_card(folder) if folder.exists() else card_of(located)
-    return import_file(located).card if located.is_file() else checkpoint.read_card(located)
+    with on_disk(spec) as path:
+        located = find(path)
+        if isinstance(located, Weights):
+            folder = cached_folder(located)
+            return checkpoint.read_card(folder) if folder.exists() else card_of(located)
+        return import_file(located).card if located.is_file() else checkpoint.read_card(located)
