@@ -49,6 +49,11 @@ def name_of(address: str) -> str:
     return address.rpartition("/")[2]
 
 
+def parent_of(address: str) -> str:
+    """Return the address without its last part."""
+    return address.rpartition("/")[0]
+
+
 def require_local(path: str | PurePath) -> None:
     """Raise ValueError for an address where only a path on disk can be used.
 

@@ -31,6 +31,7 @@ from zoo.training.plan import Plan, make_plan
 from zoo.training.recipe import Recipe
 from zoo.training.request import TrainRequest
 from zoo.training.run import Logs, Progress
+from zoo.training.run_store import open_store
 from zoo.training.trackers import Tracking, parse_trackers
 
 #: Kind of head, as `RunConfig.head` names it.
@@ -119,15 +120,18 @@ def fit_plan(
         ValueError: if the folder holds another run.
     """
     with Display(1, 1, 1, quiet=quiet, live=False) as display, ExitStack() as stack:
+        store = stack.enter_context(open_store(plan.address, plan.folder, display.say)) if plan.address else None
         runs.open_folder(plan.folder, plan.config, command)
         report.describe(plan, display.say)
         stack.enter_context(runs.lock_folder(plan.folder))
         tracking = stack.enter_context(Tracking(log, plan.folder, display.say, plan.config.fold is not None))
         if runs.is_finished(plan.folder):
-            display.say(f"This run is finished: {plan.folder}. For another one, change an option or --workdir.")
-            display.say(f"   try it: zoo predict {plan.folder / runs.BEST} IMAGE …")
+            display.say(f"This run is finished: {plan.place()}. For another one, change an option or --workdir.")
+            display.say(f"   try it: zoo predict {plan.place(runs.BEST)} IMAGE …")
         else:
             _fit(plan, display, workers)
+            if store:
+                store.push()
         result = loop.read_result(plan)
         tracking.add(result.history)
         tracking.finish()

@@ -148,7 +148,7 @@ def _remove_oldest(root: Path, keep: Path) -> None:
 
 @contextmanager
 def local_folder(path: str | os.PathLike[str], fresh: bool = False) -> Iterator[Path]:
-    """Yield the folder of a checkpoint on this machine; for an address its local copy, which errors call by the address.
+    """Yield the folder of a checkpoint on this machine; for an address its local copy, whose errors name the address.
 
     Args:
         path: folder or address.

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from zoo.commands import count, seconds, start_jax
+from zoo.commands import UNFINISHED_EXIT, count, seconds, start_jax
 from zoo.commands.devices import add_device_options, parallelism_of
-from zoo.commands.interruption import exit_code, interruptible, resume_advice, watch_group
+from zoo.commands.interruption import exit_code, interruptible, resume_advice, tell_others, watch_group
 from zoo.commands.streams import end_on_signal
+from zoo.text import one_line
 
 if TYPE_CHECKING:
     from zoo.distributed.mesh import Parallelism
@@ -54,7 +55,7 @@ QUICK_FIELDS = ("class_weights", "recipe.class_weights")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_request_arguments(parser)
     add = parser.add_argument
-    add("--workdir", metavar="DIR", help="Folder of the run (default: one under runs/).")
+    add("--workdir", metavar="DIR", help="Folder of the run, on disk, gs:// or s3:// (default: one under runs/).")
     add("--folds", metavar="K", help="Cross-validate: train K times, testing every image once.")
     add("--group", metavar="COLUMN", help="With --folds: column of the table whose images stay together; none: no "
         "column (default: a column named patient, subject, group, …).")  # fmt: skip
@@ -127,6 +128,7 @@ def _train(options: argparse.Namespace, command: str, caught: "Caught") -> int:
     from zoo.data.folds import Fold
     from zoo.distributed import processes, watch
     from zoo.training import cross_validation, dry_run, loop, plan, report
+    from zoo.training.run_store import UnmirroredRunError
     from zoo.training.trackers import parse_trackers
 
     folds = 0
@@ -166,6 +168,12 @@ def _train(options: argparse.Namespace, command: str, caught: "Caught") -> int:
             cross_validation.cross_validate(request, folds, options.group, fit, say)
         else:
             fit(plan.make_plan(request, say))
+    except UnmirroredRunError as error:
+        watch.stop()
+        message = one_line(f"zoo train: {error}")
+        tell_others(UNFINISHED_EXIT, message)
+        print(message, file=sys.stderr)
+        return UNFINISHED_EXIT
     except loop.InterruptedRunError as stop:
         watch.stop()
         end_on_signal(exit_code(stop.signum))

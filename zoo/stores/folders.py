@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from zoo.addresses import join_address, name_of
+from zoo.addresses import join_address, name_of, parent_of
 from zoo.stores import objects
 from zoo.stores.objects import ObjectInfo
 
@@ -40,7 +40,7 @@ def _in_parallel(tasks: Sequence[Any]) -> None:
 
 def staging_of(address: str) -> str:
     """Return the address at which `replace_folder` keeps the new folder until the old one is replaced."""
-    return join_address(address.rpartition("/")[0], f".{name_of(address)}.new")
+    return join_address(parent_of(address), f".{name_of(address)}.new")
 
 
 def upload_files(folder: Path, names: Iterable[str], address: str) -> None:

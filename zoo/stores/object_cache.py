@@ -120,7 +120,7 @@ class ObjectCache:
         with self.guard, self._locked():
             self._write_count(max((self._read_count() or 0) + size, 0))
 
-    def _locked(self):  # noqa: ANN202 - a context manager of filelock
+    def _locked(self):
         from filelock import FileLock
 
         self.folder.mkdir(parents=True, exist_ok=True)

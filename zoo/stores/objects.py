@@ -1,7 +1,8 @@
 """Read and write single objects of an object store by address, with retries.
 
-Everything goes through fsspec: s3fs for s3://, gcsfs for gs://, both of the extra `cloud`. Credentials and endpoints are
-those that these libraries find. Failures that may pass (5xx, timeouts, lost connections) are retried for a bounded time.
+Everything goes through fsspec: s3fs for s3://, gcsfs for gs://, both of the extra `cloud`. Credentials and endpoints
+are those that these libraries find. Failures that may pass (5xx, timeouts, lost connections) are retried for a bounded
+time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -242,10 +244,8 @@ def copy(address: str, target: str) -> None:
 def remove(address: str) -> None:
     """Delete an object, if it exists."""
     system, path = filesystem(address)
-    try:
+    with suppress(FileNotFoundError):
         attempt(address, "deleted", lambda: system.rm_file(path))
-    except FileNotFoundError:
-        pass
 
 
 def info(address: str) -> ObjectInfo | None:

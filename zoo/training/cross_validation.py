@@ -15,15 +15,18 @@ from typing import Any
 
 import numpy as np
 
+from zoo.addresses import is_address, join_address, parent_of
 from zoo.data.folds import Fold, choose_group_column
 from zoo.distributed import processes
 from zoo.files import write_atomically
 from zoo.inference.evidence import describe_evidence
 from zoo.inference.intervals import format_accuracy
 from zoo.inference.metrics import Metrics, summarise
+from zoo.stores import objects
 from zoo.training import run as runs
 from zoo.training.plan import Plan, make_plan
 from zoo.training.request import Say, TrainRequest, needs_default_model, open_data, with_default_model
+from zoo.training.run_store import require_no_run
 
 SUMMARY = "summary.json"
 
@@ -102,8 +105,13 @@ def prepare(request: TrainRequest, group: str | None, say: Say) -> tuple[TrainRe
 
 def fold_plan(request: TrainRequest, fold: Fold, folder: Path | None, say: Say = lambda line: None) -> Plan:
     """Return the plan of one fold; `folder` is that of all folds, None for the first fold to choose it."""
-    request = dataclasses.replace(request, fold=fold, workdir=folder or request.workdir)
+    request = dataclasses.replace(request, fold=fold, workdir=_shared_workdir(request, folder))
     return make_plan(request, say)
+
+
+def _shared_workdir(request: TrainRequest, folder: Path | None) -> str | Path | None:
+    """Return the folder or address of all folds."""
+    return request.workdir if request.workdir and is_address(request.workdir) else folder or request.workdir
 
 
 def cross_validate(
@@ -135,6 +143,8 @@ def cross_validate(
         if folder is None:
             folder = plan.folder.parent
             processes.run_on_primary(partial(require_folder, folder))
+            if plan.address:
+                processes.run_on_primary(partial(require_no_run, parent_of(plan.address)))
         say(f"Fold {index} of {folds}")
         run_plan(plan)
         plans.append(dataclasses.replace(plan, precompiled=None))
@@ -143,6 +153,9 @@ def cross_validate(
     accuracies = tuple(result["accuracy"] for result in results)
     result = CrossValidation(accuracies, pool_results(results, plans[0].dataset.class_names), folder, column)
     processes.run_on_primary(lambda: write_summary(result))
+    if address := plans[0].address:
+        summary = join_address(parent_of(address), SUMMARY)
+        processes.run_on_primary(lambda: objects.write(summary, (folder / SUMMARY).read_bytes()))
     for line in describe(result):
         say(line)
     return result
@@ -154,7 +167,11 @@ def require_folder(folder: Path) -> None:
         raise ValueError(f"{folder}: is a file; --workdir takes a folder")
     if (folder / runs.CONFIG).exists():
         raise ValueError(f"{folder}: holds a single run; choose another --workdir for the folds")
-    others = [path.name for path in folder.iterdir() if path.name != SUMMARY] if folder.exists() else []
+    others = (
+        [path.name for path in folder.iterdir() if path.name != SUMMARY and not path.name.startswith(".")]
+        if folder.exists()
+        else []
+    )
     if others and not any(name.startswith("fold") for name in others):
         raise ValueError(f"{folder}: is not empty and holds no folds; choose another --workdir")
 

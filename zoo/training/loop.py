@@ -10,7 +10,7 @@ configuration and the step number, so a run that is killed and resumed ends with
 import math
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -29,6 +29,7 @@ from zoo.training.plan import Plan
 from zoo.training.report import PageWriter
 from zoo.training.request import Say
 from zoo.training.run import Logs, Progress
+from zoo.training.run_store import RunStore, open_store
 from zoo.training.saving import Saver, resume, write_save
 from zoo.training.step import TrainState, eval_variables
 from zoo.training.timeline import Segment
@@ -80,30 +81,39 @@ def fit(
         caught.is_complete = False  # of an earlier run of the same program, such as another fold
     with Display(plan.total_steps, plan.batch_size, plan.recipe.epochs, quiet=quiet) as display, ExitStack() as stack:
         tracking: list[Tracking] = []  # of the primary process
+        stores: list[RunStore] = []  # that of a run in an object store, in the primary process
+
+        def push() -> None:
+            for store in stores:
+                store.push()
 
         def open_run() -> bool:
+            if plan.address:
+                stores.append(stack.enter_context(open_store(plan.address, plan.folder, display.say)))
             runs.open_folder(plan.folder, plan.config, command)
             report.describe(plan, display.say)
             stack.enter_context(runs.lock_folder(plan.folder))
             runs.upgrade_folder(plan.folder)
             runs.record_micro_batch(plan.folder, plan.recipe.micro_batch)
             tracking.append(stack.enter_context(Tracking(log, plan.folder, display.say, plan.config.fold is not None)))
+            push()
             return runs.is_finished(plan.folder)
 
         if processes.run_on_primary(open_run):
             display.say(
-                f"This run is finished: {plan.folder}. For another one, change the seed, another option or --workdir."
+                f"This run is finished: {plan.place()}. For another one, change the seed, another option or --workdir."
             )
             report.suggest_prediction(plan, display.say)
             processes.run_on_primary(lambda: report.draw_figures(plan, display.say))
         else:
-            train(plan, display, save_seconds, save_steps, workers, caught, *tracking)
+            train(plan, display, save_seconds, save_steps, workers, caught, *tracking, push=push)
         doing = "writing the report"
         leaving = nullcontext() if caught is None else caught.nothing_unsaved(doing, REPORT_SECONDS)
         with leaving, watch.exempt(doing):
             result = read_result(plan)
             if write_page is not None:
                 processes.run_on_primary(lambda: report.write_page(plan, result, write_page, display.say))
+            processes.run_on_primary(push)
             for trackers in tracking:
                 trackers.add(result.history)
                 trackers.finish()
@@ -127,6 +137,7 @@ def train(
     workers: int | None,
     caught: Caught | None,
     tracking: Tracking | None = None,
+    push: Callable[[], Any] | None = None,
 ) -> None:
     """Train from the latest save, or from step 0, to the end and write the report."""
     precompiled = plan.precompiled or precompile_largest(plan, display.say)
@@ -135,7 +146,7 @@ def train(
     logs = Logs(plan.folder, progress.history, tracking.add if tracking else None) if processes.is_primary() else None
     first_step, start_time = progress.step, time.monotonic()
     try:
-        with catch_signals() if caught is None else nullcontext(caught) as caught, Saver() as saver:
+        with catch_signals() if caught is None else nullcontext(caught) as caught, Saver(push) as saver:
             trainer = Trainer(plan, display, logs, state, best, progress, precompiled, caught, saver)
             if not progress.stopped:
                 with caught.at_work():

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from zoo import models
+from zoo.addresses import join_address
 from zoo.data.augment.host_crop import place_augmentation
 from zoo.data.content_sketch import ContentSketch, sketch_of
 from zoo.data.dataset import Dataset
@@ -31,7 +32,7 @@ from zoo.data.sources.points import holds_points
 from zoo.distributed import compile, mesh, pmap, processes
 from zoo.distributed.mesh import Parallelism
 from zoo.inference.evaluate import BATCH_SIZE, require_memory
-from zoo.training import batches, finetune, memory, progressive
+from zoo.training import batches, finetune, memory, progressive, run_store
 from zoo.training import run as runs
 from zoo.training.finetune import InitCheckpoint
 from zoo.training.optim import make_optimizer
@@ -88,6 +89,7 @@ class Plan:
         device_data: when the training images stay on the devices, see `zoo.distributed.resident.CHOICES`; not part of
             the run's identity.
         precompiled: a segment and its compiled step, if it was compiled to choose the micro-batch.
+        address: the run's place in an object store, of which `folder` is the working copy; "" for a run on disk.
     """
 
     config: RunConfig
@@ -105,6 +107,11 @@ class Plan:
     parallelism: Parallelism = mesh.SINGLE_DEVICE
     device_data: str = "auto"
     precompiled: tuple[Segment, Any] | None = None
+    address: str = ""
+
+    def place(self, *names: str) -> str:
+        """Return the path or address of the run, or of something in it, as users type it."""
+        return join_address(self.address, *names) if self.address else str(self.folder.joinpath(*names))
 
     @property
     def recipe(self) -> Recipe:
@@ -316,10 +323,10 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
         None if request.init is None else request.init.digest(), fold, request.head,
     )  # fmt: skip
     _require_same_in_all_processes(config)
+    folder, address = run_store.place_of_run(request.workdir, config)
     plan = Plan(
-        config, runs.run_folder(request.workdir, config), network, dataset, preprocess, batch_size, steps_per_epoch,
-        total_steps, segments, abstract, _balanced_weights(recipe, dataset), request.init, parallelism,
-        request.device_data,
+        config, folder, network, dataset, preprocess, batch_size, steps_per_epoch, total_steps, segments, abstract,
+        _balanced_weights(recipe, dataset), request.init, parallelism, request.device_data, address=address,
     )  # fmt: skip
     batches.require_device_data(request.device_data, dataset, segments, parallelism)
     plan.require_memory()
@@ -419,6 +426,8 @@ def _resolve_micro_batch(plan: Plan, say: Say) -> Plan:
     """Return the plan with the micro-batch that its run began with, or for a new run the largest that fits."""
 
     def recorded() -> int | None:
+        if plan.address:
+            return run_store.recorded_micro_batch(plan.address)
         if (plan.folder / runs.CONFIG).exists():
             micro_batch = runs.recorded_micro_batch(plan.folder)
             runs.require_same_run(plan.folder, plan.with_micro_batch(micro_batch or 0).config)

@@ -59,7 +59,7 @@ def describe(plan: Plan, say: Say) -> None:
         devices = f" x {plan.parallelism.devices}"
     elif jax.device_count() > 1:
         devices = f" (one of {jax.device_count()} devices)"
-    say(f"run: {plan.folder} on {jax.devices()[0].device_kind}{devices}, {plan.recipe.precision}")
+    say(f"run: {plan.place()} on {jax.devices()[0].device_kind}{devices}, {plan.recipe.precision}")
 
 
 def describe_advice(plan: Plan) -> list[str]:
@@ -261,7 +261,7 @@ def describe_init_overlap(plan: Plan) -> list[str]:
 def suggest_prediction(plan: Plan, say: Say) -> None:
     """Print how to predict with the best checkpoint, unless it takes points, which no image file holds."""
     if plan.preprocess.size != POINT_SHAPE:
-        say(f"   try it: zoo predict {plan.folder / runs.BEST} IMAGE …")
+        say(f"   try it: zoo predict {plan.place(runs.BEST)} IMAGE …")
 
 
 def write_page(plan: Plan, result: Checkpoint, writer: PageWriter, say: Say) -> None:
@@ -269,10 +269,10 @@ def write_page(plan: Plan, result: Checkpoint, writer: PageWriter, say: Say) -> 
     if (plan.folder / PAGE).exists():
         return
     try:
-        say(f"report: {writer(plan.folder, result, plan.dataset)}")
+        say(f"report: {plan.place(writer(plan.folder, result, plan.dataset).name)}")
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        say(f"The page of the run was not written: {reason:.200}. Try `zoo report {plan.folder}`")
+        say(f"The page of the run was not written: {reason:.200}. Try `zoo report {plan.place()}`")
 
 
 def describe_test(results: Mapping[str, Metrics], head: str = "") -> list[str]:
@@ -330,6 +330,6 @@ def write_results(
     test_lines = [] if plan.config.fold else describe_test(results, plan.config.head)
     for line in (*lines, *describe_init_overlap(plan), *test_lines):
         display.say(line)
-    display.say(f"checkpoint: {plan.folder / runs.BEST}")
+    display.say(f"checkpoint: {plan.place(runs.BEST)}")
     suggest_prediction(plan, display.say)
-    display.say(f"  curves: tensorboard --logdir {plan.folder}")
+    display.say(f"  curves: tensorboard --logdir {plan.place()}")

@@ -27,9 +27,13 @@ class Saver:
     """A thread that does one piece of work at a time. As a context it waits for the last one.
 
     An error of the thread is raised by the next call of `check`, `start` or `wait`.
+
+    Args:
+        after: called in the thread after each piece of work.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, after: Callable[[], Any] | None = None) -> None:
+        self.after = after
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
 
@@ -42,6 +46,8 @@ class Saver:
     def _run(self, work: Callable[[], Any]) -> None:
         try:
             work()
+            if self.after is not None:
+                self.after()
         except BaseException as error:  # raised in the thread that trains
             self.error = error
 

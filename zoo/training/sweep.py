@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from zoo.addresses import require_local
 from zoo.data.sources import open_dataset
 from zoo.training import loop
 from zoo.training import run as runs
@@ -182,6 +183,8 @@ def run_sweep(
         ValueError: for a setting that is not possible, before anything is trained.
         InterruptedRunError: after a signal, once the state of the run is saved.
     """
+    if folder is not None:
+        require_local(folder)
     if isinstance(request.data, (str, Path)):
         request = dataclasses.replace(request, data=open_dataset(request.data, request.data_dir))
     plans = []

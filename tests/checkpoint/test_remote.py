@@ -1,0 +1,146 @@
+"""Checkpoints in an object store, in fsspec's memory file system."""
+
+import numpy as np
+import pytest
+from helpers import assert_one_line, flip_bit, run_command
+
+import zoo
+from zoo.checkpoint import remote
+from zoo.checkpoint.manifest import CorruptCheckpointError
+from zoo.pretrained.names import shipped_folder
+from zoo.stores import folders, objects
+from zoo.stores.objects import StoreError
+from zoo.trees import flatten
+
+ROOT = "memory://checkpoints"
+ADDRESS = f"{ROOT}/run/best"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    for name in objects.listing(ROOT):
+        objects.remove(f"{ROOT}/{name}")
+
+
+@pytest.fixture
+def stored():
+    folders.upload_folder(shipped_folder() / "lenet5-mnist", ADDRESS, remote.MANIFEST)
+
+
+def test_saved_and_loaded_with_the_same_bits(tmp_path):
+    checkpoint = zoo.load("lenet5-mnist")
+    card = checkpoint.card
+    for _ in range(2):  # the second replaces the first
+        zoo.save(ADDRESS, checkpoint.model, checkpoint.variables, card.classes, card.preprocess, source="made")
+    loaded = zoo.load(ADDRESS)
+    assert loaded.card.source == "made"
+    want, have = (flatten(value.variables) for value in (checkpoint, loaded))
+    assert all(np.array_equal(want[path], have[path]) for path in want)
+    assert folders.top_level(objects.listing(f"{ROOT}/run")) == ["best"]
+
+
+def test_commands(stored, capsys):
+    for words in (["verify", ADDRESS], ["info", ADDRESS]):
+        code, out, _ = run_command(capsys, *words)
+        assert code == 0
+    assert "61,706 parameters" in out
+    code, _, err = run_command(capsys, "verify", f"{ROOT}/run")
+    assert code == 2
+    assert f"did you mean {ADDRESS}?" in err
+    for address in (f"{ROOT}/none", "https://x/y", "az://b/x"):
+        code, out, err = run_command(capsys, "info", address)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert address in err
+
+
+def test_downloaded_once(stored, monkeypatch):
+    zoo.load(ADDRESS)
+    monkeypatch.setattr(objects, "download", pytest.fail)
+    zoo.load(ADDRESS)
+
+
+def test_every_flipped_bit_is_named(stored, capsys):
+    zoo.load(ADDRESS)  # a local copy does not hide the damage
+    for name in sorted(objects.listing(ADDRESS)):
+        raw = objects.read(f"{ADDRESS}/{name}")
+        objects.write(f"{ADDRESS}/{name}", flip_bit(raw) if raw else b"x")
+        with pytest.raises(CorruptCheckpointError) as caught:
+            zoo.load(ADDRESS)
+        assert_one_line(caught, ADDRESS, name)
+        objects.write(f"{ADDRESS}/{name}", raw)
+    assert run_command(capsys, "verify", ADDRESS)[0] == 0
+
+
+def test_a_missing_or_unlisted_object_is_named(stored, capsys):
+    objects.write(f"{ADDRESS}/arrays/more", b"1")
+    objects.remove(f"{ADDRESS}/card.json")
+    code, _, err = run_command(capsys, "verify", ADDRESS)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "card.json is missing" in err
+    assert "arrays/more is not listed" in err
+
+
+def test_an_unfinished_upload_is_no_checkpoint(stored):
+    objects.remove(f"{ADDRESS}/{remote.MANIFEST}")
+    with pytest.raises(CorruptCheckpointError) as caught:
+        zoo.load(ADDRESS)
+    assert_one_line(caught, ADDRESS, remote.MANIFEST)
+
+
+def test_a_checkpoint_is_read_while_it_is_replaced(stored, monkeypatch):
+    """The reader downloads half of the old one; then all of the new one takes its place."""
+    original = folders.download_files
+
+    def replaced(base, names, folder):
+        monkeypatch.setattr(folders, "download_files", original)
+        folders.replace_folder(shipped_folder() / "lenet5-fashion-mnist", ADDRESS, remote.MANIFEST)
+        original(base, names, folder)
+
+    monkeypatch.setattr(folders, "download_files", replaced)
+    assert zoo.load(ADDRESS).card == zoo.load("lenet5-fashion-mnist").card
+
+
+def test_old_copies_are_deleted_when_the_cache_is_full(stored, monkeypatch, tmp_path):
+    monkeypatch.setenv("ZOO_STORE_CACHE", "300k")
+    for _ in range(3):
+        objects.write(f"{ADDRESS}/card.json", objects.read(f"{ADDRESS}/card.json"))  # another version of the object
+        zoo.load(ADDRESS)
+    assert len(list((tmp_path / "cache").rglob("card.json"))) == 1
+
+
+def test_a_failing_store_saves_nothing_and_says_so(stored, monkeypatch):
+    checkpoint = zoo.load(ADDRESS)
+
+    def fail(file, address):
+        raise StoreError(f"{address}: cannot be written (503); tried for 120 s")
+
+    monkeypatch.setattr(objects, "upload", fail)
+    with pytest.raises(StoreError) as caught:
+        zoo.save(ADDRESS, checkpoint.model, checkpoint.variables, checkpoint.card.classes, checkpoint.card.preprocess)
+    assert_one_line(caught, ROOT, "503")
+    assert zoo.load(ADDRESS).card == checkpoint.card
+
+
+def test_something_else_is_not_replaced(monkeypatch):
+    objects.write(f"{ADDRESS}/notes.txt", b"1")
+    checkpoint = zoo.load("lenet5-mnist")
+    with pytest.raises(ValueError) as caught:
+        zoo.save(ADDRESS, checkpoint.model, checkpoint.variables, checkpoint.card.classes, checkpoint.card.preprocess)
+    assert_one_line(caught, ADDRESS, "not a checkpoint")
+
+
+@pytest.mark.parametrize("words", [
+    ["export", "lenet5-mnist", "--to", "safetensors", "--keys", "zoo", "-o", "az://b/x.safetensors"],
+    ["sweep", "--model", "mlp", "--set", "epochs=1,2", "--workdir", "gs://b/runs"],
+    ["train", "--model", "mlp", "--workdir", "https://b/run"],
+    ["train", "--config", "gs://b/run/config.json"],
+    ["report", "memory://checkpoints/run", "-o", "s3://b/x.html"],
+])  # fmt: skip
+def test_an_address_never_becomes_a_folder(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run_command(capsys, *words)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "://" in err
+    assert not [path for path in tmp_path.iterdir() if ":" in path.name]
