@@ -106,7 +106,7 @@ def fit(
             report.suggest_prediction(plan, display.say)
             processes.run_on_primary(lambda: report.draw_figures(plan, display.say))
         else:
-            train(plan, display, save_seconds, save_steps, workers, caught, *tracking, push=push)
+            train(plan, display, save_seconds, save_steps, workers, caught, next(iter(tracking), None), push)
         doing = "writing the report"
         leaving = nullcontext() if caught is None else caught.nothing_unsaved(doing, REPORT_SECONDS)
         with leaving, watch.exempt(doing):
