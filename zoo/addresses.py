@@ -2,13 +2,24 @@
 
 import os
 import re
-from pathlib import PurePath
+from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 #: Stores that the zoo reads and writes; "memory" is that of fsspec, for tests.
 SCHEMES = ("gs", "s3", "memory")
 SYNONYMS = {"gcs": "gs", "s3a": "s3", "s3n": "s3"}
-FORM = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+#: Names of data sets such as hf:/folder are no addresses.
+FORM = re.compile(r"(?!hf:|tfds:)([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+
+
+class AddressPath(PurePosixPath):
+    """An address as a path, for code that takes paths apart. As text it keeps both slashes."""
+
+    def __str__(self) -> str:
+        return FORM.sub(r"\1://\2", super().__str__())
+
+    def __fspath__(self) -> str:
+        return str(self)
 
 
 def is_address(spec: Any) -> bool:

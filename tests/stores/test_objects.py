@@ -49,7 +49,7 @@ def test_addresses_that_are_refused(spec):
 
 
 @pytest.mark.parametrize(
-    "spec", ["runs/x", "/gs/x", "C:/x", "tfds:mnist", "hf:user/name", "torchvision:resnet50", "gs:"]
+    "spec", ["runs/x", "/gs/x", "C:/x", "tfds:mnist", "hf:/folder", "tfds:x/y", "torchvision:resnet50", "gs:"]
 )
 def test_paths_and_names_are_no_addresses(spec):
     assert not addresses.is_address(spec)

@@ -63,6 +63,7 @@ class ObjectCache:
         self.touched: set[str] = set()
         self.full_until = 0.0
         self.guard = threading.Lock()
+        self.downloads: dict[Path, threading.Lock] = {}
 
     def path(self, address: str, info: ObjectInfo) -> Path:
         """Return the name of an entry; its ending is that of the object."""
@@ -77,6 +78,14 @@ class ObjectCache:
         path = self.path(address, info)
         if self._is_entry(path, info.size):
             return path
+        with self.guard:
+            download = self.downloads.setdefault(path, threading.Lock())
+        with download:  # the other threads that want this object wait for it
+            if self._is_entry(path, info.size):
+                return path
+            return self._download(address, path, info)
+
+    def _download(self, address: str, path: Path, info: ObjectInfo) -> Path | None:
         if not self._reserve(info.size):
             return None
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +95,8 @@ class ObjectCache:
             self._add(-info.size)
             raise
         self.touched.add(path.name)
+        with self.guard:
+            self.downloads.pop(path, None)
         return path
 
     def _is_entry(self, path: Path, size: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from zoo.data.sources.names import (
     is_system_folder,
     similar_split,
 )
+from zoo.data.splits import Store
 from zoo.text import first_few
 
 # Files with these suffixes count as images; files with others do if they begin like an image.
@@ -172,7 +173,23 @@ def list_folder(folder: Path) -> Listing:
     Raises:
         ValueError: two folders for one split, a misspelt split, or splits whose classes have nothing in common.
     """
-    walk = FolderWalk(str(folder))
+
+    def on_disk(paths: list[str]) -> tuple[Store, str]:
+        return FileStore(str(folder), tuple(paths)), stamp_files(str(folder), paths)
+
+    return list_walk(FolderWalk(str(folder)), on_disk)
+
+
+def list_walk(walk: FolderWalk, open_files: Callable[[list[str]], tuple[Store, str]]) -> Listing:
+    """List the images that a walk finds, as `list_folder` does.
+
+    Args:
+        walk: a walk through the folder.
+        open_files: returns the store and the stamp of files, given their paths relative to the folder.
+
+    Raises:
+        ValueError: as `list_folder`.
+    """
     top, folders, files = "", *walk.entries("")
     while len(folders) == 1 and not canonical_split(folders[0]) and walk.entries(os.path.join(top, folders[0]))[0]:
         top = os.path.join(top, folders[0])
@@ -196,12 +213,13 @@ def list_folder(folder: Path) -> Listing:
     if not collected.paths and (tables := [name for name in files if name.lower().endswith(TABLE_SUFFIXES)]):
         paths = [escape(os.path.join(walk.root, top, name)) for name in tables]
         notes.append(Note("source", f"for the classes of a table, type --data {first_few(paths, 2)}"))
+    store, stamp = open_files(collected.paths)
     return Listing(
-        name=str(folder),
-        store=FileStore(str(folder), tuple(collected.paths)),
+        name=walk.root,
+        store=store,
         splits=tuple(collected.splits),
         labels=tuple(collected.labels),
-        stamp=stamp_files(str(folder), collected.paths),
+        stamp=stamp,
         unreadable=tuple(walk.unreadable),
         notes=tuple(notes),
     )

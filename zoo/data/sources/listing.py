@@ -54,6 +54,8 @@ class Listing:
 
     def scan(self, workers: int | None = None) -> Scan:
         """Check every image, or return the cached result; see `scan`."""
+        if workers is None:  # a store on another machine keeps more threads waiting than this one has processors
+            workers = getattr(self.store, "workers", None)
         return scan(self.store, len(self.labels), self.stamp, workers)
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zoo.addresses import is_address, parse_address, require_local
 from zoo.data.dataset import Dataset, nearest_names
 from zoo.data.sources.folders import has_images, list_folder
 from zoo.data.sources.hf import list_hf
@@ -21,6 +22,7 @@ from zoo.data.sources.listing import Listing, open_listing
 from zoo.data.sources.named import NAMED_SETS, is_named, named_set
 from zoo.data.sources.npz_idx import digits, idx_files, idx_folder, idx_prefix, is_idx_prefix, npz
 from zoo.data.sources.points import moons, xor
+from zoo.data.sources.remote import open_remote
 from zoo.data.sources.shards import is_tar, list_shards, tar_files
 from zoo.data.sources.tables import is_table, list_table
 from zoo.data.sources.tfds import tfds_dataset
@@ -94,7 +96,8 @@ SOURCES: tuple[Source, ...] = (  # the first one that recognises the data opens 
 SUPPORTED = (
     "digits, xor, moons, mnist, fashion-mnist, cifar10, tfds:NAME[/CONFIG], hf:NAME, a folder of class folders (with "
     "or without train, val and test folders above them), a .csv, .tsv or .jsonl table of paths and labels, .tar "
-    "shards, an .npz file, or a folder of IDX files"
+    "shards, an .npz file, or a folder of IDX files; tables, shards, class folders and .npz files also at gs:// and "
+    "s3:// addresses"
 )
 
 
@@ -112,6 +115,11 @@ def open_source(spec: Spec, data_dir: Spec | None = None) -> Dataset | Listing:
         FileNotFoundError: the path does not exist.
         ValueError: the source is not supported or not valid; one line.
     """
+    if is_address(spec):
+        with one_line_errors():
+            return open_remote(parse_address(spec))
+    if data_dir is not None:
+        require_local(data_dir)
     if _is_folder(spec) and _is_system_root(_path(spec).resolve()):
         raise ValueError(f"{spec}: is not a folder of data; name the folder that contains the class folders")
     for source in SOURCES:

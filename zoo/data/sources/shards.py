@@ -13,10 +13,11 @@ import os
 import re
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ from zoo.data.sources.names import (
     system_folder_in,
 )
 from zoo.data.sources.tables import json_cell, json_object
+from zoo.data.splits import Store
 from zoo.data.threads import tracked
 from zoo.text import first_few, first_line
 
@@ -143,9 +145,31 @@ def list_shards(spec: Path) -> Listing:
             raise ValueError(f"{shard}: is compressed and cannot be read in random order; run: {command} {shard}")
     paths = [str(shard) for shard in shards]
     stamp = stamp_files("", [os.path.abspath(path) for path in paths])
+    return listing_of_shards(spec, paths, stamp, index_shard, lambda *records: TarStore(tuple(paths), *records))
+
+
+def listing_of_shards(
+    spec: PurePath,
+    paths: Sequence[str],
+    stamp: str,
+    index_one: Callable[[str], ShardIndex],
+    make_store: Callable[[tuple[str, ...], NDArray[np.int64]], Store],
+) -> Listing:
+    """List the records of tar files.
+
+    Args:
+        spec: what names them, for messages.
+        paths: paths or addresses of the shards.
+        stamp: hash that changes with any shard.
+        index_one: indexes one of them.
+        make_store: returns the store, given member names and places as in `TarStore`.
+
+    Raises:
+        ValueError: as `list_shards`.
+    """
 
     def index() -> dict[str, NDArray[np.generic]]:
-        indices = [index_shard(paths[number]) for number in tracked(range(len(paths)), "indexing shards")]
+        indices = [index_one(paths[number]) for number in tracked(range(len(paths)), "indexing shards")]
         rows = [(number, *row) for number, shard in enumerate(indices) for row in shard.records]
         if not rows:
             raise ValueError(f"{spec}: contains no images")
@@ -167,7 +191,7 @@ def list_shards(spec: Path) -> Listing:
     notes = [Note("unused", _describe_unused(kind, files)) for kind, files in texts["unused"].items() if files]
     return Listing(
         name=str(spec),
-        store=TarStore(tuple(paths), tuple(texts["names"]), places),
+        store=make_store(tuple(texts["names"]), places),
         splits=tuple(splits),
         labels=tuple(
             label or os.path.basename(os.path.dirname(name)) for label, name in zip(labels, texts["names"], strict=True)
@@ -177,7 +201,7 @@ def list_shards(spec: Path) -> Listing:
     )
 
 
-def _splits_of_shards(names: Sequence[str], spec: Path) -> list[str]:
+def _splits_of_shards(names: Sequence[str], spec: PurePath) -> list[str]:
     """Return the split of each shard by a word in its name, "" for all if the names do not tell.
 
     Raises:
@@ -272,9 +296,8 @@ class _CheckedHeader(tarfile.TarInfo):
 class _BoundedFile:
     """A binary file that never reads more at once than a header can be long, whatever lengths are in the file."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.size = os.fstat(file.fileno()).st_size
+    def __init__(self, file: Any, size: int) -> None:
+        self.file, self.size = file, size
 
     def read(self, size: int = -1) -> bytes:
         if size < 0 or size > MAX_HEADER:
@@ -301,8 +324,13 @@ class _BoundedFile:
 Group = dict[str, tarfile.TarInfo]  # the members of a record by suffix, in lower case
 
 
-def index_shard(shard: str) -> ShardIndex:
+def index_shard(shard: str, remote: Any = None, size: int = 0) -> ShardIndex:
     """Index every image in a tar file.
+
+    Args:
+        shard: its path, or its name in messages.
+        remote: the file itself, if it is not on disk: an object with read, seek and tell.
+        size: bytes of `remote`.
 
     Raises:
         ValueError: the file is not a complete tar file, or an image has no class.
@@ -311,8 +339,8 @@ def index_shard(shard: str) -> ShardIndex:
     groups: list[Group] = []
     latest: dict[tuple[str, str], Group] = {}
     try:
-        with open(shard, "rb") as file:
-            bounded = _BoundedFile(file)
+        with open(shard, "rb") if remote is None else nullcontext(remote) as file:
+            bounded = _BoundedFile(file, os.fstat(file.fileno()).st_size if remote is None else size)
             with tarfile.open(fileobj=bounded, mode="r:", tarinfo=_CheckedHeader) as archive:  # type: ignore[call-overload]
                 end = _group_members(archive, bounded, index, groups, latest)
                 for group in groups:

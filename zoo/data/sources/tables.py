@@ -8,14 +8,15 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, Protocol
 
 from zoo.data.dataset import Note
 from zoo.data.sources.folders import IMAGE_SUFFIXES
 from zoo.data.sources.listing import FileStore, Listing, stamp_files
 from zoo.data.sources.names import canonical_split, escape, similar_split
 from zoo.data.sources.paths import resolve_paths
+from zoo.data.splits import Store
 from zoo.files import MAX_TEXT, read_bounded
 from zoo.text import first_few
 
@@ -58,6 +59,36 @@ def is_table(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES) and path.is_file()
 
 
+class TableFiles(Protocol):
+    """The files that a table may name, with the table itself."""
+
+    def read(self) -> bytes:
+        """Return the content of the table."""
+
+    def resolve(self, names: Sequence[str], split: str) -> tuple[list[str], list[Note]]:
+        """Return the names under which `open` finds the files, as `resolve_paths` does."""
+
+    def open(self, names: Sequence[str], columns: Mapping[str, tuple[str, ...]]) -> tuple[Store, str]:
+        """Return the store of files, and a stamp that changes with the table and any of them."""
+
+
+class _OnDisk:
+    """The files of a table on disk."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def read(self) -> bytes:
+        return read_bounded(self.file, MAX_TEXT)
+
+    def resolve(self, names: Sequence[str], split: str) -> tuple[list[str], list[Note]]:
+        return resolve_paths(self.file.parent, names, split)
+
+    def open(self, names: Sequence[str], columns: Mapping[str, tuple[str, ...]]) -> tuple[Store, str]:
+        root = str(self.file.parent)
+        return FileStore(root, tuple(names), columns), stamp_files(root, [self.file.name, *names])
+
+
 def list_table(file: Path) -> Listing:
     """List the images that a table names.
 
@@ -71,7 +102,20 @@ def list_table(file: Path) -> Listing:
         ValueError: the file is not a table, its columns are missing or ambiguous, or a row has no path, label or known
             split, or another class than an earlier row for the same file.
     """
-    text = _read_text(file)
+    return listing_of_table(file, _OnDisk(file))
+
+
+def listing_of_table(file: PurePath, files: TableFiles) -> Listing:
+    """List the images that a table names.
+
+    Args:
+        file: path or address of the table.
+        files: the table and the files that it may name.
+
+    Raises:
+        ValueError: as `list_table`.
+    """
+    text = _decode_text(files.read(), file)
     read_rows = _read_json_rows if file.suffix.lower() in JSON_LINES else _read_separated_rows
     rows, reading = read_rows(text, file)
     if not rows:
@@ -88,15 +132,15 @@ def list_table(file: Path) -> Listing:
         if "\0" in row["path"]:
             raise ValueError(f"{file}, line {number}: the path has a NUL character in it")
     split = next(filter(None, map(canonical_split, re.split(r"[^A-Za-z]+", file.stem))), "")
-    names, spelling = resolve_paths(file.parent, [row["path"] for _, row in rows], split)
+    names, spelling = files.resolve([row["path"] for _, row in rows], split)
     used = _distinct_rows(rows, names, splits, file, notes)
-    names = [names[i] for i in used]
+    store, stamp = files.open([names[i] for i in used], _other_columns([rows[i][1] for i in used]))
     return Listing(
         name=str(file),
-        store=FileStore(str(file.parent), tuple(names), _other_columns([rows[i][1] for i in used])),
+        store=store,
         splits=tuple(splits[i] for i in used),
         labels=tuple(rows[i][1]["label"] for i in used),
-        stamp=stamp_files(str(file.parent), [file.name, *names]),
+        stamp=stamp,
         notes=(*notes, *spelling),
     )
 
@@ -107,8 +151,7 @@ def _other_columns(rows: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ..
     return {name.removeprefix(OTHER): tuple(row.get(name, "") for row in rows) for name in names}
 
 
-def _read_text(file: Path) -> str:
-    data = read_bounded(file, MAX_TEXT)
+def _decode_text(data: bytes, file: PurePath) -> str:
     encoding = BYTE_ORDER_MARKS.get(data[:2], "utf-8-sig")
     try:
         return data.decode(encoding)
@@ -156,7 +199,9 @@ def _without_unlabelled_test(rows: Rows, splits: list[str], notes: list[Note]) -
     return [rows[i] for i in labelled], [splits[i] for i in labelled]
 
 
-def _distinct_rows(rows: Rows, names: Sequence[str], splits: Sequence[str], file: Path, notes: list[Note]) -> list[int]:
+def _distinct_rows(
+    rows: Rows, names: Sequence[str], splits: Sequence[str], file: PurePath, notes: list[Note]
+) -> list[int]:
     """Return the indices of the rows without those that repeat an earlier one.
 
     Raises:
@@ -180,7 +225,7 @@ def _plain(column: str) -> str:
     return "".join(c for c in column.lower() if c not in "_- ")
 
 
-def _find_columns(columns: Sequence[str], file: Path) -> dict[str, str]:
+def _find_columns(columns: Sequence[str], file: PurePath) -> dict[str, str]:
     """Return {role: column}; label, split and flags may be absent. A number of a fold has the role "fold" as well."""
     roles = {}
     for role, spellings in COLUMNS.items():
@@ -201,7 +246,7 @@ def _find_columns(columns: Sequence[str], file: Path) -> dict[str, str]:
     return roles
 
 
-def _require_columns(roles: Mapping[str, str], columns: Sequence[str], file: Path) -> None:
+def _require_columns(roles: Mapping[str, str], columns: Sequence[str], file: PurePath) -> None:
     for role in ("path", "label"):
         if role not in roles:
             raise ValueError(f"{file}: no {role} column among {', '.join(columns)}; name one of them {role!r}")
@@ -238,7 +283,7 @@ def _describe_columns(roles: Mapping[str, str], columns: Sequence[str]) -> str:
     return used + ("" if has_split else ", no split") + (f"; not used: {first_few(unused)}" if unused else "")
 
 
-def _read_separated_rows(text: str, file: Path) -> tuple[Rows, str]:
+def _read_separated_rows(text: str, file: PurePath) -> tuple[Rows, str]:
     """Return the rows of a table of separated cells, and text that says how it was read."""
     separator = ""
     if text.startswith("sep=") and text[4:5] in SEPARATORS:  # as Excel writes it
@@ -275,11 +320,11 @@ def _read_separated_rows(text: str, file: Path) -> tuple[Rows, str]:
     return [(n, {role: row[k].strip() for role, k in positions.items()}) for n, row in lines], reading
 
 
-def _is_file(name: str, file: Path) -> bool:
+def _is_file(name: str, file: PurePath) -> bool:
     return os.path.isfile(file.parent / name)
 
 
-def _is_image_path(name: str, file: Path) -> bool:
+def _is_image_path(name: str, file: PurePath) -> bool:
     """Return True if a cell is the path of an existing file, or has the ending of an image."""
     return _is_file(name, file) or name.lower().endswith(tuple(IMAGE_SUFFIXES))
 
@@ -289,7 +334,7 @@ def _one_hot_rows(
     lines: Sequence[tuple[int, Sequence[str]]],
     roles: Mapping[str, str],
     classes: Sequence[int],
-    file: Path,
+    file: PurePath,
 ) -> tuple[Rows, str]:
     """Return the rows of a table with one column per class."""
     rows: Rows = []
@@ -304,7 +349,7 @@ def _one_hot_rows(
     return rows, f"with one column per class ({names}): {_describe_columns(roles, list(roles.values()))}"
 
 
-def _read_json_rows(text: str, file: Path) -> tuple[Rows, str]:
+def _read_json_rows(text: str, file: PurePath) -> tuple[Rows, str]:
     """Return the rows of a file of JSON objects, one per line, and text that says how it was read."""
     rows: Rows = []
     roles: dict[str, str] = {}
