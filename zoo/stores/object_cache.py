@@ -23,8 +23,8 @@ from zoo.stores.objects import ObjectInfo
 LIMIT_VARIABLE = "ZOO_STORE_CACHE"
 LIMIT = 20 * 10**9
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-#: Share of the free disk that the cache leaves.
-SPARED = 0.1
+#: Share of the disk that the cache leaves free.
+SPARED = 0.05
 #: Share of the limit to which the oldest entries are deleted once it is reached.
 TRIMMED = 0.9
 #: Seconds for which a cache that is full of entries in use is not looked at again.
@@ -119,8 +119,8 @@ class ObjectCache:
             used = self._read_count()
             if used is None or used + size > self.limit:
                 used = self._trim(size)
-            free = shutil.disk_usage(self.folder).free
-            if used + size > self.limit or free - size < SPARED * free:
+            disk = shutil.disk_usage(self.folder)
+            if used + size > self.limit or disk.free - size < SPARED * disk.total:
                 self.full_until = time.monotonic() + FULL_SECONDS
                 self._write_count(used)
                 return False
