@@ -36,7 +36,7 @@ def normalised(pixels):
     return (pixels.astype(np.float32) - 127.5) / 63.75
 
 
-def zoo(model: str, training: bool, pixels, labels) -> Contender:
+def zoo(model: str, training: bool, pixels, labels, dtype: str = "float32") -> Contender:
     import jax
 
     from zoo import models
@@ -52,6 +52,7 @@ def zoo(model: str, training: bool, pixels, labels) -> Contender:
 
     height, width, channels = shape = pixels.shape[1:]
     network = models.create(model, **({"aux_heads": False} if model == "googlenet_bn" else {}))
+    network = models.with_runtime(network, dtype=jax.numpy.dtype(dtype).type)
     statistics = {"mean": (0.5,) * channels, "std": (0.25,) * channels, "channels": "L" if channels == 1 else "RGB"}
     seen = Preprocess((height, width), (height, width), **statistics)
     recipe = Recipe(optimizer="sgd", momentum=0.9, learning_rate=0.01, schedule="constant", batch_size=len(pixels))

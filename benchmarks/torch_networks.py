@@ -67,7 +67,8 @@ NETWORKS = {
     "alexnet_owt": lambda: _torchvision("alexnet"),
     "googlenet_bn": lambda: _torchvision("googlenet", aux_logits=False, init_weights=False),
     "resnet50": lambda: _torchvision("resnet50"),
-    # for sweep.py
+    # for sweep.py and gpu.py
+    "resnet152": lambda: _torchvision("resnet152"),
     "resnet18": lambda: _torchvision("resnet18"),
     "resnet18_small": lambda: _small(_torchvision("resnet18", num_classes=10)),
     "resnet50_small": lambda: _small(_torchvision("resnet50", num_classes=10)),
