@@ -26,11 +26,12 @@ from zoo.checkpoint.run_state import (
     read_state,
     save_state,
 )
-from zoo.checkpoint.shards import HostArray, on_devices, snapshot
+from zoo.checkpoint.shards import Buffers, HostArray, on_devices, snapshot
 
 __all__ = [
     "CARD",
     "FORMAT",
+    "Buffers",
     "Card",
     "CorruptCheckpointError",
     "HostArray",

@@ -72,12 +72,18 @@ class HostArray:
         return jax.make_array_from_callback(self.shape, self.sharding, part)
 
 
-def snapshot(tree: Any, owned_only: bool = False) -> Any:
+#: NumPy arrays that may be overwritten, by position of the leaf and bounds of the part.
+Buffers = dict[tuple[int, Bounds], np.ndarray]
+
+
+def snapshot(tree: Any, owned_only: bool = False, buffers: Buffers | None = None) -> Any:
     """Copy a pytree of arrays to the host, so that a training step may overwrite those on the devices.
 
     Args:
         tree: a pytree of JAX or NumPy arrays.
         owned_only: leave out what another process saves.
+        buffers: from a CPU, copy into these, which are filled in: memory that is new to a process takes several times
+            longer to write to than to copy into. None for new arrays.
 
     Returns:
         The pytree with NumPy arrays, or, for arrays that are split among devices, the HostArrays of this process.
@@ -88,15 +94,26 @@ def snapshot(tree: Any, owned_only: bool = False) -> Any:
     for chosen in selected:  # all transfers are under way before the first one is waited for
         for data in chosen.values() if isinstance(chosen, dict) else ():
             data.copy_to_host_async()
-    chosen_leaves = iter(selected)
+    chosen_leaves = enumerate(selected)
+    buffers = {} if buffers is None else buffers
+    old = dict(buffers)
+    buffers.clear()
 
     def copy(leaf: Any) -> Any:
-        chosen = next(chosen_leaves)
+        position, chosen = next(chosen_leaves)
         if chosen is None:
             return np.asarray(leaf)
-        if leaf.is_fully_replicated and chosen:
-            return _to_host(next(iter(chosen.values())))
-        parts = {bounds: _to_host(data) for bounds, data in chosen.items()}
+        parts = {}
+        for bounds, data in chosen.items():
+            array = parts[bounds] = np.asarray(data, order="C")
+            if next(iter(data.devices())).platform == "cpu":  # NumPy only looks at the memory of the device
+                buffer = old.get((position, bounds))
+                if buffer is None or (buffer.shape, buffer.dtype) != (array.shape, array.dtype):
+                    buffer = np.empty(array.shape, array.dtype)
+                np.copyto(buffer, array)
+                parts[bounds] = buffers[position, bounds] = buffer
+        if leaf.is_fully_replicated and parts:
+            return next(iter(parts.values()))
         return HostArray(tuple(leaf.shape), leaf.sharding, parts, _owned(leaf))
 
     return jax.tree.map(copy, tree)
@@ -128,11 +145,6 @@ def _owned(leaf: Any) -> frozenset[Bounds]:
     """Return the bounds of the parts that this process saves: those whose first copy it holds."""
     shards = leaf.addressable_shards
     return frozenset(_bounds(shard.index, leaf.shape) for shard in shards if shard.replica_id == 0)
-
-
-def _to_host(data: Any) -> np.ndarray:
-    """Return a copy of an array of one device; on a CPU, NumPy would only look at the memory of the device."""
-    return np.array(data, order="C", copy=next(iter(data.devices())).platform == "cpu" or None)
 
 
 def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> Bounds:

@@ -438,7 +438,8 @@ class Trainer:
             self.saver.wait()
             progress = self.progress.copy()
             is_new_best = bool(progress.history) and self.exported_step != progress.best_step
-            arrays = {"state": checkpoint.snapshot(self.state, owned_only=True), "best": self.best}
+            state = checkpoint.snapshot(self.state, owned_only=True, buffers=self.saver.buffers)
+            arrays = {"state": state, "best": self.best}
             self.saver.start(partial(write_save, self.plan, arrays, progress, is_new_best))
             self.exported_step = progress.best_step if is_new_best else self.exported_step
             self.save_time = time.monotonic()

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from zoo import checkpoint
-from zoo.checkpoint import HostArray
+from zoo.checkpoint import Buffers, HostArray
 from zoo.distributed import processes
 from zoo.training import report
 from zoo.training import run as runs
@@ -36,6 +36,8 @@ class Saver:
         self.after = after
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
+        #: Memory of the copy of the state, which all saves use in turn.
+        self.buffers: Buffers = {}
 
     def start(self, work: Callable[[], Any]) -> None:
         """Wait for the work that is under way, then begin another one."""

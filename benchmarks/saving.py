@@ -1,0 +1,153 @@
+"""Time for which training stands still while its state is saved, and what a save costs the steps beside it.
+
+    python -m benchmarks.saving                      # a state of 2 GB; results in benchmarks/results/saving.json
+    python -m benchmarks.saving --before a65e76e     # also of an earlier revision, whose loop wrote the save itself
+
+A perceptron of 8 x 8 pixels is trained in a process of its own with a save after every few steps. "stands still" is
+the time that the loop spends in `Trainer.save`, "save" the time until the save is complete; where the loop itself
+writes, both are the same. A step that is under way is waited for before the clock starts. Steps are also timed with
+and without a save beside them, because on a CPU the thread that writes takes part of it. The first save of a run is
+listed by itself: its copy goes into memory that is new to the process.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import machine
+from benchmarks.race import RESULTS, ROOT
+
+#: Numbers of the state for each parameter: its value, its momentum and its best value.
+NUMBERS = 3
+
+
+class Enough(BaseException):
+    """Raised after the last save."""
+
+
+def measure(folder: str, width: int, saves: int, every: int) -> dict[str, Any]:
+    """Train and return the seconds of saves and steps. Also runs at revisions from before saving in a thread."""
+    import jax
+    import numpy as np
+
+    from zoo import checkpoint
+    from zoo.data.sources import from_arrays
+    from zoo.training import loop
+    from zoo.training.plan import make_plan
+    from zoo.training.recipe import Recipe
+    from zoo.training.request import TrainRequest
+
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (256, 8, 8)).astype(np.uint8), np.arange(256) % 10
+    recipe = Recipe(epochs=1000, batch_size=16, optimizer="momentum", learning_rate=1e-3, patience=0)
+    fields = {"widths": (width, width, width), "image_size": 8}
+    recipe = type(recipe)(**{**vars(recipe), "eval_every_epochs": 1000})
+    plan = make_plan(TrainRequest("mlp", from_arrays((images, labels)), recipe, fields=fields, workdir=folder))
+    still, written, steps, beside = [], [], [], []
+    save, save_state, process = loop.Trainer.save, checkpoint.save_state, loop.Trainer.process_metrics
+    last: list[float] = []
+    writing: list[bool] = []
+
+    def timed_save(trainer):
+        trainer.flush()
+        jax.block_until_ready(trainer.state)
+        if thread := getattr(getattr(trainer, "saver", None), "thread", None):
+            thread.join()  # saves must not wait for each other here
+        began = time.monotonic()
+        save(trainer)
+        still.append(time.monotonic() - began)
+        last.clear()
+        if len(still) == saves:
+            if thread := getattr(getattr(trainer, "saver", None), "thread", None):
+                thread.join()
+            raise Enough
+
+    def timed_save_state(*arguments, **options):
+        began = time.monotonic()
+        writing.append(True)
+        path = save_state(*arguments, **options)
+        writing.clear()
+        written.append(time.monotonic() - began)
+        return path
+
+    def timed_process(trainer, step, metrics):
+        process(trainer, step, metrics)
+        if last:
+            (beside if writing else steps).append(time.monotonic() - last[0])
+        last[:] = [time.monotonic()]
+
+    loop.Trainer.save, loop.Trainer.process_metrics = timed_save, timed_process
+    checkpoint.save_state = timed_save_state
+    with suppress(Enough):
+        loop.fit(plan, save_seconds=1e9, save_steps=every, quiet=True)
+    (newest,) = sorted(Path(folder, "state").iterdir())[-1:]
+    size = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file())
+    rounded = {"stands_still": still, "save": written, "step": steps, "step_beside_a_save": beside}
+    return {"bytes": size, **{name: [round(value, 3) for value in values] for name, values in rounded.items()}}
+
+
+def run(code: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of `measure` in a process that imports the package from a folder."""
+    width = round((options.gigabytes * 1e9 / (4 * NUMBERS) / 2) ** 0.5 / 64) * 64
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        call = f"measure({folder + '/run'!r}, {width}, {options.saves}, {options.every})"
+        text = (  # this file by its path: an earlier revision has none
+            f"import importlib.util, json; spec = importlib.util.spec_from_file_location('saving', {__file__!r}); "
+            f"saving = importlib.util.module_from_spec(spec); spec.loader.exec_module(saving); "
+            f"print(json.dumps(saving.{call}))"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(code), "ZOO_MESH": "data=1", "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(
+            [sys.executable, "-c", text], env=environment, capture_output=True, text=True, cwd=folder, check=False
+        )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def summary(name: str, row: dict[str, Any]) -> str:
+    """Return a line with the medians of all saves but the first."""
+    still, save = statistics.median(row["stands_still"][1:]), statistics.median(row["save"][1:])
+    beside = (
+        f", {statistics.median(row['step_beside_a_save']):.2f} s beside a save" if row["step_beside_a_save"] else ""
+    )
+    return (
+        f"{name}: {row['bytes'] / 1e9:.2f} GB; training stands still for {still:.2f} s (first save "
+        f"{row['stands_still'][0]:.2f} s) of a save of {save:.2f} s, {still / save:.1%}; step "
+        f"{statistics.median(row['step']):.2f} s{beside}"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.saving", description=__doc__.splitlines()[0])
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the state (default: 2)")
+    parser.add_argument("--saves", type=int, default=4, help="saves per run (default: 4)")
+    parser.add_argument("--every", type=int, default=25, help="steps between two saves (default: 25)")
+    parser.add_argument("--before", metavar="REVISION", help="also measure this revision of the package")
+    parser.add_argument("--folder", type=Path, help="folder of the saves (default: that of temporary files)")
+    options = parser.parse_args()
+    results: dict[str, Any] = {"machine": machine(), "now": run(ROOT, options)}
+    print(summary("now", results["now"]), flush=True)
+    if options.before:
+        with tempfile.TemporaryDirectory() as folder:
+            archive = subprocess.run(
+                ["git", "-C", str(ROOT), "archive", options.before], capture_output=True, check=True
+            )
+            subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+            results["before"] = {"revision": options.before, **run(Path(folder), options)}
+        print(summary(options.before, results["before"]), flush=True)
+    results["load"] = os.getloadavg()[1]
+    (RESULTS / "saving.json").write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
