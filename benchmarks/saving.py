@@ -2,12 +2,16 @@
 
     python -m benchmarks.saving                      # a state of 2 GB; results in benchmarks/results/saving.json
     python -m benchmarks.saving --before a65e76e     # also of an earlier revision, whose loop wrote the save itself
+    python -m benchmarks.saving --processes 8        # also the memory of 8 processes that share a state by fsdp
 
 A perceptron of 8 x 8 pixels is trained in a process of its own with a save after every few steps. "stands still" is
 the time that the loop spends in `Trainer.save`, "save" the time until the save is complete; where the loop itself
 writes, both are the same. A step that is under way is waited for before the clock starts. Steps are also timed with
 and without a save beside them, because on a CPU the thread that writes takes part of it. The first save of a run is
 listed by itself: its copy goes into memory that is new to the process.
+
+The memory of a process is its largest resident size, less that of the same training with a tiny state. It includes what
+the step needs: the parameters, which it gathers, activations and gradients.
 """
 
 import argparse
@@ -113,6 +117,55 @@ def run(code: Path, options: argparse.Namespace) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def resident(code: Path, options: argparse.Namespace, width: int) -> tuple[int, list[int]]:
+    """Train in processes that share the state; return its bytes and the largest resident size of each, in bytes."""
+    from zoo.distributed.launch import find_free_port
+
+    count, port = options.processes, find_free_port()
+    words = (
+        f"train --model mlp --set widths=({width},{width}) --data digits --limit 160 --epochs 1 --batch-size 16 "
+        f"--optimizer momentum --mesh fsdp={count} --save-steps 3 --quiet --no-report --workdir run"
+    ).split()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        group = [
+            subprocess.Popen(
+                [sys.executable, "-m", "zoo.cli", *words], cwd=folder, stdout=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": str(code), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PJRT_NPROC": "1",
+                     "ZOO_COORDINATOR": f"127.0.0.1:{port}", "ZOO_PROCESSES": str(count), "ZOO_PROCESS": str(number)},
+            )
+            for number in range(count)
+        ]  # fmt: skip
+        largest = [0] * count
+        while any(process.poll() is None for process in group):
+            for number, process in enumerate(group):
+                with suppress(OSError, StopIteration):
+                    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+                    largest[number] = max(largest[number], 1024 * peak)
+            time.sleep(0.05)
+        if any(process.returncode for process in group):
+            raise RuntimeError(f"processes ended with {[process.returncode for process in group]}")
+        numbers = 64 * width + width**2 + 10 * width + 2 * width + 10
+        return 4 * NUMBERS * numbers, largest
+
+
+def memory(code: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the bytes of a state that processes share, and what each of them needed beyond a tiny one's."""
+    width = round((options.shared_gigabytes * 1e9 / (4 * NUMBERS)) ** 0.5 / 64) * 64
+    _, tiny = resident(code, options, 64)
+    state, large = resident(code, options, width)
+    return {"state": state, "tiny": tiny, "beyond": [a - b for a, b in zip(large, tiny, strict=True)]}
+
+
+def describe_memory(name: str, row: dict[str, Any]) -> str:
+    """Return a line with the least and the most that processes needed."""
+    state, beyond = row["state"], row["beyond"]
+    return (
+        f"{name}: {len(beyond)} processes share {state / 1e9:.2f} GB; each needs {min(beyond) / 1e9:.2f} to "
+        f"{max(beyond) / 1e9:.2f} GB, {min(beyond) / state:.0%} to {max(beyond) / state:.0%}"
+    )
+
+
 def summary(name: str, row: dict[str, Any]) -> str:
     """Return a line with the medians of all saves but the first."""
     still, save = statistics.median(row["stands_still"][1:]), statistics.median(row["save"][1:])
@@ -133,9 +186,14 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=25, help="steps between two saves (default: 25)")
     parser.add_argument("--before", metavar="REVISION", help="also measure this revision of the package")
     parser.add_argument("--folder", type=Path, help="folder of the saves (default: that of temporary files)")
+    parser.add_argument("--processes", type=int, default=0, help="number of processes whose memory to measure as well")
+    parser.add_argument("--shared-gigabytes", type=float, default=0.4, help="size of their state (default: 0.4)")
     options = parser.parse_args()
     results: dict[str, Any] = {"machine": machine(), "now": run(ROOT, options)}
     print(summary("now", results["now"]), flush=True)
+    if options.processes:
+        results["memory"] = memory(ROOT, options)
+        print(describe_memory("now", results["memory"]), flush=True)
     if options.before:
         with tempfile.TemporaryDirectory() as folder:
             archive = subprocess.run(
@@ -143,6 +201,9 @@ def main() -> int:
             )
             subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
             results["before"] = {"revision": options.before, **run(Path(folder), options)}
+            if options.processes:
+                results["memory_before"] = memory(Path(folder), options)
+                print(describe_memory(options.before, results["memory_before"]), flush=True)
         print(summary(options.before, results["before"]), flush=True)
     results["load"] = os.getloadavg()[1]
     (RESULTS / "saving.json").write_text(json.dumps(results, indent=1) + "\n")

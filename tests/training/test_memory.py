@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from helpers import random_images, train
+from helpers import make_plan, random_images, train
 
 from zoo.data.sources import from_arrays
 from zoo.distributed import device_memory, processes
-from zoo.distributed.mesh import SINGLE_DEVICE, Parallelism
+from zoo.distributed.mesh import SINGLE_DEVICE, Parallelism, parse_parallelism
 from zoo.training import loop, memory
 from zoo.training import plan as planning
 from zoo.training.memory import Shortage
@@ -241,3 +241,16 @@ def test_a_step_waits_for_earlier_ones(tmp_path, monkeypatch, max_in_flight, exp
     fields = {"widths": (4,), "image_size": 8}
     train("mlp", data, Recipe(epochs=1, batch_size=8), fields=fields, workdir=tmp_path / "run", quiet=True)
     assert events[: len(expected)] == expected
+
+
+def test_a_state_that_only_fits_split_is_not_refused(monkeypatch):
+    """Of 17 MB with momentum and gradients, over eight devices with 3 MB each."""
+    data = from_arrays(random_images(60, 8, 8), name="made")
+    recipe = Recipe(epochs=1, batch_size=16, optimizer="momentum")
+    fields = {"widths": (1024, 1024), "image_size": 8}
+    monkeypatch.setattr(memory, "available_bytes", lambda parallelism: 3 * 10**6)
+    monkeypatch.setattr(planning, "require_memory", lambda *arguments, **options: None)  # of the evaluation
+    monkeypatch.setattr(memory.jax, "default_backend", lambda: "gpu")  # whose devices do not share their memory
+    make_plan("mlp", data, recipe, fields=fields, parallelism=parse_parallelism(mesh="fsdp=8"))
+    with pytest.raises(memory.OutOfMemoryError, match="training needs at least"):
+        make_plan("mlp", data, recipe, fields=fields, parallelism=parse_parallelism(mesh="data=8"))

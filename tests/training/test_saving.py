@@ -11,8 +11,8 @@ from helpers import make_plan, train
 from zoo import checkpoint
 from zoo.checkpoint import run_state
 from zoo.data.sources import from_arrays
+from zoo.distributed import mesh
 from zoo.distributed.mesh import parse_parallelism
-from zoo.inference.evaluate import evaluate
 from zoo.inference.folding import fold
 from zoo.training import loop, run, saving
 from zoo.training.recipe import Recipe
@@ -20,7 +20,7 @@ from zoo.training.run import Progress
 from zoo.training.saving import Saver
 from zoo.training.step import eval_variables
 
-RECIPE = Recipe(epochs=2, batch_size=16, optimizer="momentum", learning_rate=0.01, ema=0.9)
+RECIPE = Recipe(epochs=1, batch_size=16, optimizer="momentum", learning_rate=0.01, ema=0.9)
 MODEL = {"fields": {"widths": (8,), "image_size": 8}, "quiet": True}
 #: Nearly all parameters can be split over 8 devices.
 WIDE = {"fields": {"widths": (1024, 512), "image_size": 8}}
@@ -137,9 +137,9 @@ def test_no_device_ever_holds_the_whole_state(tmp_path, monkeypatch, over_eight)
         monkeypatch.setattr(owner, name, sample)
     monkeypatch.setattr(loop, "read_result", lambda plan: SimpleNamespace(history=()))
     plan = make_plan("mlp", dataset(), RECIPE, **WIDE, parallelism=over_eight.parallelism, workdir=tmp_path / "run")
-    loop.fit(plan, save_steps=10, quiet=True)
+    loop.fit(plan, save_steps=5, quiet=True)
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(plan.abstract_state(plan.segments[0])))
-    assert len(held) > 40 and max(held) < 0.2 * state
+    assert len(held) > 20 and max(held) < 0.2 * state
 
 
 def test_a_state_is_initialised_where_it_will_be(over_eight):
@@ -157,7 +157,9 @@ def test_a_state_is_initialised_where_it_will_be(over_eight):
                      getattr(split, part), getattr(placed, part))  # fmt: skip
 
 
-@pytest.mark.parametrize("axes", ["data=2", "data=1", "fsdp=8", "fsdp=2", "data=4,model=2"])
+@pytest.mark.parametrize(
+    "axes", ["data=2", "data=1", *(pytest.param(axes, marks=pytest.mark.slow) for axes in ("fsdp=2", "data=4,model=2"))]
+)
 def test_a_save_of_eight_devices_is_resumed_by_others(tmp_path_factory, over_eight, axes):
     """Bit for bit, state and best variables."""
     folder = tmp_path_factory.getbasetemp() / "eight"
@@ -177,17 +179,15 @@ def test_a_save_of_eight_devices_is_resumed_by_others(tmp_path_factory, over_eig
     )
 
 
-def test_variables_that_are_split_are_folded_and_evaluated_where_they_are():
-    """As on the host, and no part of a convolution leaves its device."""
+def test_variables_that_are_split_are_folded_where_they_are():
+    """To the bits of the host, and no part of a convolution leaves its device."""
     fields = {"blocks": (1,), "width": 32}
     plan = make_plan("resnet20", dataset(), RECIPE, fields=fields, parallelism=parse_parallelism(mesh="fsdp=8"))
-    variables = plan.first_state().variables
+    rng = np.random.default_rng(0)
+    random = jax.tree.map(lambda leaf: rng.uniform(0.5, 2, leaf.shape).astype(leaf.dtype), plan.abstract_variables)
+    variables = mesh.shard_variables(plan.parallelism, plan.model, random)
     shape = plan.preprocess.input_shape
-    split, host = fold(plan.model, variables, shape), fold(plan.model, jax.device_get(variables), shape)
+    split, host = fold(plan.model, variables, shape), fold(plan.model, random, shape)
     jax.tree.map(np.testing.assert_array_equal, split, host)
     kernels = [leaf for leaf in jax.tree.leaves(split["params"]) if isinstance(leaf, jax.Array)]
     assert kernels and all(not leaf.sharding.is_fully_replicated for leaf in kernels if leaf.size >= 1024)
-    arguments = (plan.dataset.splits["validation"], plan.preprocess, plan.dataset.class_names)
-    over = evaluate(plan.model, variables, *arguments, parallelism=plan.parallelism)
-    alone = evaluate(plan.model, jax.device_get(variables), *arguments)
-    assert over.confusion == alone.confusion and over.loss == pytest.approx(alone.loss, rel=1e-5)

@@ -1,5 +1,6 @@
 """Memory of devices: what a compiled function requires and what is available."""
 
+import math
 from typing import Any
 
 import jax
@@ -43,8 +44,16 @@ def available_bytes(parallelism: Parallelism | None = None) -> int | None:
 
 
 def tree_bytes(tree: Any) -> int:
-    """Return the bytes of all leaves of a tree of arrays or of their shapes and dtypes."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """Return the bytes of all leaves of a tree of arrays or of their shapes and dtypes.
+
+    Of a leaf that is split among devices, only the part of one device counts.
+    """
+
+    def size(leaf: Any) -> int:
+        sharding = getattr(leaf, "sharding", None)
+        return math.prod(sharding.shard_shape(leaf.shape)) if sharding is not None else leaf.size
+
+    return sum(size(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def format_bytes(*sizes: float) -> list[str]:

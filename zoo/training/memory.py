@@ -152,7 +152,7 @@ def require_room(
     must call this together.
 
     Args:
-        variables: the shapes and dtypes of the variables.
+        variables: the shapes and dtypes of the variables, and the shardings of those that are split among devices.
         other_state: those of the rest of the training state.
         batch_size: images per step over all devices.
         micro_batch: images per forward pass.
@@ -167,11 +167,12 @@ def require_room(
         return
     local = max(parallelism.devices // jax.process_count(), 1)
     pixels = image_shape[0] * image_shape[1] * image_shape[2]
-    # The state is created whole. A batch exists three times as uint8: in use, transferred, and being read.
+    # A state that is not split is created whole. A batch exists three times as uint8: in use, transferred, being read.
     state_bytes = tree_bytes((variables, variables["params"], other_state))
     batch_bytes = pixels * (3 * batch_size + 4 * micro_batch) // parallelism.devices
     if jax.default_backend() == "cpu":
         available, batch_bytes = available * local, batch_bytes * local
+        state_bytes *= local if parallelism.splits_parameters else 1
     too_large = state_bytes + batch_bytes > available
     if not any(processes.all_reduce_max(int(too_large))):
         return

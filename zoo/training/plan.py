@@ -52,7 +52,6 @@ from zoo.training.request import (
 from zoo.training.run import RunConfig
 from zoo.training.step import (
     TrainState,
-    abstract_opt_state,
     abstract_state,
     create_state,
     make_train_step,
@@ -193,10 +192,10 @@ class Plan:
 
     def require_memory(self) -> None:
         """Raise OutOfMemoryError, from shapes alone, if the state, a batch or an evaluation do not fit into memory."""
-        segment, variables = self.segments[-1], self.abstract_variables
-        opt_state = abstract_opt_state(variables, self.optimizer(segment), segment.frozen)
+        segment = self.segments[-1]
+        state = self.abstract_state(segment)
         memory.require_room(
-            variables, (opt_state, variables if self.recipe.ema else None), self.batch_size,
+            state.variables, (state.opt_state, state.ema), self.batch_size,
             self.recipe.micro_batch or self.batch_size, segment.preprocess.input_shape, self.parallelism,
         )  # fmt: skip
         examples = len(self.dataset.splits["validation"])
