@@ -10,8 +10,8 @@ writes, both are the same. A step that is under way is waited for before the clo
 and without a save beside them, because on a CPU the thread that writes takes part of it. The first save of a run is
 listed by itself: its copy goes into memory that is new to the process.
 
-The memory of a process is its largest resident size, less that of the same training with a tiny state. It includes what
-the step needs: the parameters, which it gathers, activations and gradients.
+Memory is the largest resident size of a process during a part of the run, less that before the part. A step needs more:
+it gathers the parameters, which belongs to fsdp and not to the state.
 """
 
 import argparse
@@ -102,12 +102,7 @@ def run(code: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of `measure` in a process that imports the package from a folder."""
     width = round((options.gigabytes * 1e9 / (4 * NUMBERS) / 2) ** 0.5 / 64) * 64
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        call = f"measure({folder + '/run'!r}, {width}, {options.saves}, {options.every})"
-        text = (  # this file by its path: an earlier revision has none
-            f"import importlib.util, json; spec = importlib.util.spec_from_file_location('saving', {__file__!r}); "
-            f"saving = importlib.util.module_from_spec(spec); spec.loader.exec_module(saving); "
-            f"print(json.dumps(saving.{call}))"
-        )
+        text = calling(f"measure({folder + '/run'!r}, {width}, {options.saves}, {options.every})")
         environment = {**os.environ, "PYTHONPATH": str(code), "ZOO_MESH": "data=1", "JAX_PLATFORMS": "cpu"}
         done = subprocess.run(
             [sys.executable, "-c", text], env=environment, capture_output=True, text=True, cwd=folder, check=False
@@ -117,52 +112,98 @@ def run(code: Path, options: argparse.Namespace) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def resident(code: Path, options: argparse.Namespace, width: int) -> tuple[int, list[int]]:
-    """Train in processes that share the state; return its bytes and the largest resident size of each, in bytes."""
+#: Parts of a run whose memory is measured: module and attribute.
+PARTS = {
+    "initialisation": ("zoo.training.plan", "Plan.first_state"),
+    "placement": ("zoo.training.plan", "Plan.shard_state"),
+    "start or resumption": ("zoo.training.loop", "resume"),
+    "validation": ("zoo.training.loop", "Trainer.validate"),
+    "save": ("zoo.training.loop", "Trainer.save"),
+    "save in the thread": ("zoo.training.loop", "write_save"),
+}
+
+
+def resident(name: str) -> int:
+    """Return a resident size of this process, in bytes: "VmRSS" now, or "VmHWM" at most since it was reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def train_and_watch(words: list[str], file: str) -> int:
+    """Run `zoo WORDS` and write the bytes that each of PARTS added at most into a file."""
+    import importlib
+
+    from zoo import cli
+
+    added: dict[str, int] = {}
+
+    def watch(part: str, owner: Any, attribute: str) -> None:
+        original = getattr(owner, attribute)
+
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            before = resident("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5")  # forgets the largest size so far
+            try:
+                return original(*arguments, **options)
+            finally:
+                added[part] = max(added.get(part, 0), resident("VmHWM") - before)
+
+        setattr(owner, attribute, wrapped)
+
+    for part, (module, name) in PARTS.items():
+        *holder, attribute = name.split(".")
+        owner: Any = importlib.import_module(module)
+        for each in holder:
+            owner = getattr(owner, each)
+        if hasattr(owner, attribute):
+            watch(part, owner, attribute)
+    code = cli.main(words)
+    Path(file).write_text(json.dumps(added))
+    return code
+
+
+def memory(code: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Train in processes that share the state; return its bytes, and those that each part of the run added to each."""
     from zoo.distributed.launch import find_free_port
 
     count, port = options.processes, find_free_port()
+    width = round((options.shared_gigabytes * 1e9 / (4 * NUMBERS)) ** 0.5 / 64) * 64
     words = (
         f"train --model mlp --set widths=({width},{width}) --data digits --limit 160 --epochs 1 --batch-size 16 "
         f"--optimizer momentum --mesh fsdp={count} --save-steps 3 --quiet --no-report --workdir run"
     ).split()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        shared = {**os.environ, "PYTHONPATH": str(code), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PJRT_NPROC": "1"}
+        shared |= {"ZOO_COORDINATOR": f"127.0.0.1:{port}", "ZOO_PROCESSES": str(count)}
         group = [
             subprocess.Popen(
-                [sys.executable, "-m", "zoo.cli", *words], cwd=folder, stdout=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": str(code), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PJRT_NPROC": "1",
-                     "ZOO_COORDINATOR": f"127.0.0.1:{port}", "ZOO_PROCESSES": str(count), "ZOO_PROCESS": str(number)},
+                [sys.executable, "-c", calling(f"train_and_watch({words!r}, '{number}.json')")], cwd=folder,
+                stdout=subprocess.DEVNULL, env={**shared, "ZOO_PROCESS": str(number)},
             )
             for number in range(count)
         ]  # fmt: skip
-        largest = [0] * count
-        while any(process.poll() is None for process in group):
-            for number, process in enumerate(group):
-                with suppress(OSError, StopIteration):
-                    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-                    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-                    largest[number] = max(largest[number], 1024 * peak)
-            time.sleep(0.05)
-        if any(process.returncode for process in group):
-            raise RuntimeError(f"processes ended with {[process.returncode for process in group]}")
-        numbers = 64 * width + width**2 + 10 * width + 2 * width + 10
-        return 4 * NUMBERS * numbers, largest
-
-
-def memory(code: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the bytes of a state that processes share, and what each of them needed beyond a tiny one's."""
-    width = round((options.shared_gigabytes * 1e9 / (4 * NUMBERS)) ** 0.5 / 64) * 64
-    _, tiny = resident(code, options, 64)
-    state, large = resident(code, options, width)
-    return {"state": state, "tiny": tiny, "beyond": [a - b for a, b in zip(large, tiny, strict=True)]}
+        if any(codes := [process.wait() for process in group]):
+            raise RuntimeError(f"processes ended with {codes}")
+        files = [json.loads(Path(folder, f"{number}.json").read_text()) for number in range(count)]
+    parameters = 64 * width + width**2 + 10 * width + 2 * width + 10
+    return {
+        "state": 4 * NUMBERS * parameters, "processes": count,
+        "added": {part: [file[part] for file in files] for part in PARTS if part in files[0]},
+    }  # fmt: skip
 
 
 def describe_memory(name: str, row: dict[str, Any]) -> str:
-    """Return a line with the least and the most that processes needed."""
-    state, beyond = row["state"], row["beyond"]
+    """Return a line with the most that any process needed for each part of the run."""
+    parts = (f"{part} {max(added) / row['state']:.0%}" for part, added in row["added"].items())
+    return f"{name}: {row['processes']} processes share {row['state'] / 1e9:.2f} GB; at most {', '.join(parts)} of it"
+
+
+def calling(call: str) -> str:
+    """Return a program that calls a function of this file, which is read by its path: earlier revisions lack it."""
     return (
-        f"{name}: {len(beyond)} processes share {state / 1e9:.2f} GB; each needs {min(beyond) / 1e9:.2f} to "
-        f"{max(beyond) / 1e9:.2f} GB, {min(beyond) / state:.0%} to {max(beyond) / state:.0%}"
+        f"import importlib.util, json; spec = importlib.util.spec_from_file_location('saving', {__file__!r}); "
+        f"saving = importlib.util.module_from_spec(spec); spec.loader.exec_module(saving); "
+        f"print(json.dumps(saving.{call}))"
     )
 
 
