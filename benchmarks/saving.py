@@ -33,7 +33,7 @@ from benchmarks.race import RESULTS, ROOT
 NUMBERS = 3
 
 
-class Enough(BaseException):
+class EnoughSavesError(BaseException):
     """Raised after the last save."""
 
 
@@ -72,7 +72,7 @@ def measure(folder: str, width: int, saves: int, every: int) -> dict[str, Any]:
         if len(still) == saves:
             if thread := getattr(getattr(trainer, "saver", None), "thread", None):
                 thread.join()
-            raise Enough
+            raise EnoughSavesError
 
     def timed_save_state(*arguments, **options):
         began = time.monotonic()
@@ -90,7 +90,7 @@ def measure(folder: str, width: int, saves: int, every: int) -> dict[str, Any]:
 
     loop.Trainer.save, loop.Trainer.process_metrics = timed_save, timed_process
     checkpoint.save_state = timed_save_state
-    with suppress(Enough):
+    with suppress(EnoughSavesError):
         loop.fit(plan, save_seconds=1e9, save_steps=every, quiet=True)
     (newest,) = sorted(Path(folder, "state").iterdir())[-1:]
     size = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file())
