@@ -131,8 +131,20 @@ def test_something_else_is_not_replaced(monkeypatch):
     assert_one_line(caught, ADDRESS, "not a checkpoint")
 
 
-@pytest.mark.parametrize("words", [
-    ["export", "lenet5-mnist", "--to", "safetensors", "--keys", "zoo", "-o", "az://b/x.safetensors"],
+def test_exports(stored, capsys):
+    target = f"{ROOT}/exports/net.safetensors"
+    code, out, _ = run_command(capsys, "export", ADDRESS, "--to", "safetensors", "--keys", "zoo", "-o", target)
+    assert code == 0
+    assert out.startswith(f"{target}: lenet5")
+    assert set(objects.listing(f"{ROOT}/exports")) == {"net.safetensors", "net_preprocess.py"}
+    assert zoo.load(target, num_classes=10).card.model == "lenet5"
+    for wrong in (f"{ROOT}/exports", f"{ROOT}/exports/net.onnx"):
+        code, _, err = run_command(capsys, "export", ADDRESS, "--to", "safetensors", "-o", wrong)
+        assert (code, err.count("\n")) == (2, 1)
+        assert wrong in err
+
+
+@pytest.mark.parametrize("words", [    ["export", "lenet5-mnist", "--to", "safetensors", "--keys", "zoo", "-o", "az://b/x.safetensors"],
     ["sweep", "--model", "mlp", "--set", "epochs=1,2", "--workdir", "gs://b/runs"],
     ["train", "--model", "mlp", "--workdir", "https://b/run"],
     ["train", "--config", "gs://b/run/config.json"],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo import loading
+from zoo.addresses import is_address, join_address, parse_address
 from zoo.analysis.page.collect import PageData, collect, read_run
 from zoo.analysis.page.html import Markup, document, element
 from zoo.analysis.page.sections import SECTIONS
@@ -15,6 +16,7 @@ from zoo.data.sources import open_dataset
 from zoo.data.sources.names import canonical_split
 from zoo.files import write_atomically
 from zoo.inference.predict import Checkpoint, require_head
+from zoo.stores import objects
 from zoo.training.report import PAGE, PageWriter
 from zoo.training.run import BEST, CONFIG
 
@@ -25,6 +27,9 @@ def checkpoint_of(source: str | Path) -> str | Path:
     Raises:
         ValueError: for a run without a best checkpoint.
     """
+    if is_address(source):
+        address = parse_address(source)
+        return source if objects.info(join_address(address, CONFIG)) is None else join_address(address, BEST)
     folder = Path(source).expanduser()
     if not (folder / CONFIG).is_file():
         return source
@@ -34,7 +39,10 @@ def checkpoint_of(source: str | Path) -> str | Path:
 
 
 def run_folder_of(source: str | Path) -> Path | None:
-    """Return the folder of the run that `source`, a run or its best checkpoint, belongs to; None for others."""
+    """Return the folder of the run that `source`, a run or its best checkpoint, belongs to; None for others.
+
+    Runs in object stores have none: their curves are in the report.html of the run.
+    """
     folder = Path(source).expanduser()
     if (folder / CONFIG).is_file():
         return folder

@@ -6,11 +6,12 @@ A command imports heavy libraries inside `run`, so that help is quick. This modu
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from zoo.addresses import is_address, parse_address, require_local
+from zoo.addresses import is_address, join_address, name_of, parent_of, parse_address, require_local
 
 #: Exit code of a process that a signal ended, minus the number of the signal.
 SIGNAL_EXIT = 128
@@ -148,6 +149,44 @@ def require_writable(path: Path, suffix: str) -> None:
         raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
     if not existed:
         path.unlink()
+
+
+class Output(NamedTuple):
+    """A file that a command writes: where on this machine, and how it and files beside it are called."""
+
+    path: Path
+    shown: Callable[[Path], str]
+
+
+@contextmanager
+def writing(output: str, suffix: str) -> Iterator[Output]:
+    """Yield the file of an option such as `-o`, checked by `require_writable` before long work.
+
+    For an address it is a temporary file; all files written beside it go to the store at the end of the block, the file
+    itself last.
+
+    Raises:
+        ValueError: naming the path or address, if it has another suffix or cannot be written.
+    """
+    if not is_address(output):
+        require_writable(Path(output), suffix)
+        yield Output(Path(output), str)
+        return
+    import tempfile
+
+    from zoo.stores import folders, objects
+
+    address = parse_address(output)
+    if Path(address).suffix.lower() != suffix:
+        raise ValueError(f"{output}: the file name must end in {suffix}")
+    if objects.listing(address):  # also raises for a bucket that does not exist or cannot be reached
+        raise ValueError(f"{output}: is a folder; give the name of a {suffix} file")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, parent = Path(temporary), parent_of(address)
+        yield Output(folder / name_of(address), lambda path: join_address(parent, path.name))
+        names = folders.files_in(folder)
+        folders.upload_files(folder, [name for name in names if name != name_of(address)], parent)
+        objects.upload(folder / name_of(address), address)
 
 
 def require_new_checkpoint(folder: str) -> None:

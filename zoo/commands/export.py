@@ -2,7 +2,7 @@
 
 import argparse
 
-from zoo.commands import add_allow_nonfinite, amount, require_writable, start_jax
+from zoo.commands import Output, add_allow_nonfinite, amount, start_jax, writing
 
 #: File name suffix by format.
 SUFFIXES = {"safetensors": ".safetensors", "stablehlo": ".stablehlo", "onnx": ".onnx", "openvino": ".xml"}
@@ -34,31 +34,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     start_jax()
     import os
-    from pathlib import Path
 
-    from zoo import export, loading
+    from zoo import export
 
     if options.keys and options.to != "safetensors":
         raise ValueError(f"--keys {options.keys}: applies to --to safetensors only, not {options.to}")
     if options.keys and options.keys not in export.KEYS:
         raise ValueError(f"--keys {options.keys}: choose from {', '.join(export.KEYS)}")
     name = os.path.basename(os.path.abspath(options.checkpoint)).replace(":", "-")
-    file = Path(options.output or f"{name}{SUFFIXES[options.to]}")
-    require_writable(file, SUFFIXES[options.to])
+    with writing(options.output or f"{name}{SUFFIXES[options.to]}", SUFFIXES[options.to]) as output:
+        lines = _export(options, output)
+    print("\n".join(lines))
+    return 0
+
+
+def _export(options: argparse.Namespace, output: Output) -> list[str]:
+    """Write the file and what belongs to it; return lines on them."""
+    from zoo import export, loading
+
+    file = output.path
     loaded = loading.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
     details = ""
     if options.to == "safetensors":
         details = f", tensor names of {export.write_safetensors(loaded, file, options.keys)}"
     elif options.to == "stablehlo":
         until = export.write_stablehlo(loaded, file)
-        details = f" (and its card, {file}.json); outputs match the network's; releases of JAX until {until} read it"
+        card = f"{output.shown(file)}.json"
+        details = f" (and its card, {card}); outputs match the network's; releases of JAX until {until} read it"
     elif options.to == "onnx":
         export.write_onnx(loaded, file)
         details = "; outputs match the network's"
     else:
         export.write_openvino(loaded, file)
-        details = f" (and its weights, {file.with_suffix('.bin')}); outputs match the network's"
+        details = f" (and its weights, {output.shown(file.with_suffix('.bin'))}); outputs match the network's"
     pixels = export.write_preprocess(loaded, file)
-    print(f"{file}: {loaded.card.model}, {amount(file.stat().st_size)}B{details}")
-    print(f"{pixels}: its preprocessing, with NumPy and Pillow alone")
-    return 0
+    return [
+        f"{output.shown(file)}: {loaded.card.model}, {amount(file.stat().st_size)}B{details}",
+        f"{output.shown(pixels)}: its preprocessing, with NumPy and Pillow alone",
+    ]

@@ -1,10 +1,9 @@
 """`zoo features`: save a layer's activations for every image of a data set."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from zoo.commands import add_allow_nonfinite, count, counter, require_writable, start_jax
+from zoo.commands import add_allow_nonfinite, count, counter, start_jax, writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +49,10 @@ def extract(options: argparse.Namespace, splits: list[str] | None) -> Any:
 
 
 def run(options: argparse.Namespace) -> int:
-    require_writable(Path(options.output), ".npz")
-    start_jax()
-    features = extract(options, options.split)
-    features.save(options.output)
+    with writing(options.output, ".npz") as output:
+        start_jax()
+        features = extract(options, options.split)
+        features.save(output.path)
     sizes = ", ".join(f"{name} {rows.shape[0]:,}" for name, (rows, _) in features.splits.items())
     width = next(iter(features.splits.values()))[0].shape[1]
     print(f"{options.output}: {width:,} features per image ({features.about}); {sizes}")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from zoo.commands import counter, require_writable, start_jax
+from zoo.commands import counter, start_jax, writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,18 +17,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    require_writable(Path(options.output), ".html")
-    start_jax()
     import time
 
+    start = time.monotonic()
+    with writing(options.output, ".html") as output:
+        start_jax()
+        size = _write(options, output.path) / 1e6
+    print(f"{options.output}: {size:.1f} MB in {time.monotonic() - start:.0f} s; open it in any browser")
+    return 0
+
+
+def _write(options: argparse.Namespace, file: Path) -> int:
+    """Write the page and return its bytes."""
     from zoo import loading
     from zoo.analysis import report
     from zoo.commands.evaluate import open_data_of
 
-    start = time.monotonic()
     checkpoint = report.checkpoint_of(options.source)
     dataset = open_data_of(str(checkpoint), loading.load(checkpoint).card, options.data, options.data_dir)
-    page = report.report(options.source, dataset, options.output, split=options.split, on_batch=counter("evaluated"))
-    size = page.stat().st_size / 1e6
-    print(f"{page}: {size:.1f} MB in {time.monotonic() - start:.0f} s; open it in any browser")
-    return 0
+    page = report.report(options.source, dataset, file, split=options.split, on_batch=counter("evaluated"))
+    return page.stat().st_size

@@ -96,8 +96,7 @@ SOURCES: tuple[Source, ...] = (  # the first one that recognises the data opens 
 SUPPORTED = (
     "digits, xor, moons, mnist, fashion-mnist, cifar10, tfds:NAME[/CONFIG], hf:NAME, a folder of class folders (with "
     "or without train, val and test folders above them), a .csv, .tsv or .jsonl table of paths and labels, .tar "
-    "shards, an .npz file, or a folder of IDX files; tables, shards, class folders and .npz files also at gs:// and "
-    "s3:// addresses"
+    "shards, an .npz file, or a folder of IDX files"
 )
 
 
