@@ -1,5 +1,6 @@
 """The Python interface, and prediction for digits on paper in the formats that scanners and phones save."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 from PIL import Image
 
 import zoo
+from zoo import api
 from zoo.data.images.decode import read_image
+from zoo.training.request import open_data
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +203,36 @@ def test_a_checkpoint_prints_as_five_lines_at_most(fitted):
         assert f"{split} accuracy {100 * fitted.card.metrics[split]['accuracy']:.2f} %" in lines[3]
     shipped = repr(zoo.load("lenet5-mnist")).splitlines()
     assert len(shipped) <= 5 and "61,706 parameters" in shipped[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"modle": "lenet5"}, "modle .*did you mean model"),
+        ({"modle": "x", "init": "lenet5-mnist"}, "did you mean model"),
+    ],
+)
+def test_a_misspelt_argument_is_named_before_one_that_is_missing(arguments, reason):
+    for function in (zoo.fit, zoo.cross_validate):
+        with pytest.raises(ValueError, match=reason) as caught:
+            function(**arguments)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_has_another_name_here_is_told():
+    with pytest.raises(AttributeError, match=r"write zoo\.load\(.*\)\.predict\("):
+        _ = zoo.predict
+    with pytest.raises(AttributeError, match=r"write zoo\.fit\("):
+        _ = zoo.train
+
+
+def test_the_default_data_are_told():
+    lines = []
+    request = api._train_request("fit", "lenet5", None, None, changes={})
+    assert open_data(request, lines.append).name == "digits" and len(lines) == 1
+    assert "No data given: training on digits" in lines[0] and "--data FOLDER" in lines[0]
+    open_data(dataclasses.replace(request, data="digits"), lines.append)
+    assert len(lines) == 1
 
 
 def test_fine_tuning_needs_data():

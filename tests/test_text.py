@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from zoo.text import error_line, escape, first_line, is_finite, one_line
+from zoo.text import display_width, error_line, escape, first_line, is_finite, one_line, pad
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,13 @@ from zoo.text import error_line, escape, first_line, is_finite, one_line
 )  # fmt: skip
 def test_names_are_escaped(name, shown):
     assert escape(name) == shown and escape(name).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"), [("", 0), ("cat", 3), ("é", 1), ("e\u0301", 1), ("猫", 2), ("ＡＢ", 4), ("ｱ", 1), ("한글", 4)]
+)
+def test_columns_of_a_terminal(text, columns):
+    assert display_width(text) == columns and display_width(pad(text, 6)) == 6 and pad(text, 6).startswith(text)
 
 
 def test_a_message_becomes_one_line():

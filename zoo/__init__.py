@@ -37,6 +37,17 @@ _PUBLIC = {
     "report": "zoo.analysis.report",
 }
 
+#: What people look for under a name that is not here -> where it is.
+_ELSEWHERE = {
+    "predict": 'zoo.load("lenet5-mnist").predict("photo.jpg")',
+    "train": 'zoo.fit("lenet5", "photos/")',
+    "finetune": 'zoo.fit(init="lenet5-mnist", data="photos/")',
+    "fine_tune": 'zoo.fit(init="lenet5-mnist", data="photos/")',
+    "list_models": "zoo.MODELS",
+    "load_data": "zoo.open_dataset",
+    "push": "`zoo push CKPT hf:USER/NAME`",
+}
+
 __all__ = list(_PUBLIC)
 __version__ = "0.1.0"
 
@@ -45,7 +56,8 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         from zoo.suggest import did_you_mean
 
-        hint = did_you_mean(name, _PUBLIC) or f"it has {', '.join(_PUBLIC)}"
+        hint = f"write {_ELSEWHERE[name]}" if name in _ELSEWHERE else did_you_mean(name, _PUBLIC)
+        hint = hint or f"it has {', '.join(_PUBLIC)}"
         raise AttributeError(f"module 'zoo' has no attribute {name!r}; {hint}")
     value = getattr(import_module(_PUBLIC[name]), name)
     globals()[name] = value

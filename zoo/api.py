@@ -31,7 +31,7 @@ from zoo.training import cross_validation, loop, run
 from zoo.training.cross_validation import CrossValidation
 from zoo.training.plan import make_plan
 from zoo.training.recipe import Recipe, parse_field
-from zoo.training.request import DEFAULT_DATA, TrainRequest
+from zoo.training.request import TrainRequest
 from zoo.training.settings import RECIPE_FIELDS
 from zoo.training.trackers import parse_trackers
 from zoo.trees import match_leaves
@@ -208,6 +208,9 @@ def _train_request(
 ) -> TrainRequest:
     """Build the request of `fit` or `cross_validate`, whose name begins error messages."""
     require_joined()
+    if unknown := sorted(set(changes).difference(RECIPE_FIELDS)):
+        hint = did_you_mean(unknown[0], [*RECIPE_FIELDS, *inspect.signature(fit).parameters]) or "see `zoo.Recipe`"
+        raise ValueError(f"{function}: {', '.join(unknown)} is neither an argument nor a field of Recipe; {hint}")
     if model is not None and not isinstance(model, str):
         if isinstance(data, str) and data in models.MODELS:
             raise ValueError(f"{function}: the model comes first: zoo.{function}({data!r}, (images, labels))")
@@ -219,13 +222,10 @@ def _train_request(
         raise ValueError(f'{function}: name a model, e.g. zoo.{function}("lenet5", data), or a checkpoint with init=')
     if data is None and init is not None:
         raise ValueError(f'{function}: name the data to fine-tune on, e.g. data="photos/"')
-    data = DEFAULT_DATA if data is None else data
-    _require_data(function, data)
+    if data is not None:
+        _require_data(function, data)
     if isinstance(data, tuple):
         data = from_arrays(data)
-    if unknown := sorted(set(changes).difference(RECIPE_FIELDS)):
-        hint = did_you_mean(unknown[0], [*RECIPE_FIELDS, *inspect.signature(fit).parameters]) or "see `zoo.Recipe`"
-        raise ValueError(f"{function}: {', '.join(unknown)} is neither an argument nor a field of Recipe; {hint}")
     changes = {
         name: parse_field(name, value, f"{function}: {name}") if isinstance(value, str) and value != "auto" else value
         for name, value in changes.items()

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -61,6 +62,19 @@ def one_line_errors(limit: int = 1000) -> Iterator[None]:
         if line == str(error):
             raise
         raise (ValueError if isinstance(error, UnicodeError) else type(error))(line) from None
+
+
+def display_width(text: str) -> int:
+    """Return the number of columns of a terminal that a text takes: 2 for wide characters, 0 for combining ones."""
+    return sum(
+        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
+    )
+
+
+def pad(text: str, width: int) -> str:
+    """Return a text with blanks after it, so that it takes at least `width` columns in a terminal."""
+    return text + " " * (width - display_width(text))
 
 
 def csv_cell(value: Any) -> Any:

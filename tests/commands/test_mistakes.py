@@ -35,6 +35,7 @@ MISTAKES = {
     "train --folds 40 --data photos --model lenet5": ("40 folds", "--folds 6"),
     "train --group patient --data photos": ("--group patient", "--folds 5"),
     "train --image-size 4 --model lenet5": ("4x4", "at least 16x16"),
+    "train --recipe bit-hyperrule --model lenet5 --epochs 3": ("--epochs 3", "--set warmup_epochs=0.3"),
     "train --micro-batch 7 --batch-size 32 --model lenet5": ("--micro-batch 7", "--batch-size"),
     "train --model lenet5 photos": ("'photos'", "--data photos"),
     # data
@@ -55,7 +56,7 @@ MISTAKES = {
     "eval CKTP --data photos": ("CKTP", "did you mean CKPT"),
     "eval CKPT": ("CKPT", "--data"),
     "eval CKPT --data photos --split tset": ("'tset'", "test"),
-    "eval CKPT --data birds": ("jay", "classes not in the checkpoint"),
+    "eval CKPT --data birds": ("jay", "fine-tune it on these with `zoo train --init`"),
     "eval CKPT --data photos --tta tencrop": ("tencrop", "ten-crop"),
     "eval --data photos": ("CKPT", "zoo eval"),
     "predict CKPT photos/cat/99.png": ("photos/cat/99.png", "no such file"),

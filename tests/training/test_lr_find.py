@@ -23,6 +23,14 @@ def test_suggestions_lie_where_the_loss_falls():
     assert 1e-6 < found["valley"] < lowest
 
 
+def test_the_steepest_fall_is_before_the_loss_explodes():
+    """After it diverged, the loss of some networks falls back from 8 to 5 within a step."""
+    rates = np.logspace(-6, 1, 141)
+    losses = np.interp(np.log10(rates), [-6, -4, -2, -1, -0.5, -0.4, 1], [2.3, 2.2, 1.0, 0.9, 8.0, 5.0, 5.0])
+    assert 0.9e-4 < suggest_rates(rates, losses)["steepest"] < 1e-2
+    assert suggest_rates(rates, np.linspace(1, 3, 141))["steepest"] <= rates[15]  # never falls
+
+
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [([3, 2, 1], (0, 2)), ([1, 2, 3], (0, 0)), ([5, 9, 4, 8, 3, 7, 9], (0, 4)), ([1], (0, 0)), ([2, 2, 2], (0, 0)),

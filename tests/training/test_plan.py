@@ -331,9 +331,9 @@ def pictures(side, channels, count=40):
     return from_arrays((images, np.arange(count) % 2), name="made")
 
 
-def default_plan(data, open_init=None):
+def default_plan(data, open_init=None, **options):
     lines = []
-    request = TrainRequest(data=data, recipe=PLAIN, open_init=open_init)
+    request = TrainRequest(data=data, recipe=PLAIN, open_init=open_init, **options)
     return plan_of(request, lines.append), lines
 
 
@@ -365,6 +365,11 @@ def test_photographs_without_a_network():
     with pytest.raises(ConnectionError) as caught:
         default_plan(pictures(70, 3), offline)
     assert_one_line(caught, "zoo import FILE --as torchvision:resnet18", "from scratch with --model resnet18")
+    text = str(caught.value)
+    assert text.index("type --init resnet20-cifar10") < text.index("from scratch") < text.index("zoo import")
+    with pytest.raises(ConnectionError) as caught:
+        default_plan(pictures(70, 3), offline, head=True)
+    assert_one_line(caught, "cannot be downloaded; type --init resnet20-cifar10, or give a checkpoint with --init; run")
 
 
 def test_the_default_recipe_for_photographs_from_scratch():

@@ -88,7 +88,7 @@ def test_whole_numbers_are_accepted_for_fractional_fields():
     [
         ({"optimizer": "adamm"}, ("optimizer='adamm'", "adam")),
         ({"schedule": "x"}, ("schedule='x'", "constant", "one-cycle")),
-        ({"warmup_epochs": 30.0}, ("warmup_epochs=30.0", "epochs=20")),
+        ({"warmup_epochs": 30.0}, ("warmup_epochs=30.0", "epochs=20", "--set warmup_epochs=2")),
         ({"micro_batch": 48}, ("micro_batch=48", "batch_size=64")),
         ({"unfreeze_at": 2.0}, ("unfreeze_at=2.0", "freeze", "head_epochs")),
         ({"augment": ("flop",)}, ("flop", "flip")),

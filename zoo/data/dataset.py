@@ -58,7 +58,7 @@ VALIDATION_FRACTION = 0.1
 MAX_VALIDATION = 5_000  # records; a larger validation split does not choose a better checkpoint
 TEST_FRACTION = 0.2
 
-NoteKind = Literal["classes", "held_out", "images", "leakage", "source", "splits", "unused"]
+NoteKind = Literal["classes", "contradiction", "held_out", "images", "leakage", "source", "splits", "unused"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Note:
     """A remark on how a data set was read or changed. `str(note)` is its text.
 
     Attributes:
-        kind: "classes" (renamed or renumbered), "held_out" (a split taken from train), "images" (pixels converted),
+        kind: "classes" (renamed or renumbered), "contradiction" (one image in two classes), "held_out" (a split taken
+            from train), "images" (pixels converted),
             "leakage" (splits share images), "source" (how the source was read), "splits" (one used as another) or
             "unused" (files, images or splits ignored).
         text: one line.
@@ -164,7 +165,8 @@ def with_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
     new_label = {name: k for k, name in enumerate(names)} | _other_spellings(dataset.class_names, names)
     if unknown := [name for name in dataset.class_names if name not in new_label]:
         raise ValueError(
-            f"{dataset.name}: classes not in the checkpoint: {first_few(unknown)} (it has {first_few(names)})"
+            f"{dataset.name}: classes not in the checkpoint: {first_few(unknown)} (it has {first_few(names)}); "
+            "give the classes its names, use data with its classes, or fine-tune it on these with `zoo train --init`"
         )
     table = np.array([new_label[name] for name in dataset.class_names], np.int32)
     splits = {name: relabel(split, table[split.labels]) for name, split in dataset.splits.items()}

@@ -15,7 +15,7 @@ from jax import Array
 
 from zoo.inference.examples import Examples
 from zoo.inference.intervals import accuracy_interval, format_accuracy
-from zoo.text import escape
+from zoo.text import display_width, escape, pad
 
 SCORE_LIMIT = 100_000_000  # entries (examples x classes) of the score table: 400 MB of float32
 BINS = 15  # number of bins of the calibration error, as in Guo et al. 2017
@@ -319,12 +319,12 @@ def format_report(result: Metrics) -> str:
         shown = tuple(sorted((row for row in classes if row.support), key=lambda row: row.f1)[:10])
         lines.append(f"the {len(shown)} of {len(classes)} classes with the lowest F1")
     names = [escape(row.name) for row in shown]
-    width = max([len("class"), *(min(len(name), 32) for name in names)])
+    names = [name if len(name) <= 32 else name[:31] + "…" for name in names]
+    width = max(map(display_width, ["class", *names]))
     lines.append(f"{'class':<{width}}  {'precision':>10}  {'recall':>10}  {'F1':>10}  {'support':>8}")
-    for row, whole in zip(shown, names, strict=True):
-        name = whole if len(whole) <= 32 else whole[:31] + "…"
+    for row, name in zip(shown, names, strict=True):
         cells = "  ".join(f"{_percent(getattr(row, key)):>10}" for key in ("precision", "recall", "f1"))
-        lines.append(f"{name:<{width}}  {cells}  {row.support:>8,}")
+        lines.append(f"{pad(name, width)}  {cells}  {row.support:>8,}")
     return "\n".join(lines)
 
 

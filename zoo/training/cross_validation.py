@@ -97,7 +97,7 @@ def prepare(request: TrainRequest, group: str | None, say: Say) -> tuple[TrainRe
     Raises:
         ValueError: as `make_plan`, and for a column that does not exist or is ambiguous.
     """
-    dataset = open_data(request)
+    dataset = open_data(request, say)
     if needs_default_model(request):
         request = with_default_model(request, dataset, say)
     return dataclasses.replace(request, data=dataset), choose_group_column(dataset, group)

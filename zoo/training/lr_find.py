@@ -130,17 +130,19 @@ def suggest_rates(rates: np.ndarray, smoothed: np.ndarray) -> dict[str, float]:
 
     Returns:
         "valley": the middle of the longest run of falling losses, which may leave out single points; "steepest": the
-        rate at which the loss falls fastest; "minimum": a tenth of the rate with the lowest loss.
+        rate at which the loss falls fastest, before it is lowest; "minimum": a tenth of the rate with the lowest loss.
     """
     first, last = int(SKIPPED_START * len(rates)), max(len(rates) - SKIPPED_END, 2)
     if last - first >= 2:
         rates, smoothed = rates[first:last], smoothed[first:last]
-    slopes = np.diff(smoothed) / np.diff(np.log(rates))
+    lowest = int(smoothed.argmin())
+    # Beyond the lowest loss the network has diverged; its loss may then fall faster than it ever did in training.
+    slopes = (np.diff(smoothed) / np.diff(np.log(rates)))[: max(lowest, 1)]
     begin, end = longest_valley(smoothed)
     return {
         "valley": float(rates[begin + (end - begin) // 2]),
         "steepest": float(rates[int(slopes.argmin())]),
-        "minimum": float(rates[int(smoothed.argmin())] / 10),
+        "minimum": float(rates[lowest] / 10),
     }
 
 

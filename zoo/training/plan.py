@@ -279,13 +279,13 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
     parallelism = request.parallelism or mesh.parse_parallelism()
     opened = None
     if needs_default_model(request):
-        opened = open_data(request)
+        opened = open_data(request, say)
         request = with_default_model(request, opened, say)
     if isinstance(request.recipe, str) and request.recipe in RULES:
-        opened = open_data(request) if opened is None else opened
+        opened = open_data(request, say) if opened is None else opened
         request = dataclasses.replace(request, recipe=apply_rule(request.recipe, opened))
     name, fields, recipe, auto_micro_batch = resolve_settings(request)
-    dataset = open_data(request) if opened is None else opened
+    dataset = open_data(request, say) if opened is None else opened
     if fold := requested_fold(request):
         dataset = take_fold(dataset, fold)
     fields.setdefault("num_classes", dataset.num_classes)

@@ -214,7 +214,10 @@ class Recipe:
             not self.unfreeze_at or bool(self.freeze), "unfreeze_at",
             "nothing is frozen; name the parts with freeze (head_epochs trains a new head alone)",
         )  # fmt: skip
-        self._require(self.warmup_epochs <= self.epochs, "warmup_epochs", f"must not exceed epochs={self.epochs:g}")
+        self._require(
+            self.warmup_epochs <= self.epochs, "warmup_epochs",
+            f"must not exceed epochs={self.epochs:g}; lower it (--set warmup_epochs={self.epochs / 10:g})",
+        )  # fmt: skip
         sizes, starts = self.progressive, self.progressive_at
         self._require(all(a < b for a, b in pairwise((0, *sizes))), "progressive", "must be increasing sizes in pixels")
         self._require(

@@ -152,7 +152,7 @@ def with_default_model(request: TrainRequest, dataset: Dataset, say: Say) -> Tra
         try:
             return dataclasses.replace(request, init=request.open_init(pretrained))
         except ConnectionError as error:
-            raise ConnectionError(f"{error}; or give a checkpoint with --init") from None
+            raise _without_network(error, kind, "give a checkpoint with --init") from None
     if kind != "photographs" or request.open_init is None:
         return dataclasses.replace(request, model=scratch)
     say(
@@ -161,8 +161,15 @@ def with_default_model(request: TrainRequest, dataset: Dataset, say: Say) -> Tra
     try:
         init = request.open_init(pretrained)
     except ConnectionError as error:
-        raise ConnectionError(f"{error}; or train from scratch with --model {scratch}") from None
+        raise _without_network(error, kind, f"train from scratch with --model {scratch}") from None
     return dataclasses.replace(request, init=init)
+
+
+def _without_network(error: ConnectionError, kind: advice.Kind, other: str) -> ConnectionError:
+    """Return the error of a download with what to do without network first: weights that the package holds."""
+    problem, _, remedy = str(error).partition("; ")
+    shipped = f"type --init {advice.SHIPPED[kind]}, " if kind in advice.SHIPPED else ""
+    return ConnectionError("; ".join(filter(None, (problem, f"{shipped}or {other}".removeprefix("or "), remedy))))
 
 
 def _resolve_recipe(request: TrainRequest, model: str, fields: Mapping[str, Any], changes: Mapping[str, Any]) -> Recipe:
@@ -194,11 +201,13 @@ def requested_fold(request: TrainRequest) -> Fold | None:
     return request.fold or (request.base.fold if request.base and request.data is None else None)
 
 
-def open_data(request: TrainRequest) -> Dataset:
+def open_data(request: TrainRequest, say: Say = lambda line: None) -> Dataset:
     """Open the data of a request and check that it can be trained on, with its own splits."""
     base, data = request.base, _data_name(request)
     if base and base.data == "arrays" and request.data is None:
         raise ValueError("this run trained on arrays in memory, which are not part of its configuration; give --data")
+    if request.data is None and base is None:
+        say(f"No data given: training on {DEFAULT_DATA}, small handwritten digits (--data FOLDER: your own images)")
     dataset = data
     if not isinstance(data, Dataset):
         dataset = open_dataset(data, request.data_dir or (base.data_dir if base else None))

@@ -405,6 +405,15 @@ def test_several_images_of_different_kinds_and_sizes():
     assert decode_images([]) == []
     assert [image.shape for image in decode_images(np.zeros((20, 8, 9)))] == [(8, 9, 1)] * 20
     assert [image.shape for image in decode_images(np.zeros((1, 8, 9)))] == [(8, 9, 1)]
+    for shape, words in (
+        ((4, 28, 28), "for 4 grey images write x[..., None], for one image with 4 channels x.transpose(1, 2, 0)"),
+        ((28, 28, 2), "for 28 grey images write x[..., None], for one image x[..., :1]"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            decode_images(np.zeros(shape, np.uint8))
+        assert words in str(caught.value) and str(shape) in str(caught.value)
+    assert len(decode_images(np.zeros((4, 28, 28), np.uint8)[..., None])) == 4
+    assert decode_images(np.zeros((4, 28, 28), np.uint8).transpose(1, 2, 0))[0].shape == (28, 28, 3)
 
 
 BINARY = np.random.default_rng(5).integers(0, 2, (5, 8, 9))

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from photos import encoded, folder_of, photo
 
+import zoo
 from zoo import cli
 from zoo.data.dataset import Note
 from zoo.data.inspect import advice
 from zoo.data.inspect.survey import describe, survey, wrongly_named
 from zoo.data.sources import ArraySplit, Dataset, EncodedSplit
 from zoo.data.splits import record_keys
+from zoo.text import display_width
 
 
 def test_repeated_images_and_contradicting_classes(tmp_path, capsys, monkeypatch):
@@ -24,6 +26,21 @@ def test_repeated_images_and_contradicting_classes(tmp_path, capsys, monkeypatch
     found = json.loads(capsys.readouterr().out)
     assert found["repeated"] == 2 and not found["leaks"]
     assert len(found["contradictions"]) == 2 and "train/cat/x.png" in found["contradictions"][0]
+    (note,) = (note for note in zoo.open_dataset(root).notes if note.kind == "contradiction")  # training prints it
+    assert "2 images are in two classes: train/dog/x.png is dog, train/cat/x.png is cat, " in str(note)
+    assert str(note) not in found["notes"]
+
+
+def test_columns_are_aligned_whatever_the_width_of_the_letters():
+    splits = {"train": ArraySplit(np.zeros((3, 8, 8, 1), np.uint8), np.arange(3, dtype=np.int32))}
+    lines = describe(survey(Dataset("mine", splits, ("猫", "ハムスター", "chien"))))[2:6]
+    assert len({display_width(line) for line in lines}) == 1, lines
+    assert [line.split() for line in lines[1:]] == [["猫", "1"], ["ハムスター", "1"], ["chien", "1"]]
+
+
+def test_few_photographs_are_told_what_needs_no_network():
+    line = advice.describe_few_images(dataset_of_sizes((99, 99), (99, 99)))
+    assert "--init torchvision:resnet18, without --model (a download; without network: --init resnet20-cifar10)" in line
 
 
 def test_survey_of_arrays(tmp_path, capsys, monkeypatch):

@@ -81,6 +81,24 @@ def test_unused_folders_and_files_are_noted(tmp_path):
         assert words in notes, notes
 
 
+@pytest.mark.parametrize(
+    ("layout", "place", "named"),
+    [
+        ({"a": 10, "b": 10}, "", "beside the class folders (Thumbs.db, labels.csv, readme.txt)"),
+        ({"photos/a": 10, "photos/b": 10}, "photos", "beside the class folders (Thumbs.db, labels.csv, readme.txt)"),
+        ({"train/a": 9, "train/b": 9, "test/a": 2, "test/b": 2}, "", "beside test, train (Thumbs.db, labels.csv, rea"),
+        ({"train/a": 9, "train/b": 9, "test/a": 2, "test/b": 2}, "test", "(test/Thumbs.db, test/labels.csv, test/rea"),
+        ({"a/train": 9, "a/test": 2, "b/train": 9, "b/test": 2}, "", "beside the class folders (Thumbs.db, labels"),
+    ],
+)
+def test_files_beside_the_folders_are_named_in_one_line(layout, place, named, tmp_path):
+    folder_of(tmp_path, layout)
+    for name in ("readme.txt", "Thumbs.db", "labels.csv", ".DS_Store"):
+        (tmp_path / place / name).write_bytes(b"x")
+    (note,) = (note for note in open_source(tmp_path).notes if note.kind == "unused")
+    assert "not used: 3 files beside" in str(note) and named in str(note)
+
+
 def test_numeric_class_names_are_ordered_by_value(tmp_path):
     folder_of(tmp_path, {f"train/{n}": 3 for n in (0, 2, 10, 9)} | {f"test/{n}": 1 for n in (0, 2, 10, 9)})
     assert open_dataset(tmp_path).class_names == ("0", "2", "9", "10")

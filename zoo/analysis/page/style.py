@@ -2,10 +2,10 @@
 
 _LIGHT = """--ground:#fbfbfa;--card:#ffffff;--ink:#1d2126;--soft:#5a626c;--line:#dfe3e8;--accent:#1f5fa8;
 --c0:#1f5fa8;--c1:#c2410c;--c2:#15803d;--c3:#7e22ce;--c4:#a16207;--c5:#0e7490;--c6:#be185d;--c7:#4d7c0f;--c8:#57534e;
---c9:#4338ca;--heat:31,95,168;--good:#15803d;--bad:#b91c1c"""
+--c9:#4338ca;--heat:31,95,168;--good:#15803d;--bad:#b91c1c;--shade:rgba(0,0,0,.32)"""
 _DARK = """--ground:#14171b;--card:#1c2026;--ink:#e8eaed;--soft:#a7afb9;--line:#343a43;--accent:#8ab8f0;
 --c0:#6ea8ef;--c1:#f79361;--c2:#5fc98b;--c3:#c79af2;--c4:#e0b64a;--c5:#5cc5dc;--c6:#f08cbc;--c7:#a9d15f;--c8:#b5aea8;
---c9:#9aa2f5;--heat:110,168,239;--good:#5fc98b;--bad:#f28b82"""
+--c9:#9aa2f5;--heat:110,168,239;--good:#5fc98b;--bad:#f28b82;--shade:rgba(255,255,255,.34)"""
 
 _SERIES = "".join(f".s{i}{{stroke:var(--c{i})}}.f{i}{{fill:var(--c{i})}}" for i in range(10))
 _HEAT = "".join(f".h{i}{{background:rgba(var(--heat),{i / 10:.1f})}}" for i in range(11))
@@ -43,7 +43,13 @@ svg.chart .grid{stroke:var(--line);stroke-width:1}
 svg.chart .axis,svg.chart .guide{stroke:var(--soft);stroke-width:1}svg.chart .guide{stroke-dasharray:4 4}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.1rem 1rem;padding:0;margin:.3rem 0 0;font-size:.88rem}
 .key{display:inline-block;width:.9rem;height:.9rem;border-radius:3px;margin-right:.4rem;vertical-align:-.12rem}
-.scroll{overflow-x:auto}
+.scroll{overflow-x:auto;
+background:linear-gradient(90deg,var(--card) 30%,transparent) left/2.5rem 100% no-repeat local,
+linear-gradient(-90deg,var(--card) 30%,transparent) right/2.5rem 100% no-repeat local,
+linear-gradient(90deg,var(--shade),transparent) left/.9rem 100% no-repeat scroll,
+linear-gradient(-90deg,var(--shade),transparent) right/.9rem 100% no-repeat scroll}
+.scroll::-webkit-scrollbar{height:.5rem}
+.scroll::-webkit-scrollbar-thumb{background:var(--soft);border-radius:.25rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
 caption{text-align:left;font-size:.88rem;padding-bottom:.4rem}
 th,td{padding:.28rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}

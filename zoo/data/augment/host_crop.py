@@ -30,8 +30,8 @@ class Crop(NamedTuple):
     """Smallest area, as a share of the image's."""
     ratio: float = 0.75
     """Smallest aspect ratio (width by height); the largest is 1 / ratio."""
-    interpolation: str = ""
-    """Key of INTERPOLATIONS. "": the interpolation of the Preprocess."""
+    interpolation: str = "bilinear"
+    """Key of INTERPOLATIONS, as on the device."""
 
 
 class ScaleCrop(NamedTuple):
@@ -106,10 +106,10 @@ def draw_crop(seed: int, epoch: int, record: int, height: int, width: int, crop:
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def draw_method(seed: int, epoch: int, record: int, crop: Crop | ScaleCrop, default: str, repeat: int = 0) -> str:
-    """Return the method of interpolation for a crop, `default` if the crop names none; randomness as in `draw_crop`."""
-    if isinstance(crop, ScaleCrop) or not crop.interpolation:
-        return default
+def draw_method(seed: int, epoch: int, record: int, crop: Crop | ScaleCrop, repeat: int = 0) -> str:
+    """Return the method of interpolation for a crop; a ScaleCrop is bilinear. Randomness as in `draw_crop`."""
+    if isinstance(crop, ScaleCrop):
+        return "bilinear"
     methods = INTERPOLATIONS[crop.interpolation]
     drawn = _draw_uniform(seed, epoch, record, repeat, 2 * MAX_ATTEMPTS + 3)[-1]  # after those of `draw_crop`
     return methods[int(drawn * len(methods))]
@@ -179,8 +179,8 @@ def read_crop(
 
     Args:
         data: the bytes of an image file.
-        preprocess: its size, channels, white and, unless the crop names another, interpolation are used; its resize
-            box and mode are not.
+        preprocess: its size, channels and white are used; its resize box and mode, and its interpolation, which is that
+            of evaluation, are not.
         seed: of the run.
         epoch: counted from 0.
         record: index in the split.
@@ -218,7 +218,7 @@ def read_crop(
         left, top = box.left / reduction, box.top / reduction
         right, bottom = left + box.width / reduction, top + box.height / reduction
         edges = (left, top, min(right, image.width), min(bottom, image.height))
-        drawn_method = draw_method(seed, epoch, record, crop, preprocess.interpolation, repeat)
+        drawn_method = draw_method(seed, epoch, record, crop, repeat)
         method = Image.Resampling[PILLOW_NAMES.get(drawn_method, drawn_method).upper()]
         resized = np.asarray(image.resize((target[1], target[0]), method, box=edges))
         resized = apply_orientation(resized[..., None] if resized.ndim == 2 else resized, orientation)

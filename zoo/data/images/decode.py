@@ -264,10 +264,9 @@ def _is_single(shape: tuple[int, ...]) -> bool:
     """Return True for the shape of one image [H, W, C]; False for [N, H, W]. Ambiguous shapes raise ValueError."""
     first, last = shape[0] in CHANNEL_COUNTS, shape[2] in CHANNEL_COUNTS
     if shape[2] == 2 or (first and shape[0] > 1 and (not last or shape[0] != shape[1])):
-        raise ValueError(
-            f"an array of shape {shape} is ambiguous: give one image as [H, W, C] with 1, 3 or 4 channels, several as "
-            "[N, H, W, C]"
-        )
+        grey = f"for {shape[0]:,} grey images write x[..., None]"
+        one = f"for one image with {shape[0]} channels x.transpose(1, 2, 0)" if first else "for one image x[..., :1]"
+        raise ValueError(f"an array of shape {shape} is ambiguous: {grey}, {one}")
     return last
 
 

@@ -24,6 +24,8 @@ PRETRAINED: dict[Kind, str] = {
     "colour": "resnet20-cifar10",
     "grey": "lenet5-mnist",
 }
+#: Weights to start from that the package holds, for kinds of images whose best ones are downloaded
+SHIPPED: dict[Kind, str] = {"photographs": "resnet20-cifar10"}
 # Models to train from scratch
 MODELS: dict[Kind, str] = {"photographs": "resnet18", "colour": "resnet20", "grey": "lenet5", "points": "mlp"}
 
@@ -61,8 +63,13 @@ def describe_few_images(dataset: Dataset) -> str:
         return ""
     return (
         f"Only {count:,} training images of {dataset.num_classes} classes: few to train from scratch. Fine-tune with "
-        f"--init {PRETRAINED[kind]}, without --model."
+        f"--init {PRETRAINED[kind]}, without --model{describe_shipped(kind)}."
     )
+
+
+def describe_shipped(kind: Kind) -> str:
+    """Return what to type in place of weights that are downloaded, in brackets, or "" if they are not."""
+    return f" (a download; without network: --init {SHIPPED[kind]})" if kind in SHIPPED else ""
 
 
 def describe_imbalance(dataset: Dataset) -> str:

@@ -21,9 +21,10 @@ from zoo.data.inspect.advice import (
     known_sizes,
     median_side,
 )
-from zoo.data.sources.listing import Listing, leakage
+from zoo.data.sources.listing import Listing, contradictions, leakage
 from zoo.data.sources.scan import Scan
-from zoo.data.splits import content_keys, record_name
+from zoo.data.splits import content_keys
+from zoo.text import display_width, pad
 
 MAX_CLASSES = 30  # classes listed
 MAX_LINES = 10  # lines listed of each kind of problem
@@ -69,9 +70,9 @@ def survey(dataset: Dataset, listing: Listing | None = None, scanned: Scan | Non
         "left_out": list(dataset.left_out),
         "wrongly_named": wrongly_named(listing, scanned) if listing and scanned else [],
         "leaks": [str(note) for note in leakage(dataset.splits, keys)],
-        "contradictions": contradictions(dataset, keys),
+        "contradictions": contradictions(dataset.splits, keys, dataset.class_names),
         "repeated": sum(len(part) - len(set(part)) for part in keys.values()),
-        "notes": [str(note) for note in dataset.notes if note.kind != "leakage"],
+        "notes": [str(note) for note in dataset.notes if note.kind not in ("contradiction", "leakage")],
         "advice": [line for line in (describe_few_images(dataset), describe_imbalance(dataset)) if line],
         "suggestion": options,
         "command": " ".join(["zoo train" if "train" in dataset.splits else "zoo eval CKPT", *words]),
@@ -111,21 +112,6 @@ def wrongly_named(listing: Listing, scanned: Scan) -> list[str]:
     return sorted(lines)
 
 
-def contradictions(dataset: Dataset, keys: Mapping[str, Sequence[bytes]]) -> list[str]:
-    """Return a line for every image that has another class than an earlier image with the same content."""
-    first: dict[bytes, tuple[int, str, int]] = {}
-    lines = []
-    for name, split in dataset.splits.items():
-        for i, key in enumerate(keys[name]):
-            label = int(split.labels[i])
-            first_label, first_split, k = first.setdefault(key, (label, name, i))
-            if first_label != label:
-                original = record_name(dataset.splits[first_split], k)
-                class_name, first_class = dataset.class_names[label], dataset.class_names[first_label]
-                lines.append(f"{record_name(split, i)} is {class_name}, {original} is {first_class}")
-    return lines
-
-
 def suggestion(dataset: Dataset) -> dict[str, str]:
     """Return options of `zoo train` that suit the data. Options that are not in it have suitable defaults."""
     options = {"--data": dataset.name}
@@ -144,10 +130,10 @@ def describe(figures: Mapping[str, Any]) -> list[str]:
     """Format the figures of `survey` as lines of text."""
     splits = list(figures["splits"])
     lines = [f"{figures['name']}: {sum(figures['splits'].values()):,} images, {len(figures['classes']):,} classes", ""]
-    width = max([len("class"), *(len(name) for name in list(figures["classes"])[:MAX_CLASSES])])
+    width = max(map(display_width, ["class", *list(figures["classes"])[:MAX_CLASSES]]))
     lines.append(f"  {'class':{width}}" + "".join(f"{name:>12}" for name in splits))
     for name, counts in list(figures["classes"].items())[:MAX_CLASSES]:
-        lines.append(f"  {name:{width}}" + "".join(f"{counts[split]:>12,}" for split in splits))
+        lines.append(f"  {pad(name, width)}" + "".join(f"{counts[split]:>12,}" for split in splits))
     if (rest := len(figures["classes"]) - MAX_CLASSES) > 0:
         lines.append(f"  … and {rest:,} more")
     lines += [f"  {'total':{width}}" + "".join(f"{count:>12,}" for count in figures["splits"].values()), ""]

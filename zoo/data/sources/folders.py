@@ -43,12 +43,14 @@ class FolderWalk:
         unreadable: "path: reason" for folders that cannot be read or followed.
         not_images: paths of the files that are not images.
         system_folders: paths of folders that systems create, such as @eaDir; they are not read.
+        system_files: folder -> files in it that systems create, such as Thumbs.db, without hidden ones.
     """
 
     root: str
     unreadable: list[str] = field(default_factory=list)
     not_images: list[str] = field(default_factory=list)
     system_folders: list[str] = field(default_factory=list)
+    system_files: dict[str, list[str]] = field(default_factory=dict)
     _entries: dict[str, tuple[list[str], list[str]]] = field(default_factory=dict)
     _num_entries: int = 0
     _num_images: int = 0
@@ -70,7 +72,10 @@ class FolderWalk:
             with os.scandir(os.path.join(self.root, folder)) as entries:
                 for entry in sorted(entries, key=lambda e: e.name):
                     if not _is_folder(entry):
-                        files += [] if is_system_file(entry.name) else [entry.name]
+                        if not is_system_file(entry.name):
+                            files.append(entry.name)
+                        elif not entry.name.startswith("."):
+                            self.system_files.setdefault(folder, []).append(entry.name)
                     elif not is_system_folder(entry.name):
                         folders.append(entry.name)
                     elif not entry.name.startswith("."):
@@ -207,7 +212,10 @@ def list_walk(walk: FolderWalk, open_files: Callable[[list[str]], tuple[Store, s
     if below:
         text = f"splits are below the classes, as in {escape(next(iter(below)))}/train"
         collected.notes.append(Note("source", text))
-    elif not split_folders:
+    if below or split_folders:
+        beside = ", ".join(split_folders.values()) or "the class folders"
+        collected.notes += _notes_on_loose_files([*files, *walk.system_files.get(top, [])], top, beside)
+    else:
         _list_split(walk, "", top, "", folders, files, collected)
     notes = [*collected.notes, *_notes_on_folders(folders, split_folders, bool(below)), *_notes_on_files(walk)]
     if not collected.paths and (tables := [name for name in files if name.lower().endswith(TABLE_SUFFIXES)]):
@@ -287,6 +295,16 @@ def _list_split(
             f"put the images of each class in a folder {example}"
         )
         collected.notes.append(Note("unused", text, split))
+    loose = [file for file in files if not _has_image_suffix(file) and file not in wnids]
+    loose += walk.system_files.get(folder.rstrip(os.sep), [])
+    collected.notes += _notes_on_loose_files(loose, name, "the class folders")
+
+
+def _notes_on_loose_files(files: Sequence[str], folder: str, beside: str) -> list[Note]:
+    """Return a note on files that lie beside class or split folders, if there are any."""
+    names = sorted(escape(os.path.join(folder, file)) for file in files)
+    noun = "file" if len(names) == 1 else "files"
+    return [Note("unused", f"not used: {len(names):,} {noun} beside {beside} ({first_few(names, 3)})")] if names else []
 
 
 def _with_classes_of_train(

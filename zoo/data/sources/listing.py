@@ -182,8 +182,9 @@ def open_listing(listing: Listing, scanned: Scan | None = None) -> Dataset:
         notes.append(Note("splits", "no test split: the validation split is used as the test split", "test"))
     splits, held_out = create_missing_splits(splits, listing.name)
     class_names, words = words_for_wnids(names)
-    leaks = leakage(splits, {name: content_keys(split) for name, split in splits.items()})
-    return Dataset(listing.name, splits, class_names, (*notes, *words, *held_out, *leaks), tuple(left_out))
+    contents = {name: content_keys(split) for name, split in splits.items()}
+    found = [*_note_on_contradictions(contradictions(splits, contents, class_names)), *leakage(splits, contents)]
+    return Dataset(listing.name, splits, class_names, (*notes, *words, *held_out, *found), tuple(left_out))
 
 
 def _is_class_folder(path: Path) -> bool:
@@ -303,6 +304,37 @@ def leakage(splits: Mapping[str, Split], keys: Mapping[str, Sequence[bytes]]) ->
             )
             notes.append(Note("leakage", text, second))
     return notes
+
+
+def contradictions(
+    splits: Mapping[str, Split], keys: Mapping[str, Sequence[bytes]], class_names: Sequence[str]
+) -> list[str]:
+    """Return a line for every image that has another class than an earlier image with the same content.
+
+    Args:
+        splits: the splits.
+        keys: the content keys of each split.
+        class_names: names of the classes.
+    """
+    first: dict[bytes, tuple[int, str, int]] = {}
+    lines = []
+    for name, split in splits.items():
+        for i, (key, label) in enumerate(zip(keys[name], np.asarray(split.labels).tolist(), strict=True)):
+            first_label, first_split, k = first.setdefault(key, (label, name, i))
+            if first_label != label:
+                original = record_name(splits[first_split], k)
+                lines.append(
+                    f"{record_name(split, i)} is {class_names[label]}, {original} is {class_names[first_label]}"
+                )
+    return lines
+
+
+def _note_on_contradictions(lines: Sequence[str]) -> list[Note]:
+    """Return a note on images that have several classes, given a line for each, if there are any."""
+    if not lines:
+        return []
+    noun = "image is" if len(lines) == 1 else "images are"
+    return [Note("contradiction", f"{len(lines):,} {noun} in two classes: {first_few(lines, 2)}; `zoo data` lists all")]
 
 
 def describe_left_out(dataset: Dataset) -> list[str]:
