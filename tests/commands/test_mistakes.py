@@ -17,7 +17,7 @@ MISTAKES = {
     "convert net.pth": ("'convert'", "did you mean import?"),
     "train --batchsize 8": ("'--batchsize'", "did you mean --batch-size"),
     "train --learning-rate fast": ("--learning-rate 'fast'", "try 0.001"),
-    f"train --learning-rate {'9x' * 3000}": ("--learning-rate '9x9x", "9x9x…9x9x", "try 0.001"),
+    f"train --learning-rate {'9x' * 3000}": ("--learning-rate '9x9x", "9x9…x9x9", "try 0.001"),
     "train --learning-rate=--": ("--learning-rate=--", "is not a value"),
     "import notes.txt --resize=--": ("--resize=--", "is not a value"),
     "train --learning-rate -0.1": ("--learning-rate -0.1", "must be positive"),
