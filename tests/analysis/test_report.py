@@ -11,7 +11,8 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 import zoo
 from zoo.analysis.page import charts, collect
-from zoo.analysis.page.html import Markup, document, element
+from zoo.analysis.page.html import Markup, document, element, scrolling
+from zoo.analysis.page.style import STYLE
 from zoo.analysis.report import report, write_run_page
 from zoo.training import report as training_report
 
@@ -232,3 +233,23 @@ def test_the_page_in_chromium(page, width, dark):
         names = browser.send("Accessibility.getFullAXTree")["nodes"]
         roles = [node["role"]["value"] for node in names if not node.get("ignored")]
         assert {"heading", "main", "navigation", "table", "image", "region"} <= set(roles)
+
+
+@pytest.mark.browser
+def test_a_table_that_goes_on_beyond_the_edge_is_shaded_there(tmp_path):
+    from chromium import Page
+
+    cells = Markup("<tr>" + "<td>123</td>" * 30 + "</tr>")
+    body = element("section", scrolling("wide", element("table", cells)), scrolling("narrow", element("table", "")))
+    (tmp_path / "page.html").write_text(document("Tables", STYLE, body), "utf-8")
+    with Page(390, 300, mobile=True) as browser:
+        browser.open((tmp_path / "page.html").as_uri())
+        box = browser.evaluate(
+            "(b => [b.left, b.right, b.top])(document.querySelector('.scroll').getBoundingClientRect())"
+        )
+        browser.screenshot(tmp_path / "page.png", full=False)
+    picture = np.asarray(Image.open(tmp_path / "page.png").convert("L")).astype(int)
+    scale = picture.shape[1] / 390
+    left, right, top = (round(side * scale) for side in box)
+    edge, start = picture[top + 2, right - 2], picture[top + 2, left + 2]
+    assert edge < start - 30  # more to the right, nothing to the left
