@@ -12,6 +12,7 @@ import zoo
 from zoo.checkpoint import CorruptCheckpointError
 from zoo.checkpoint.manifest import listed_files
 from zoo.data.images.preprocess import Preprocess
+from zoo.loading import open_init
 from zoo.pretrained import hub
 
 constants = pytest.importorskip("huggingface_hub.constants")
@@ -92,6 +93,7 @@ def test_a_pushed_checkpoint_is_loaded_by_its_name(pushed, server, folder, capsy
     assert loaded.card == zoo.load(folder).card
     code, out, _ = run_command(capsys, "verify", NAME)
     assert code == 0 and "ok" in out
+    assert open_init(NAME).card == loaded.card  # --init
     first = pushed.head
     pushed.tags["v1"] = first
     save(folder.with_name("other"), seed=1, licence="CC0-1.0")
