@@ -1,12 +1,14 @@
 """Checkpoints in an object store, in fsspec's memory file system."""
 
+import threading
+
 import numpy as np
 import pytest
 from helpers import assert_one_line, flip_bit, run_command
 
 import zoo
 from zoo.checkpoint import remote
-from zoo.checkpoint.manifest import CorruptCheckpointError
+from zoo.checkpoint.manifest import CorruptCheckpointError, manifest_problems
 from zoo.pretrained.names import shipped_folder
 from zoo.stores import folders, objects
 from zoo.stores.objects import StoreError
@@ -53,6 +55,31 @@ def test_commands(stored, capsys):
         code, out, err = run_command(capsys, "info", address)
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert address in err
+
+
+def test_of_several_that_load_at_once_one_downloads(stored, monkeypatch):
+    """And none deletes the copy that another one reads."""
+    barrier, downloaded, results = threading.Barrier(3), [], []
+    locate, download = remote._locate, objects.download
+
+    def locate_together(address):
+        barrier.wait(20)
+        return locate(address)
+
+    monkeypatch.setattr(remote, "_locate", locate_together)
+    monkeypatch.setattr(objects, "download", lambda *names: [downloaded.append(names[0]), download(*names)])
+
+    def load():
+        copy = remote.fetch_checkpoint(ADDRESS)
+        results.append((copy.stat().st_ino, manifest_problems(copy)))
+
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [(results[0][0], [])] * 3
+    assert len(downloaded) == len(set(downloaded))
 
 
 def test_downloaded_once(stored, monkeypatch):

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 from helpers import assert_one_line
@@ -65,6 +66,24 @@ def test_the_size_stays_below_the_limit_and_entries_in_use_stay(tmp_path, addres
         assert size_of(tmp_path) <= 1000
     assert kept[9].exists()
     assert not kept[0].exists()
+
+
+def test_a_part_of_the_disk_stays_free(tmp_path, addresses, monkeypatch):
+    """Whatever the limit: what other programs leave shrinks, and old entries make room."""
+    disk = [2000]
+
+    def usage(folder):
+        return SimpleNamespace(total=disk[0], free=disk[0] - size_of(tmp_path))
+
+    monkeypatch.setattr(object_cache.shutil, "disk_usage", usage)
+    cache = ObjectCache(tmp_path, 10**9)
+    kept = [cache.get(*item) for item in addresses.items()]
+    assert kept.count(None) == 11 and size_of(tmp_path) == 1900
+    assert not cache.downloads, "a lock of each of millions of objects"
+    age(tmp_path)
+    disk[0] = 1000
+    assert ObjectCache(tmp_path, 10**9).get(*list(addresses.items())[-1]) is not None
+    assert size_of(tmp_path) <= 900
 
 
 def test_several_threads_and_caches_stay_below_the_limit(tmp_path, addresses):

@@ -38,6 +38,8 @@ def fetch_checkpoint(address: str, fresh: bool = False) -> Path:
         FileNotFoundError: if there is no checkpoint at the address.
         CorruptCheckpointError: naming every object that is missing, or has another size or content.
     """
+    from filelock import FileLock
+
     root = cache_folder() / "checkpoints"
     for number in range(ATTEMPTS):
         base, listing = _locate(address)
@@ -49,19 +51,23 @@ def fetch_checkpoint(address: str, fresh: bool = False) -> Path:
             os.utime(copy)
             return copy
         copy.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{copy.name}.", dir=copy.parent))
-        try:
+        with FileLock(copy.parent / "lock"):  # of several processes that want the same checkpoint one downloads it
+            is_intact = _is_intact(copy)
+            if is_intact and not fresh:
+                return copy
+            part = Path(tempfile.mkdtemp(prefix=f".{copy.name}.", dir=copy.parent))
             try:
                 download_listed(base, address, raw, listing, part)
+                if not is_intact:  # another process may be reading an intact one
+                    remove_folder(copy)
+                    part.replace(copy)
             except CorruptCheckpointError:
                 if number + 1 < ATTEMPTS and _is_changing(address, base, raw):
                     time.sleep(PAUSE)
                     continue
                 raise
-            remove_folder(copy)
-            part.replace(copy)
-        finally:
-            remove_folder(part)
+            finally:
+                remove_folder(part)
         _remove_oldest(root, copy)
         return copy
     raise CorruptCheckpointError(f"{address}: keeps changing; wait for the training that writes it")

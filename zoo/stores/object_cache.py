@@ -25,7 +25,7 @@ LIMIT = 20 * 10**9
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 #: Share of the disk that the cache leaves free.
 SPARED = 0.05
-#: Share of the limit to which the oldest entries are deleted once it is reached.
+#: Share of the largest size to which the oldest entries are deleted once it is reached.
 TRIMMED = 0.9
 #: Seconds for which a cache that is full of entries in use is not looked at again.
 FULL_SECONDS = 30.0
@@ -80,23 +80,25 @@ class ObjectCache:
             return path
         with self.guard:
             download = self.downloads.setdefault(path, threading.Lock())
-        with download:  # the other threads that want this object wait for it
-            if self._is_entry(path, info.size):
-                return path
-            return self._download(address, path, info)
+        try:
+            with download:  # the other threads that want this object wait for it
+                if self._is_entry(path, info.size):
+                    return path
+                return self._download(address, path, info)
+        finally:
+            with self.guard:
+                self.downloads.pop(path, None)
 
     def _download(self, address: str, path: Path, info: ObjectInfo) -> Path | None:
         if not self._reserve(info.size):
             return None
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.touched.add(path.name)
         try:
             objects.download(address, path)
         except BaseException:
             self._add(-info.size)
             raise
-        self.touched.add(path.name)
-        with self.guard:
-            self.downloads.pop(path, None)
         return path
 
     def _is_entry(self, path: Path, size: int) -> bool:
@@ -117,15 +119,19 @@ class ObjectCache:
             return False
         with self.guard, self._locked():
             used = self._read_count()
-            if used is None or used + size > self.limit:
+            if used is None or used + size > self._room(used):
                 used = self._trim(size)
-            disk = shutil.disk_usage(self.folder)
-            if used + size > self.limit or disk.free - size < SPARED * disk.total:
+            if used + size > self._room(used):
                 self.full_until = time.monotonic() + FULL_SECONDS
                 self._write_count(used)
                 return False
             self._write_count(used + size)
         return True
+
+    def _room(self, used: int) -> float:
+        """Return the largest size that the cache may have now, of which `used` bytes are taken."""
+        disk = shutil.disk_usage(self.folder)
+        return min(self.limit, used + disk.free - SPARED * disk.total)
 
     def _add(self, size: int) -> None:
         with self.guard, self._locked():
@@ -157,11 +163,14 @@ class ObjectCache:
                 elif status.st_mtime < self.started - STALE_SECONDS:
                     file.unlink()
         used = sum(entry[1] for entry in entries)
-        if used + size <= self.limit:
+        room = self._room(used)
+        if used + size <= room:
             return used
         for modified, number, file in sorted(entries):
-            if used + size <= TRIMMED * self.limit or modified >= self.started:
+            if used + size <= TRIMMED * room or modified >= self.started:
                 break
+            if file.name in self.touched:  # at the start: the times of files come from a coarser clock
+                continue
             with suppress(OSError):
                 file.unlink()
                 used -= number
