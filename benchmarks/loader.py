@@ -3,6 +3,7 @@
     python -m benchmarks.loader                                     # this project alone
     python -m benchmarks.loader --peer torch=ENV/bin/python --peer tf=ENV/bin/python
     python -m benchmarks.loader --folder PHOTOS                     # also time the first scan of a folder
+    python -m benchmarks.loader --formats                           # only the rates of PNG, WebP and AVIF, beside JPEG
 
 The images are the two photographs in scikit-learn, cropped and scaled. Each peer runs in its own process, one after
 another, for several rounds. Medians of the rounds are reported, in images per second and per second of processor time
@@ -31,10 +32,14 @@ PEERS = Path(__file__).with_name("loader_peers.py")
 #: (width, height, number of files, number of timed images): ImageNet's usual size, and that of a small camera.
 SETS = {"500x375": (500, 375, 128, 512), "1600x1200": (1600, 1200, 64, 160)}
 BATCH, WARM, ROUNDS = 32, 64, 3
+#: Suffix -> options of Pillow, for the rates of other formats at 500x375.
+FORMATS: dict[str, dict] = {
+    "jpg": {"quality": 90}, "png": {}, "webp": {"quality": 90}, "avif": {"quality": 75, "speed": 8}
+}  # fmt: skip
 
 
-def make_photos(folder: Path, width: int, height: int, count: int) -> list[str]:
-    """Write JPEG files of quality 90 with subsampled chroma, from scaled crops of scikit-learn's two photographs."""
+def make_photos(folder: Path, width: int, height: int, count: int, suffix: str = "jpg") -> list[str]:
+    """Write files, JPEG with subsampled chroma by default, from scaled crops of scikit-learn's two photographs."""
     import sklearn
     from PIL import Image
 
@@ -50,9 +55,9 @@ def make_photos(folder: Path, width: int, height: int, count: int) -> list[str]:
         w = whole * rng.uniform(0.6, 1)
         h = w * height / width
         left, top = rng.uniform(0, picture.width - w), rng.uniform(0, picture.height - h)
-        file = folder / f"{n}.jpg"
+        file = folder / f"{n}.{suffix}"
         scaled = picture.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, left + w, top + h))
-        scaled.save(file, quality=90)
+        scaled.save(file, **FORMATS[suffix])
         files.append(str(file))
     return files
 
@@ -109,6 +114,18 @@ def compare_pixels(pythons: dict[str, str], files: list[str]) -> dict:
     }
 
 
+def compare_formats(pythons: dict[str, str], workers: int) -> dict:
+    """Return what `compare_speed` does for each format of files."""
+    found = {}
+    for suffix in FORMATS:
+        with tempfile.TemporaryDirectory() as folder:
+            files = make_photos(Path(folder, suffix), 500, 375, 64, suffix)
+            found[suffix] = compare_speed(pythons, files, 256, workers)
+            found[suffix]["mean_kilobytes"] = round(statistics.mean(os.path.getsize(file) for file in files) / 1000, 1)
+        print(suffix, json.dumps(found[suffix]), flush=True)
+    return found
+
+
 def first_look(folder: str) -> dict:
     """Return the seconds that `open_dataset` takes without a cache and with one."""
     from zoo.data.sources import open_dataset
@@ -130,8 +147,14 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, default=1, help="threads or processes of each peer (default: 1)")
     parser.add_argument("--folder", help="also time the first scan of this folder")
+    parser.add_argument("--formats", action="store_true", help="time other formats than JPEG, and nothing else")
     options = parser.parse_args()
     pythons = {"zoo": sys.executable, **dict(peer.split("=", 1) for peer in options.peer)}
+    if options.formats:
+        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"machine": machine()}
+        known["formats"] = compare_formats(pythons, options.workers)
+        RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+        return
     results: dict = {
         "machine": machine(),
         "load_before": [round(v, 1) for v in os.getloadavg()],
