@@ -1,16 +1,17 @@
-"""`zoo report`: one self-contained page about a run or a checkpoint, which opens from disk without a network."""
+"""`zoo report`: one self-contained page about a run or a checkpoint, which opens from disk without a network.
+
+What a page needs is imported when one is written: a training imports this module when it starts.
+"""
+
+from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo import loading
 from zoo.addresses import is_address, join_address, parse_address
-from zoo.analysis.page.collect import PageData, collect, read_run
-from zoo.analysis.page.html import Markup, document, element
-from zoo.analysis.page.sections import SECTIONS
-from zoo.analysis.page.style import STYLE
 from zoo.data.dataset import Dataset
 from zoo.data.sources import open_dataset
 from zoo.data.sources.names import canonical_split
@@ -19,6 +20,10 @@ from zoo.inference.predict import Checkpoint, require_head
 from zoo.stores import objects
 from zoo.training.report import PAGE, PageWriter
 from zoo.training.run import BEST, CONFIG
+
+if TYPE_CHECKING:
+    from zoo.analysis.page.collect import PageData
+    from zoo.analysis.page.html import Markup
 
 
 def checkpoint_of(source: str | Path) -> str | Path:
@@ -77,6 +82,8 @@ def report(
     Example:
         >>> zoo.report("runs/…", "photos/")
     """
+    from zoo.analysis.page.collect import collect, read_run
+
     in_memory = isinstance(source, Checkpoint)
     loaded = source if isinstance(source, Checkpoint) else loading.load(checkpoint_of(source))
     require_head(loaded.card)
@@ -106,6 +113,8 @@ def choose_split(dataset: Dataset, name: str = "") -> str:
 
 def write_run_page(folder: Path, checkpoint: Checkpoint, dataset: Dataset) -> Path:
     """Write report.html into the folder of a finished run."""
+    from zoo.analysis.page.collect import collect, read_run
+
     page = collect(checkpoint, dataset, title=folder.name, split=choose_split(dataset), run=read_run(folder))
     write_atomically(folder / PAGE, render(page))
     return folder / PAGE
@@ -113,6 +122,10 @@ def write_run_page(folder: Path, checkpoint: Checkpoint, dataset: Dataset) -> Pa
 
 def render(data: PageData) -> str:
     """Return the page as HTML."""
+    from zoo.analysis.page.html import document, element
+    from zoo.analysis.page.sections import SECTIONS
+    from zoo.analysis.page.style import STYLE
+
     sections: list[Markup] = []
     links: list[Markup] = []
     for key, title, function in SECTIONS:
