@@ -161,6 +161,10 @@ def test_a_failure_to_write_the_page_fails_no_run(run):
     class Plan:
         folder, dataset = root / "other", None
 
+        @staticmethod
+        def place():
+            return str(root / "other")
+
     def broken(*_):
         raise RuntimeError("no ink\nsecond line")
 
