@@ -29,6 +29,15 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_a_damaged_save_that_was_not_used_does_not_take_the_place_of_an_intact_one(tmp_path):
+    for step in (10, 20):
+        checkpoint.save_state(tmp_path, step, {"a": np.float32(step)}, {})
+    (tmp_path / "step_000000020" / "progress.json").write_text("damaged")
+    assert checkpoint.latest_intact_save(tmp_path, lambda line: None).name == "step_000000010"
+    checkpoint.save_state(tmp_path, 15, {"a": np.float32(15)}, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000000010", "step_000000015"]
+
+
 def test_a_state_keeps_its_structure_and_bits(tmp_path):
     saved = checkpoint.save_state(tmp_path, 3, state(3), {"step": 3, "x": [0.1, None]})
     assert saved == tmp_path / "step_000000003"

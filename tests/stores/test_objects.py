@@ -77,7 +77,7 @@ def test_an_object_is_created_once():
 
 
 @pytest.mark.parametrize(
-    "error", [HTTPError(503), HTTPError(500), HTTPError(429), TimeoutError(), ConnectionResetError()]
+    "error", [HTTPError(503), HTTPError(500), HTTPError(429), HTTPError(409), TimeoutError(), ConnectionResetError()]
 )
 def test_failures_that_pass_are_retried(error):
     errors = [error] * 3

@@ -12,7 +12,7 @@ import zoo
 from zoo.checkpoint.manifest import CorruptCheckpointError, check_manifest, write_manifest
 from zoo.checkpoint.run_state import latest_save
 from zoo.data.sources import from_arrays
-from zoo.stores import lease, objects
+from zoo.stores import folders, lease, objects
 from zoo.stores.objects import StoreError
 from zoo.training import report, run_store
 from zoo.training.recipe import Recipe
@@ -227,6 +227,9 @@ def test_a_run_killed_and_resumed_on_another_machine_has_the_bits_of_one_on_disk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machine3"))
     again = train("mlp", from_arrays(arrays()), RECIPE, workdir=ADDRESS, **{**MODEL, "quiet": False})
     assert f"This run is finished: {ADDRESS}" in capsys.readouterr().out
+    assert not (again.workdir / "state").exists(), "a finished run needs none, and caches stay small"
+    names = objects.listing(f"{ADDRESS}/state")
+    folders.download_files(f"{ADDRESS}/state", names, again.workdir / "state")
     assert run_bits(again.workdir) == run_bits(local.workdir)
     results = json.loads(objects.read(f"{ADDRESS}/results.json"))
     assert results == json.loads((local.workdir / "results.json").read_text())

@@ -33,7 +33,7 @@ def dataset():
 
 
 def test_training_goes_on_during_a_save(tmp_path, monkeypatch):
-    """The first save is not written until two more steps are done."""
+    """The first save is not written until five more steps are done, after each of which another one is due."""
     later, order, write, process = threading.Event(), [], run_state.write_shards, loop.Trainer.process_metrics
 
     def write_shards(folder, tree):
@@ -49,7 +49,7 @@ def test_training_goes_on_during_a_save(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run_state, "write_shards", write_shards)
     monkeypatch.setattr(loop.Trainer, "process_metrics", process_metrics)
-    train("mlp", dataset(), RECIPE, workdir=tmp_path / "run", save_steps=4, **MODEL)
+    train("mlp", dataset(), RECIPE, workdir=tmp_path / "run", save_seconds=0.0, **MODEL)
     assert order.index("written") > order.index(6)
     monkeypatch.undo()
     train("mlp", dataset(), RECIPE, workdir=tmp_path / "alone", **MODEL)

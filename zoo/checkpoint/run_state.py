@@ -51,7 +51,7 @@ def save_state(
     keep: int = KEPT_SAVES,
     exchange: Exchange = alone,
 ) -> Path:
-    """Save the whole state of a run under folder/step_N and delete all but the newest `keep` saves.
+    """Save the whole state of a run under folder/step_N and delete all but it and the `keep` - 1 saves before it.
 
     With several processes every process must call this with its parts of the same arrays, and see the same folder. No
     device is used, so a thread may call it while the devices train.
@@ -89,7 +89,9 @@ def save_state(
         _require_visible(temporary, known)
         write_manifest(temporary, known)
         replace_folder(temporary, path)
-        for old in _saves(folder)[:-keep]:
+        saves = _saves(folder)
+        latest = saves.index(path) + 1
+        for old in saves[: max(latest - keep, 0)] + saves[latest:]:  # later ones are damaged, and were not used
             remove_folder(old)
 
     with writing_folder(temporary, path):

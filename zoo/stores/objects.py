@@ -163,7 +163,7 @@ def is_temporary(error: BaseException) -> bool:
     """Return True for a failure that may pass: of the network or the server, not of the request."""
     status = status_of(error)
     if status is not None:
-        return status >= 500 or status in (408, 425, 429)
+        return status >= 500 or status in (408, 409, 425, 429)  # S3 answers 409 to two conditional writes at once
     if is_about_credentials(error) or isinstance(error, (PermissionError, ValueError)):
         return False
     return not str(error).startswith("Forbidden")  # gcsfs raises an OSError without a status

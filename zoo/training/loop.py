@@ -284,7 +284,10 @@ class Trainer:
         """Save at intervals, at the end and after a signal, which then raises InterruptedRunError."""
         progress = self.progress
         due = save_steps and progress.step % save_steps == 0
-        overdue = time.monotonic() - self.save_time >= save_seconds
+        # Training does not wait for a slow disk: the next save waits for the one before. That of the primary process, which
+        # writes the best checkpoint too, takes longest.
+        idle = processes.is_primary() and not self.saver.is_busy()
+        overdue = idle and time.monotonic() - self.save_time >= save_seconds
         own = self.caught[0] if self.caught else 0
         signum, overdue_anywhere = self.compare_flags(progress.step, own, overdue)
         if not signum and processes.reached_preemption(progress.step):

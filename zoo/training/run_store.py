@@ -31,7 +31,7 @@ from zoo.stores.lease import Lease
 from zoo.stores.objects import ObjectInfo, StoreError
 from zoo.text import escape, one_line, renamed_in_errors
 from zoo.training.interruption import InterruptedRunError
-from zoo.training.run import BEST, CONFIG, METRICS, RESULTS, STATE, RunConfig, config_from_json, run_folder
+from zoo.training.run import BEST, CONFIG, METRICS, RESULTS, STATE, RunConfig, config_from_json, is_finished, run_folder
 
 #: In the store: the hashes of the files beside the folders.
 INDEX = "files.json"
@@ -136,7 +136,8 @@ class RunStore:
             self._set_synced(raw)
         elif not (self.folder / BEST).exists():
             self._pull_best()
-        self._pull_state(listing)
+        if not is_finished(self.folder):
+            self._pull_state(listing)
 
     def _require_empty(self, listing: dict[str, ObjectInfo]) -> None:
         if f"fold1/{CONFIG}" in listing:
@@ -248,11 +249,9 @@ class RunStore:
         """
         assert self.lease is not None
         try:
-            self.lease.check()
-            self._push_state()
-            self._push_best()
-            self._push_files()
-            self._remove_old_saves()
+            for write in (self._push_state, self._push_best, self._push_files, self._remove_old_saves):
+                self.lease.check()  # each may take long, and a machine that was suspended has lost its lease meanwhile
+                write()
         except StoreError as error:
             saves = list_saves(self.folder / STATE)
             kept = f"step {_step(saves[-1].name):,}" if saves else "its start"
@@ -384,6 +383,8 @@ def open_store(address: str, folder: Path, say: Say) -> Iterator[RunStore]:
             except InterruptedRunError:
                 store.push()  # the row of this session in timing.jsonl
                 raise
+        if is_finished(folder):  # all of it is in the store, and nobody looks into the cache for it
+            remove_folder(folder / STATE)
 
 
 def _release(lease: Lease) -> None:

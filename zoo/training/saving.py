@@ -53,9 +53,13 @@ class Saver:
         except BaseException as error:  # raised in the thread that trains
             self.error = error
 
+    def is_busy(self) -> bool:
+        """Return True while work is under way."""
+        return self.thread is not None and self.thread.is_alive()
+
     def check(self) -> None:
         """Raise the error of work that has failed; return at once if it is still under way."""
-        if self.thread is None or not self.thread.is_alive():
+        if not self.is_busy():
             self.wait()
 
     def wait(self) -> None:
