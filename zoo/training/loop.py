@@ -284,8 +284,8 @@ class Trainer:
         """Save at intervals, at the end and after a signal, which then raises InterruptedRunError."""
         progress = self.progress
         due = save_steps and progress.step % save_steps == 0
-        # Training does not wait for a slow disk: the next save waits for the one before. That of the primary process, which
-        # writes the best checkpoint too, takes longest.
+        # The next save waits for the one before, so that training need not. Only the primary process is asked: it
+        # writes the best checkpoint too, and so takes longest.
         idle = processes.is_primary() and not self.saver.is_busy()
         overdue = idle and time.monotonic() - self.save_time >= save_seconds
         own = self.caught[0] if self.caught else 0
