@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 from helpers import assert_one_line, flip_bit, run_command
+from photos import encoded, photo
 
 import zoo
 from zoo.checkpoint import remote
@@ -44,10 +45,19 @@ def test_saved_and_loaded_with_the_same_bits(tmp_path):
 
 
 def test_commands(stored, capsys):
+    outputs = []
     for words in (["verify", ADDRESS], ["info", ADDRESS]):
         code, out, _ = run_command(capsys, *words)
         assert code == 0
-    assert "61,706 parameters" in out
+        outputs.append(out)
+    assert "61,706 parameters" in outputs[1]
+    objects.write(f"{ROOT}/images/7.png", encoded(photo(28, 28, seed=0)))
+    code, out, _ = run_command(capsys, "predict", ADDRESS, f"{ROOT}/images", f"{ROOT}/images/7.png")
+    assert (code, out.count("\n")) == (0, 1)
+    assert out.startswith(f"{ROOT}/images/7.png  ")
+    code, _, err = run_command(capsys, "predict", ADDRESS, f"{ROOT}/images/8.png")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{ROOT}/images/8.png" in err
     code, _, err = run_command(capsys, "verify", f"{ROOT}/run")
     assert code == 2
     assert f"did you mean {ADDRESS}?" in err
@@ -174,7 +184,7 @@ def test_exports(stored, capsys):
 @pytest.mark.parametrize("words", [    ["export", "lenet5-mnist", "--to", "safetensors", "--keys", "zoo", "-o", "az://b/x.safetensors"],
     ["sweep", "--model", "mlp", "--set", "epochs=1,2", "--workdir", "gs://b/runs"],
     ["train", "--model", "mlp", "--workdir", "https://b/run"],
-    ["train", "--config", "gs://b/run/config.json"],
+    ["compare", "s3://b/run"],
     ["report", "memory://checkpoints/run", "-o", "s3://b/x.html"],
 ])  # fmt: skip
 def test_an_address_never_becomes_a_folder(words, capsys, tmp_path, monkeypatch):

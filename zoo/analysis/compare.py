@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.addresses import require_local
 from zoo.checkpoint.format import CARD, read_card
 from zoo.inference.examples import write_csv
 from zoo.training import run as runs
@@ -46,6 +47,8 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
         FileNotFoundError: if a folder is not a run.
         ValueError: if there are none, or a file of a run is damaged.
     """
+    for folder in folders:
+        require_local(folder)
     named = [Path(folder) for folder in folders]
     named = [path.parent if path.name == runs.BEST and (path.parent / runs.CONFIG).exists() else path for path in named]
     paths = list(dict.fromkeys(named))

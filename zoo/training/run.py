@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoo.addresses import is_address, join_address, parse_address
 from zoo.checkpoint import schema
 from zoo.checkpoint.format import upgrade_names
 from zoo.checkpoint.manifest import FORMAT, MAX_JSON, require_readable
@@ -31,6 +32,7 @@ from zoo.checkpoint.run_state import latest_save
 from zoo.checkpoint.schema import parse_json
 from zoo.data.folds import Fold
 from zoo.files import locked, read_bounded, write_atomically
+from zoo.stores import objects
 from zoo.text import escape, one_line
 from zoo.training.recipe import Recipe, recipe_from_json, recipe_to_json
 
@@ -168,12 +170,16 @@ _CONFIG: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def read_config(file: str | Path) -> RunConfig:
-    """Read the configuration of a run from its folder or its config.json.
+    """Read the configuration of a run from its folder or its config.json, on disk or at an address.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a run's configuration.
     """
+    if is_address(file):
+        address = parse_address(file)
+        address = address if address.endswith(".json") else join_address(address, CONFIG)
+        return config_from_json(parse_json(objects.read(address), address), address)
     file = Path(file)
     if file.is_dir():
         file = file / CONFIG

@@ -256,6 +256,24 @@ class RemoteWalk(FolderWalk):
         return False
 
 
+def images_at(address: str) -> list[AddressPath]:
+    """Return the addresses of the object at an address, or of the images below it, sorted.
+
+    Raises:
+        FileNotFoundError: if there is neither an object nor a folder.
+        ValueError: for a folder without images.
+    """
+    if objects.info(address) is not None:
+        return [AddressPath(address)]
+    present = objects.listing(address)
+    if not present:
+        raise FileNotFoundError(f"{address}: no such object or folder")
+    images = sorted(RemoteWalk(address, names=tuple(present)).images(""))
+    if not images:
+        raise ValueError(f"{address}: has no images")
+    return [AddressPath(join_address(address, name)) for name in images]
+
+
 # --- shards ----------------------------------------------------------------------------------------------------------
 
 
