@@ -15,6 +15,7 @@ import sys
 import tarfile
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -256,9 +257,11 @@ def test_several_processes(store, address, tmp_path):
     words = command(*launched, *train_words(local))
     subprocess.run(words, env=environment, check=True, capture_output=True, timeout=600)
     words, null = command(*launched, *train_words(address)), subprocess.DEVNULL
-    process = subprocess.Popen(words, env=environment, stdout=null, stderr=null, start_new_session=True)
+    process = subprocess.Popen(words, env=environment, stdout=null, stderr=null)
     wait_for_save(address, 20, process)
-    os.killpg(process.pid, signal.SIGKILL)
+    status = {int(file.parent.name): file.read_text() for file in Path("/proc").glob("[0-9]*/status")}
+    for number in [process.pid, *(child for child, text in status.items() if f"PPid:\t{process.pid}\n" in text)]:
+        os.kill(number, signal.SIGKILL)
     process.wait()
     code, out, err = call(store, tmp_path / "machine1", *launched, *train_words(address))
     assert code == 0, err
