@@ -107,6 +107,7 @@ class RunStore:
 
     def acquire(self) -> None:
         """Take the lease. The caller holds the lock of the working folder."""
+        objects.listing(self.address)  # names the address if there is no such bucket
         file = self.notes / OWNER
         if not file.exists():
             write_atomically(file, uuid.uuid4().hex)
