@@ -115,6 +115,19 @@ def fail():
     raise OSError("the disk full")
 
 
+def test_processes_without_a_shared_folder_are_told_before_they_train(two_processes, tmp_path, monkeypatch):
+    """By all of them: also the one that sees the file raises."""
+    monkeypatch.setattr(processes, "VISIBLE_SECONDS", 0.0)
+    seen, unseen = tmp_path / "config.json", tmp_path / "elsewhere" / "config.json"
+    seen.touch()
+    for index, own, other in ((0, seen, 1), (1, unseen, 0)):
+        two_processes(index, process_allgather=lambda flags, other=other: np.stack([flags, [other]]))
+        with pytest.raises(ValueError, match=r"process 1 does not see .*config\.json.*share this"):
+            processes.require_visible(own, "share this")
+    two_processes(1, process_allgather=lambda flags: np.stack([flags, [0]]))
+    processes.require_visible(seen, "share this")
+
+
 @pytest.mark.slow
 def test_a_failed_process_ends_the_others(tmp_path):
     """Exit code and error line are those of the failed process, in all. JAX alone would wait five minutes at exit."""

@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,6 +31,8 @@ COMPARE_SECONDS = 1.0
 HEARTBEAT_SECONDS = 60
 #: Seconds until the others must have come to an exchange; a process that is lost ends all long before.
 EXCHANGE_SECONDS = 24 * 3600
+#: Seconds until a file that the primary process has written must be visible to the others.
+VISIBLE_SECONDS = 30.0
 
 _exchanges = itertools.count()
 
@@ -261,6 +264,23 @@ def run_on_primary(function: Callable[[], Any]) -> Any:
     if "error" in message:
         raise error or ValueError(message["error"])
     return message["data"]
+
+
+def require_visible(file: Path, advice: str) -> None:
+    """Raise ValueError in all processes unless each of them sees a file that the primary one has written.
+
+    Args:
+        file: the file.
+        advice: end of the message.
+    """
+    if not is_multiprocess():
+        return
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    (blind,) = all_reduce_max(0 if file.exists() else jax.process_index())
+    if blind:
+        raise ValueError(f"process {blind} does not see {file}, which process 0 has written: {advice}")
 
 
 def exchange(name: str, value: Any) -> list[Any]:

@@ -99,7 +99,10 @@ def fit(
             push()
             return runs.is_finished(plan.folder)
 
-        if processes.run_on_primary(open_run):
+        is_finished = processes.run_on_primary(open_run)
+        folder = "the user's cache folder (XDG_CACHE_HOME)" if plan.address else "--workdir"
+        processes.require_visible(plan.folder / runs.CONFIG, f"{folder} must be on a file system that all hosts share")
+        if is_finished:
             display.say(
                 f"This run is finished: {plan.place()}. For another one, change the seed, another option or --workdir."
             )
