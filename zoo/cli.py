@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("list", "List the models, recipes or pretrained weights."),
     "info": ("info", "Show a model's layers or a checkpoint's card."),
     "import": ("import_weights", "Convert a weight file of another project to a checkpoint."),
-    "export": ("export", "Export a checkpoint to safetensors, StableHLO or ONNX."),
+    "export": ("export", "Export a checkpoint to safetensors, StableHLO, ONNX or OpenVINO."),
     "push": ("push", "Upload a checkpoint to the Hugging Face Hub."),
     "devices": ("devices", "List the devices and show which of them training would use."),
     "launch": ("launch", "Run training as several processes on this machine."),

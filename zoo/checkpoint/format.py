@@ -376,14 +376,13 @@ def write_arrays(path: Path, tree: Mapping) -> None:
     """
     from orbax.checkpoint import v1
 
-    save = v1.save if hasattr(v1, "save") else v1.save_pytree  # Orbax before 0.12, which jax2onnx depends on
     required_bytes = sum(np.asarray(leaf).nbytes for leaf in flatten(dict(tree)).values())
     # Checked first, because TensorStore prints tracebacks from its threads when a disk is full.
     if shutil.disk_usage(path.parent).free < required_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
     try:
         with _ORBAX, _quiet_logs(), _single_process_context(), _unchecked_folder():
-            save(path.absolute(), dict(tree))
+            v1.save(path.absolute(), dict(tree))
     except Exception as error:  # Orbax and TensorStore raise many types
         for leftover in path.parent.glob(f"{path.name}*"):
             remove_folder(leftover)
@@ -440,7 +439,7 @@ def read_arrays(path: Path) -> dict:
 
     try:
         with _ORBAX, _quiet_logs(), _single_process_context():
-            tree = (v1.load if hasattr(v1, "load") else v1.load_pytree)(path.absolute())
+            tree = v1.load(path.absolute())
     except Exception as error:  # Orbax and TensorStore raise many types for a folder that they did not write
         raise CorruptCheckpointError(f"{path}: Orbax cannot read it ({type(error).__name__})") from None
     return jax.tree.map(np.asarray, tree)
