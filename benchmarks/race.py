@@ -57,6 +57,7 @@ class Runner:
     ):
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment["JAX_TRACEBACK_FILTERING"] = "off"  # the last line of an error is then its message
         self.process = subprocess.Popen(
             [python, "-m", peers, name, json.dumps(asked)], text=True, cwd=ROOT, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
