@@ -35,6 +35,9 @@ RUNS = ROOT / "runs" / "shipped"
 DATA = ROOT / "runs" / "data"
 TIMES = ROOT / "benchmarks" / "results" / "shipped.json"
 
+#: Licence of the shipped weights, which is that of the repository.
+LICENCE = "Apache-2.0"
+
 #: name -> arguments of `zoo train` in the folder of the data. Recipes were chosen on validation splits only.
 CHECKPOINTS: dict[str, str] = {
     "lenet5-mnist": "--model lenet5 --data tfds:mnist --data-dir tfds",
@@ -57,6 +60,7 @@ def train(name: str) -> None:
     destination = SHIPPED / name
     shutil.rmtree(destination, ignore_errors=True)
     shutil.copytree(folder / run.BEST, destination)
+    rewrite_readme(name)
     rows = json.loads(TIMES.read_text()) if TIMES.exists() else {}
     seconds = round(sum(life["seconds"] for life in lives))
     rows[name] = {"seconds": seconds, "hardware": hardware()}
@@ -101,8 +105,8 @@ def calibrate(name: str) -> None:
 
 
 def rewrite_readme(name: str) -> None:
-    """Write the README.md of a checkpoint anew, as this version of the zoo does; its card keeps its bytes."""
-    _rewrite(name, checkpoint.read_card(SHIPPED / name))
+    """Write the README.md of a checkpoint anew, as this version of the zoo does. Its card states the licence."""
+    _rewrite(name, dataclasses.replace(checkpoint.read_card(SHIPPED / name), licence=LICENCE))
 
 
 def _rewrite(name: str, card: checkpoint.Card) -> None:
