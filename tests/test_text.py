@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from zoo.text import display_width, error_line, escape, first_line, is_finite, one_line, pad
+from zoo.text import display_width, error_line, escape, first_line, is_finite, one_line, pad, renamed_in_errors
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,26 @@ def test_an_error_line_names_the_file_of_the_system():
     error = OSError(errno.ENOENT, "No such file or directory", "two\nlines")
     assert error_line(error) == r"two\nlines: no such file or directory"
     assert error_line(ValueError("a\nb \x1b[2J")) == r"a b \x1b[2J"
+
+
+class MismatchError(ValueError):
+    def __init__(self, message, fields):
+        super().__init__(message)
+        self.fields = fields
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (MismatchError("/copy/x: is wrong", {"depth": 18}), "gs://b/x: is wrong"),
+        (OSError(errno.EIO, "process 1: /copy/x: lost", "/copy/x/y"), "gs://b/x/y: process 1: gs://b/x: lost"),
+        (ValueError("of something else"), "of something else"),
+    ],
+)
+def test_a_local_copy_is_renamed_in_errors_of_any_type(error, text):
+    """The cause, which tells if another attempt may succeed, stays."""
+    cause = ConnectionError("lost")
+    with pytest.raises(type(error)) as caught, renamed_in_errors("/copy/x", "gs://b/x"):
+        raise error from cause
+    assert error_line(caught.value) == text
+    assert caught.value is error and error.__cause__ is cause

@@ -105,11 +105,9 @@ def renamed_in_errors(name: str, shown: str) -> Iterator[None]:
     """Put `shown` in place of `name` in the errors of the block, such as an address in place of its local copy."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError) as error:  # raised itself: types differ in arguments, and it may have a cause
+        error.args = tuple(arg.replace(name, shown) if isinstance(arg, str) else arg for arg in error.args)
         if isinstance(error, OSError) and error.filename is not None:
-            if not str(error.filename).startswith(name):
-                raise
-            raise type(error)(error.errno, error.strerror, str(error.filename).replace(name, shown)) from None
-        if name not in str(error) or isinstance(error, UnicodeError):
-            raise
-        raise type(error)(str(error).replace(name, shown)) from None
+            error.filename = str(error.filename).replace(name, shown)
+            error.strerror = error.strerror and error.strerror.replace(name, shown)
+        raise
