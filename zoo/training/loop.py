@@ -305,6 +305,8 @@ class Trainer:
 
     def end_interrupted(self, signum: int) -> NoReturn:
         """Raise InterruptedRunError, once all processes have saved."""
+        if self.plan.address:
+            self.caught.is_saving = True  # leaving the store takes its time
         processes.wait_for_others("interrupted")
         message = f"saved at step {self.progress.step:,} of {self.plan.total_steps:,} ({signal.Signals(signum).name})"
         raise InterruptedRunError(signum, message)
