@@ -233,3 +233,17 @@ def test_a_file_that_is_none_is_an_error_that_names_it(saved):
     (saved / "arrays/process_00000.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
     with pytest.raises(checkpoint.CorruptCheckpointError, match="process_00000"):
         checkpoint.read_arrays_of(saved)
+
+
+def test_a_copy_goes_into_the_memory_that_was_reserved_or_used_before():
+    """Where it has the right shape and type; what is not needed any more is let go."""
+    tree = sharded()
+    buffers = shards.reserve(tree)
+    reserved = {id(array) for array in buffers.values()}
+    for _ in range(2):
+        assert_equal(jax.tree.map(lambda leaf: leaf.whole() if isinstance(leaf, HostArray) else leaf,
+                                  snapshot(tree, owned_only=True, buffers=buffers)), values())  # fmt: skip
+        assert {id(array) for array in buffers.values()} == reserved
+    other = {**tree, "both": jnp.zeros((5, 5)), "deep": {}}
+    snapshot(other, buffers=buffers)
+    assert len(buffers) < len(reserved) and not {id(array) for array in buffers.values()} <= reserved

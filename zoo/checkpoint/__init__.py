@@ -26,7 +26,7 @@ from zoo.checkpoint.run_state import (
     read_state,
     save_state,
 )
-from zoo.checkpoint.shards import Buffers, HostArray, on_devices, snapshot
+from zoo.checkpoint.shards import Buffers, HostArray, on_devices, reserve, snapshot
 
 __all__ = [
     "CARD",
@@ -48,6 +48,7 @@ __all__ = [
     "read_progress",
     "read_state",
     "require_finite",
+    "reserve",
     "save_checkpoint",
     "save_state",
     "snapshot",

@@ -76,6 +76,17 @@ class HostArray:
 Buffers = dict[tuple[int, Bounds], np.ndarray]
 
 
+def reserve(tree: Any) -> Buffers:
+    """Return buffers for `snapshot(tree, owned_only=True)`, not touched yet; none for what does not lie on a CPU."""
+    import jax
+
+    selected = [_select(leaf, owned_only=True) or {} for leaf in jax.tree.leaves(tree)]
+    return {
+        (position, bounds): np.empty(data.shape, data.dtype)
+        for position, chosen in enumerate(selected) for bounds, data in chosen.items() if _is_on_cpu(data)
+    }  # fmt: skip
+
+
 def snapshot(tree: Any, owned_only: bool = False, buffers: Buffers | None = None) -> Any:
     """Copy a pytree of arrays to the host, so that a training step may overwrite those on the devices.
 
@@ -106,7 +117,7 @@ def snapshot(tree: Any, owned_only: bool = False, buffers: Buffers | None = None
         parts = {}
         for bounds, data in chosen.items():
             array = parts[bounds] = np.asarray(data, order="C")
-            if next(iter(data.devices())).platform == "cpu":  # NumPy only looks at the memory of the device
+            if _is_on_cpu(data):  # NumPy only looks at the memory of the device
                 buffer = old.get((position, bounds))
                 if buffer is None or (buffer.shape, buffer.dtype) != (array.shape, array.dtype):
                     buffer = np.empty(array.shape, array.dtype)
@@ -117,6 +128,10 @@ def snapshot(tree: Any, owned_only: bool = False, buffers: Buffers | None = None
         return HostArray(tuple(leaf.shape), leaf.sharding, parts, _owned(leaf))
 
     return jax.tree.map(copy, tree)
+
+
+def _is_on_cpu(data: Any) -> bool:
+    return next(iter(data.devices())).platform == "cpu"
 
 
 def on_devices(tree: Any) -> Any:

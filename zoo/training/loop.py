@@ -248,6 +248,7 @@ class Trainer:
             self.save_if_due(save_seconds, save_steps)
         if progress.stopped:
             return
+        self.saver.reserve(self.state)
         step = self.compile(segment)
         batches = plan.batches(progress.step, workers, self.step_bytes)
         while not progress.stopped:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from zoo import checkpoint
 from zoo.checkpoint import Buffers, HostArray
@@ -38,6 +39,13 @@ class Saver:
         self.error: BaseException | None = None
         #: Memory of the copy of the state, which all saves use in turn.
         self.buffers: Buffers = {}
+
+    def reserve(self, state: TrainState) -> None:
+        """Begin to make room for the copy of a state, so that the first save does not have to wait for it."""
+        self.wait()
+        self.buffers = checkpoint.reserve(state)
+        self.thread = threading.Thread(target=_touch, args=(list(self.buffers.values()),), name="saving", daemon=True)
+        self.thread.start()
 
     def start(self, work: Callable[[], Any]) -> None:
         """Wait for the work that is under way, then begin another one."""
@@ -79,6 +87,12 @@ class Saver:
             self.wait()
         elif self.thread is not None:  # the first error is the one that counts
             self.thread.join()
+
+
+def _touch(arrays: list[np.ndarray]) -> None:
+    """Write to new memory, which the system provides only then."""
+    for array in arrays:
+        np.copyto(array, 0)
 
 
 def write_save(plan: Plan, arrays: dict[str, Any], progress: Progress, is_new_best: bool) -> None:
