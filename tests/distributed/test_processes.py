@@ -1,11 +1,13 @@
 """Several processes on one machine: detected, started, stopped, killed; their results are those of one process."""
 
+import itertools
 import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -109,6 +111,64 @@ def test_the_primary_process_computes_for_all(two_processes):
             with pytest.raises(ValueError, match="the disk full"):
                 processes.run_on_primary(fail)
     assert not processes.is_primary() and processes.is_multiprocess()
+
+
+class KeyValueStore:
+    """Stands in for JAX's coordinator."""
+
+    def __init__(self):
+        self.values = {}
+
+    def key_value_set(self, key, value):
+        assert key not in self.values
+        self.values[key] = value
+
+    def blocking_key_value_get(self, key, timeout):
+        deadline = time.monotonic() + 10
+        while key not in self.values and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return self.values[key]
+
+    def key_value_delete(self, key):
+        del self.values[key]
+
+
+class OwnCounter:
+    """Counts for every thread by itself."""
+
+    def __init__(self, own):
+        self.own = own
+
+    def __next__(self):
+        return next(self.own.counter)
+
+
+def test_values_are_exchanged_without_the_devices(monkeypatch):
+    """In threads which pretend to be processes; what all have read is deleted."""
+    own, store = threading.local(), KeyValueStore()
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(jax, "process_index", lambda: own.index)
+    monkeypatch.setattr(processes.watch, "coordinator", lambda: store)
+    monkeypatch.setattr(processes, "_exchanges", OwnCounter(own))
+    received = {}
+
+    def work(index):
+        own.index, own.counter = index, itertools.count()
+        try:
+            received[index] = [processes.exchange(f"step {turn}", [turn, index]) for turn in range(3)]
+            processes.exchange("step 4" if index else "step 5", None)
+        except RuntimeError as error:
+            received[index].append(str(error))
+
+    group = [threading.Thread(target=work, args=(index,)) for index in range(3)]
+    for thread in group:
+        thread.start()
+    for thread in group:
+        thread.join()
+    expected = [[[turn, index] for index in range(3)] for turn in range(3)]
+    assert received[0] == [*expected, "process 1 is at step 4, this one at step 5"]
+    assert received[1] == received[2] == [*expected, "process 0 is at step 5, this one at step 4"]
+    assert all(key.rpartition("/")[2] in "23" for key in store.values)
 
 
 def fail():
