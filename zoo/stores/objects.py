@@ -54,8 +54,6 @@ def _filesystem(scheme: str) -> Any:
     Raises:
         ImportError: if its package is not installed.
     """
-    import fsspec
-
     for name in ("gcsfs", "s3fs", "aiobotocore"):  # they log tracebacks of errors that are raised as well
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
@@ -81,6 +79,8 @@ def _filesystem(scheme: str) -> Any:
         raise ImportError(
             f"{scheme}:// addresses need {package} ({one_line(error, 100)}); type pip install 'jax-model-zoo[cloud]'"
         ) from None
+    import fsspec
+
     return fsspec.filesystem("memory")
 
 
