@@ -10,7 +10,11 @@ from helpers import make_plan, random_images, train
 from zoo.data.sources import from_arrays
 from zoo.distributed import resident
 from zoo.distributed.mesh import SINGLE_DEVICE, parse_parallelism
+from zoo.training import loop
+from zoo.training.display import Display
+from zoo.training.plan import Plan
 from zoo.training.recipe import Recipe
+from zoo.training.run import Progress
 
 RECIPE = Recipe(epochs=2, batch_size=8, learning_rate=0.1, optimizer="sgd", seed=3)
 
@@ -58,6 +62,30 @@ def test_images_stay_on_a_device_if_they_and_the_step_fit(monkeypatch):
     assert not resident.fits_on_devices(1000, 7001, SINGLE_DEVICE)
     monkeypatch.setattr(resident, "available_bytes", lambda parallelism: None)
     assert not resident.fits_on_devices(1, 0, SINGLE_DEVICE)
+
+
+def test_a_larger_step_is_compiled_before_images_are_kept_beside_it(monkeypatch):
+    """While none are on the devices; those of the next step are kept if they fit beside it."""
+    recipe = dataclasses.replace(RECIPE, progressive=(6, 8))
+    plan = dataclasses.replace(make_plan("resnet20", dataset(), recipe), device_data="on")
+    kept, step_bytes, batches, size = [], [], Plan.batches, len(plan.dataset.splits["train"])
+
+    def compile_step(trainer, segment):
+        kept.append([a.shape for a in jax.live_arrays() if a.dtype == np.uint8 and a.shape[:1] == (size,)])
+        trainer.step_bytes = 10 * len(kept)
+        metrics = dict.fromkeys(("loss", "objective", "update", "top1", "examples"), 1)
+        return lambda state, batch: (state, metrics)
+
+    def validate(trainer):
+        trainer.progress.stopped = "done" * (trainer.progress.step == plan.total_steps)
+
+    monkeypatch.setattr(loop.Trainer, "compile", compile_step)
+    monkeypatch.setattr(loop.Trainer, "validate", validate)
+    monkeypatch.setattr(loop.Trainer, "save_if_due", lambda *arguments: None)
+    monkeypatch.setattr(Plan, "batches", lambda *arguments: step_bytes.append(arguments[-1]) or batches(*arguments))
+    display = Display(plan.total_steps, plan.batch_size, recipe.epochs, quiet=True)
+    loop.Trainer(plan, display, None, None, {}, Progress()).run(60, 0, None)
+    assert kept == [[], []] and step_bytes == [10, 20]
 
 
 def test_what_cannot_stay_on_the_devices_is_named():

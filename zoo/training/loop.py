@@ -264,13 +264,12 @@ class Trainer:
                 self.validate()
             previous, segment = segment, self.next_segment(segment)
             if segment != previous:
-                if segment.preprocess != previous.preprocess:
-                    batches.close()
-                    batches = plan.batches(progress.step, workers, self.step_bytes)
+                batches.close()  # what they keep on the devices may be in the way of a larger step
                 if self.caught.leave:  # compiling cannot be interrupted by a save
                     self.save()
                     self.finish_save()
                 step = self.compile(segment)
+                batches = plan.batches(progress.step, workers, self.step_bytes)
             self.save_if_due(save_seconds, save_steps)
 
     def next_segment(self, segment: Segment) -> Segment:
