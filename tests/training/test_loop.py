@@ -341,11 +341,12 @@ def test_outside_the_main_thread_no_signal_is_caught():
     [
         ({"save_steps": 4}, [4, 8, 12, 15]),
         ({"save_steps": 0}, [15]),
-        pytest.param({"save_seconds": 0.0}, [*range(1, 16)], marks=pytest.mark.slow),
+        pytest.param({"save_seconds": 0.0}, None, marks=pytest.mark.slow),
     ],
 )
 def test_saves(tmp_path, monkeypatch, options, expected):
-    """Every `save_steps` steps, `save_seconds` after the last save, and after the last step; the two newest stay."""
+    """Every `save_steps` steps, `save_seconds` after the last save unless it is still being written, and after the last
+    step; the two newest stay."""
     steps = []
     save_state = checkpoint.save_state
 
@@ -356,9 +357,9 @@ def test_saves(tmp_path, monkeypatch, options, expected):
     monkeypatch.setattr(checkpoint, "save_state", record)
     recipe = dataclasses.replace(RECIPE, epochs=2, patience=0)
     train("mlp", dataset(), recipe, workdir=tmp_path / "run", **MODEL, **options)
-    assert steps == expected
+    assert steps == (expected or sorted(set(steps))) and len(steps) > 2 * (expected is None) and steps[-1] == 15
     kept = sorted(path.name for path in (tmp_path / "run" / "state").iterdir())
-    assert kept == [f"step_{step:09d}" for step in expected[-2:]]
+    assert kept == [f"step_{step:09d}" for step in steps[-2:]]
 
 
 def test_training_metrics_are_those_since_the_last_evaluation(uninterrupted, tmp_path, monkeypatch):
