@@ -13,7 +13,7 @@ from zoo import cli, models
 from zoo.data import loader
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.sources import from_arrays
-from zoo.training import dry_run, loop, plots, progressive, report, run
+from zoo.training import batches, dry_run, loop, plots, progressive, report, run
 from zoo.training import plan as planning
 from zoo.training.recipe import Recipe
 from zoo.training.recipes import RECIPES
@@ -140,9 +140,7 @@ def test_a_run_over_two_image_sizes(make, moment, begun_after, tmp_path, monkeyp
         "compile_step",
         lambda plan, segment, state: compiled.append(segment.preprocess.size[0]),
     )
-    watch(
-        monkeypatch, planning, "train_batches", lambda *a, start_step, **k: trained.append((start_step, a[1].size[0]))
-    )
+    watch(monkeypatch, batches, "train_batches", lambda *a, start_step, **k: trained.append((start_step, a[1].size[0])))
     watch(monkeypatch, report, "evaluate", lambda *arguments, **more: tested.append(arguments[3].size[0]))
 
     def fit(name):
