@@ -5,6 +5,7 @@
 
 import ast
 import doctest
+import json
 import re
 from pathlib import Path
 
@@ -83,3 +84,11 @@ def test_every_page_is_in_the_menu():
             }  # fmt: skip
     pages = {page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.rglob("*.md")}
     assert pages - {"index"} == listed
+
+
+def test_the_page_on_a_few_images_shows_the_results():
+    from benchmarks import transfer
+
+    results = json.loads(transfer.RESULTS.read_text(encoding="utf-8"))
+    assert transfer.PAGE.read_text(encoding="utf-8") == transfer.page(results)
+    assert all(len(row["methods"]) == len(transfer.METHODS) for row in results.values())

@@ -78,8 +78,11 @@ def folded_on_device(model: nn.Module, variables: dict, image_shape: tuple[int, 
         if cached_key == key and all(ref() is leaf for ref, leaf in zip(refs, leaves, strict=True)):
             return placed
     folded = fold(model, variables, image_shape)
+    on_device = all(isinstance(leaf, jax.Array) for leaf in leaves)
+    if folded is variables and on_device:
+        return variables
     placed = jax.device_put(folded)
-    if folded is not variables and all(isinstance(leaf, jax.Array) for leaf in leaves):
+    if on_device:
         _cache[:] = [(key, [weakref.ref(leaf) for leaf in leaves], placed)]
         weakref.finalize(leaves[0], _cache.clear).atexit = False  # free the folded copy together with its source
     return placed
