@@ -26,6 +26,11 @@ def first_few(items: Sequence[str], limit: int = 5) -> str:
     return ", ".join(items[:limit]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, "1 image" or "2,000 images"; the plural is given if it is not noun + "s"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def printable(text: str) -> str:
     """Escape control characters, so that a name from a file cannot move the cursor or change a terminal."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)

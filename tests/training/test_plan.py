@@ -369,7 +369,9 @@ def test_photographs_without_a_network():
     assert text.index("type --init resnet20-cifar10") < text.index("from scratch") < text.index("zoo import")
     with pytest.raises(ConnectionError) as caught:
         default_plan(pictures(70, 3), offline, head=True)
-    assert_one_line(caught, "cannot be downloaded; type --init resnet20-cifar10, or give a checkpoint with --init; run")
+    assert_one_line(
+        caught, "cannot be downloaded; type --init resnet20-cifar10, or give a checkpoint with --init, or run"
+    )
 
 
 def test_the_default_recipe_for_photographs_from_scratch():

@@ -53,7 +53,7 @@ def manifest_problems(path: Path) -> list[str]:
         if listed_name == README:
             if part.exists() and (not part.is_file() or file_sha256(part) != row["sha256"]):
                 lines.append(
-                    f"{name} has different content (sha256); if you edited it: zoo verify CKPT --accept-readme"
+                    f"{name} has different content (sha256); if you edited it: zoo verify {path} --accept-readme"
                 )
         elif not part.is_file():
             lines.append(f"{name} is missing")

@@ -49,4 +49,6 @@ def run(options: argparse.Namespace) -> int:
         f"{options.checkpoint}: ok, {len(files)} files, {amount(size)}B, {len(loaded.card.leaves)} leaves, "
         f"{values:,} values, {loaded.card.model}"
     )
+    if options.accept_readme:
+        print(f"{options.checkpoint}: README.md is not part of the manifest now and may be edited")
     return 0

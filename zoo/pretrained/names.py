@@ -83,7 +83,8 @@ def find(spec: str | Path) -> Path | Weights:
         problem = f"no weights of {source} have this name"
     elif os.sep in spec or spec.startswith("."):
         meant = nearest_path(path)
-        meant = meant or hub.suggestion(spec)
+        if not meant and not Path(spec).parent.exists():
+            meant = hub.suggestion(spec)
         hint = f"; did you mean {meant}?" if meant else ""
         raise FileNotFoundError(f"{spec}: no such checkpoint folder or weight file{hint}")
     else:

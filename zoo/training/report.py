@@ -21,7 +21,7 @@ from zoo.inference.evidence import describe_evidence
 from zoo.inference.intervals import format_accuracy
 from zoo.inference.metrics import Metrics
 from zoo.inference.predict import Checkpoint
-from zoo.text import first_line
+from zoo.text import counted, first_line
 from zoo.training import finetune, progressive
 from zoo.training import run as runs
 from zoo.training.display import Display, format_count
@@ -96,7 +96,8 @@ def describe_recipe(plan: Plan) -> list[str]:
         )
     if plan.total_steps < FEW_STEPS:
         lines.append(
-            f"      Only {plan.total_steps} updates: too few to learn much. Lower --batch-size or raise --epochs."
+            f"      Only {counted(plan.total_steps, 'update')}: too few to learn much. Lower --batch-size or raise "
+            "--epochs."
         )
     if plan.init is not None:
         lines += plan.init.describe(plan.model, plan.preprocess, plan.dataset.class_names)

@@ -168,8 +168,9 @@ def with_default_model(request: TrainRequest, dataset: Dataset, say: Say) -> Tra
 def _without_network(error: ConnectionError, kind: advice.Kind, other: str) -> ConnectionError:
     """Return the error of a download with what to do without network first: weights that the package holds."""
     problem, _, remedy = str(error).partition("; ")
-    shipped = f"type --init {advice.SHIPPED[kind]}, " if kind in advice.SHIPPED else ""
-    return ConnectionError("; ".join(filter(None, (problem, f"{shipped}or {other}".removeprefix("or "), remedy))))
+    shipped = f"type --init {advice.SHIPPED[kind]}" if kind in advice.SHIPPED else ""
+    ways = [way for way in (shipped, other, remedy) if way]
+    return ConnectionError("; ".join([problem, ", or ".join(ways)]))
 
 
 def _resolve_recipe(request: TrainRequest, model: str, fields: Mapping[str, Any], changes: Mapping[str, Any]) -> Recipe:

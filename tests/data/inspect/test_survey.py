@@ -99,6 +99,13 @@ def test_few_images_are_fine_tuned():
         assert "2 training images of 2 classes" in line and f"--init {init}" in line and line in describe(figures)
 
 
+def test_one_class_is_no_use_for_training():
+    images = [np.full((9, 9, 3), 7, np.uint8)]
+    figures = survey(Dataset("mine", {"train": ArraySplit(np.array(images), np.zeros(1, np.int32))}, ("a",)))
+    assert figures["command"].startswith("zoo eval CKPT") and "at least two classes" in figures["advice"][0]
+    assert describe(figures)[0] == "mine: 1 image, 1 class"
+
+
 def grey(counts, side=8):
     """A data set of different drawings with so many images of each class."""
     labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)

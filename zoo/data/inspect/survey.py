@@ -24,8 +24,9 @@ from zoo.data.inspect.advice import (
 from zoo.data.sources.listing import Listing, contradictions, leakage
 from zoo.data.sources.scan import Scan
 from zoo.data.splits import content_keys
-from zoo.text import display_width, pad
+from zoo.text import counted, display_width, pad
 
+ONE_CLASS = "All images are of one class: training needs at least two classes."
 MAX_CLASSES = 30  # classes listed
 MAX_LINES = 10  # lines listed of each kind of problem
 
@@ -59,7 +60,8 @@ def survey(dataset: Dataset, listing: Listing | None = None, scanned: Scan | Non
     counts = {name: np.bincount(split.labels, minlength=dataset.num_classes) for name, split in dataset.splits.items()}
     sizes = known_sizes(dataset)
     names = enumerate(dataset.class_names)
-    options = suggestion(dataset)
+    options, trainable = suggestion(dataset), "train" in dataset.splits and dataset.num_classes > 1
+    advice = [describe_few_images(dataset), describe_imbalance(dataset)] if dataset.num_classes > 1 else [ONE_CLASS]
     words = [f"{flag} {shlex.quote(value)}" for flag, value in options.items()]
     return {
         "name": dataset.name,
@@ -73,9 +75,9 @@ def survey(dataset: Dataset, listing: Listing | None = None, scanned: Scan | Non
         "contradictions": contradictions(dataset.splits, keys, dataset.class_names),
         "repeated": sum(len(part) - len(set(part)) for part in keys.values()),
         "notes": [str(note) for note in dataset.notes if note.kind not in ("contradiction", "leakage")],
-        "advice": [line for line in (describe_few_images(dataset), describe_imbalance(dataset)) if line],
+        "advice": [line for line in advice if line],
         "suggestion": options,
-        "command": " ".join(["zoo train" if "train" in dataset.splits else "zoo eval CKPT", *words]),
+        "command": " ".join(["zoo train" if trainable else "zoo eval CKPT", *words]),
     }
 
 
@@ -115,7 +117,7 @@ def wrongly_named(listing: Listing, scanned: Scan) -> list[str]:
 def suggestion(dataset: Dataset) -> dict[str, str]:
     """Return options of `zoo train` that suit the data. Options that are not in it have suitable defaults."""
     options = {"--data": dataset.name}
-    if "train" not in dataset.splits:
+    if "train" not in dataset.splits or dataset.num_classes < 2:
         return options
     kind = kind_of_images(dataset)
     if describe_few_images(dataset):
@@ -128,8 +130,8 @@ def suggestion(dataset: Dataset) -> dict[str, str]:
 
 def describe(figures: Mapping[str, Any]) -> list[str]:
     """Format the figures of `survey` as lines of text."""
-    splits = list(figures["splits"])
-    lines = [f"{figures['name']}: {sum(figures['splits'].values()):,} images, {len(figures['classes']):,} classes", ""]
+    splits, images = list(figures["splits"]), counted(sum(figures["splits"].values()), "image")
+    lines = [f"{figures['name']}: {images}, {counted(len(figures['classes']), 'class', 'classes')}", ""]
     width = max(map(display_width, ["class", *list(figures["classes"])[:MAX_CLASSES]]))
     lines.append(f"  {'class':{width}}" + "".join(f"{name:>12}" for name in splits))
     for name, counts in list(figures["classes"].items())[:MAX_CLASSES]:
@@ -144,14 +146,15 @@ def describe(figures: Mapping[str, Any]) -> list[str]:
     if figures["kinds"]:
         lines.append("formats: " + ", ".join(f"{kind} {count:,}" for kind, count in figures["kinds"].items()))
     if figures["repeated"]:
-        lines.append(f"repeated: {figures['repeated']:,} images have the same content as another one in their split")
+        repeated = counted(figures["repeated"], "image")
+        lines.append(f"repeated: {repeated} with the same content as another one in their split")
     lines += [f"note: {note}" for note in figures["notes"]]
     for key, title in (
         ("wrongly_named", "suffix of another format (used nevertheless)"),
         ("contradictions", "same image in two classes"),
     ):
         if figures[key]:
-            lines.append(f"{title}: {len(figures[key]):,} images")
+            lines.append(f"{title}: {counted(len(figures[key]), 'image')}")
             lines += [f"   {line}" for line in _first_lines(figures[key])]
     lines += figures["advice"]
     lines += [f"*** {line}" for line in figures["leaks"]]
