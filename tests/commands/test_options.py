@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import re
+import shutil
 
 import pytest
 from helpers import run_command
@@ -10,6 +11,7 @@ from helpers import run_command
 from zoo import api, cli, loading
 from zoo.commands import devices, train
 from zoo.distributed import mesh, processes
+from zoo.pretrained import weights
 
 FRAGMENTS = ("Of ", "What ", "Whether ", "Where ", "Who ", "How ", "Those ", "As ", "When ")
 
@@ -26,7 +28,7 @@ def test_help_texts_are_sentences_and_values_have_names(command):
     for action in parser_of(command)._actions:
         if action.dest == "help":
             continue
-        assert action.help and action.help.endswith((".", "…")), action.dest
+        assert action.help and action.help.endswith((".", "…")) and ": ," not in action.help, action.dest
         assert action.help[0].isupper() and not action.help.startswith(FRAGMENTS), action.help
         if action.nargs != 0 and not action.choices:
             assert action.metavar and action.metavar != "X", action.dest
@@ -205,3 +207,11 @@ def test_amounts_have_three_digits_and_a_unit(number, text):
     from zoo.commands import amount
 
     assert amount(number) == text
+
+
+def test_an_exported_run_has_its_name(tmp_path, monkeypatch, capsys):
+    """The checkpoints of all runs are called "best"."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(weights.folder_of("lenet5-mnist"), "runs/mine/best")
+    assert run_command(capsys, "export", "runs/mine/best", "--to", "safetensors")[0] == 0
+    assert {path.name for path in tmp_path.glob("*.*")} == {"mine.safetensors", "mine_preprocess.py"}

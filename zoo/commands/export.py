@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         metavar="FILE",
-        help="File to write (default: the checkpoint's name with the suffix of the format).",
+        help="File to write (default: the name of the checkpoint, or of its run, with the suffix of the format).",
     )
     add(
         "--keys",
@@ -36,12 +36,14 @@ def run(options: argparse.Namespace) -> int:
     import os
 
     from zoo import export
+    from zoo.training.run import BEST
 
     if options.keys and options.to != "safetensors":
         raise ValueError(f"--keys {options.keys}: applies to --to safetensors only, not {options.to}")
     if options.keys and options.keys not in export.KEYS:
         raise ValueError(f"--keys {options.keys}: choose from {', '.join(export.KEYS)}")
-    name = os.path.basename(os.path.abspath(options.checkpoint)).replace(":", "-")
+    parent, name = os.path.split(os.path.abspath(options.checkpoint))
+    name = (os.path.basename(parent) if name == BEST else name).replace(":", "-")
     with writing(options.output or f"{name}{SUFFIXES[options.to]}", SUFFIXES[options.to]) as output:
         lines = _export(options, output)
     print("\n".join(lines))

@@ -94,7 +94,7 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data-dir", metavar="DIR", help="Folder of TensorFlow Datasets and Hugging Face datasets.")
     add("--recipe", metavar="NAME", help="Recipe, see `zoo list --recipes` (default: chosen by model and data).")
     for flag, (metavar, text) in RECIPE_FLAGS.items():
-        add(f"--{flag}", metavar=metavar, help=text.format(choices=", ".join(choices_of(_field(flag)))))
+        add(f"--{flag}", metavar=metavar, help=text.format(choices=", ".join(filter(None, choices_of(_field(flag))))))
     add(
         "--micro-batch",
         metavar="N",
