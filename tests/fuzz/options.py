@@ -32,21 +32,22 @@ BASES: dict[str, str] = {
     "train": "--model mlp --set widths=(4,) --data photos --epochs 0.1 --workdir run --quiet --no-report",
     "eval": "CKPT --data photos",
     "predict": "CKPT photos/cat/0.png",
-    "import": "weights.safetensors",
+    "import": "weights.safetensors -o imported",
     "list": "",
     "info": "CKPT",
     "verify": "CKPT",
-    "export": "CKPT -o exported --to safetensors",
+    "export": "CKPT -o exported.safetensors --to safetensors",
     "features": "CKPT --data photos -o f.npz",
     "probe": "CKPT --data photos",
     "report": "CKPT --data photos -o report.html",
-    "show": "CKPT --image photos/cat/0.png -o shown",
+    "show": "CKPT --image photos/cat/0.png -o shown.png",
     "data": "photos",
     "compare": "run1 run2",
     "lr-find": "--model mlp --set widths=(4,) --data photos -o rates.png --steps 20",
     "sweep": "--model mlp --data photos --workdir swept --seeds 1 --epochs 0.1",
     "serve": "CKPT --port 0",
     "devices": "",
+    "push": "CKPT hf:ada/pets --dry-run",
     "launch": "-n 1 -- train --model mlp --data photos --epochs 0.1 --workdir launched --quiet",
 }
 #: Commands that do not end, or whose arguments are those of another.
@@ -85,7 +86,6 @@ def fill(folder: Path) -> None:
     """Make what the command lines of BASES read. Runs in a process of its own, because it uses JAX."""
     import numpy as np
     from PIL import Image
-    from safetensors.numpy import save_file
 
     from zoo import cli
 
@@ -95,7 +95,9 @@ def fill(folder: Path) -> None:
         for k in range(12):
             pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / "photos" / name / f"{k}.png")
-    save_file({"weight": np.zeros((3, 4), np.float32)}, folder / "weights.safetensors")
+    assert (
+        cli.main(["export", "resnet20-cifar10", "--to", "safetensors", "-o", str(folder / "weights.safetensors")]) == 0
+    )
     for run in ("run1", "run2"):
         words = [*BASES["train"].split()[:-2], "--seed", run[-1], "--workdir", str(folder / run)]
         assert cli.main(["train", *words, "--data", str(folder / "photos")]) == 0
@@ -125,6 +127,16 @@ def problems(command: str, value: str, program: programs.Program, folder: Path, 
     return found
 
 
+def require_bases(commands: list[str], template: Path, folder: Path) -> None:
+    """Raise SystemExit unless the command lines without absurd options do their work."""
+    for command in sorted(set(commands) - {"push"}):  # which finds no Hub
+        shutil.copytree(template, folder)
+        program = programs.start([command, *BASES[command].split()], folder)
+        if program.wait(WALL_SECONDS):
+            raise SystemExit(f"zoo {command} {BASES[command]}: ends with {program.code}: {program.complained()[-300:]}")
+        shutil.rmtree(folder)
+
+
 def check(command: str, option: str, value: str, template: Path, folder: Path) -> tuple[int | None, list[str]]:
     """Run a command line in a copy of `template`; return (exit code, what is wrong)."""
     shutil.copytree(template, folder)
@@ -136,7 +148,8 @@ def check(command: str, option: str, value: str, template: Path, folder: Path) -
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
 
     words = [command, *BASES[command].split(), f"{option}={value}" if option.startswith("--") else f"{option}{value}"]
-    program = programs.start(words, folder, before=limit)
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    program = programs.start(words, folder, environment=nowhere, before=limit)
     try:
         program.wait(WALL_SECONDS)
         found = problems(command, value, program, folder, before)
@@ -160,7 +173,9 @@ def main() -> int:
     filled = programs.start((), template, call=lambda: fill(template))
     if filled.wait():
         raise SystemExit(filled.complained())
-    lines = list(pairs(arguments.command or sorted(set(BASES) - EXCLUDED)))
+    commands = arguments.command or sorted(set(BASES) - EXCLUDED)
+    require_bases(commands, template, place / "base")
+    lines = list(pairs(commands))
     lines = [line for line in lines if not arguments.option or line[1] in arguments.option]
     if arguments.sample:
         lines = random.Random(arguments.seed).sample(lines, min(arguments.sample, len(lines)))
