@@ -179,6 +179,15 @@ def test_a_message_lists_a_few_differences_shortly(tmp_path):
     assert len(message) < 500 + len(str(tmp_path))
 
 
+def test_changed_data_are_told_without_hashes(tmp_path):
+    run.open_folder(tmp_path, CONFIG, "")
+    with pytest.raises(ValueError, match="the images or labels of the data have changed since") as caught:
+        run.open_folder(tmp_path, change(fingerprint="0" * 64), "")
+    assert "fingerprint" not in str(caught.value)
+    with pytest.raises(ValueError, match="it started from another checkpoint"):
+        run.open_folder(tmp_path, change(init_digest="b" * 64), "")
+
+
 def test_the_state_folder_of_format_1_is_renamed(tmp_path):
     run.open_folder(tmp_path, CONFIG, "")
     (tmp_path / "checkpoints" / "step_5").mkdir(parents=True)

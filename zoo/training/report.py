@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -333,4 +334,6 @@ def write_results(
         display.say(line)
     display.say(f"checkpoint: {plan.place(runs.BEST)}")
     suggest_prediction(plan, display.say)
-    display.say(f"  curves: tensorboard --logdir {plan.place()}")
+    if not plan.config.head:  # which has no curves
+        missing = "" if find_spec("tensorboard") else "  (pip install tensorboard)"
+        display.say(f"  curves: tensorboard --logdir {plan.place()}{missing}")
