@@ -148,6 +148,14 @@ def test_a_checkpoint_without_a_run_and_with_other_data(run, tmp_path, capsys):
     assert code == 2 and "nothing" in err.splitlines()[-1]
     code, _, err = run_command(capsys, "report", tmp_path, "-o", out)
     assert code == 2 and err.count("\n") == 1
+    written = (root / "run" / "report.html").read_bytes()
+    try:
+        (root / "run" / "report.html").write_text("old")
+        code, text, _ = run_command(capsys, "report", root / "run")
+        assert code == 0 and str(root / "run" / "report.html") in text
+        assert len((root / "run" / "report.html").read_bytes()) > 1000
+    finally:
+        (root / "run" / "report.html").write_bytes(written)
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "config.json").write_text((root / "run" / "config.json").read_text())
     with pytest.raises(ValueError, match="no best checkpoint"):

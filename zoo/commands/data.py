@@ -7,11 +7,15 @@ the current folder.
 import argparse
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.commands import count, default_file, require_writable
 from zoo.text import error_line
+
+if TYPE_CHECKING:
+    from zoo.training.recipe import Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +128,6 @@ def _draw_augmented(options: argparse.Namespace, dataset: Any, figures: Any, fil
     from zoo.data.images.measure import preprocess_for
     from zoo.data.inspect.contact_sheet import augmented_sheet
     from zoo.training.recipe import parse_field
-    from zoo.training.recipes import default_recipe, find_recipe
 
     if "train" not in dataset.splits:
         raise ValueError(f"{options.data}: --augmented needs a train split; it has {', '.join(dataset.splits)}")
@@ -135,8 +138,7 @@ def _draw_augmented(options: argparse.Namespace, dataset: Any, figures: Any, fil
     if operations is not None:
         augment = parse_field("augment", operations)
     else:
-        default = default_recipe(suggestion["--model"], options.data) if "--model" in suggestion else "fine-tune"
-        augment = find_recipe(options.recipe or default).augment
+        augment = _recipe(options.recipe, suggestion, options.data).augment
     median = figures["sizes"].get("median", [224, 224])
     side = options.image_size or min(224, *median)
     try:
@@ -144,3 +146,20 @@ def _draw_augmented(options: argparse.Namespace, dataset: Any, figures: Any, fil
     except ValueError as error:
         raise ValueError(f"--augmented: {error_line(error)}") from None
     return "; ".join(augment) or "the recipe does not augment"
+
+
+def _recipe(name: str | None, suggestion: Mapping[str, str], data: str) -> "Recipe":
+    """Return the recipe of this name, or the one with which the suggested command trains."""
+    from zoo import loading
+    from zoo.pretrained.names import shipped
+    from zoo.training import finetune
+    from zoo.training.recipes import default_recipe, find_recipe
+
+    if name:
+        return find_recipe(name)
+    if "--model" in suggestion:
+        return find_recipe(default_recipe(suggestion["--model"], data))
+    init = suggestion.get("--init")
+    if init in shipped():
+        return finetune.resolve_recipe(None, loading.open_init(init), "", data)
+    return find_recipe("fine-tune")

@@ -12,7 +12,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help="Folder of TensorFlow Datasets and Hugging Face datasets.")
     parser.add_argument("--split", metavar="NAME", default="", help="Split: train, validation or test (default: test).")
     parser.add_argument(
-        "-o", "--output", metavar="FILE.html", default="report.html", help="Page to write (default: report.html)."
+        "-o",
+        "--output",
+        metavar="FILE.html",
+        help="Page to write (default: report.html, in the folder of a run unless --data or --split is given).",
     )
 
 
@@ -20,10 +23,16 @@ def run(options: argparse.Namespace) -> int:
     import time
 
     start = time.monotonic()
-    with writing(options.output, ".html") as output:
-        start_jax()
+    start_jax()
+    from zoo.training import run as runs
+    from zoo.training.report import PAGE
+
+    folder = Path(options.source)
+    own = (folder / runs.CONFIG).is_file() and not options.data and not options.split
+    page = options.output or str(folder / PAGE if own else PAGE)
+    with writing(page, ".html") as output:
         size = _write(options, output.path) / 1e6
-    print(f"{options.output}: {size:.1f} MB in {time.monotonic() - start:.0f} s; open it in any browser")
+    print(f"{page}: {size:.1f} MB in {time.monotonic() - start:.0f} s; open it in any browser")
     return 0
 
 

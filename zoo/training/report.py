@@ -1,6 +1,7 @@
 """Reports of a run: its description before the start, its best checkpoint, results and figures at the end."""
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -263,7 +264,7 @@ def describe_init_overlap(plan: Plan) -> list[str]:
 def suggest_prediction(plan: Plan, say: Say) -> None:
     """Print how to predict with the best checkpoint, unless it takes points, which no image file holds."""
     if plan.preprocess.size != POINT_SHAPE:
-        say(f"   try it: zoo predict {plan.place(runs.BEST)} IMAGE …")
+        say(f"   try it: zoo predict {shlex.quote(plan.place(runs.BEST))} IMAGE …")
 
 
 def write_page(plan: Plan, result: Checkpoint, writer: PageWriter, say: Say) -> None:
@@ -336,4 +337,4 @@ def write_results(
     suggest_prediction(plan, display.say)
     if not plan.config.head:  # which has no curves
         missing = "" if find_spec("tensorboard") else "  (pip install tensorboard)"
-        display.say(f"  curves: tensorboard --logdir {plan.place()}{missing}")
+        display.say(f"  curves: tensorboard --logdir {shlex.quote(plan.place())}{missing}")

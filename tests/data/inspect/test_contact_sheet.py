@@ -30,6 +30,14 @@ def test_contact_sheet_and_augmented_sheet(tmp_path, capsys, monkeypatch):
     assert made[4:22].min() < 128
 
 
+def test_small_photographs_are_augmented_as_the_suggested_command_does(tmp_path, capsys, monkeypatch):
+    folder_of(tmp_path / "small", {"cat": 4, "dog": 4}, size=(40, 40))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["data", "small", "--augmented", "made.png"]) == 0
+    out = capsys.readouterr().out
+    assert "--init resnet20-cifar10" in out and "made.png (pad_crop(pad=4); flip)" in out
+
+
 def test_unnamed_sheets_are_written_to_the_cache(tmp_path, capsys, monkeypatch):
     """People have contact-sheet.png and augmented.png of their own."""
     monkeypatch.chdir(tmp_path)
