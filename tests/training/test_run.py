@@ -179,11 +179,10 @@ def test_a_message_lists_a_few_differences_shortly(tmp_path):
     assert len(message) < 500 + len(str(tmp_path))
 
 
-def test_changed_data_are_told_without_hashes(tmp_path):
+def test_changed_data_are_told_in_words(tmp_path):
     run.open_folder(tmp_path, CONFIG, "")
-    with pytest.raises(ValueError, match="the images or labels of the data have changed since") as caught:
+    with pytest.raises(ValueError, match="the images or labels of the data have changed since"):
         run.open_folder(tmp_path, change(fingerprint="0" * 64), "")
-    assert "fingerprint" not in str(caught.value)
     with pytest.raises(ValueError, match="it started from another checkpoint"):
         run.open_folder(tmp_path, change(init_digest="b" * 64), "")
 

@@ -45,10 +45,10 @@ STATE_OF_FORMAT_1 = "checkpoints"
 #: Number of differences that a message lists.
 MAX_DIFFERENCES = 3
 
-#: What to say instead of two hashes.
+#: What a difference between two hashes means.
 _HASHED = {
-    "data.fingerprint": "the images or labels of the data have changed since",
-    "init": "it started from another checkpoint",
+    "data.fingerprint": " (the images or labels of the data have changed since)",
+    "init": " (it started from another checkpoint)",
 }
 
 #: Key of the micro-batch in the identity of a run.
@@ -278,7 +278,7 @@ def require_same_run(path: Path, config: RunConfig) -> None:
     new, old = (
         {key: value for key, value in c.identity().items() if key not in ignored} for c in (config, read_config(path))
     )
-    if lines := [_HASHED.get(line.partition(" is ")[0], line) for line in differences(new, old)]:
+    if lines := [line + _HASHED.get(line.partition(" is ")[0], "") for line in differences(new, old)]:
         if len(lines) > MAX_DIFFERENCES:
             lines = [*lines[:MAX_DIFFERENCES], f"and {len(lines) - MAX_DIFFERENCES} other differences"]
         further = f"; to train its result further, use --init {path / BEST}" if (path / BEST).exists() else ""
