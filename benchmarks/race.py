@@ -248,7 +248,31 @@ def write_page() -> None:
         results = latency.read()
         on = f"{results['machine']['processor']}, {results['machine']['cores']} cores"
         lines += ["", f"## Latency, {on}", "", *LATENCY, "", latency.table(results)]
+    if (RESULTS / "sweep.json").exists():
+        from benchmarks import sweep
+
+        results = sweep.read()
+        lines += ["", "## Sweep over sizes and batches", "", *sweep.describe(results), "", sweep.table(results)]
+    if (RESULTS / "startup.json").exists():
+        lines += ["", *_startup(json.loads((RESULTS / "startup.json").read_text()))]
     (ROOT / "docs" / "speed.md").write_text("\n".join(lines) + "\n")
+
+
+def _startup(results: dict[str, Any]) -> list[str]:
+    """Return the section on the time to start."""
+    on = f"{results['machine']['processor']}, {results['machine']['cores']} cores"
+    names = {
+        "help": "`zoo --help`", "cold": "`python train.py` to the end of its first step, nothing compiled",
+        "warm": "the same, compiled before", "predict": "`zoo predict` of one image, compiled before",
+    }  # fmt: skip
+    rows = [
+        f"| {name} | {results[key]['seconds']:.2f} | {results[key]['target']:g} |"
+        for key, name in names.items() if key in results
+    ]  # fmt: skip
+    return [
+        f"## Start, {on}", "", "Seconds from the start of the command; medians of five. Made by `python -m",
+        "benchmarks.startup`.", "", "| command | seconds | aim |", "|---|---:|---:|", *rows,
+    ]  # fmt: skip
 
 
 def main(what: str, training: bool, description: str) -> None:

@@ -126,6 +126,19 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def describe(results: dict[str, Any]) -> list[str]:
+    """Return lines of text on the worst point, and on what the table of `table` shows."""
+    rows = sorted((row for row in results["points"] if "ratio" in row), key=lambda row: row["ratio"])
+    worst, slower = rows[0], sum(row["ratio"] < 0.8 for row in rows)
+    point = Point(*(worst[field.name] for field in dataclasses.fields(Point)))
+    return [
+        f"**Worst point: {point}: {worst['ratio']:.2f} of {worst['against']}.** {len(rows)} points measured, of",
+        f"{len(all_points()):,}; {slower} below 0.8. Images per second of this project by those of the peer, medians of",
+        "short turns that alternate. Made by `python -m benchmarks.sweep`; every point is in",
+        "`benchmarks/results/sweep.json`.",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
