@@ -133,8 +133,8 @@ def describe(results: dict[str, Any]) -> list[str]:
     point = Point(*(worst[field.name] for field in dataclasses.fields(Point)))
     return [
         f"**Worst point: {point}: {worst['ratio']:.2f} of {worst['against']}.** {len(rows)} points measured, of",
-        f"{len(all_points()):,}; {slower} below 0.8. Images per second of this project by those of the peer, medians of",
-        "short turns that alternate. Made by `python -m benchmarks.sweep`; every point is in",
+        f"{len(all_points()):,}; {slower} below 0.8. Images per second of this project by those of the peer, medians",
+        "of short turns that alternate. Made by `python -m benchmarks.sweep`; every point is in",
         "`benchmarks/results/sweep.json`.",
     ]
 
