@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     if options.keys and options.keys not in export.KEYS:
         raise ValueError(f"--keys {options.keys}: choose from {', '.join(export.KEYS)}")
     parent, name = os.path.split(os.path.abspath(options.checkpoint))
-    name = (os.path.basename(parent) if name == BEST else name).replace(":", "-")
+    name = (os.path.basename(parent) or name if name == BEST else name).replace(":", "-")
     with writing(options.output or f"{name}{SUFFIXES[options.to]}", SUFFIXES[options.to]) as output:
         lines = _export(options, output)
     print("\n".join(lines))
