@@ -140,6 +140,22 @@ def test_a_new_folder_records_command_and_versions(tmp_path):
     assert (folder / run.CONFIG).read_bytes() == before
 
 
+@pytest.mark.parametrize(("old", "new"), [("zoo train", "zoo trait"), ("numpy", "numpx"), ('"git"', '"gis"')])
+def test_a_damaged_record_of_the_command_is_refused(tmp_path, old, new):
+    run.open_folder(tmp_path, CONFIG, "zoo train")
+    whole = (tmp_path / run.CONFIG).read_text()
+    origin = run.read_origin(tmp_path)
+    assert set(origin) == {"command", "git", "versions"}
+    (tmp_path / run.CONFIG).write_text(whole.replace(old, new))
+    for read in (lambda: run.read_origin(tmp_path), lambda: run.open_folder(tmp_path, CONFIG, "")):
+        with pytest.raises(ValueError, match=r"config\.json: 'made_with' .* has changed"):
+            read()
+    data = json.loads(whole)
+    del data["made_with"]["sha256"]  # a run of an earlier version, or one whose owner edited it
+    (tmp_path / run.CONFIG).write_text(json.dumps(data))
+    assert run.read_origin(tmp_path) == origin
+
+
 @pytest.mark.parametrize("leftover", [f".{run.CONFIG}.tmp", run.LOCK])
 def test_a_folder_left_before_its_configuration_was_written_is_used(tmp_path, leftover):
     (tmp_path / leftover).touch()

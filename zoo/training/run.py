@@ -1,6 +1,6 @@
 """The folder of a training run, which can be resumed after a kill at any moment.
 
-config.json        model, data and recipe; versions, command line, git revision
+config.json        model, data and recipe; versions, command line and git revision with their hash
 metrics.jsonl      one row per evaluation (without times: the same run gives the same bytes)
 events.out.…       the same for TensorBoard
 state/             the latest saves of the whole training state
@@ -120,8 +120,7 @@ class RunConfig:
         """Return "model-data-hash"; any change of the identity gives another name."""
         name = Path(self.data).stem if os.path.exists(self.data) else self.data.split(":", 1)[-1]
         data = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "data"
-        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
-        return f"{self.model}-{data}-{digest}" + (f"-{self.fold.count}-folds" if self.fold else "")
+        return f"{self.model}-{data}-{_hash(self.identity())[:8]}" + (f"-{self.fold.count}-folds" if self.fold else "")
 
 
 def config_from_json(data: Any, where: str) -> RunConfig:
@@ -197,12 +196,29 @@ def read_config(file: str | Path) -> RunConfig:
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
-    """Return the command, git revision and versions that a run's configuration records."""
-    data = parse_json(read_bounded(folder / CONFIG, MAX_JSON), str(folder / CONFIG))
+    """Return the command, git revision and versions that a run's configuration records.
+
+    Raises:
+        ValueError: naming the file, if it has no such record, or not the one that was written. Cards repeat it, and a
+            damaged card would be valid. Runs from before there was a hash are believed.
+    """
+    file = folder / CONFIG
+    data = parse_json(read_bounded(file, MAX_JSON), str(file))
     made_with = data.get("made_with") if isinstance(data, dict) else None
     if not isinstance(made_with, dict) or not isinstance(made_with.get("versions"), dict):
-        raise ValueError(f"{folder / CONFIG}: does not record the command and versions of the run")
+        raise ValueError(f"{file}: does not record the command and versions of the run")
+    made_with = dict(made_with)
+    digest = made_with.pop("sha256", None)
+    if digest not in (None, _hash(made_with)):
+        raise ValueError(
+            f"{file}: 'made_with' (command and versions) has changed since it was written: restore it from a copy. "
+            "If you edited it, remove its 'sha256'"
+        )
     return {"command": "", "git": None, **made_with}
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------
@@ -224,6 +240,7 @@ def open_folder(path: Path, config: RunConfig, command: str) -> Path:
         raise ValueError(f"{path}: is a file; --workdir takes a folder")
     if (path / CONFIG).exists():
         require_same_run(path, config)
+        read_origin(path)  # now rather than in the first evaluation
         return path
     leftovers = {f".{CONFIG}.tmp", LOCK}  # of a process killed before it wrote the configuration
     if (path / "fold1" / CONFIG).exists():
@@ -231,7 +248,8 @@ def open_folder(path: Path, config: RunConfig, command: str) -> Path:
     if path.exists() and any(part.name not in leftovers for part in path.iterdir()):
         raise ValueError(f"{path}: is not empty and not a run; choose another --workdir")
     path.mkdir(parents=True, exist_ok=True)
-    made_with = {"command": command, "git": git_revision(), "versions": versions()}
+    made_with: dict[str, Any] = {"command": command, "git": git_revision(), "versions": versions()}
+    made_with["sha256"] = _hash(made_with)
     write_atomically(path / CONFIG, json.dumps({**config.to_json(), "made_with": made_with}, indent=1) + "\n")
     return path
 
