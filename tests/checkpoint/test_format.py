@@ -204,6 +204,13 @@ def test_where_there_is_no_checkpoint(tmp_path, copy):
     copy.rename(tmp_path / "run" / "best")
     with pytest.raises(FileNotFoundError, match=r"did you mean .*best"):
         zoo.load(tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text("{}")  # the folder of a run stands for its best checkpoint
+    assert zoo.load(tmp_path / "run").card == zoo.load(tmp_path / "run" / "best").card
+    (tmp_path / "run" / "best").rename(tmp_path / "run" / ".best.old")  # while it is replaced
+    assert zoo.load(tmp_path / "run").card.classes
+    (tmp_path / "run" / ".best.old").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="no best checkpoint yet"):
+        zoo.load(tmp_path / "run")
 
 
 def test_what_does_not_fit_the_model_is_not_saved(saved, tmp_path):

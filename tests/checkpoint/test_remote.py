@@ -61,6 +61,10 @@ def test_commands(stored, capsys):
     code, _, err = run_command(capsys, "verify", f"{ROOT}/run")
     assert code == 2
     assert f"did you mean {ADDRESS}?" in err
+    objects.write(f"{ROOT}/run/config.json", b"{}")  # the folder of a run stands for its best checkpoint
+    assert run_command(capsys, "verify", f"{ROOT}/run")[0] == 0
+    objects.write(f"{ROOT}/begun/config.json", b"{}")
+    assert "no best checkpoint yet" in run_command(capsys, "info", f"{ROOT}/begun")[2]
     for address in (f"{ROOT}/none", "https://x/y", "az://b/x"):
         code, out, err = run_command(capsys, "info", address)
         assert (code, out, err.count("\n")) == (2, "", 1)

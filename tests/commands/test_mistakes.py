@@ -60,6 +60,8 @@ MISTAKES = {
     "eval CKPT --data photos --tta tencrop": ("tencrop", "ten-crop"),
     "eval --data photos": ("CKPT", "zoo eval"),
     "predict CKPT photos/cat/99.png": ("photos/cat/99.png", "no such file"),
+    "predict photos/cat/0.png CKPT": ("the checkpoint comes first", "zoo predict CKPT photos/cat/0.png"),
+    "predict photos birds lenet5-mnist": ("photos: is not", "zoo predict lenet5-mnist photos birds"),
     "predict CKPT": ("IMAGE", "zoo predict"),
     "predict CKPT notes.txt": ("notes.txt", "JPEG or PNG"),
     "predict CKPT photos -o table.xlsx": ("table.xlsx", ".csv"),

@@ -213,5 +213,8 @@ def test_an_exported_run_has_its_name(tmp_path, monkeypatch, capsys):
     """The checkpoints of all runs are called "best"."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(weights.folder_of("lenet5-mnist"), "runs/mine/best")
+    (tmp_path / "runs/mine/config.json").write_text("{}")
     assert run_command(capsys, "export", "runs/mine/best", "--to", "safetensors")[0] == 0
+    code, out, _ = run_command(capsys, "verify", "runs/mine")
+    assert code == 0 and out.startswith("runs/mine: ok, ")
     assert {path.name for path in tmp_path.glob("*.*")} == {"mine.safetensors", "mine_preprocess.py"}

@@ -11,36 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo import loading
-from zoo.addresses import is_address, join_address, parse_address
 from zoo.data.dataset import Dataset
 from zoo.data.sources import open_dataset
 from zoo.data.sources.names import canonical_split
 from zoo.files import write_atomically
 from zoo.inference.predict import Checkpoint, require_head
-from zoo.stores import objects
 from zoo.training.report import PAGE, PageWriter
 from zoo.training.run import BEST, CONFIG
 
 if TYPE_CHECKING:
     from zoo.analysis.page.collect import PageData
     from zoo.analysis.page.html import Markup
-
-
-def checkpoint_of(source: str | Path) -> str | Path:
-    """Return the checkpoint of a run's folder, or `source` itself if it is not one.
-
-    Raises:
-        ValueError: for a run without a best checkpoint.
-    """
-    if is_address(source):
-        address = parse_address(source)
-        return source if objects.info(join_address(address, CONFIG)) is None else join_address(address, BEST)
-    folder = Path(source).expanduser()
-    if not (folder / CONFIG).is_file():
-        return source
-    if not (folder / BEST).is_dir():
-        raise ValueError(f"{source}: this run has no best checkpoint yet; finish it with its `zoo train` command")
-    return folder / BEST
 
 
 def run_folder_of(source: str | Path) -> Path | None:
@@ -85,7 +66,7 @@ def report(
     from zoo.analysis.page.collect import collect, read_run
 
     in_memory = isinstance(source, Checkpoint)
-    loaded = source if isinstance(source, Checkpoint) else loading.load(checkpoint_of(source))
+    loaded = source if isinstance(source, Checkpoint) else loading.load(source)
     require_head(loaded.card)
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     folder = loaded.workdir if isinstance(source, Checkpoint) else run_folder_of(source)

@@ -8,6 +8,7 @@ from zoo.checkpoint.format import (
     CARD,
     Card,
     card_from_json,
+    checkpoint_in,
     compare_leaves,
     leaf_table,
     load_checkpoint,
@@ -17,7 +18,7 @@ from zoo.checkpoint.format import (
     verify_checkpoint,
 )
 from zoo.checkpoint.manifest import FORMAT, CorruptCheckpointError
-from zoo.checkpoint.remote import fetch_checkpoint
+from zoo.checkpoint.remote import BEST, fetch_checkpoint
 from zoo.checkpoint.run_state import (
     latest_intact_save,
     latest_save,
@@ -29,6 +30,7 @@ from zoo.checkpoint.run_state import (
 from zoo.checkpoint.shards import Buffers, HostArray, on_devices, reserve, snapshot
 
 __all__ = [
+    "BEST",
     "CARD",
     "FORMAT",
     "Buffers",
@@ -36,6 +38,7 @@ __all__ = [
     "CorruptCheckpointError",
     "HostArray",
     "card_from_json",
+    "checkpoint_in",
     "compare_leaves",
     "fetch_checkpoint",
     "latest_intact_save",

@@ -39,7 +39,7 @@ from zoo.checkpoint.manifest import (
     write_manifest,
 )
 from zoo.checkpoint.model_card import model_card
-from zoo.checkpoint.remote import CARD, absolute_if_unnamed, local_folder, storing
+from zoo.checkpoint.remote import BEST, CARD, NO_BEST, RUN_CONFIG, absolute_if_unnamed, local_folder, storing
 from zoo.checkpoint.schema import check_card, to_plain_json
 from zoo.data.dataset import require_distinct_names
 from zoo.data.images.preprocess import Preprocess
@@ -304,10 +304,25 @@ def _load_checkpoint(path: Path, check: bool) -> tuple[Card, dict]:
     return card, variables
 
 
+def checkpoint_in(path: Path) -> Path:
+    """Return the best checkpoint of the folder of a run; `path` itself if it is anything else.
+
+    Raises:
+        ValueError: for a run without a best checkpoint.
+    """
+    if not (path / RUN_CONFIG).is_file() or (path / MANIFEST).exists() or (path / CARD).exists():
+        return path
+    best = path / BEST
+    if not best.is_dir() and not backup_of(best).is_dir():
+        raise ValueError(f"{path}: {NO_BEST}")
+    return best
+
+
 def _require_checkpoint(folder: Path, path: str) -> None:
     if (folder / MANIFEST).exists() or (folder / CARD).exists():
         return
-    hint = f"; did you mean {folder / 'best'}?" if (folder / "best" / CARD).exists() else ""
+    inner = next((name for name in (BEST, "fold1") if (folder / name).is_dir()), "")
+    hint = f"; did you mean {folder / inner}?" if inner else ""
     raise FileNotFoundError(f"{path}: is not a checkpoint (no {CARD}){hint}")
 
 

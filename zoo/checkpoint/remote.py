@@ -23,6 +23,9 @@ from zoo.stores.objects import ObjectInfo
 from zoo.text import escape, renamed_in_errors
 
 CARD = "card.json"
+#: Names in the folder of a run, which stands for its best checkpoint wherever one is read.
+RUN_CONFIG, BEST = "config.json", "best"
+NO_BEST = "this run has no best checkpoint yet; finish it with its `zoo train` command"
 #: Attempts to read a folder that a training is replacing, and seconds between them.
 ATTEMPTS, PAUSE = 5, 1.0
 
@@ -82,15 +85,23 @@ def _is_changing(address: str, base: str, raw: bytes) -> bool:
 
 
 def _locate(address: str) -> tuple[str, dict[str, ObjectInfo]]:
-    """Return (address, listing) of a complete checkpoint, which is under another name while it is replaced."""
+    """Return (address, listing) of a complete checkpoint, or of the best one of a run.
+
+    While it is replaced, a checkpoint is under another name.
+    """
     first = objects.listing(address)
+    if RUN_CONFIG in first and not {MANIFEST, CARD} & set(first):
+        if not any(name.partition("/")[0].strip(".").startswith(BEST) for name in first):
+            raise ValueError(f"{address}: {NO_BEST}")
+        return _locate(join_address(address, BEST))
     for base, listing in ((address, first), (staging := folders.staging_of(address), None), (address, None)):
         listing = objects.listing(base) if listing is None else listing
         if MANIFEST in listing:
             return base, listing
     if CARD in first or objects.listing(staging):
         raise CorruptCheckpointError(f"{address}: {MANIFEST} is missing: it was not written to its end")
-    hint = f"; did you mean {join_address(address, 'best')}?" if f"best/{CARD}" in first else ""
+    inner = next((name for name in (BEST, "fold1") if any(key.startswith(f"{name}/") for key in first)), "")
+    hint = f"; did you mean {join_address(address, inner)}?" if inner else ""
     raise FileNotFoundError(f"{address}: no such checkpoint folder or weight file{hint}")
 
 

@@ -11,7 +11,7 @@ from zoo.text import error_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="Folder or name of a checkpoint.")
+    parser.add_argument("checkpoint", metavar="CKPT", help="Folder of a run, or folder or name of a checkpoint.")
     parser.add_argument("--data", metavar="DATA", help="Data set (default: the one it was trained on).")
     parser.add_argument("--data-dir", metavar="DIR", help="Folder of TensorFlow Datasets and Hugging Face datasets.")
     parser.add_argument(

@@ -10,7 +10,7 @@ SUFFIXES = {"safetensors": ".safetensors", "stablehlo": ".stablehlo", "onnx": ".
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("checkpoint", metavar="CKPT", help="Folder or name of a checkpoint.")
+    add("checkpoint", metavar="CKPT", help="Folder of a run, or folder or name of a checkpoint.")
     add(
         "--to",
         choices=SUFFIXES,

@@ -7,7 +7,7 @@ from zoo.commands import add_allow_nonfinite, count, counter, start_jax, writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="Folder or name of a checkpoint.")
+    parser.add_argument("checkpoint", metavar="CKPT", help="Folder of a run, or folder or name of a checkpoint.")
     add_extraction(parser)
     parser.add_argument(
         "--split",

@@ -13,7 +13,9 @@ from zoo.text import escape, first_few
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME|CKPT", help="Name of a model, or folder or name of a checkpoint.")
+    parser.add_argument(
+        "name", metavar="NAME|CKPT", help="Name of a model, folder of a run, or folder or name of a checkpoint."
+    )
     parser.add_argument("--json", action="store_true", help="Print the layers or the card as JSON.")
     parser.add_argument("--diagram", metavar="FILE.svg", help="Draw the network: blocks, branches and shapes.")
 

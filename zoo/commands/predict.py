@@ -1,6 +1,7 @@
 """`zoo predict`: classify images with a checkpoint."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from zoo.text import escape
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="Folder or name of a checkpoint.")
+    parser.add_argument("checkpoint", metavar="CKPT", help="Folder of a run, or folder or name of a checkpoint.")
     parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="Image files or folders of images.")
     parser.add_argument("--top", metavar="N", type=count, default=5, help="Number of classes to show (default: 5).")
     parser.add_argument("--json", action="store_true", help="Print one JSON object per image and line.")
@@ -39,7 +40,11 @@ def run(options: argparse.Namespace) -> int:
         require_writable(Path(options.output), ".csv")
     if options.top < 1:
         raise ValueError("--top must be at least 1")
-    loaded = loading.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
+    try:
+        loaded = loading.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
+    except (ValueError, OSError):
+        require_checkpoint_first([options.checkpoint, *options.images])
+        raise
     if options.tta:
         check_views(options.tta, loaded.card.preprocess)
     files, problems = image_files(options.images)
@@ -59,6 +64,23 @@ def run(options: argparse.Namespace) -> int:
             f"zoo predict: {len(problems):,} of {len(rows) + len(problems):,} files could not be read", file=sys.stderr
         )
     return 2 if problems else 0
+
+
+def require_checkpoint_first(words: Sequence[str]) -> None:
+    """Raise ValueError if the first word is an image or a folder of images and another one is a checkpoint."""
+    from zoo.pretrained.file_kinds import file_kind
+    from zoo.pretrained.names import names_checkpoint
+
+    path = Path(words[0])
+    is_image = path.is_file() and file_kind(path).startswith("an image")
+    if not is_image and (not path.is_dir() or names_checkpoint(words[0])):
+        return
+    if checkpoint := next(filter(names_checkpoint, words[1:]), ""):
+        images = [word for word in words if word != checkpoint]
+        line = shlex.join(["zoo", "predict", checkpoint, *images[:2]]) + " …" * (len(images) > 2)
+        raise ValueError(
+            f"{words[0]}: is {'an image' if is_image else 'not a checkpoint'}; the checkpoint comes first: {line}"
+        )
 
 
 def write_table(path: Path, rows: Sequence[tuple[str, Any]], width: int, min_probability: float = 0.0) -> None:

@@ -10,7 +10,9 @@ from zoo.commands.features import add_extraction, extract
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", metavar="CKPT|FILE.npz", help="A checkpoint, or a file written by `zoo features`."
+        "checkpoint",
+        metavar="CKPT|FILE.npz",
+        help="Folder of a run, a checkpoint, or a file written by `zoo features`.",
     )
     add_extraction(parser)
     parser.add_argument("--svm", action="store_true", help="Train a linear SVM instead of a softmax classifier.")

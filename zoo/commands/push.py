@@ -8,7 +8,7 @@ from zoo.text import escape
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="Folder or name of a checkpoint.")
+    parser.add_argument("checkpoint", metavar="CKPT", help="Folder of a run, or folder or name of a checkpoint.")
     parser.add_argument("name", metavar="hf:USER/NAME", help="Name of the repository; a new one is created.")
     parser.add_argument("--private", action="store_true", help="Create the repository as a private one.")
     parser.add_argument("--message", metavar="TEXT", default="", help="Message of the commit.")

@@ -7,7 +7,7 @@ from zoo.commands import counter, start_jax, writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="RUN|CKPT", help="Folder of a run, or folder or name of a checkpoint.")
+    parser.add_argument("source", metavar="CKPT", help="Folder of a run, or folder or name of a checkpoint.")
     parser.add_argument("--data", metavar="DATA", help="Data set (default: the one it was trained on).")
     parser.add_argument("--data-dir", metavar="DIR", help="Folder of TensorFlow Datasets and Hugging Face datasets.")
     parser.add_argument("--split", metavar="NAME", default="", help="Split: train, validation or test (default: test).")
@@ -42,7 +42,6 @@ def _write(options: argparse.Namespace, file: Path) -> int:
     from zoo.analysis import report
     from zoo.commands.evaluate import open_data_of
 
-    checkpoint = report.checkpoint_of(options.source)
-    dataset = open_data_of(str(checkpoint), loading.load(checkpoint).card, options.data, options.data_dir)
+    dataset = open_data_of(options.source, loading.load(options.source).card, options.data, options.data_dir)
     page = report.report(options.source, dataset, file, split=options.split, on_batch=counter("evaluated"))
     return page.stat().st_size

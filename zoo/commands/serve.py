@@ -8,7 +8,7 @@ from zoo.commands import count, counter, start_jax
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="Folder or name of a checkpoint.")
+    parser.add_argument("checkpoint", metavar="CKPT", help="Folder of a run, or folder or name of a checkpoint.")
     parser.add_argument("--port", metavar="N", type=count, default=8000, help="Port; 0: any free one (default: 8000).")
     parser.add_argument(
         "--nearest", action="store_true", help="Show the nearest training images, by the network's features."
@@ -28,12 +28,10 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')} belongs to --nearest")
     start_jax()
     from zoo import loading
-    from zoo.analysis.report import checkpoint_of
     from zoo.analysis.serve import Classifier, Server
 
-    checkpoint = checkpoint_of(options.checkpoint)
     folder = Path(options.checkpoint)
-    loaded = loading.load(checkpoint)
+    loaded = loading.load(options.checkpoint)
     neighbours = open_neighbours(loaded, options) if options.nearest else None
     title = folder.name if folder.is_dir() else str(options.checkpoint)
     classifier = Classifier(loaded, title, neighbours)

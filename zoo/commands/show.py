@@ -9,7 +9,7 @@ from zoo.commands import count, counter, require_writable, start_jax
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="Folder or name of a checkpoint.")
+    parser.add_argument("checkpoint", metavar="CKPT", help="Folder of a run, or folder or name of a checkpoint.")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--image", metavar="PHOTO", help="Draw the attribution maps and feature maps of this image.")
     mode.add_argument(

@@ -89,7 +89,7 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument
     add("--model", metavar="NAME", help="Model, see `zoo list` (default: that of --init, or what suits the images).")
-    add("--init", metavar="CKPT", help="Checkpoint to fine-tune: a folder, or a name that zoo.load takes.")
+    add("--init", metavar="CKPT", help="Checkpoint to fine-tune: a folder, a run, or a name that zoo.load takes.")
     add("--data", metavar="DATA", help="Folder of class folders, .csv, .tar, .npz, tfds:NAME, … (default: digits).")
     add("--data-dir", metavar="DIR", help="Folder of TensorFlow Datasets and Hugging Face datasets.")
     add("--recipe", metavar="NAME", help="Recipe, see `zoo list --recipes` (default: chosen by model and data).")

@@ -9,7 +9,7 @@ from zoo.commands import add_allow_nonfinite, amount
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="Folder or name of a checkpoint.")
+    parser.add_argument("checkpoint", metavar="CKPT", help="Folder of a run, or folder or name of a checkpoint.")
     parser.add_argument(
         "--accept-readme", action="store_true", help="Take README.md off the manifest, so that you may edit it."
     )

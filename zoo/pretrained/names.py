@@ -55,19 +55,21 @@ def on_disk(spec: str | Path) -> Iterator[str | Path]:
 def find(spec: str | Path) -> Path | Weights:
     """Resolve a name to a path (of a checkpoint or a weight file) or to a row of WEIGHTS.
 
-    An existing path takes precedence over a name. A checkpoint on the Hub is downloaded.
+    An existing path takes precedence over a name. The folder of a run stands for its best checkpoint. A checkpoint on
+    the Hub is downloaded.
 
     Raises:
         FileNotFoundError: with similar names, if nothing has this name.
         ConnectionError: if it cannot be downloaded.
-        ValueError: for a pipe, a socket, a device or an address, whose local copy `on_disk` gives.
+        ValueError: for a run without a best checkpoint, and for a pipe, a socket, a device or an address, whose local
+            copy `on_disk` gives.
     """
     require_local(spec)
     path = Path(spec).expanduser()
     if path.exists() and not path.is_dir():
         require_regular(path)
     if path.exists() or isinstance(spec, Path):
-        return path
+        return checkpoint.checkpoint_in(path)
     if hub.is_hub_name(spec):
         return hub.fetch(spec)
     if spec in shipped():
@@ -94,6 +96,14 @@ def find(spec: str | Path) -> Path | Weights:
     if spec and not completions and Path(meant := nearest_path(path), "card.json").is_file():
         hint = f"did you mean {meant}?"
     raise FileNotFoundError(f"{spec}: {problem}; {hint or '`zoo list --weights` lists them'}")
+
+
+def names_checkpoint(word: str) -> bool:
+    """Return True for the name or folder of a checkpoint, or the folder of a run. Nothing is read or downloaded."""
+    path = Path(word).expanduser()
+    if path.exists():
+        return any((path / name).is_file() for name in (checkpoint.CARD, f"{checkpoint.BEST}/{checkpoint.CARD}"))
+    return hub.is_hub_name(word) or word in shipped() or DEFAULTS.get(word, word) in WEIGHTS
 
 
 def cached_folder(weights: Weights) -> Path:
