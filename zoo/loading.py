@@ -21,9 +21,9 @@ def load(spec: str | Path, model: str | None = None, *, allow_nonfinite: bool = 
     Args:
         spec: a checkpoint folder; the folder of a run, which stands for its best checkpoint; the name of a shipped
             checkpoint ("lenet5-mnist"); a name in WEIGHTS, downloaded once ("torchvision:resnet50",
-            "timm:resnet50.a1_in1k", "keras:ResNet50V2"); a checkpoint on the Hugging Face Hub ("hf:USER/NAME" or "hf:USER/NAME@REVISION"); a
-            weight file; or the address of a run, a checkpoint or a weight file in an object store ("gs://bucket/run",
-            "s3://bucket/run/best").
+            "timm:resnet50.a1_in1k", "keras:ResNet50V2"); a checkpoint on the Hugging Face Hub
+            ("hf:USER/NAME" or "hf:USER/NAME@REVISION"); a weight file; or the address of a run, a checkpoint or a
+            weight file in an object store ("gs://bucket/run", "s3://bucket/run/best").
         model: name in MODELS, for a weight file that is not in WEIGHTS.
         allow_nonfinite: accept variables that hold NaN or infinity.
         **fields: fields of that model, e.g. load("mine.pth", "resnet50", stride_in="1x1").
