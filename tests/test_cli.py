@@ -49,7 +49,7 @@ def drawings(tmp_path_factory):
 
 
 def test_training_reports_its_configuration_results_and_next_steps(capsys, tmp_path):
-    code, out, err = run_command(capsys, *TRAIN, "--workdir", tmp_path / "run")
+    code, first, err = run_command(capsys, *TRAIN, "--workdir", tmp_path / "run")
     assert code == 0 and not err
     for words in (
         "model: mlp",
@@ -60,10 +60,13 @@ def test_training_reports_its_configuration_results_and_next_steps(capsys, tmp_p
         "test: accuracy",
         "zoo predict",
     ):
-        assert words in out
+        assert words in first
     assert (tmp_path / "run" / "best" / "card.json").exists()
     code, out, _ = run_command(capsys, *TRAIN, "--workdir", tmp_path / "run")
     assert code == 0 and "This run is finished" in out
+    repeated = [line for line in first.splitlines() if line.startswith(("all steps", "validation:", "      test:"))]
+    repeated += [f"checkpoint: {tmp_path}/run/best"]
+    assert len(repeated) == 4 and all(out.splitlines().count(line) == 1 for line in repeated), out
 
 
 def test_options_are_stored_in_the_config(trained):
@@ -164,7 +167,7 @@ MISTAKES = [
     (["train", "--workdir", __file__], "is a file"),
     (["eval", "nowhere"], "nowhere"),
     (["eval", "TRAINED", "--split", "tset"], "validation, test"),
-    (["eval", "TRAINED/.."], "did you mean"),
+    (["eval", "TRAINED/../.."], "no card.json"),
     (["predict", "TRAINED", "nowhere.png"], "nowhere.png"),
     (["predict", "TRAINED", "EMPTY"], "has no images"),
     (["predict", "TRAINED", __file__, "-o", "x.txt"], ".csv"),

@@ -37,6 +37,7 @@ MISTAKES = {
     "train --image-size 4 --model lenet5": ("4x4", "at least 16x16"),
     "train --recipe bit-hyperrule --model lenet5 --epochs 3": ("--epochs 3", "--set warmup_epochs=0.3"),
     "train --micro-batch 7 --batch-size 32 --model lenet5": ("--micro-batch 7", "--batch-size"),
+    "train --model lenet5 --data photos --workdir notes.txt/run": ("notes.txt/run: cannot be written", "--workdir"),
     "train --model lenet5 photos": ("'photos'", "--data photos"),
     # data
     "train --data phtos/": ("phtos", "did you mean photos"),

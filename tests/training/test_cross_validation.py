@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 
 import zoo
 from zoo import checkpoint
-from zoo.training import cross_validation, loop
+from zoo.training import cross_validation, loop, report
 from zoo.training.run import CONFIG, RESULTS, read_config
 
 OPTIONS = ["--model", "softmax", "--image-size", "6", "--epochs", "2", "--batch-size", "8"]
@@ -65,6 +65,13 @@ def test_the_command_trains_and_summarises_every_fold(capsys, table, runs):
     assert lines[-2].startswith("all images: accuracy") and "n = 36" in lines[-2] and "summary.json" in lines[-1]
     assert not any("--folds 5" in line for line in lines)  # it is what was done
     assert any("images of the same patient stay together (12 groups)" in line for line in lines)
+
+
+def test_the_advice_on_a_bad_result_is_not_what_was_done():
+    assert "fine-tune with --init" in report.advise_training(False, "")
+    assert "--init" not in report.advise_training(True, "") and "another --init" in report.advise_training(
+        True, "linear"
+    )
 
 
 def test_the_same_command_trains_nothing_anew(capsys, table, runs):

@@ -126,8 +126,7 @@ def fit_plan(
         stack.enter_context(runs.lock_folder(plan.folder))
         tracking = stack.enter_context(Tracking(log, plan.folder, display.say, plan.config.fold is not None))
         if runs.is_finished(plan.folder):
-            display.say(f"This run is finished: {plan.place()}. For another one, change an option or --workdir.")
-            display.say(f"   try it: zoo predict {plan.place(runs.BEST)} IMAGE …")
+            report.say_finished(plan, "an option or --workdir", display.say)
         else:
             _fit(plan, display, workers)
             if store:

@@ -25,6 +25,7 @@ from zoo.inference.metrics import Metrics, summarise
 from zoo.stores import objects
 from zoo.training import run as runs
 from zoo.training.plan import Plan, make_plan
+from zoo.training.report import advise_training
 from zoo.training.request import Say, TrainRequest, needs_default_model, open_data, with_default_model
 from zoo.training.run_store import require_no_run
 
@@ -156,7 +157,7 @@ def cross_validate(
     if address := plans[0].address:
         summary = join_address(parent_of(address), SUMMARY)
         processes.run_on_primary(lambda: objects.write(summary, (folder / SUMMARY).read_bytes()))
-    for line in describe(result):
+    for line in describe(result, advise_training(plans[0].init is not None, plans[0].config.head)):
         say(line)
     return result
 
@@ -207,18 +208,15 @@ def write_summary(result: CrossValidation) -> None:
     write_atomically(result.folder / SUMMARY, json.dumps(result.to_json(), indent=1) + "\n")
 
 
-def describe(result: CrossValidation) -> list[str]:
-    """Return lines on the result of a cross-validation."""
+def describe(result: CrossValidation, chance_advice: str) -> list[str]:
+    """Return lines on the result of a cross-validation, with this advice if it is no better than chance."""
     metrics = result.metrics
     lines = [
         f"{len(result.accuracies)} folds: accuracy {100 * result.mean:.2f} ± {100 * result.std:.2f} % (mean ± standard "
         f"deviation; {', '.join(f'{100 * accuracy:.2f}' for accuracy in result.accuracies)})",
         f"all images: accuracy {format_accuracy(metrics.accuracy, metrics.examples)}  loss {metrics.loss:.4f}  "
         f"macro F1 {metrics.macro_f1:.4f}",
-        *describe_evidence(
-            metrics, "Collect more images.",
-            "Check the labels with `zoo data`, try a lower --learning-rate or more --epochs, or fine-tune with --init.",
-        ),
+        *describe_evidence(metrics, "Collect more images.", chance_advice),
         f"summary: {result.folder / SUMMARY}; to train on all but a test split, repeat the command without --folds",
     ]  # fmt: skip
     return lines

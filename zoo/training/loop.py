@@ -103,10 +103,8 @@ def fit(
         folder = "the user's cache folder (XDG_CACHE_HOME)" if plan.address else "--workdir"
         processes.require_visible(plan.folder / runs.CONFIG, f"{folder} must be on a file system that all hosts share")
         if is_finished:
-            display.say(
-                f"This run is finished: {plan.place()}. For another one, change the seed, another option or --workdir."
-            )
-            report.suggest_prediction(plan, display.say)
+            changes = "the seed, another option or --workdir"
+            processes.run_on_primary(lambda: report.say_finished(plan, changes, display.say))
             processes.run_on_primary(lambda: report.draw_figures(plan, display.say))
         else:
             train(plan, display, save_seconds, save_steps, workers, caught, next(iter(tracking), None), push)

@@ -261,34 +261,29 @@ def describe_init_overlap(plan: Plan) -> list[str]:
     return [f"test split: {line}"] if line else []
 
 
-def suggest_prediction(plan: Plan, say: Say) -> None:
-    """Print how to predict with the best checkpoint, unless it takes points, which no image file holds."""
-    if plan.preprocess.size != POINT_SHAPE:
-        say(f"   try it: zoo predict {shlex.quote(plan.place(runs.BEST))} IMAGE …")
-
-
 def write_page(plan: Plan, result: Checkpoint, writer: PageWriter, say: Say) -> None:
     """Write the page of a finished run unless it is there. A failure is reported and does not fail the run."""
-    if (plan.folder / PAGE).exists():
-        return
     try:
-        say(f"report: {plan.place(writer(plan.folder, result, plan.dataset).name)}")
+        file = plan.folder / PAGE
+        say(f"report: {plan.place((file if file.exists() else writer(plan.folder, result, plan.dataset)).name)}")
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         say(f"The page of the run was not written: {reason:.200}. Try `zoo report {plan.place()}`")
 
 
-def describe_test(results: Mapping[str, Metrics], head: str = "") -> list[str]:
-    """Return lines on a test split that is small, and on a result that is no better than chance; `head` as in a run."""
+def describe_test(results: Mapping[str, Metrics], chance_advice: str) -> list[str]:
+    """Return lines on a test split that is small, and on a result that is no better than chance, with this advice."""
     if "test" not in results:
         return []
-    training = (
-        "try another --init" if head else "try a lower --learning-rate or more --epochs, or fine-tune with --init"
-    )
-    return describe_evidence(
-        results["test"], "Add --folds 5 to test on every image once.",
-        f"Check the labels with `zoo data`, {'or ' * bool(head)}{training}.",
-    )  # fmt: skip
+    return describe_evidence(results["test"], "Add --folds 5 to test on every image once.", chance_advice)
+
+
+def advise_training(is_fine_tuned: bool, head: str) -> str:
+    """Return what to try if a result is no better than chance; `head` as in the configuration of the run."""
+    if head:
+        return "Check the labels with `zoo data`, or try another --init."
+    others = "" if is_fine_tuned else ", or fine-tune with --init"
+    return f"Check the labels with `zoo data`, try a lower --learning-rate or more --epochs{others}."
 
 
 def describe_calibration(calibration: Calibration | None, reason: str, results: Mapping[str, Metrics]) -> list[str]:
@@ -321,20 +316,40 @@ def write_results(
     summary |= {name: result.to_json() for name, result in results.items()}
     write_atomically(plan.folder / runs.RESULTS, json.dumps(summary, indent=1) + "\n")
     draw_figures(plan, display.say)
-    epoch = min(progress.best_step / plan.steps_per_epoch, plan.recipe.epochs)
-    best = "" if plan.config.head else f"; best checkpoint: epoch {epoch:.1f} (step {progress.best_step:,})"
-    display.say(f"{progress.stopped}{best}")
-    for name, result in results.items():
-        display.say(
-            f"{name:>10}: accuracy {format_accuracy(result.accuracy, result.examples)}  loss {result.loss:.4f}  "
-            f"macro F1 {result.macro_f1:.4f}"
-        )
+    say_results(plan, summary, display.say)
     lines = describe_calibration(*calibrated, results) if calibrated else []
-    test_lines = [] if plan.config.fold else describe_test(results, plan.config.head)
+    test_lines = (
+        [] if plan.config.fold else describe_test(results, advise_training(plan.init is not None, plan.config.head))
+    )
     for line in (*lines, *describe_init_overlap(plan), *test_lines):
         display.say(line)
-    display.say(f"checkpoint: {plan.place(runs.BEST)}")
-    suggest_prediction(plan, display.say)
+    say_checkpoint(plan, display.say)
+
+
+def say_finished(plan: Plan, others: str, say: Say) -> None:
+    """Print the results of a run that was finished before; `others` says what changes it to another run."""
+    say(f"This run is finished: {plan.place()}. For another one, change {others}.")
+    say_results(plan, runs.read_results(plan.folder), say)
+    say_checkpoint(plan, say)
+
+
+def say_results(plan: Plan, results: Mapping[str, Any], say: Say) -> None:
+    """Print why training stopped, which checkpoint is the best and its results, from the contents of results.json."""
+    epoch = min(results["best_step"] / plan.steps_per_epoch, plan.recipe.epochs)
+    best = "" if plan.config.head else f"; best checkpoint: epoch {epoch:.1f} (step {results['best_step']:,})"
+    say(f"{results['stopped']}{best}")
+    for name, result in results.items():
+        if isinstance(result, Mapping) and result.get("accuracy") is not None:
+            figures = [f"accuracy {format_accuracy(result['accuracy'], result['examples'])}"]
+            figures += [f"{label} {result[key]:.4f}" for label, key in (("loss", "loss"), ("macro F1", "macro_f1"))]
+            say(f"{name:>10}: {'  '.join(figures)}")
+
+
+def say_checkpoint(plan: Plan, say: Say) -> None:
+    """Print where the best checkpoint and the curves of a finished run are."""
+    say(f"checkpoint: {plan.place(runs.BEST)}")
+    if plan.preprocess.size != POINT_SHAPE:  # no image file holds points
+        say(f"   try it: zoo predict {shlex.quote(plan.place(runs.BEST))} IMAGE …")
     if not plan.config.head:  # which has no curves
         missing = "" if find_spec("tensorboard") else "  (pip install tensorboard)"
-        display.say(f"  curves: tensorboard --logdir {shlex.quote(plan.place())}{missing}")
+        say(f"  curves: tensorboard --logdir {shlex.quote(plan.place())}{missing}")

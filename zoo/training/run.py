@@ -247,10 +247,14 @@ def open_folder(path: Path, config: RunConfig, command: str) -> Path:
         raise ValueError(f"{path}: holds the folds of a cross-validation; add --folds, or choose another --workdir")
     if path.exists() and any(part.name not in leftovers for part in path.iterdir()):
         raise ValueError(f"{path}: is not empty and not a run; choose another --workdir")
-    path.mkdir(parents=True, exist_ok=True)
     made_with: dict[str, Any] = {"command": command, "git": git_revision(), "versions": versions()}
     made_with["sha256"] = _hash(made_with)
-    write_atomically(path / CONFIG, json.dumps({**config.to_json(), "made_with": made_with}, indent=1) + "\n")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / CONFIG, json.dumps({**config.to_json(), "made_with": made_with}, indent=1) + "\n")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ValueError(f"{path}: cannot be written ({reason}); choose another folder with --workdir") from None
     return path
 
 
