@@ -174,11 +174,12 @@ def test_several_processes_choose_by_the_largest_shortage(monkeypatch):
     ],
 )
 def test_a_shortage_is_described_with_advice(shortage, parts):
-    text = memory.describe_shortage(shortage, 64, "do this")
+    text = memory.describe_shortage(shortage, memory.describe_images(64, 64), "do this")
     assert all(part in text for part in parts) and text.endswith("; do this")
 
 
 def test_advice():
+    assert memory.describe_images(63, 4096) == "63 images (instead of 4,096: there are no more)"  # what was typed, too
     assert "--micro-batch 8" in memory.advise(8) and "--micro-batch auto" in memory.advise(8)
     assert "--mesh fsdp=N" in memory.advise(None) and "--micro-batch" not in memory.advise(None)
 

@@ -198,14 +198,15 @@ def require_memory(
     batch_size: int = BATCH_SIZE,
     tta: str = "",
     parallelism: Parallelism = SINGLE_DEVICE,
+    images: str = "images",
+    advice: str = "lower the batch size or the image size",
 ) -> None:
-    """Raise OutOfMemoryError if `evaluate` would not fit into memory. The variables may be shapes and dtypes."""
+    """Raise OutOfMemoryError, with advice, if `evaluate` would not fit. The variables may be shapes and dtypes."""
     views = (VIEWS[tta].num_views,) if tta else ()
     rows = _images_per_batch(examples, batch_size, tta, parallelism.devices) // parallelism.devices
     batch = memory.abstract_batch((rows, *views, *preprocess.input_shape))
     step = _eval_step(model, preprocess, parallelism)
-    advice = "lower the batch size (in training --micro-batch) or the image size"
-    memory.require_room(step, variables, batch, advice, parallelism)
+    memory.require_room(step, variables, batch, advice, parallelism, f"evaluating {{}} {images} of {{}} at a time")
 
 
 def _images_per_batch(examples: int, batch_size: int, tta: str, devices: int) -> int:

@@ -47,14 +47,30 @@ def shortage(step: Any, variables: Any, batch: Any, parallelism: Parallelism = S
     return 3 * pixels + required, available
 
 
-def require_room(step: Any, variables: Any, batch: Any, advice: str, parallelism: Parallelism = SINGLE_DEVICE) -> None:
-    """Raise OutOfMemoryError, naming the bytes and ending in advice, if a forward pass does not fit into memory."""
+def require_room(
+    step: Any,
+    variables: Any,
+    batch: Any,
+    advice: str,
+    parallelism: Parallelism = SINGLE_DEVICE,
+    doing: str = "a batch of {} images of {}",
+) -> None:
+    """Raise OutOfMemoryError if a forward pass does not fit into memory.
+
+    Args:
+        step: as in `shortage`.
+        variables: as in `shortage`.
+        batch: as in `shortage`.
+        advice: end of the message.
+        parallelism: the devices.
+        doing: begin of the message, with {} for the number of images per device and for their shape.
+    """
     if (found := shortage(step, variables, batch, parallelism)) is not None:
         images = batch["image"] if isinstance(batch, dict) else batch
         count, size = images.shape[0], "x".join(map(str, images.shape[-3:]))
         required, available = format_bytes(*found)
         raise OutOfMemoryError(
-            f"a batch of {count:,} images of {size} needs at least {required}, {available} available; {advice}"
+            f"{doing.format(f'{count:,}', size)} needs at least {required}, {available} available; {advice}"
         )
 
 

@@ -198,7 +198,7 @@ def compile_segment(plan: Plan, segment: Segment, state: TrainState, say: Say) -
         say("Not enough memory; searching for a micro-batch that fits …")
         fitting = plan.fitting_micro_batch(shortage, say)
         advice = memory.advise(fitting.recipe.micro_batch if fitting else None)
-    raise memory.OutOfMemoryError(memory.describe_shortage(shortage, plan.batch_size, advice))
+    raise memory.OutOfMemoryError(memory.describe_shortage(shortage, plan.describe_batch(), advice))
 
 
 def has_several_sizes(plan: Plan) -> bool:

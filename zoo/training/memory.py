@@ -120,12 +120,17 @@ def _estimate_fitting_size(size: int, shortage: Shortage) -> float:
     return size / 2
 
 
-def describe_shortage(shortage: Shortage, batch_size: int, advice: str) -> str:
-    """Return the error message for a step that does not fit, ending in advice."""
+def describe_images(count: int, requested: int) -> str:
+    """Return "N images", with the batch size that was requested if the data have fewer images."""
+    return f"{count:,} images" + (f" (instead of {requested:,}: there are no more)" if count < requested else "")
+
+
+def describe_shortage(shortage: Shortage, images: str, advice: str) -> str:
+    """Return the error message for a step of these images that does not fit, ending in advice."""
     if shortage.required is None or shortage.available is None:
-        return f"a step of {batch_size} images needs more memory than a device has; {advice}"
+        return f"a step of {images} needs more memory than a device has; {advice}"
     required, available = format_bytes(shortage.required, shortage.available)
-    return f"a step of {batch_size} images needs {required} per device, {available} available; {advice}"
+    return f"a step of {images} needs {required} per device, {available} available; {advice}"
 
 
 def advise(micro_batch: int | None) -> str:
@@ -145,6 +150,7 @@ def require_room(
     micro_batch: int,
     image_shape: tuple[int, int, int],
     parallelism: Parallelism,
+    requested: int = 0,
 ) -> None:
     """Check that the state and a batch of images can be allocated, from their shapes alone.
 
@@ -158,6 +164,7 @@ def require_room(
         micro_batch: images per forward pass.
         image_shape: (height, width, channels) of the largest input.
         parallelism: the devices.
+        requested: the batch size that was requested, for the message.
 
     Raises:
         OutOfMemoryError: naming the bytes and what to lower.
@@ -180,5 +187,5 @@ def require_room(
     total, of_state, of_batch, has = format_bytes(state_bytes + batch_bytes, state_bytes, batch_bytes, available)
     raise OutOfMemoryError(
         f"training needs at least {total} ({of_state} for parameters, gradients and optimiser, {of_batch} for "
-        f"{batch_size:,} images of {'x'.join(map(str, image_shape))}), {has} available; lower {lower}"
+        f"{describe_images(batch_size, requested)} of {'x'.join(map(str, image_shape))}), {has} available; lower {lower}"
     )

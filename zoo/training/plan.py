@@ -137,6 +137,10 @@ class Plan:
         """Images per evaluation batch: no more than a micro-batch, which was chosen for lack of memory."""
         return min(self.recipe.micro_batch or BATCH_SIZE, BATCH_SIZE)
 
+    def describe_batch(self) -> str:
+        """Return "N images", with the batch size of the recipe if the data have fewer images."""
+        return memory.describe_images(self.batch_size, self.recipe.batch_size)
+
     def batches(self, step: int = 0, workers: int | None = None, step_bytes: int = 0) -> Generator[Any]:
         """Yield training batches on the device from `step` on, in the image size of that step.
 
@@ -197,11 +201,13 @@ class Plan:
         memory.require_room(
             state.variables, (state.opt_state, state.ema), self.batch_size,
             self.recipe.micro_batch or self.batch_size, segment.preprocess.input_shape, self.parallelism,
+            self.recipe.batch_size,
         )  # fmt: skip
         examples = len(self.dataset.splits["validation"])
         require_memory(
             self.eval_model, self.abstract_variables, examples, self.preprocess, self.eval_batch_size,
-            parallelism=self.parallelism,
+            parallelism=self.parallelism, images="validation images",
+            advice="lower --image-size or --micro-batch (evaluation takes as many images at a time)",
         )  # fmt: skip
 
     def largest_step(self) -> tuple[Segment, TrainState]:
@@ -381,7 +387,9 @@ def _require_room_early(
         with suppress(ValueError):
             variables = models.abstract_variables(network, (*size, 1))
     batch_size = min(recipe.batch_size or num_records, num_records)
-    memory.require_room(variables, (), batch_size, recipe.micro_batch or batch_size, (*size, 1), parallelism)
+    memory.require_room(
+        variables, (), batch_size, recipe.micro_batch or batch_size, (*size, 1), parallelism, recipe.batch_size
+    )
 
 
 def _resolve_batch_size(recipe: Recipe, num_records: int, parallelism: Parallelism) -> int:
@@ -445,7 +453,7 @@ def _resolve_micro_batch(plan: Plan, say: Say) -> Plan:
         else:
             fitting = plan.fitting_micro_batch(shortage, say)
             if fitting is None:
-                message = memory.describe_shortage(shortage, plan.batch_size, memory.advise(None))
+                message = memory.describe_shortage(shortage, plan.describe_batch(), memory.advise(None))
                 raise memory.OutOfMemoryError(message)
             plan = fitting
     mesh.require_divisible(plan.parallelism, plan.batch_size, plan.recipe.micro_batch)
