@@ -185,7 +185,8 @@ def require_room(
         return
     lower = "--image-size or use a smaller model" if state_bytes > batch_bytes else "--batch-size or --image-size"
     total, of_state, of_batch, has = format_bytes(state_bytes + batch_bytes, state_bytes, batch_bytes, available)
+    images = describe_images(batch_size, requested)
     raise OutOfMemoryError(
         f"training needs at least {total} ({of_state} for parameters, gradients and optimiser, {of_batch} for "
-        f"{describe_images(batch_size, requested)} of {'x'.join(map(str, image_shape))}), {has} available; lower {lower}"
+        f"{images} of {'x'.join(map(str, image_shape))}), {has} available; lower {lower}"
     )
