@@ -25,7 +25,7 @@ from zoo.text import escape, renamed_in_errors
 CARD = "card.json"
 #: Names in the folder of a run, which stands for its best checkpoint wherever one is read.
 RUN_CONFIG, BEST = "config.json", "best"
-NO_BEST = "has config.json but no best checkpoint yet; finish the run with its `zoo train` command, or name a weight file in it"
+NO_BEST = "has a config.json but no best checkpoint yet; finish the run by its command, or name a weight file in it"
 #: Attempts to read a folder that a training is replacing, and seconds between them.
 ATTEMPTS, PAUSE = 5, 1.0
 
