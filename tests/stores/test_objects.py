@@ -1,7 +1,11 @@
 """Single objects and folders of objects, in fsspec's memory file system."""
 
+import asyncio
+import sys
 from contextlib import suppress
 from functools import partial
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from helpers import assert_one_line
@@ -190,3 +194,30 @@ def test_a_folder_killed_at_any_moment_of_its_replacement_is_complete(tmp_path, 
             break
     assert seen == {"1", "2"}
     assert count > 10
+
+
+def test_gcsfs_does_not_retry_by_itself(monkeypatch):
+    """Its retries take half a minute, whatever the timeout is; what it would retry goes to `attempt`, and nothing else."""
+
+    class Core:
+        faults: ClassVar[list[Exception]] = []
+
+        async def _request(self):
+            raise self.faults.pop()
+
+    async def retrying(self):
+        raise AssertionError("retried")
+
+    retrying.__wrapped__ = Core._request
+    Core._request = retrying
+    monkeypatch.setitem(sys.modules, "gcsfs.core", SimpleNamespace(GCSFileSystem=Core))
+    monkeypatch.setenv(objects.TIMEOUT_VARIABLE, "5")
+    system = objects._google_filesystem()()
+    Core.faults = [HTTPError(403), HTTPError(503), ConnectionResetError("lost")]
+    with pytest.raises(StoreError, match="403"):
+        objects.attempt(f"{ROOT}/x", "read", lambda: asyncio.run(system._request()))
+    assert not Core.faults
+    for error in (FileNotFoundError("x"), FileExistsError("x"), ValueError("Bad Request"), OSError("Forbidden: x")):
+        Core.faults = [error]
+        with pytest.raises(type(error), match=str(error)):
+            asyncio.run(system._request())

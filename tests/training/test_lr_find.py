@@ -31,6 +31,19 @@ def test_the_steepest_fall_is_before_the_loss_explodes():
     assert suggest_rates(rates, np.linspace(1, 3, 141))["steepest"] <= rates[15]  # never falls
 
 
+def test_the_steepest_fall_is_not_in_the_noise_of_the_beginning():
+    """There the average is over few batches: one of them decided it in a third of these curves."""
+    rates = np.logspace(-7, 1, 100)
+    exponent = np.log10(rates)
+    for seed in range(20):
+        losses = 2.3 - 2 / (1 + np.exp(-4 * (exponent + 2))) + np.exp(3 * (exponent - 0.3))
+        losses += np.random.default_rng(seed).normal(0, 0.4, 100)
+        losses[seed % 12] += 2
+        weights = 0.98 ** np.arange(100)
+        smoothed = [losses[n::-1] @ weights[: n + 1] / weights[: n + 1].sum() for n in range(100)]
+        assert 1e-3 < suggest_rates(rates, np.array(smoothed))["steepest"] < 1
+
+
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [([3, 2, 1], (0, 2)), ([1, 2, 3], (0, 0)), ([5, 9, 4, 8, 3, 7, 9], (0, 4)), ([1], (0, 0)), ([2, 2, 2], (0, 0)),

@@ -70,10 +70,9 @@ def _filesystem(scheme: str) -> Any:
             return system
         if scheme == "gs":
             from aiohttp import ClientTimeout
-            from gcsfs.core import GCSFileSystem
 
             timeout = ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
-            return GCSFileSystem(requests_timeout=timeout, use_listings_cache=False, skip_instance_cache=True)
+            return _google_filesystem()(requests_timeout=timeout, use_listings_cache=False, skip_instance_cache=True)
     except ImportError as error:
         package = {"s3": "s3fs", "gs": "gcsfs"}[scheme]
         raise ImportError(
@@ -82,6 +81,40 @@ def _filesystem(scheme: str) -> Any:
     import fsspec
 
     return fsspec.filesystem("memory")
+
+
+class RequestError(Exception):
+    """An error that gcsfs would retry, which is the cause of this one, in a type that it does not know."""
+
+
+#: Methods of gcsfs's file system that repeat a failed request up to six times.
+_REPEATING = ("_request", "_get_file_request", "_get_file_concurrent")
+
+
+def _google_filesystem() -> type:
+    """Return gcsfs's file system without its retries.
+
+    They take half a minute and more, whatever the timeout is. `attempt` retries in their place.
+    """
+    from gcsfs.core import GCSFileSystem
+
+    def once(method: Any) -> Any:
+        method = getattr(method, "__wrapped__", method)
+
+        async def call(self: Any, *arguments: Any, **options: Any) -> Any:
+            try:
+                return await method(self, *arguments, **options)
+            except (FileNotFoundError, FileExistsError, PermissionError, ValueError, RequestError):
+                raise
+            except Exception as error:
+                if type(error) is OSError:  # of the disk, or "Forbidden", which gcsfs handles
+                    raise
+                raise RequestError(str(error)) from error
+
+        return call
+
+    methods = {name: once(getattr(GCSFileSystem, name)) for name in _REPEATING if hasattr(GCSFileSystem, name)}
+    return type("GoogleFileSystem", (GCSFileSystem,), methods)
 
 
 def filesystem(address: str) -> tuple[Any, str]:
@@ -130,7 +163,8 @@ def attempt(address: str, doing: str, operation: Callable[[], T]) -> T:
             raise FileNotFoundError(f"{address}: no such object or bucket") from None
         except (FileExistsError, ImportError, MemoryError):
             raise
-        except Exception as error:  # botocore, aiohttp and google.auth have families of their own
+        except Exception as raised:  # botocore, aiohttp and google.auth have families of their own
+            error = raised.__cause__ if isinstance(raised, RequestError) and raised.__cause__ else raised
             local = isinstance(error, OSError) and error.filename is not None and os.path.exists(str(error.filename))
             if local or isinstance(error, (TypeError, AttributeError)):  # a full disk, a mistake of this program
                 raise

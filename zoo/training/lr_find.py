@@ -22,6 +22,7 @@ START, STOP, STEPS = 1e-7, 10.0, 100
 SMOOTHING = 0.98  # decay per step of the average of the losses
 DIVERGED = 4.0  # a smoothed loss of this many times the lowest one ends the test
 SKIPPED_START, SKIPPED_END = 0.1, 5  # share at the start, and points at the end, that suggestions leave out
+NOISE = 0.1  # share of its whole fall that the loss falls before the steepest fall is looked for
 MIN_POINTS = 15
 
 
@@ -122,7 +123,11 @@ def describe_trained(plan: Plan, segment: Segment) -> str:
 
 
 def suggest_rates(rates: np.ndarray, smoothed: np.ndarray) -> dict[str, float]:
-    """Suggest learning rates by the rules of fastai.
+    """Suggest learning rates by the rules of fastai, which leave out the first tenth of the points and the last five.
+
+    The average of the losses is over few batches at first, and its slopes there are noise. The steepest fall is
+    therefore looked for only once the loss has fallen for good by a tenth of its whole fall, from its median in the
+    first quarter of the points to its lowest value.
 
     Args:
         rates: learning rates, increasing [N].
@@ -130,7 +135,8 @@ def suggest_rates(rates: np.ndarray, smoothed: np.ndarray) -> dict[str, float]:
 
     Returns:
         "valley": the middle of the longest run of falling losses, which may leave out single points; "steepest": the
-        rate at which the loss falls fastest, before it is lowest; "minimum": a tenth of the rate with the lowest loss.
+        rate at which the loss falls fastest, between the noisy beginning and its lowest value; "minimum": a tenth of
+        the rate with the lowest loss.
     """
     first, last = int(SKIPPED_START * len(rates)), max(len(rates) - SKIPPED_END, 2)
     if last - first >= 2:
@@ -138,10 +144,13 @@ def suggest_rates(rates: np.ndarray, smoothed: np.ndarray) -> dict[str, float]:
     lowest = int(smoothed.argmin())
     # Beyond the lowest loss the network has diverged; its loss may then fall faster than it ever did in training.
     slopes = (np.diff(smoothed) / np.diff(np.log(rates)))[: max(lowest, 1)]
+    top = np.median(smoothed[: max(len(smoothed) // 4, 1)])
+    above = np.flatnonzero(smoothed[: len(slopes)] >= top - NOISE * (top - smoothed[lowest]))
+    fall = above[-1] if len(above) else 0
     begin, end = longest_valley(smoothed)
     return {
         "valley": float(rates[begin + (end - begin) // 2]),
-        "steepest": float(rates[int(slopes.argmin())]),
+        "steepest": float(rates[fall + int(slopes[fall:].argmin())]),
         "minimum": float(rates[lowest] / 10),
     }
 
