@@ -66,10 +66,16 @@ def edit(repository, **changes):
     return repository.commit({name: data for name, data in new.items() if data is not None}, "by hand")
 
 
-def test_push_shows_and_uploads_what_the_manifest_lists(server, folder, capsys):
+def test_push_shows_and_uploads_what_the_manifest_lists(server, folder, capsys, monkeypatch):
     (folder / "notes.txt").write_text("beside the checkpoint, and not of it")
     code, out, err = run_command(capsys, "push", folder, NAME, "--private", "--dry-run")
     assert code == 0 and not err and not server.repositories and "nothing was uploaded" in out
+    with monkeypatch.context() as offline:
+        offline.setattr(constants, "HF_HUB_OFFLINE", True)
+        code, local, err = run_command(capsys, "push", folder, NAME, "--private", "--dry-run")
+        assert code == 0 and not err and "(private, not checked)" in local and "HF_HUB_OFFLINE=1" in local
+        shown = out.replace("(private, new)", "(private, not checked)").splitlines()
+        assert [line for line in local.splitlines() if "; not checked: the repository" not in line] == shown
     code, out, err = run_command(capsys, "push", folder, NAME, "--private", "--message", "First pets")
     (folder / "notes.txt").unlink()
     assert code == 0 and not err

@@ -197,7 +197,7 @@ def test_a_folder_killed_at_any_moment_of_its_replacement_is_complete(tmp_path, 
 
 
 def test_gcsfs_does_not_retry_by_itself(monkeypatch):
-    """Its retries take half a minute, whatever the timeout is; what it would retry goes to `attempt`, and nothing else."""
+    """Its retries take half a minute, whatever the timeout is; what it would retry goes to `attempt` at once."""
 
     class Core:
         faults: ClassVar[list[Exception]] = []

@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
 
     hub.parse_name(options.name)
     folder = weights.folder_of(options.checkpoint)
-    planned = hub.plan_upload(folder, options.name, options.private, options.overwrite_readme)
+    planned = hub.plan_upload(folder, options.name, options.private, options.overwrite_readme, options.dry_run)
     for line in describe(planned):
         print(escape(line))
     if options.dry_run:
@@ -37,7 +37,8 @@ def run(options: argparse.Namespace) -> int:
 def describe(planned: Any) -> list[str]:
     """Return lines that tell what a push writes, where, and who can see it."""
     seen_by = "private" if planned.private else "public"
-    where = f"{planned.name.url} ({seen_by}, {'exists' if planned.parent else 'new'})"
+    state = "not checked" if planned.unchecked else "exists" if planned.parent else "new"
+    where = f"{planned.name.url} ({seen_by}, {state})"
     lines = [f"{planned.folder} -> {where}"]
     beside = {file: size for file, size in planned.files.items() if "/" not in file}
     lines += [f"  {file:<16}{amount(size)}B" for file, size in sorted(beside.items())]
@@ -45,4 +46,7 @@ def describe(planned: Any) -> list[str]:
     lines.append(f"  {'arrays/':<16}{amount(sum(arrays))}B in {len(arrays):,} files")
     if planned.delete:
         lines.append(f"  {len(planned.delete):,} files of the arrays before are removed")
-    return lines + [f"note: {note}" for note in planned.notes]
+    notes = list(planned.notes)
+    if planned.unchecked:
+        notes.append(f"{planned.unchecked}; not checked: the repository and what it holds, and if you may write there")
+    return lines + [f"note: {note}" for note in notes]

@@ -204,6 +204,7 @@ class Upload:
         private: True if the repository is, or will be, private.
         parent: commit that is replaced; "" for a new repository.
         notes: what the user should know, one line each.
+        unchecked: why the repository was not looked at; "" if it was.
     """
 
     name: HubName
@@ -215,9 +216,12 @@ class Upload:
     private: bool
     parent: str
     notes: tuple[str, ...]
+    unchecked: str = ""
 
 
-def plan_upload(folder: Path, spec: str, private: bool = False, overwrite_readme: bool = False) -> Upload:
+def plan_upload(
+    folder: Path, spec: str, private: bool = False, overwrite_readme: bool = False, dry_run: bool = False
+) -> Upload:
     """Check a checkpoint and its repository, and return what `upload` would write. Nothing is written.
 
     Args:
@@ -225,22 +229,55 @@ def plan_upload(folder: Path, spec: str, private: bool = False, overwrite_readme
         spec: "hf:USER/NAME".
         private: create the repository as a private one.
         overwrite_readme: write README.md even if the one on the Hub was edited.
+        dry_run: the result is only shown: without network or huggingface_hub, return what the checkpoint tells, as for
+            a new repository.
 
     Raises:
-        ImportError: without huggingface_hub.
-        ConnectionError: if the Hub cannot be reached.
+        ImportError: without huggingface_hub, unless `dry_run`.
+        ConnectionError: if the Hub cannot be reached, unless `dry_run`.
         ValueError: if the checkpoint is damaged, or the repository is public or holds something else.
     """
     name = parse_name(spec)
     if name.revision:
         raise ValueError(f"{name}: a checkpoint is pushed to the main branch; write hf:{name.repository}")
-    hub = _import(str(name))
+    if not dry_run:
+        _import(str(name))  # raises before the files are read
     if problems := checkpoint.verify_checkpoint(folder):
         raise checkpoint.CorruptCheckpointError(f"{folder}: not pushed: {first_few(problems, 3)}")
     files = {file: row["bytes"] for file, row in listed_files(folder).items() if file != README}
     manifest = without_readme(folder)
     files[MANIFEST] = len(manifest)
     card = _read_card(folder / checkpoint.CARD)
+    info: Any = None
+    present: list[str] = []
+    kept, unchecked = False, ""
+    try:
+        info, present, kept = _look_at(name, private, overwrite_readme)
+    except (ConnectionError, ImportError) as error:
+        if not dry_run:
+            raise
+        unchecked = str(error).removeprefix(f"{name}: ")
+    notes = [*_what_the_card_tells(card)]
+    if kept:
+        notes.append(f"{README} on the Hub was edited there and is kept; --overwrite-readme replaces it")
+    readme = "" if kept else _readme(folder, card, name)
+    if readme:
+        files[README] = len(readme.encode())
+    return Upload(
+        name, folder, files, readme, manifest,
+        delete=tuple(file for file in present if file.startswith(f"{ARRAYS}/") and file not in files),
+        private=private or bool(info and info.private), parent="" if info is None else info.sha, notes=tuple(notes),
+        unchecked=unchecked,
+    )  # fmt: skip
+
+
+def _look_at(name: HubName, private: bool, overwrite_readme: bool) -> tuple[Any, list[str], bool]:
+    """Return (information on a repository or None, its files, True if its README.md is kept).
+
+    Raises:
+        ValueError: if the repository is public or holds something else.
+    """
+    hub = _import(str(name))
     with _requests(name):
         try:
             info = hub.HfApi(endpoint()).model_info(name.repository)
@@ -256,17 +293,7 @@ def plan_upload(folder: Path, spec: str, private: bool = False, overwrite_readme
         if info is not None and private and not info.private:
             raise ValueError(f"{name}: is a public repository; make it private on {name.url}/settings, then push")
         kept = README in present and not overwrite_readme and _readme_differs(hub, name, info.sha, present)
-    notes = [*_what_the_card_tells(card)]
-    if kept:
-        notes.append(f"{README} on the Hub was edited there and is kept; --overwrite-readme replaces it")
-    readme = "" if kept else _readme(folder, card, name)
-    if readme:
-        files[README] = len(readme.encode())
-    return Upload(
-        name, folder, files, readme, manifest,
-        delete=tuple(file for file in present if file.startswith(f"{ARRAYS}/") and file not in files),
-        private=private or bool(info and info.private), parent="" if info is None else info.sha, notes=tuple(notes),
-    )  # fmt: skip
+    return info, present, kept
 
 
 def upload(planned: Upload, message: str = "") -> str:
