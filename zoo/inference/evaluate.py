@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from zoo.checkpoint.calibration import Calibration
 from zoo.data.images.preprocess import Preprocess, normalise
@@ -72,7 +71,9 @@ def make_eval_step(
         if views > 1:
             probabilities = jax.nn.softmax(logits).reshape(-1, views, logits.shape[-1]).mean(1)
             logits = jnp.log(jnp.maximum(probabilities, jnp.finfo(probabilities.dtype).tiny))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        # As Optax does it, whose import would take a tenth of the time of `zoo predict`.
+        label_logits = jnp.take_along_axis(logits, batch["label"][:, None], axis=-1)[:, 0]
+        losses = jax.nn.logsumexp(logits, axis=-1) - label_logits
         sums = metrics.batch_sums(logits, batch["label"], batch["weight"], losses)
         if axis_name is not None:
             sums = jax.lax.psum(sums, axis_name)
