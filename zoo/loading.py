@@ -1,16 +1,20 @@
 """Loading of checkpoints by folder, name or weight file."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from zoo import models
 from zoo.inference.predict import Checkpoint
 from zoo.pretrained import weights
-from zoo.training.finetune import InitCheckpoint
 from zoo.trees import match_leaves
+
+if TYPE_CHECKING:
+    from zoo.training.finetune import InitCheckpoint
 
 
 def load(spec: str | Path, model: str | None = None, *, allow_nonfinite: bool = False, **fields: Any) -> Checkpoint:
@@ -55,6 +59,8 @@ def open_init(init: str | Path | Checkpoint, model: str | None = None) -> InitCh
         init: a Checkpoint, or a folder or name that `load` takes.
         model: name in MODELS, for a weight file whose model is not recognised.
     """
+    from zoo.training.finetune import InitCheckpoint  # imports Optax, which prediction does without
+
     if not isinstance(init, (str, Path)):
         return InitCheckpoint(f"a {init.card.model} in memory", init.card, jax.device_get(init.variables))
     with weights.on_disk(init) as path:

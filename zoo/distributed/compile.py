@@ -6,7 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from zoo.distributed import pmap
@@ -36,6 +36,9 @@ def compiler_options(platform: str | None = None) -> dict[str, Any] | None:
     """
     if (platform or jax.default_backend()) != "cpu":
         return None
+    together = {name: value for option in _CPU_OPTIONS for name, value in option.items()}
+    if together and _is_supported(together):
+        return together
     return {name: value for option in _CPU_OPTIONS if _is_supported(option) for name, value in option.items()} or None
 
 
@@ -46,7 +49,7 @@ def _is_supported(option: dict[str, Any]) -> bool:
         return lax.optimization_barrier(x + 1) * 2
 
     try:
-        return float(jax.jit(trivial, compiler_options=option)(jnp.ones(()))) == 4
+        return float(jax.jit(trivial, compiler_options=option)(np.float32(1))) == 4
     except Exception:  # the type that an unknown option raises differs between versions of XLA
         return False
 

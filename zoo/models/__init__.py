@@ -245,7 +245,7 @@ def abstract_variables(model: ImageClassifier, image_shape: tuple[int, int, int]
 @lru_cache(maxsize=64)
 def _abstract_variables(model: ImageClassifier, image_shape: tuple[int, int, int] | None) -> dict:
     """Cache the trees: tracing a deep network takes seconds, and loading a checkpoint needs its tree several times."""
-    return jax.eval_shape(partial(_init, model, image_shape=image_shape), jax.random.key(0))
+    return jax.eval_shape(lambda: _init(model, jax.random.key(0), image_shape))
 
 
 def _init(model: ImageClassifier, key: jax.Array, image_shape: tuple[int, int, int] | None = None) -> dict:
