@@ -1,4 +1,4 @@
-"""Checkpoints and saved training state. The only package that imports Orbax.
+"""Checkpoints and saved training state. The only package that imports Orbax and TensorStore.
 
 `manifest`: files and their hashes. `format`: a checkpoint's card and arrays. `remote`: checkpoints in object stores.
 `run_state`: the rolling state of a run. `shards`: the arrays of that state, of which each process writes its own.

@@ -1,6 +1,7 @@
 """From a recipe to an optax.GradientTransformation: schedule, clipping, optimiser, decoupled weight decay."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,10 +44,12 @@ def learning_rate_schedule(recipe: Recipe, total_steps: int, steps_per_epoch: fl
         main = optax.cosine_onecycle_schedule(rest, peak, 0.3, 25.0, 1 / max(recipe.final_lr_fraction * 25, 1e-4))
     if not warmup:
         return main
-    first = main(0) * recipe.warmup_lr_fraction
+    # Without jit each operation of the schedule would be compiled.
+    last: Any = peak if recipe.schedule == "constant" else jax.jit(main)(0)
+    first = last * recipe.warmup_lr_fraction
     rising = optax.constant_schedule(first)
     if recipe.warmup == "linear":
-        rising = optax.linear_schedule(first, main(0), warmup)
+        rising = optax.linear_schedule(first, last, warmup)
     return optax.join_schedules([rising, main], [warmup])
 
 
