@@ -126,7 +126,9 @@ def test_list_and_info(capsys, trained):
     code, out, _ = run_command(capsys, "info", trained / "best", "--json")
     assert json.loads(out)["model"] == "mlp"
     code, out, _ = run_command(capsys, "list", "--recipes")
-    assert code == 0 and "LeCun" in out
+    assert code == 0 and "LeCun" in out and all(len(line) <= 80 for line in out.splitlines())
+    code, out, _ = run_command(capsys, "list", "--recipes", "rsb-a1")
+    assert code == 0 and "optimizer = lamb" in out and "bilinear interpolation in RandAugment" in " ".join(out.split())
 
 
 def test_help_of_every_command(capsys):
@@ -218,6 +220,8 @@ def test_train_py_is_zoo_train():
 def test_list_shows_every_model(capsys):
     code, out, _ = run_command(capsys, "list")
     assert code == 0 and all(f" {name} " in out for name in MODELS) and "61,706" in out
+    families = [line for line in out.splitlines() if line and " " not in line]
+    assert len(set(families)) == len(families) > 5 and all(len(line) <= 80 for line in out.splitlines())
 
 
 def test_data_options_reach_the_request():

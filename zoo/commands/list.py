@@ -3,12 +3,17 @@
 import argparse
 import dataclasses
 import json
+import re
+import shutil
+import textwrap
+from typing import Any
 
 from zoo.commands import amount
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipes", action="store_true", help="List the recipes instead of the models.")
+    parser.add_argument("--recipes", metavar="NAME", nargs="?", const="",
+        help="List the recipes instead of the models, or print the fields and the source of one.")  # fmt: skip
     parser.add_argument("--weights", action="store_true", help="List the weights that can be loaded by name.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
 
@@ -17,10 +22,17 @@ def run(options: argparse.Namespace) -> int:
     if options.weights:
         list_weights(options.json)
     elif options.recipes:
+        show_recipe(options.recipes, options.json)
+    elif options.recipes is not None:
         list_recipes(options.json)
     else:
         list_models(options.json)
     return 0
+
+
+def line_width() -> int:
+    """Return the columns of the terminal; 80 for a pipe or a file."""
+    return shutil.get_terminal_size().columns
 
 
 def list_models(as_json: bool) -> None:
@@ -36,14 +48,27 @@ def list_models(as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    family = None
-    print(f"{'model':<24}{'parameters':>14}{'multiply-adds':>15}  {'input':<12}paper")
+    families: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        if row["family"] != family:
-            family = row["family"]
-            print(f"\n{family}")
-        size, work = "x".join(map(str, row["input"])), amount(row["multiply_adds"])
-        print(f"  {row['model']:<22}{row['parameters']:>14,}{work:>15}  {size:<12}{row['paper']}")
+        families.setdefault(row["family"], []).append(row)
+    names, sizes = max(len(row["model"]) for row in rows), ["x".join(map(str, row["input"])) for row in rows]
+    shapes = max(map(len, sizes))
+    start = 2 + names + 1 + 12 + 10 + 2 + shapes + 2
+    narrow = start + max(len(row["paper"]) for row in rows) > line_width()
+    print(f"{'model':<{names + 2}} {'parameters':>12}{'mult-adds':>10}  {'input':<{shapes}}  paper")
+    for family, members in families.items():
+        print(f"\n{family}")
+        for row in members:
+            size, work = "x".join(map(str, row["input"])), amount(row["multiply_adds"])
+            paper = _first_author(row["paper"]) if narrow else row["paper"]
+            print(f"  {row['model']:<{names}} {row['parameters']:>12,}{work:>10}  {size:<{shapes}}  {paper}")
+    if narrow:
+        print("\nzoo info NAME shows the layers of a model and the title of its paper")
+
+
+def _first_author(paper: str) -> str:
+    """Return the first author and the year of "Ioffe and Szegedy 2015, Batch normalization …"."""
+    return re.sub(r"^(\w+).*?(\d{4}).*", r"\1 \2", paper)
 
 
 def list_recipes(as_json: bool) -> None:
@@ -54,9 +79,38 @@ def list_recipes(as_json: bool) -> None:
     if as_json:
         print(json.dumps({name: dataclasses.asdict(recipe) for name, recipe in RECIPES.items()}, indent=1))
         return
+    lengths = {
+        name: f"{format_count(recipe.epochs, 'epoch')} of {recipe.batch_size}" for name, recipe in RECIPES.items()
+    }
+    names, optimizers, length = (
+        max(map(len, column))
+        for column in (RECIPES, [recipe.optimizer for recipe in RECIPES.values()], lengths.values())
+    )
     for name, recipe in RECIPES.items():
-        length = f"{format_count(recipe.epochs, 'epoch')} of batch {recipe.batch_size}"
-        print(f"{name:<22} {recipe.optimizer:<9} {length:<26} {recipe.source}")
+        start = f"{name:<{names}}  {recipe.optimizer:<{optimizers}}  {lengths[name]:<{length}}  "
+        print(start + textwrap.shorten(recipe.source, max(line_width() - len(start), 20), placeholder=" …"))
+    print("\nzoo list --recipes NAME prints the fields of a recipe and its source")
+
+
+def show_recipe(name: str, as_json: bool) -> None:
+    """Print the fields of a recipe that differ from the defaults, and its source; as JSON, all fields."""
+    from zoo.training.recipe import Recipe
+    from zoo.training.recipes import find_recipe
+
+    recipe = find_recipe(name)
+    fields = dataclasses.asdict(recipe)
+    if as_json:
+        print(json.dumps(fields, indent=1))
+        return
+    defaults = dataclasses.asdict(Recipe())
+    source = fields.pop("source")
+    print(f"{name}; fields that are not listed have their defaults:\n")
+    for field, value in fields.items():
+        if value != defaults[field]:
+            values = value if isinstance(value, tuple) else (value,)
+            text = ", ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in values)
+            print(textwrap.fill(f"{field} = {text}", line_width(), initial_indent="  ", subsequent_indent="      "))
+    print("\n" + textwrap.fill(f"source: {source}", line_width()))
 
 
 def list_weights(as_json: bool) -> None:
