@@ -11,6 +11,7 @@ import zoo
 from zoo import api
 from zoo.data.images.decode import read_image
 from zoo.training.request import open_data
+from zoo.training.settings import in_terms_of_arguments
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +256,59 @@ def test_loading_nothing_is_a_value_error(spec):
 def test_a_batch_holds_an_image_at_least():
     with pytest.raises(ValueError, match="batch_size"):
         zoo.evaluate("lenet5-mnist", "digits", batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("--mesh data=3: use --mesh data=4", 'mesh="data=3": use mesh="data=4"'),
+        ("drop --parallel pmap, use --micro-batch auto, which", 'drop parallel="pmap", use micro_batch="auto", which'),
+        ("lower --batch-size or --image-size", "lower batch_size or image_size"),
+        ("x. Choose another --workdir, or none", "x. Choose another workdir, or none"),
+        ("use --micro-batch 8, which fits", "use micro_batch=8, which fits"),
+        ("try a lower --learning-rate, --set warmup_epochs=1 or --set clip_norm=1 (y)",
+         "try a lower learning_rate, warmup_epochs=1 or clip_norm=1 (y)"),
+        ("Add --set class_weights=balanced.", 'Add class_weights="balanced".'),
+        ("Add --init CKPT.", "Add init=CKPT."),
+        ("--init start: name the data with --data", 'init="start": name the data with data'),
+        ("use --model mlp or softmax", 'use model="mlp" or softmax'),
+        ("List all with `zoo list --recipes`.", "List all with `zoo list --recipes`."),
+        ("run: zoo import FILE --as x --data y; or --limit 5", "run: zoo import FILE --as x --data y; or limit=5"),
+    ],
+)  # fmt: skip
+def test_options_become_arguments(message, expected):
+    assert in_terms_of_arguments(message) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ({"parallel": "pmpa"}, 'parallel="pmpa"'),
+        ({"mesh": "data=x"}, "mesh="),
+        ({"device_data": "maybe"}, 'device_data="maybe"'),
+        ({"batch_size": 30, "mesh": "data=8"}, "batch_size"),
+        ({"workdir": "FILE"}, "workdir"),
+        ({"workdir": "FULL"}, "another workdir"),
+        ({"recipe": "bit-hyperrule", "epochs": 3}, "warmup_epochs=0.3"),
+        ({"data": "FULL"}, "FULL"),
+        ({"log": "wandbb"}, "log"),
+        ({"data": "xor", "model": "lenet5"}, 'model="mlp"'),
+        ({"data": "xor", "image_size": 8}, "image_size=8"),
+    ],
+    ids=str,
+)
+def test_mistakes_in_python_are_answered_with_arguments(arguments, part, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("x")
+    (tmp_path / "FULL").mkdir()
+    (tmp_path / "FULL" / "notes.txt").write_text("x")
+    with pytest.raises((ValueError, OSError)) as caught:
+        zoo.fit(
+            **{
+                "model": "softmax" if "xor" not in arguments.values() else "mlp",
+                "data": "digits",
+                "quiet": True,
+                **arguments,
+            }
+        )
+    assert part in str(caught.value) and " --" not in f" {caught.value}", caught.value

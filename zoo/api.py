@@ -32,7 +32,7 @@ from zoo.training.cross_validation import CrossValidation
 from zoo.training.plan import make_plan
 from zoo.training.recipe import Recipe, parse_field
 from zoo.training.request import TrainRequest
-from zoo.training.settings import RECIPE_FIELDS
+from zoo.training.settings import RECIPE_FIELDS, naming_arguments
 from zoo.training.trackers import parse_trackers
 from zoo.trees import match_leaves
 
@@ -81,6 +81,7 @@ def save(
     return checkpoint.save_checkpoint(path, card, variables, allow_nonfinite)
 
 
+@naming_arguments
 def fit(
     model: str | None = None,
     data: str | Path | Dataset | tuple | None = None,
@@ -141,6 +142,7 @@ def fit(
     return loop.fit(make_plan(request, say), quiet=quiet, workers=workers, write_page=page_writer(), log=trackers)
 
 
+@naming_arguments
 def cross_validate(
     model: str | None = None,
     data: str | Path | Dataset | tuple | None = None,

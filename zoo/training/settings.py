@@ -2,15 +2,19 @@
 
 import ast
 import dataclasses
+import functools
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import flax.linen as nn
 
 from zoo import models
 from zoo.suggest import did_you_mean
 from zoo.training.recipe import Recipe, parse_field
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 RECIPE_FIELDS = tuple(field.name for field in dataclasses.fields(Recipe))
 
@@ -74,6 +78,59 @@ def in_terms_of_options(message: str, settings: Sequence[Setting]) -> str:
         if not count:
             message = re.sub(rf"(?<![\w.=]){field}=[^\s;,)]+", plain, message)
     return message
+
+
+#: Arguments of zoo.fit and zoo.cross_validate that are options of `zoo train` as well, beside the fields of the recipe.
+_ARGUMENTS = (
+    "model", "data", "recipe", "init", "workdir", "data_dir", "limit", "parallel", "mesh", "device_data", "workers",
+    "log", "folds", "group",
+)  # fmt: skip
+_CHOICES = ("jit", "pmap", "auto", "on", "off", "none")
+#: Commands, which stay as they are, and options with the word after them.
+_OPTION = re.compile(r"`[^`]*`|\bzoo [a-z-]+ [^;,)]*|(?<![\w./-])--([a-z][a-z-]*)(?:[ =]('[^']*'|[^\s;,()]+))?")
+
+
+def in_terms_of_arguments(message: str) -> str:
+    """Return a message with arguments of zoo.fit for options of `zoo train`: "micro_batch=8" for "--micro-batch 8"."""
+
+    def argument(match: re.Match[str]) -> str:
+        name, value = (match[1] or "").replace("-", "_"), match[2] or ""
+        if name == "set" and value:
+            name, _, value = value.partition("=")
+            end = value[len(value.rstrip(".:")) :]
+            return f"{name}{f'={_literal(value.removesuffix(end))}' if value else ''}{end}"
+        if name not in (*_ARGUMENTS, *RECIPE_FIELDS):
+            return match[0]
+        end = value[len(value.rstrip(".:")) :]
+        value = value.removesuffix(end)
+        separator = match[0][2 + len(match[1])] if match[2] else ""
+        is_value = separator == "=" or value in _CHOICES or value in models.MODELS or (not match.start() and ":" in end)
+        if is_value or re.search(r"[\d'/=…]|^[A-Z_]+$", value):
+            return f"{name}={_literal(value)}{end}"
+        return f"{name}{separator}{value}{end}"
+
+    return _OPTION.sub(argument, message)
+
+
+def _literal(value: str) -> str:
+    """Return a value of a command line as Python writes it; placeholders such as FOLDER stay as they are."""
+    if re.fullmatch(r"-?[\d.]+(e-?\d+)?|'.*'|[A-Z_]+|True|False|…", value):
+        return value
+    return {"true": "True", "false": "False"}.get(value, f'"{value}"')
+
+
+def naming_arguments(function: Callable[P, T]) -> Callable[P, T]:
+    """Return the function such that its errors name arguments of Python in place of options of the command line."""
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> T:
+        try:
+            return function(*arguments, **options)
+        except Exception as error:  # raised itself: types differ in arguments
+            error.args = tuple(in_terms_of_arguments(part) if isinstance(part, str) else part for part in error.args)
+            raise
+
+    return call
 
 
 def _find_owner(setting: Setting, model_fields: Mapping[str, Any]) -> tuple[str, str]:
