@@ -124,7 +124,7 @@ def render_families(results: dict) -> str:
         "Narrow instances on Fashion-MNIST at 28 pixels, three seeds each, compared with softmax regression under the",
         "same budget. The table shows early progress, not final accuracy. Networks with shortcuts learn most.",
     ]
-    for budget, heading in ((VECTORS, "all 55,000 images, 3 epochs"), (MAPS, "12,000 images, 4 epochs")):
+    for budget, heading in ((VECTORS, "All 55,000 images, 3 epochs"), (MAPS, "12,000 images, 4 epochs")):
         lines += ["", f"## {heading}", "", f"`zoo train --model MODEL FIELDS {budget} --seed 0 … 2`", ""]
         lines += ["| model | fields | test accuracy | above softmax |", "|---|---|---|---|"]
         base = results[f"family-{_BUDGETS[budget]}-softmax"]["mean"]

@@ -187,16 +187,20 @@ def draw(results: dict[str, Any], file: Path, title: str) -> None:
 
     models = [name for name in MODELS if name in results["models"]]
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
-    for number, peer in enumerate(PEERS):
+    raced_peers = [peer for peer in PEERS if any("ratio" in results["models"][name].get(peer, {}) for name in models)]
+    width = 0.8 / len(raced_peers)
+    for number, peer in enumerate(raced_peers):
         rows = [(place, results["models"][name].get(peer, {})) for place, name in enumerate(models)]
         raced = [(place, 1 / row["ratio"]) for place, row in rows if "ratio" in row]
-        places = [place + 0.2 * (number - 1.5) for place, _ in raced]
-        axes.bar(places, [height for _, height in raced], 0.18, label=peer)
+        places = [place + width * (number - (len(raced_peers) - 1) / 2) for place, _ in raced]
+        # A peer has the same colour in every picture.
+        color = f"C{list(PEERS).index(peer)}"
+        axes.bar(places, [height for _, height in raced], 0.9 * width, label=peer, color=color)
     axes.axhline(1, color="black", linewidth=1)
     axes.set_xticks(range(len(models)), [f"{name}\nbatch {MODELS[name][2]}" for name in models])
-    axes.set_ylabel("images a second, this project = 1")
+    axes.set_ylabel("images per second, this project = 1")
     axes.set_title(title)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=len(raced_peers), frameon=False)
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
 

@@ -25,6 +25,7 @@ extensions = [
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_ext"]
 smartquotes = False  # they turn --options into dashes
+default_role = "code"  # `name` in a docstring
 
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -41,6 +42,7 @@ html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_copyright = False
+html_use_index = False  # the Python reference is one page; nothing would link to an index
 html_math_renderer = "mathml"
 html_theme_options = {"navigation_with_keys": True}
 pygments_style = "default"

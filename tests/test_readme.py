@@ -153,7 +153,7 @@ def named_tests(text):
 
 
 def test_every_promise_names_its_test():
-    section = (ROOT / "README.md").read_text("utf-8").split("## What survives what")[1].split("\n## ")[0]
+    section = (ROOT / "README.md").read_text("utf-8").split("## What a run survives")[1].split("\n## ")[0]
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("| ")][1:]
     promises = (ROOT / "SECURITY.md").read_text("utf-8").split("## What is promised")[1].split("\n## ")[0]
     bullets = promises.split("\n- **")[1:]

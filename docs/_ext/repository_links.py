@@ -56,6 +56,9 @@ class RepositoryLinks(SphinxTransform):
 
     def _resolve(self, folder: Path, target: str) -> str | None:
         """Return the path in the repository of the file that a link names, None if there is none."""
+        # MyST makes a link to Markdown outside docs/ an absolute path without its suffix.
+        if target.startswith(f"{ROOT.as_posix()}/") and Path(f"{target}.md").is_file():
+            return Path(f"{target}.md").relative_to(ROOT).as_posix()
         if target.startswith("/"):
             candidate = ROOT / "docs" / target[1:]
             return candidate.resolve().relative_to(ROOT).as_posix() if candidate.exists() else None

@@ -225,7 +225,7 @@ def init(
             part.
 
     Returns:
-        {"params": …, "batch_stats": …}; "batch_stats" is empty for models without batch norm.
+        The variables, a dict of "params" and "batch_stats"; the latter is empty for models without batch norm.
     """
     if isinstance(model, str):
         raise ValueError(f"init: {model!r} is a name; write zoo.init(zoo.create({model!r}, num_classes=10), {key!r})")
