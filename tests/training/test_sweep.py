@@ -10,6 +10,7 @@ import pytest
 from helpers import random_images, run_command
 from PIL import Image
 
+from zoo.analysis.compare import format_value
 from zoo.training import run, sweep
 from zoo.training.sweep import Trial, describe, draws, format_table, grid, parse_axis, ranked
 
@@ -145,6 +146,11 @@ def test_compare_shows_what_differs_and_draws_the_curves(finished, tmp_path, cap
     (tmp_path / "results").rename(folders[0] / run.RESULTS)
     assert code == 0 and [row["state"] == "not finished" for row in json.loads(out)] == [True, False]
     assert json.loads(out)[0]["test accuracy"] is None
+
+
+def test_the_option_loss_is_a_word_in_the_table_and_the_result_a_number():
+    assert format_value("loss", "softmax") == "softmax"
+    assert format_value("test loss", 0.00594) == "0.0059"
 
 
 def test_compare_names_what_is_no_run(finished, tmp_path, capsys):

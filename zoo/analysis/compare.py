@@ -142,7 +142,7 @@ def format_value(column: str, value: Any) -> str:
         return "-"
     if column.endswith("accuracy"):
         return f"{100 * value:.2f} %"
-    if column.endswith("loss"):
+    if column.endswith("loss") and not isinstance(value, str):  # "loss" is also an option, such as "softmax"
         return f"{value:.4f}"
     if isinstance(value, bool):
         return str(value).lower()
