@@ -42,7 +42,10 @@ LICENCE = "Apache-2.0"
 CHECKPOINTS: dict[str, str] = {
     "lenet5-mnist": "--model lenet5 --data tfds:mnist --data-dir tfds",
     "lenet5-fashion-mnist": "--model lenet5 --data fashion-mnist --recipe mnist --augment flip --epochs 30",
-    "alexnet-fashion-mnist": "--model alexnet_small --data fashion-mnist --set width=0.25 --image-size 28",
+    "alexnet-fashion-mnist": (
+        "--model alexnet_small --data fashion-mnist --set width=0.25 --image-size 28 --epochs 40 --set ema=0.999 "
+        "--augment 'pad_crop(pad=2),flip,random_erasing(p=0.25)'"
+    ),
     "googlenet-fashion-mnist": "--model googlenet_bn_small --data fashion-mnist --set width=0.25 --image-size 28",
     "resnet20-fashion-mnist": "--model resnet20 --data fashion-mnist --image-size 28 --epochs 15",
     "resnet20-cifar10": "--model resnet20 --data cifar10 --epochs 15",
