@@ -63,23 +63,39 @@ def make_eval_step(
         are uint8 [B, H, W, C], or [B, V, H, W, C] for views, whose probabilities are averaged.
     """
 
+    compute_outputs = make_output_step(model, preprocess)
+
     def eval_step(variables: dict, batch: Batch):
-        images = batch["image"]
+        outputs = compute_outputs(variables, batch["image"])
+        # As Optax does it, whose import would take a tenth of the time of `zoo predict`.
+        label_logits = jnp.take_along_axis(outputs.logits, batch["label"][:, None], axis=-1)[:, 0]
+        losses = jax.nn.logsumexp(outputs.logits, axis=-1) - label_logits
+        sums = metrics.batch_sums(outputs.logits, batch["label"], batch["weight"], losses)
+        if axis_name is not None:
+            sums = jax.lax.psum(sums, axis_name)
+        return sums, outputs
+
+    return eval_step
+
+
+def make_output_step(model: nn.Module, preprocess: Preprocess) -> Callable[[dict, Any], Outputs]:
+    """Build the pure function from (variables, images) to Outputs; arguments and images as in `make_eval_step`."""
+
+    def output_step(variables: dict, images: Any) -> Outputs:
         views = images.shape[1] if images.ndim == 5 else 1
         logits, _ = model.apply(variables, normalise(images.reshape(-1, *images.shape[-3:]), preprocess))
         energy = jax.nn.logsumexp(logits, axis=-1).reshape(-1, views).mean(1)
         if views > 1:
             probabilities = jax.nn.softmax(logits).reshape(-1, views, logits.shape[-1]).mean(1)
             logits = jnp.log(jnp.maximum(probabilities, jnp.finfo(probabilities.dtype).tiny))
-        # As Optax does it, whose import would take a tenth of the time of `zoo predict`.
-        label_logits = jnp.take_along_axis(logits, batch["label"][:, None], axis=-1)[:, 0]
-        losses = jax.nn.logsumexp(logits, axis=-1) - label_logits
-        sums = metrics.batch_sums(logits, batch["label"], batch["weight"], losses)
-        if axis_name is not None:
-            sums = jax.lax.psum(sums, axis_name)
-        return sums, Outputs(jax.nn.softmax(logits), logits, energy)
+        return Outputs(jax.nn.softmax(logits), logits, energy)
 
-    return eval_step
+    return output_step
+
+
+@lru_cache(maxsize=16)
+def _output_step(model: nn.Module, preprocess: Preprocess) -> Callable:
+    return jit_for_platform(make_output_step(model, preprocess))
 
 
 @lru_cache(maxsize=16)
@@ -244,21 +260,20 @@ def predict_outputs(
     Returns:
         The Outputs for N images, on the host.
     """
-    step = _eval_step(model, preprocess)
+    step = _output_step(model, preprocess)
     variables = folded_on_device(model, variables, preprocess.input_shape)
     size = batch_size or prediction_batch(len(images))
     if len(images):
         size = memory.largest_batch(
             step, variables, (size, *(smaller for smaller in PREDICTION_BATCHES if smaller < size)),
-            lambda count: memory.abstract_batch((count, *images.shape[1:])), "use a machine with more memory",
+            lambda count: jax.ShapeDtypeStruct((count, *images.shape[1:]), np.uint8), "use a machine with more memory",
         )  # fmt: skip
     rows = []
     for start in range(0, len(images), size):
         part = images[start : start + size]
         padded = np.zeros((size, *part.shape[1:]), np.uint8)
         padded[: len(part)] = part
-        batch = {"image": padded, "label": np.zeros(size, np.int32), "weight": np.zeros(size, np.float32)}
-        rows.append([np.asarray(output)[: len(part)] for output in step(variables, batch)[1]])
+        rows.append([np.asarray(output)[: len(part)] for output in step(variables, padded)])
     if not rows:
         empty = np.zeros((0, model.num_classes or 0), np.float32)
         return Outputs(empty, empty, np.zeros(0, np.float32))
