@@ -113,8 +113,13 @@ def notebook_of(text: str, *, install: bool = False) -> Any:
     return notebook
 
 
-def run_notebook(notebook: Any, folder: Path) -> None:
+def run_notebook(notebook: Any, folder: Path, *, report: bool = False) -> None:
     """Run a notebook in `folder`; its cells then have their results.
+
+    Args:
+        notebook: the notebook.
+        folder: an empty folder.
+        report: end each training with its report page, as for a user; it takes seconds that the tour does without.
 
     Raises:
         nbclient.exceptions.CellExecutionError: if a cell fails.
@@ -134,7 +139,7 @@ def run_notebook(notebook: Any, folder: Path) -> None:
         "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         "MATPLOTLIBRC": str(DOCS / "tour" / "matplotlibrc"),
         "JAX_PLATFORMS": "cpu",
-        "ZOO_REPORT": "0",
+        "ZOO_REPORT": str(int(report)),
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "100",
     }
@@ -179,7 +184,7 @@ def run_page(page: Path, write: bool = True) -> str:
     text = page.read_text("utf-8")
     notebook, cells = notebook_of(text), cells_of(text)
     with tempfile.TemporaryDirectory() as folder:
-        run_notebook(notebook, Path(folder))
+        run_notebook(notebook, Path(folder), report=page.stem == "tutorial")
         target = page if write else Path(folder) / page.name
         run, parts, start = [c for c in notebook.cells if c.cell_type == "code"], [], 0
         written: list[Path] = []
