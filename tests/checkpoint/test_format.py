@@ -13,6 +13,7 @@ from helpers import run_command
 import zoo
 from zoo import checkpoint, models
 from zoo.checkpoint import CorruptCheckpointError
+from zoo.checkpoint.manifest import write_manifest
 from zoo.data.images.preprocess import Preprocess
 from zoo.trees import flatten, merge, unflatten
 
@@ -153,6 +154,61 @@ def test_a_leaf_that_differs_from_the_card_is_named(copy):
     checkpoint.manifest.write_manifest(copy)
     with pytest.raises(CorruptCheckpointError, match=card["leaves"][0]["path"]):
         checkpoint.load_checkpoint(copy)
+
+
+def claim_zeros(folder, shape, chunk):
+    """Replace the head's bias by an array without data, which TensorStore reads as zeros, and write a new manifest."""
+    import tensorstore
+
+    base = {"driver": "file", "path": f"{(folder / 'arrays' / 'state').absolute()}/"}
+    grid = {"name": "regular", "configuration": {"chunk_shape": chunk}}
+    tensorstore.open(
+        {
+            "driver": "zarr3",
+            "kvstore": {"driver": "ocdbt", "base": base, "path": "params.head.bias/"},
+            "metadata": {"shape": shape, "data_type": "float32", "chunk_grid": grid},
+        },
+        create=True, delete_existing=True,
+    ).result()  # fmt: skip
+    (folder / "manifest.json").unlink()
+    write_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunk", "named"),
+    [
+        ([10**9], [10**6], "params/head/bias has a different shape"),
+        ([10], [10**9], "10 values in chunks of 1,000,000,000"),
+    ],
+)
+def test_arrays_are_not_read_before_their_sizes_are_known_to_be_right(copy, shape, chunk, named):
+    """A few bytes can claim any number of zeros: reading them would take all memory."""
+    claim_zeros(copy, shape, chunk)
+    with pytest.raises(CorruptCheckpointError, match=f"copy/arrays: .*{named}"):
+        zoo.load(copy)
+    assert named in checkpoint.verify_checkpoint(copy)[-1]
+
+
+def test_arrays_that_do_not_fit_into_memory_are_not_read(copy, monkeypatch):
+    monkeypatch.setattr("zoo.checkpoint.format.available_memory", lambda: 1000)
+    with pytest.raises(ValueError, match=r"copy/arrays: its arrays take more than the available memory"):
+        zoo.load(copy)
+
+
+def test_another_layout_of_orbax_is_read_by_orbax(copy, saved, monkeypatch):
+    from orbax.checkpoint import v1
+
+    shutil.rmtree(copy / "arrays")
+    context = v1.Context()
+    context.array.saving.use_ocdbt = context.array.saving.use_zarr3 = False
+    with context:
+        v1.save(copy / "arrays", unflatten(leaves(saved[2])))
+    (copy / "manifest.json").unlink()
+    write_manifest(copy)
+    assert same_bits(zoo.load(copy).variables, saved[2])
+    monkeypatch.setattr("zoo.checkpoint.format.available_memory", lambda: 1000)
+    with pytest.raises(ValueError, match="available memory"):
+        zoo.load(copy)
 
 
 @pytest.mark.parametrize("part", ["card.json", "manifest.json", "arrays"])

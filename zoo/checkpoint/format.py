@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import hashlib
 import logging
+import math
 import os
 import shutil
 import threading
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +45,7 @@ from zoo.checkpoint.schema import check_card, to_plain_json
 from zoo.data.dataset import require_distinct_names
 from zoo.data.images.preprocess import Preprocess
 from zoo.files import backup_of, finish_replacement, follow_link, remove_folder, replace_folder, writing_folder
+from zoo.host_memory import available_memory
 from zoo.text import one_line, one_line_errors
 from zoo.trees import flatten, unflatten
 
@@ -53,6 +55,9 @@ _ORBAX = threading.Lock()
 #: In Orbax's metadata: the types of arrays and of an empty dict, and that of an entry's key.
 _READ_TYPES = ("np.ndarray", "jax.Array", "Dict")
 _DICT_KEY = 2
+
+#: Values that a chunk of a smaller array may have.
+MAX_SPARE_CHUNK = 2**20
 
 MAX_MESSAGE = 100_000  # characters of an error that lists leaves
 
@@ -302,7 +307,7 @@ def _load_checkpoint(path: Path, check: bool) -> tuple[Card, dict]:
     if check:
         check_manifest(path)
     card = card_from_json(read_json(path / CARD), str(path / CARD))
-    variables = {"params": {}, "batch_stats": {}, **read_arrays(path / ARRAYS)}
+    variables = {"params": {}, "batch_stats": {}, **read_arrays(path / ARRAYS, card.leaves)}
     if check and (lines := compare_leaves(card.leaves, leaf_table(variables))):
         raise CorruptCheckpointError(f"{path}: arrays do not match the card: {'; '.join(lines)}")
     return card, variables
@@ -379,7 +384,7 @@ def compare_leaves(expected: Iterable[Mapping[str, Any]], actual: Iterable[Mappi
     lines += [f"{path} is not in the card" for path in sorted(set(new) - set(old))]
     for path in sorted(set(old) & set(new)):
         if old[path] != new[path]:
-            changed = [key for key in ("shape", "dtype", "sha256") if old[path].get(key) != new[path][key]]
+            changed = [key for key in ("shape", "dtype", "sha256") if old[path].get(key) != new[path].get(key)]
             lines.append(f"{path} has a different {' and '.join(changed)}")
     return lines
 
@@ -447,32 +452,56 @@ def _unchecked_folder() -> Iterator[None]:
         setattr(execution, name, check)
 
 
-def read_arrays(path: Path) -> dict:
+def read_arrays(path: Path, leaves: Iterable[Mapping[str, Any]] | None = None) -> dict:
     """Read a nested dict of NumPy arrays that `write_arrays` wrote.
 
     TensorStore alone reads the layout that Orbax writes: importing Orbax would take a quarter of the time of `zoo
     predict`. Orbax reads any other layout, such as that of a later version.
 
+    Args:
+        path: the folder.
+        leaves: rows with path, shape and dtype, as in a card. Arrays of other shapes are not read: a file of a few
+            bytes can claim any number of zeros.
+
     Raises:
-        CorruptCheckpointError: if the folder cannot be read.
+        CorruptCheckpointError: if the folder cannot be read, or holds other arrays than `leaves`.
+        ValueError: if the arrays do not fit into the available memory.
     """
     import jax
 
     try:
-        leaves = _read_leaves(path.absolute() / "state")
-        if leaves is not None:
-            return unflatten(leaves)
+        arrays = _open_leaves(path.absolute() / "state")
+        claimed = _claims_of_orbax(path) if arrays is None else {name: _claim(array) for name, array in arrays.items()}
+    except Exception as error:  # Orbax and TensorStore raise many types for a folder that they did not write
+        raise CorruptCheckpointError(f"{path}: the arrays cannot be read ({type(error).__name__})") from None
+    _require_claims(path, claimed, leaves)
+    try:
+        if arrays is not None:
+            reads = {name: array.read() for name, array in arrays.items()}
+            return unflatten({name: read.result() for name, read in reads.items()})
         from orbax.checkpoint import v1
 
         with _ORBAX, _quiet_logs(), _single_process_context():
             tree = v1.load(path.absolute())
-    except Exception as error:  # Orbax and TensorStore raise many types for a folder that they did not write
+    except Exception as error:
         raise CorruptCheckpointError(f"{path}: the arrays cannot be read ({type(error).__name__})") from None
     return jax.tree.map(np.asarray, tree)
 
 
-def _read_leaves(folder: Path) -> dict[str, np.ndarray] | None:
-    """Read the arrays that Orbax wrote, by path. None unless they are Zarr 3 in OCDBT, in nested dicts."""
+class _Claim(NamedTuple):
+    """What the metadata of an array says: its shape and type, and the elements of its largest chunk."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunk: int
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def _open_leaves(folder: Path) -> dict[str, Any] | None:
+    """Open the arrays that Orbax wrote, by path. None unless they are Zarr 3 in OCDBT, in nested dicts."""
     import tensorstore
 
     metadata = read_json(folder / "_METADATA") if (folder / "_METADATA").exists() else {}
@@ -491,8 +520,43 @@ def _read_leaves(folder: Path) -> dict[str, np.ndarray] | None:
         tensorstore.open({"driver": "zarr3"}, kvstore=store / f"{'.'.join(keys)}/", open=True, read=True)
         for keys in paths
     ]
-    reads = [array.result().read() for array in opened]
-    return {"/".join(keys): read.result() for keys, read in zip(paths, reads, strict=True)}
+    return {"/".join(keys): array.result() for keys, array in zip(paths, opened, strict=True)}
+
+
+def _claim(array: Any) -> _Claim:
+    chunks = (array.chunk_layout.read_chunk.shape, array.chunk_layout.write_chunk.shape)
+    return _Claim(tuple(array.shape), array.dtype.numpy_dtype, max(math.prod(shape or ()) for shape in chunks))
+
+
+def _claims_of_orbax(path: Path) -> dict[str, _Claim]:
+    """Return what Orbax's own reader says of the arrays, without reading them."""
+    from orbax.checkpoint import v1
+
+    with _ORBAX, _quiet_logs(), _single_process_context():
+        tree = v1.metadata(path.absolute()).metadata
+    claims = {}
+    for name, leaf in flatten(tree).items():
+        stored = leaf.storage_metadata
+        chunks = (stored.chunk_shape, stored.write_shape) if stored else ()
+        largest = max((math.prod(shape or ()) for shape in chunks), default=1)
+        claims[name] = _Claim(tuple(leaf.shape), np.dtype(leaf.dtype), largest)
+    return claims
+
+
+def _require_claims(path: Path, claimed: Mapping[str, _Claim], leaves: Iterable[Mapping[str, Any]] | None) -> None:
+    """Raise unless the arrays of a folder have the paths, shapes and types in `leaves`, and fit into memory."""
+    if leaves is not None:
+        found = [{"path": name, "shape": list(c.shape), "dtype": str(c.dtype)} for name, c in sorted(claimed.items())]
+        expected = [{key: row[key] for key in ("path", "shape", "dtype")} for row in leaves]
+        if lines := compare_leaves(expected, found):
+            raise CorruptCheckpointError(f"{path}: arrays do not match the card: {'; '.join(lines)}")
+    for name, claim in claimed.items():
+        if claim.chunk > max(claim.size, MAX_SPARE_CHUNK):  # it would be unpacked whole
+            raise CorruptCheckpointError(f"{path}: {name} has {claim.size:,} values in chunks of {claim.chunk:,}")
+    needed, available = sum(claim.size * claim.dtype.itemsize for claim in claimed.values()), available_memory()
+    if available is not None and needed > available:
+        amounts = " and ".join(f"{size / 2**30:,.1f} GiB" for size in (needed, available))
+        raise ValueError(f"{path}: its arrays take more than the available memory ({amounts})")
 
 
 def is_primary() -> bool:
