@@ -489,7 +489,7 @@ def read_arrays(path: Path, leaves: Iterable[Mapping[str, Any]] | None = None) -
 
 
 class _Claim(NamedTuple):
-    """What the metadata of an array says: its shape and type, and the elements of its largest chunk."""
+    """Shape and type of an array, and elements of its largest chunk, by its metadata."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
