@@ -355,7 +355,15 @@ def test_photographs_are_fine_tuned_by_default(start):
     plan, (line,) = default_plan(pictures(70, 3), open_init)
     assert names == ["torchvision:resnet18"] and plan.init is not None and plan.config.model == "resnet20"
     assert "torchvision:resnet18 is fine-tuned" in line and "--model resnet18" in line
-    assert default_plan(pictures(64, 3), open_init)[0].init is None and len(names) == 1
+
+    plan, (line,) = default_plan(pictures(64, 3), open_init)
+    assert names[1:] == ["resnet20-cifar10"] and plan.init is not None
+    assert (
+        line
+        == "No --model given: the images are few, so resnet20-cifar10 is fine-tuned (--model resnet20: from scratch)"
+    )
+    many = pictures(64, 3, count=400)  # 50 and more of each class can be trained on from scratch
+    assert default_plan(many, open_init)[0].init is None and len(names) == 2
 
 
 def test_photographs_without_a_network():

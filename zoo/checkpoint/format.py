@@ -16,6 +16,7 @@ import math
 import os
 import shutil
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -418,13 +419,14 @@ def write_arrays(path: Path, tree: Mapping) -> None:
 
 @contextmanager
 def _quiet_logs() -> Iterator[None]:
-    """Silence the loggers that print a traceback for each array that cannot be written; the error itself is raised."""
+    """Silence logs and warnings about arrays that cannot be read or written; the error itself is raised."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "orbax")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -138,7 +138,9 @@ def needs_default_model(request: TrainRequest) -> bool:
 
 
 def with_default_model(request: TrainRequest, dataset: Dataset, say: Say) -> TrainRequest:
-    """Return the request with the model that suits the data, and for photographs with pretrained weights.
+    """Return the request with the model that suits the data.
+
+    Photographs, and colour images that are too few to train from scratch, get pretrained weights.
 
     Raises:
         ConnectionError: the weights are not on this machine and cannot be downloaded.
@@ -153,11 +155,11 @@ def with_default_model(request: TrainRequest, dataset: Dataset, say: Say) -> Tra
             return dataclasses.replace(request, init=request.open_init(pretrained))
         except ConnectionError as error:
             raise _without_network(error, kind, "give a checkpoint with --init") from None
-    if kind != "photographs" or request.open_init is None:
+    few = kind == "colour" and advice.describe_few_images(dataset) != ""
+    if not (kind == "photographs" or few) or request.open_init is None:
         return dataclasses.replace(request, model=scratch)
-    say(
-        f"No --model given: the images are photographs, so {pretrained} is fine-tuned (--model {scratch}: from scratch)"
-    )
+    reason = "few" if few else "photographs"
+    say(f"No --model given: the images are {reason}, so {pretrained} is fine-tuned (--model {scratch}: from scratch)")
     try:
         init = request.open_init(pretrained)
     except ConnectionError as error:
