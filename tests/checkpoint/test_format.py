@@ -195,20 +195,27 @@ def test_arrays_that_do_not_fit_into_memory_are_not_read(copy, monkeypatch):
         zoo.load(copy)
 
 
-def test_another_layout_of_orbax_is_read_by_orbax(copy, saved, monkeypatch):
+@pytest.mark.parametrize("ocdbt", [True, False])
+@pytest.mark.parametrize("zarr3", [True, False])
+def test_every_layout_of_orbax_is_read(copy, saved, ocdbt, zarr3, capfd):
     from orbax.checkpoint import v1
 
     shutil.rmtree(copy / "arrays")
     context = v1.Context()
-    context.array.saving.use_ocdbt = context.array.saving.use_zarr3 = False
+    context.array.saving.use_ocdbt, context.array.saving.use_zarr3 = ocdbt, zarr3
     with context:
         v1.save(copy / "arrays", unflatten(leaves(saved[2])))
     (copy / "manifest.json").unlink()
     write_manifest(copy)
     assert same_bits(zoo.load(copy).variables, saved[2])
-    monkeypatch.setattr("zoo.checkpoint.format.available_memory", lambda: 1000)
-    with pytest.raises(ValueError, match="available memory"):
+    metadata = copy / "arrays" / "state" / "_METADATA"
+    metadata.write_text(metadata.read_text().replace("np.ndarray", "scalar"))
+    (copy / "manifest.json").unlink()
+    write_manifest(copy)
+    capfd.readouterr()
+    with pytest.raises(CorruptCheckpointError, match=r"copy/arrays: the arrays cannot be read \(ValueError\)"):
         zoo.load(copy)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("part", ["card.json", "manifest.json", "arrays"])

@@ -70,10 +70,11 @@ def require_checkpoint_first(words: Sequence[str]) -> None:
     """Raise ValueError if the first word is an image or a folder of images and another one is a checkpoint."""
     from zoo.pretrained.file_kinds import file_kind
     from zoo.pretrained.names import names_checkpoint
+    from zoo.training.run import CONFIG
 
-    path = Path(words[0])
+    path = Path(words[0]).expanduser()
     is_image = path.is_file() and file_kind(path).startswith("an image")
-    if not is_image and (not path.is_dir() or names_checkpoint(words[0])):
+    if not is_image and (not path.is_dir() or (path / CONFIG).is_file() or names_checkpoint(words[0])):
         return
     if checkpoint := next(filter(names_checkpoint, words[1:]), ""):
         images = [word for word in words if word != checkpoint]

@@ -55,21 +55,19 @@ def on_disk(spec: str | Path) -> Iterator[str | Path]:
 def find(spec: str | Path) -> Path | Weights:
     """Resolve a name to a path (of a checkpoint or a weight file) or to a row of WEIGHTS.
 
-    An existing path takes precedence over a name. The folder of a run stands for its best checkpoint. A checkpoint on
-    the Hub is downloaded.
+    An existing path takes precedence over a name. A checkpoint on the Hub is downloaded.
 
     Raises:
         FileNotFoundError: with similar names, if nothing has this name.
         ConnectionError: if it cannot be downloaded.
-        ValueError: for a run without a best checkpoint, and for a pipe, a socket, a device or an address, whose local
-            copy `on_disk` gives.
+        ValueError: for a pipe, a socket, a device or an address, whose local copy `on_disk` gives.
     """
     require_local(spec)
     path = Path(spec).expanduser()
     if path.exists() and not path.is_dir():
         require_regular(path)
     if path.exists() or isinstance(spec, Path):
-        return checkpoint.checkpoint_in(path)
+        return path
     if hub.is_hub_name(spec):
         return hub.fetch(spec)
     if spec in shipped():

@@ -37,6 +37,8 @@ PageWriter = Callable[[Path, Checkpoint, Dataset], Path]
 
 #: Name of that page in the folder of the run.
 PAGE = "report.html"
+#: Numbers of a split's results that are printed.
+_PRINTED = ("accuracy", "examples", "loss", "macro_f1")
 
 #: Number of updates below which hardly any network learns.
 FEW_STEPS = 50
@@ -339,7 +341,7 @@ def say_results(plan: Plan, results: Mapping[str, Any], say: Say) -> None:
     best = "" if plan.config.head else f"; best checkpoint: epoch {epoch:.1f} (step {results['best_step']:,})"
     say(f"{results['stopped']}{best}")
     for name, result in results.items():
-        if isinstance(result, Mapping) and result.get("accuracy") is not None:
+        if isinstance(result, Mapping) and all(isinstance(result.get(key), int | float) for key in _PRINTED):
             figures = [f"accuracy {format_accuracy(result['accuracy'], result['examples'])}"]
             figures += [f"{label} {result[key]:.4f}" for label, key in (("loss", "loss"), ("macro F1", "macro_f1"))]
             say(f"{name:>10}: {'  '.join(figures)}")

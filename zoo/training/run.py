@@ -214,7 +214,7 @@ def read_origin(folder: Path) -> dict[str, Any]:
             f"{file}: 'made_with' (command and versions) has changed since it was written: restore it from a copy. "
             "If you edited it, remove its 'sha256'"
         )
-    return {"command": "", "git": None, **made_with}
+    return {"command": made_with.get("command", ""), "git": made_with.get("git"), "versions": made_with["versions"]}
 
 
 def _hash(value: Any) -> str:
