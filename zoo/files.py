@@ -54,7 +54,8 @@ def atomic_writer(file: Path, *, durable: bool = True, unique: bool = False) -> 
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # a failed write
+        # A failed write names no file, and a failed opening the temporary one.
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
             raise OSError(error.errno, os.strerror(error.errno), str(file)) from None
         raise
     if durable:

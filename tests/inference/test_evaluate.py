@@ -44,6 +44,11 @@ def dense(tmp_path_factory):
     return checkpoint(tmp_path_factory.mktemp("dense") / "c", "softmax", (8, 8), ("b", "c", "a"), image_size=8)
 
 
+def test_unknown_views_are_named(dense, folder):
+    with pytest.raises(ValueError, match="'flp' is unknown; choose from flip"):
+        zoo.evaluate(dense, str(folder), tta="flp")
+
+
 @pytest.mark.parametrize("tta", ["flip", "ten-crop"])
 def test_the_probabilities_of_the_views_are_averaged_exactly_at_every_batch_size(tta, dense, folder):
     split = open_dataset(folder).splits["test"]

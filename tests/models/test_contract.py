@@ -440,6 +440,10 @@ def test_too_small_images_raise(name):
 def test_unknown_names_and_fields_suggest_similar_ones():
     with pytest.raises(ValueError, match="lenet5"):
         create("lenet")
+    with pytest.raises(
+        ValueError, match=r"did you mean resnet20.*\? A checkpoint is read with `zoo train --init resnet20-c"
+    ):
+        create("resnet20-cifar10")
     with pytest.raises(ValueError, match="widths"):
         create("mlp", width=(3,))
     with pytest.raises(ValueError, match=r"num_classes=26.*lenet5 "):

@@ -12,7 +12,7 @@ import numpy as np
 
 from zoo.checkpoint.calibration import Calibration
 from zoo.data.images.preprocess import Preprocess, normalise
-from zoo.data.images.tta import VIEWS
+from zoo.data.images.tta import VIEWS, check_views
 from zoo.data.loader import eval_batches, prefetch_to_device
 from zoo.data.splits import Split
 from zoo.distributed.compile import jit_for_platform
@@ -142,6 +142,8 @@ def evaluate(
         ValueError: if the split is empty.
         OutOfMemoryError: before anything is read, if a batch does not fit into memory.
     """
+    if tta:
+        check_views(tta, preprocess)
     collected = Collected(split, class_names, calibration, per_example)
     _collect(collected, model, variables, preprocess, batch_size, on_batch, tta, parallelism)
     return collected.metrics()

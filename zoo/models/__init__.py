@@ -6,6 +6,7 @@ adds its totals to figures.json, so that `zoo list` need not trace it.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any, TypeVar, cast, get_origin
@@ -169,6 +170,9 @@ def create(name: str, **fields: Any) -> nn.Module:
     """
     if name not in MODELS:
         hint = did_you_mean(name, MODELS) or "`zoo list` lists all models"
+        if isinstance(name, str) and not re.fullmatch(r"\w*", name):  # of checkpoints, such as "resnet20-cifar10"
+            stop = "" if hint.endswith("?") else "."
+            hint += f"{stop} A checkpoint is read with `zoo train --init {name}` or zoo.load({name!r})"
         raise ValueError(f"unknown model {name!r}; {hint}")
     defaults = MODELS[name]()
     known = {field.name: field.type for field in dataclasses.fields(defaults) if field.name not in _LINEN_FIELDS}
