@@ -119,6 +119,7 @@ CONSTANTS = {
     "resnet50d": Constants({"dropout": (0, "head")}, TORCH, HE_OUT),
     "se_resnet50": Constants({"dropout": (0, "head")}, TORCH, HE_OUT | {"se/reduce": "lecun", "se/expand": "lecun"}),
     "resnet20": Constants({"dropout": (0, "head")}, TORCH, HE_OUT),
+    "resnet9": Constants({"dropout": (0, "head")}, TORCH, HE_OUT),
     "resnet50_v2": Constants({"dropout": (0, "head")}, TORCH, HE_OUT),
     # timm resnet.py: GroupNorm, eps 1e-5, initialised as the others.
     "resnet50_gn": Constants({"dropout": (0, "head")}, group_norm=1e-5, kernels=HE_OUT),
@@ -312,6 +313,7 @@ PAPERS = {
     "resnet50": "arXiv:1512.03385",
     "resnet50_v1": "arXiv:1512.03385",
     "resnet20": "arXiv:1512.03385",
+    "resnet9": "2018, How to train your ResNet",
     "resnet50_v2": "arXiv:1603.05027",
     "resnet164": "arXiv:1603.05027",
     "resnet50c": "arXiv:1812.01187",

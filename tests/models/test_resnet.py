@@ -211,6 +211,31 @@ def test_a_wide_block_applies_dropout_in_training_only():
         jax.eval_shape(partial(model.apply, train=True, mutable=["batch_stats"]), variables, images)
 
 
+def test_resnet9_is_the_published_function():
+    """Page 2018: the ReLU of a block comes before its sum, stages pool before their block, the head sees an eighth."""
+    model = create("resnet9", width=4)
+    images = normal(2, 16, 16, 3)
+    variables = jit(partial(model.init, train=False))(jax.random.key(0), images)
+    logits, ends = jit(partial(model.apply, train=False))(variables, images)
+
+    def conv(x, path):
+        kernel, norm = flatten(variables["params"])[f"{path}/conv/kernel"], 1 / np.sqrt(1 + 1e-5)  # fresh statistics
+        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jnp.maximum(norm * x, 0)
+
+    x = conv(images, "stem")
+    for stage in (1, 2, 3):
+        x = conv(x, f"stage{stage}_conv")
+        x = x.reshape(2, x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max((2, 4))
+        if stage != 2:
+            x = x + conv(conv(x, f"stage{stage}_block/conv1"), f"stage{stage}_block/conv2")
+    head = variables["params"]["head"]
+    np.testing.assert_allclose(logits, x.max((1, 2)) / 8 @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-5)
+    assert {name: ends[name].shape[1:] for name in model.stages[:-1]} == {
+        "stem": (16, 16, 4), "stage1": (8, 8, 8), "stage2": (4, 4, 16), "stage3": (2, 2, 32),
+    }  # fmt: skip
+
+
 def test_own_networks_of_the_pre_activation_paper():
     """He et al. 2016: 164 and 1,001 layers for CIFAR-10, 200 for ImageNet; norm and ReLU before the stem's pooling."""
     for name, depth in (("resnet164", 164), ("resnet1001", 1001)):

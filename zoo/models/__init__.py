@@ -28,6 +28,7 @@ from zoo.models.lenet import LeNet1, LeNet4, LeNet5, LeNet51998
 from zoo.models.mlp import MLP
 from zoo.models.protocol import ImageClassifier
 from zoo.models.resnet import RESNET18, RESNET34, RESNET50, RESNET101, RESNET152, RESNET_RS, ResNet, cifar
+from zoo.models.resnet9 import ResNet9
 from zoo.models.resnet_v2 import (
     RESNET18_V2,
     RESNET34_V2,
@@ -127,6 +128,7 @@ MODELS: dict[str, Callable[..., ImageClassifier]] = {
     "wide_resnet50_2_small": partial(ResNet, **RESNET50, widen=2, stem="small", num_classes=10),
     "se_resnet50_small": partial(ResNet, **RESNET50, squeeze=16, stem="small", num_classes=10),
     "bit_r50x1_small": partial(BiT, **BIT50, stem="small", num_classes=10),
+    "resnet9": ResNet9,
     "resnet20": partial(ResNet, **cifar(20)),
     "resnet32": partial(ResNet, **cifar(32)),
     "resnet44": partial(ResNet, **cifar(44)),
