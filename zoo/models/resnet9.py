@@ -5,8 +5,9 @@ a 3x3 convolution, three stages that each double the channels with another one a
 block of two 3x3 convolutions with a shortcut after the pooling of the first and the third stage.
 
 Differs from the code: the head has a bias, as those of all networks here, so that there are `num_classes` more
-parameters; the last pooling is over all positions, which at 32x32 pixels is the code's 4x4, so that any size from 8x8 on
-is accepted; convolutions are initialised from a normal distribution over the fan-out, as in the other residual networks.
+parameters; the last pooling is over all positions, which at 32x32 pixels is the code's 4x4, so that any size from 8x8
+on is accepted; convolutions are initialised from a normal distribution over the fan-out, as in the other residual
+networks.
 """
 
 from collections.abc import Callable
