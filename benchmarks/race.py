@@ -257,6 +257,10 @@ def write_page() -> None:
 
         results = sweep.read()
         lines += ["", "## Sweep over sizes and batches", "", *sweep.describe(results), "", sweep.table(results)]
+    if (RESULTS / "speedrun.json").exists():
+        from benchmarks import speedrun
+
+        lines += ["", *speedrun.describe(json.loads((RESULTS / "speedrun.json").read_text()))]
     if (RESULTS / "startup.json").exists():
         lines += ["", *_startup(json.loads((RESULTS / "startup.json").read_text()))]
     (ROOT / "docs" / "speed.md").write_text("\n".join(lines) + "\n")
