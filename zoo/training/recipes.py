@@ -45,8 +45,8 @@ RECIPES: dict[str, Recipe] = {
         source="this project: small for networks with batch norm; one-cycle schedule of Smith 2018 (arXiv:1803.09820)",
     ),
     "speed-run": Recipe(
-        epochs=12, batch_size=128, image_size=32, progressive=(16, 24, 32), progressive_at=(3, 8), optimizer="nesterov",
-        learning_rate=0.2, schedule="one-cycle", l2=5e-4, label_smoothing=0.1, ema=0.99, norm_lr_factor=4,
+        epochs=15, batch_size=128, image_size=32, progressive=(16, 24, 32), optimizer="nesterov", learning_rate=0.2,
+        schedule="one-cycle", l2=5e-4, label_smoothing=0.1, ema=0.99, norm_lr_factor=4,
         eval_every_epochs=2, monitor="last",
         augment=("pad_crop(pad=2, reflect=1)", "flip"),
         source="this project, after Page 2018 (How to train your ResNet): few epochs on images of 28 to 32 pixels",
