@@ -669,7 +669,7 @@ def test_errors_name_the_checkpoint_or_the_argument(tmp_path, checkpoint_folder)
         zoo.fit("lenet5", coloured(NEW), init=checkpoint_folder)
     with pytest.raises(ValueError, match="init="):
         zoo.fit(data=coloured(NEW))
-    with pytest.raises(ValueError, match=r"--init .* - missing batch_stats/stage1_block2"):
+    with pytest.raises(ValueError, match=r"init=.* - missing batch_stats/stage1_block2"):
         zoo.fit(init=checkpoint_folder, data=coloured(NEW), fields={"blocks": (2,)}, workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
