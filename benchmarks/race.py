@@ -279,7 +279,8 @@ def _startup(results: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     return [
         f"## Start, {on}", "", "Seconds from the start of the command; medians of five. Made by `python -m",
-        "benchmarks.startup`.", "", "| command | seconds | aim |", "|---|---:|---:|", *rows,
+        "benchmarks.startup`.", *([results["note"]] if "note" in results else []), "",
+        "| command | seconds | aim |", "|---|---:|---:|", *rows,
     ]  # fmt: skip
 
 
