@@ -15,6 +15,7 @@ from zoo import checkpoint, models
 from zoo.checkpoint import CorruptCheckpointError
 from zoo.checkpoint.manifest import write_manifest
 from zoo.data.images.preprocess import Preprocess
+from zoo.pretrained.weights import folder_of
 from zoo.trees import flatten, merge, unflatten
 
 PREPROCESS = Preprocess(
@@ -269,11 +270,13 @@ def test_where_there_is_no_checkpoint(tmp_path, copy):
         zoo.load(tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text("{}")  # the folder of a run stands for its best checkpoint
     assert zoo.load(tmp_path / "run").card == zoo.load(tmp_path / "run" / "best").card
+    assert folder_of(tmp_path / "run") == tmp_path / "run" / "best"  # of `zoo push` and `zoo verify`
     (tmp_path / "run" / "best").rename(tmp_path / "run" / ".best.old")  # while it is replaced
     assert zoo.load(tmp_path / "run").card.classes
     (tmp_path / "run" / ".best.old").rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="no best checkpoint yet"):
-        zoo.load(tmp_path / "run")
+    for read in (zoo.load, folder_of):
+        with pytest.raises(ValueError, match="no best checkpoint yet"):
+            read(tmp_path / "run")
 
 
 def test_what_does_not_fit_the_model_is_not_saved(saved, tmp_path):

@@ -7,6 +7,7 @@
 from zoo.checkpoint.format import (
     CARD,
     Card,
+    best_of_run,
     card_from_json,
     compare_leaves,
     leaf_table,
@@ -36,6 +37,7 @@ __all__ = [
     "Card",
     "CorruptCheckpointError",
     "HostArray",
+    "best_of_run",
     "card_from_json",
     "compare_leaves",
     "fetch_checkpoint",

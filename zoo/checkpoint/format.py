@@ -313,7 +313,7 @@ def _load_checkpoint(path: Path, check: bool) -> tuple[Card, dict]:
     return card, variables
 
 
-def _best_of_run(path: Path) -> Path:
+def best_of_run(path: Path) -> Path:
     """Return the best checkpoint of the folder of a run; `path` itself if it is anything else.
 
     Raises:
@@ -340,7 +340,7 @@ def _locate(path: Path) -> Path:
 
     It has another name for a moment while it is replaced.
     """
-    path = _best_of_run(path)
+    path = best_of_run(path)
     for folder in (path, backup_of(path), path):
         if folder.is_dir():
             return folder

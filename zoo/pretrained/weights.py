@@ -22,11 +22,11 @@ from zoo.pretrained.registry import WEIGHTS, Weights
 
 
 def folder_of(spec: str | Path) -> Path:
-    """Return the folder of a checkpoint on this machine.
+    """Return the folder of a checkpoint on this machine, or of the best one of a run.
 
     Raises:
         FileNotFoundError: if there is none, or if published weights have not been downloaded yet.
-        ValueError: if it is a file.
+        ValueError: if it is a file, or a run without a best checkpoint.
     """
     located = find(spec)
     if isinstance(located, Weights):
@@ -37,7 +37,7 @@ def folder_of(spec: str | Path) -> Path:
         raise ValueError(
             f"{located}: is a file, not a checkpoint folder; import it with: zoo import {located} -o FOLDER"
         )
-    return located
+    return checkpoint.best_of_run(located)
 
 
 def find_set(card: Card) -> Weights | None:

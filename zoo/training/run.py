@@ -24,10 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoo import checkpoint
 from zoo.addresses import is_address, join_address, parse_address
 from zoo.checkpoint import schema
 from zoo.checkpoint.format import upgrade_names
 from zoo.checkpoint.manifest import FORMAT, MAX_JSON, require_readable
+from zoo.checkpoint.remote import RUN_CONFIG
 from zoo.checkpoint.run_state import latest_save
 from zoo.checkpoint.schema import parse_json
 from zoo.data.folds import Fold
@@ -36,8 +38,9 @@ from zoo.stores import objects
 from zoo.text import escape, one_line
 from zoo.training.recipe import Recipe, recipe_from_json, recipe_to_json
 
-CONFIG, METRICS, RESULTS, TIMING = "config.json", "metrics.jsonl", "results.json", "timing.jsonl"
-STATE, BEST, LOCK = "state", "best", ".lock"
+CONFIG, BEST = RUN_CONFIG, checkpoint.BEST
+METRICS, RESULTS, TIMING = "metrics.jsonl", "results.json", "timing.jsonl"
+STATE, LOCK = "state", ".lock"
 
 #: Name of the state folder in runs of format 1.
 STATE_OF_FORMAT_1 = "checkpoints"
