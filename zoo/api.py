@@ -11,6 +11,7 @@ import flax.linen as nn
 
 from zoo import checkpoint, models
 from zoo.analysis.report import page_writer
+from zoo.arguments import check_types
 from zoo.checkpoint import Card
 from zoo.data.dataset import Dataset, all_splits, limited, with_classes
 from zoo.data.images.measure import as_trained
@@ -25,7 +26,7 @@ from zoo.inference import evaluate as evaluation
 from zoo.inference.evidence import describe_trained_on
 from zoo.inference.metrics import Metrics
 from zoo.inference.predict import Checkpoint, require_head
-from zoo.loading import load, open_init
+from zoo.loading import open_checkpoint, open_init
 from zoo.suggest import did_you_mean
 from zoo.training import cross_validation, loop, run
 from zoo.training.cross_validation import CrossValidation
@@ -37,6 +38,7 @@ from zoo.training.trackers import parse_trackers
 from zoo.trees import match_leaves
 
 
+@check_types()
 def save(
     path: str | Path,
     model: nn.Module,
@@ -81,6 +83,7 @@ def save(
     return checkpoint.save_checkpoint(path, card, variables, allow_nonfinite)
 
 
+@check_types("model", "data", "quiet")
 @naming_arguments
 def fit(
     model: str | None = None,
@@ -142,6 +145,7 @@ def fit(
     return loop.fit(make_plan(request, say), quiet=quiet, workers=workers, write_page=page_writer(), log=trackers)
 
 
+@check_types("model", "data", "folds", "quiet")
 @naming_arguments
 def cross_validate(
     model: str | None = None,
@@ -212,6 +216,8 @@ def _train_request(
     require_joined()
     if unknown := sorted(set(changes).difference(RECIPE_FIELDS)):
         hint = did_you_mean(unknown[0], [*RECIPE_FIELDS, *inspect.signature(fit).parameters]) or "see `zoo.Recipe`"
+        if model in models.MODELS and unknown[0] in models.defining_fields(models.create(model)):
+            hint = f"{model} has such a field: fields={{{unknown[0]!r}: {changes[unknown[0]]!r}}}"
         raise ValueError(f"{function}: {', '.join(unknown)} is neither an argument nor a field of Recipe; {hint}")
     if model is not None and not isinstance(model, str):
         if isinstance(data, str) and data in models.MODELS:
@@ -247,6 +253,7 @@ def _train_request(
     )
 
 
+@check_types("data", "tta")
 def evaluate(
     checkpoint: Checkpoint | str | Path,
     data: str | Path | Dataset | tuple,
@@ -289,7 +296,7 @@ def evaluate(
     _require_data("evaluate", data)
     if batch_size < 1:
         raise ValueError(f"evaluate: batch_size is {batch_size}; it must be at least 1")
-    loaded = load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
+    loaded = open_checkpoint(checkpoint)
     require_head(loaded.card)
     if isinstance(data, tuple):
         dataset = evaluation_split(data, loaded.card.classes, loaded.card.preprocess.white)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from zoo import models
+from zoo.arguments import check_types
 from zoo.inference.predict import Checkpoint
 from zoo.pretrained import weights
 from zoo.trees import match_leaves
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from zoo.training.finetune import InitCheckpoint
 
 
+@check_types("spec")
 def load(spec: str | Path, model: str | None = None, *, allow_nonfinite: bool = False, **fields: Any) -> Checkpoint:
     """Load a checkpoint by folder or name.
 
@@ -52,6 +54,11 @@ def load(spec: str | Path, model: str | None = None, *, allow_nonfinite: bool = 
     return Checkpoint(network, jax.device_put(match_leaves(variables, abstract, str(spec))), card)
 
 
+def open_checkpoint(checkpoint: str | Path | Checkpoint) -> Checkpoint:
+    """Return a Checkpoint, loaded if it is given by folder or name, as `load` takes it."""
+    return checkpoint if isinstance(checkpoint, Checkpoint) else load(checkpoint)
+
+
 def open_init(init: str | Path | Checkpoint, model: str | None = None) -> InitCheckpoint:
     """Open a checkpoint to start training from.
 
@@ -61,7 +68,7 @@ def open_init(init: str | Path | Checkpoint, model: str | None = None) -> InitCh
     """
     from zoo.training.finetune import InitCheckpoint  # imports Optax, which prediction does without
 
-    if not isinstance(init, (str, Path)):
+    if isinstance(init, Checkpoint):
         return InitCheckpoint(f"a {init.card.model} in memory", init.card, jax.device_get(init.variables))
     with weights.on_disk(init) as path:
         loaded = load(path, model if Path(path).expanduser().is_file() else None)

@@ -46,6 +46,7 @@ INITIALISERS = {
     "normal 0.1": 0.1,
     "normal 0.01": 0.01,
     "normal 0.001": 0.001,
+    "partial identity": (32 / 13824 + 1 / 3 / 3 / 288) ** 0.5,  # 32 ones, and a third of the kernel as torch linear
     "zeros": 0.0,
 }
 UNIFORM = ("uniform fan-in", "torch linear", "glorot")
@@ -120,6 +121,10 @@ CONSTANTS = {
     "se_resnet50": Constants({"dropout": (0, "head")}, TORCH, HE_OUT | {"se/reduce": "lecun", "se/expand": "lecun"}),
     "resnet20": Constants({"dropout": (0, "head")}, TORCH, HE_OUT),
     "resnet9": Constants({"dropout": (0, "head")}, TORCH, HE_OUT),
+    # Jordan 2024, appendix A: dirac_ and PyTorch's initialisation.
+    "airbench": Constants(
+        {"dropout": (0, "head")}, TORCH, {"": "partial identity", "whiten": "he fan-out", "head": "torch linear"}
+    ),
     "resnet50_v2": Constants({"dropout": (0, "head")}, TORCH, HE_OUT),
     # timm resnet.py: GroupNorm, eps 1e-5, initialised as the others.
     "resnet50_gn": Constants({"dropout": (0, "head")}, group_norm=1e-5, kernels=HE_OUT),
@@ -253,6 +258,7 @@ FIELDS = {
     "xception": {"pool_padding": "symmetric"},
     "alexnet": {"image_size": 227},
     "alexnet_owt": {"pool_size": 6},
+    "airbench": {"width": 64, "logit_scale": 1 / 9},
     "mlp": {"activation": "relu", "image_size": 28},
     "lenet5": {"activation": "relu", "pool": "max", "image_size": 32},
     "highway": {"activation": "relu", "gate_bias": -1.0, "layers": 10, "width": 50},
@@ -314,6 +320,7 @@ PAPERS = {
     "resnet50_v1": "arXiv:1512.03385",
     "resnet20": "arXiv:1512.03385",
     "resnet9": "2018, How to train your ResNet",
+    "airbench": "arXiv:2404.00498",
     "resnet50_v2": "arXiv:1603.05027",
     "resnet164": "arXiv:1603.05027",
     "resnet50c": "arXiv:1812.01187",

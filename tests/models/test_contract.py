@@ -125,9 +125,10 @@ PARAMETERS = {
     "resnet56": 853_018,
     "resnet110": 1_727_962,
     "resnet1202": 19_421_274,
-    # layer shapes; Zagoruyko and Komodakis 2016, table 4, rounds them
-    # Page's code has 6,573,120 without the bias of the head
+    # layer shapes; the code of Page and of Jordan has ten fewer, no bias of the head
     "resnet9": 6_573_130,
+    "airbench": 1_971_650,
+    # layer shapes; Zagoruyko and Komodakis 2016, table 4, rounds them
     "wide_resnet16_8": 10_961_370,
     "wide_resnet28_10": 36_479_194,
     "wide_resnet40_4": 8_949_210,
@@ -187,6 +188,7 @@ REDUCED = {
     "resnet_v2": ("resnet50_v2_small", {"blocks": (1, 1), "width": 8, "stochastic_depth": 0.2}, (8, 8, 3)),
     "wide_resnet": ("wide_resnet16_8", {"depth": 10, "widen": 2, "width": 4, "dropout": 0.1}, (8, 8, 3)),
     "resnet9": ("resnet9", {"width": 8}, (8, 8, 1)),
+    "airbench": ("airbench", {"width": 8, "logit_scale": 1.0}, (9, 9, 1)),
     "highway": ("highway", {"layers": 3, "width": 20, "image_size": 8}, (8, 8, 1)),
     "highway_conv": ("highway_conv", {"layers": 3, "image_size": 8}, (8, 8, 1)),
 }

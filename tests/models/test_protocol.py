@@ -40,6 +40,7 @@ SPLIT_PARAMETERS = {
     "bit_r50x1": 11,
     "resnet20": 2,  # the head: only networks with four stages have more
     "resnet9": 5,  # three convolutions of the last stage, the head
+    "airbench": 6,  # two convolutions in each of the two last stages, the head
     "wide_resnet16_8": 6,  # two convolutions in each of the two last blocks, the head
     "highway": 0,
     "highway_conv": 0,

@@ -16,7 +16,9 @@ from zoo.data.images.preprocess import Preprocess
 from zoo.data.sources import from_arrays
 from zoo.distributed.device_memory import OutOfMemoryError
 from zoo.distributed.mesh import Parallelism, parse_parallelism
-from zoo.training import loop, report
+from zoo.loading import open_init
+from zoo.training import batches, loop, report
+from zoo.training.batches import sample_images
 from zoo.training.plan import Plan
 from zoo.training.plan import make_plan as plan_of
 from zoo.training.recipe import Recipe
@@ -494,3 +496,32 @@ def test_the_hyperrule_of_bit_is_resolved_by_the_data():
     plan = make_plan("resnet20", pictures(40, 3), "bit-hyperrule")
     assert plan.total_steps == 500 and plan.preprocess.size == (128, 128)
     assert plan.recipe.augment == ("scale_crop(low=1.25, high=1.25)", "flip")
+
+
+def test_a_first_layer_that_depends_on_the_data(tmp_path):
+    """It is computed from a sample of the training images; a checkpoint that training starts from keeps its own."""
+    images, labels = random_images(40, 16, 16, classes=2)
+    images[20:] //= 2
+    data = from_arrays((images, labels), validation=random_images(20, 16, 16, classes=2), name="made")
+    recipe = dataclasses.replace(PLAIN, image_size=16)
+    plan = make_plan("airbench", data, recipe, fields={"width": 4})
+    state = plan.first_state()
+    sample = sample_images(data.splits["train"], plan.preprocess)
+    assert len(sample) == 40 and sample.shape[1:] == plan.preprocess.input_shape
+    whitened = plan.model.initialise_from_images({"params": {"whiten": {}}}, sample)["params"]["whiten"]["kernel"]
+    np.testing.assert_array_equal(state.variables["params"]["whiten"]["kernel"], whitened)
+    plain = models.init(plan.model, 0, sample.shape[1:])
+    zoo.save(tmp_path / "saved", plan.model, plain, data.class_names, plan.preprocess)
+    tuned = plan_of(TrainRequest(data=data, init=open_init(tmp_path / "saved"), recipe=recipe))
+    kept = tuned.first_state().variables["params"]["whiten"]["kernel"]
+    np.testing.assert_array_equal(kept, plain["params"]["whiten"]["kernel"])
+
+
+def test_a_sample_is_evenly_spread_and_bounded(monkeypatch):
+    data = dataset(count=45)
+    plan = mlp_plan(data=data)
+    monkeypatch.setattr(batches, "SAMPLE_PIXELS", 8 * 8 * 5)
+    sample = sample_images(data.splits["train"], plan.preprocess)
+    images = plan.dataset.splits["train"].read(np.array([0, 11, 22, 33, 44]))
+    expected = zoo.preprocess(list(images), plan.preprocess)
+    np.testing.assert_allclose(sample, expected, rtol=1e-6)

@@ -81,7 +81,7 @@ def embed(
     """
     if umap:
         require_umap()
-    loaded = loading.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
+    loaded = loading.open_checkpoint(checkpoint)
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     dataset = limited(dataset, limit or MAX_POINTS)
     split = split or ("test" if "test" in dataset.splits else list(dataset.splits)[-1])

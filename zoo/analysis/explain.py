@@ -11,6 +11,7 @@ import numpy as np
 from zoo import loading
 from zoo.analysis import attribution
 from zoo.analysis.features import endpoints
+from zoo.arguments import check_types
 from zoo.data.images.decode import decode_images, is_collection
 from zoo.data.images.preprocess import Preprocess, images_to_input, normalise
 from zoo.inference.calibrate import temperature_of
@@ -47,6 +48,7 @@ class Explanation:
     image: np.ndarray
 
 
+@check_types("method", "target")
 def explain(
     checkpoint: Checkpoint | str | Path,
     image: Any,
@@ -79,7 +81,7 @@ def explain(
         >>> result.heatmap.shape
         (32, 32)
     """
-    loaded = loading.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
+    loaded = loading.open_checkpoint(checkpoint)
     if method not in METHODS:
         hint = did_you_mean(str(method), METHODS) or f"choose from {', '.join(METHODS)}"
         raise ValueError(f"explain: unknown method {method!r}; {hint}")

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from zoo import loading, models
+from zoo.arguments import check_types
 from zoo.data.content_sketch import ContentSketch, sketch_of
 from zoo.data.dataset import Dataset, limited
 from zoo.data.images.measure import as_trained
@@ -177,6 +178,7 @@ def endpoints(model: nn.Module, preprocess: Preprocess) -> dict[str, tuple[int, 
     return {name: shapes[name] for name in order}
 
 
+@check_types("data", "at")
 def features(
     checkpoint: Checkpoint | str | Path,
     data: str | Path | Dataset | tuple[Any, Any],
@@ -215,7 +217,7 @@ def features(
     if not isinstance(data, (str, Path, Dataset)):
         kind = type(data).__name__
         raise ValueError(f"features: data has type {kind}; give a name, folder, Dataset or tuple (images, labels)")
-    loaded = loading.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
+    loaded = loading.open_checkpoint(checkpoint)
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     if limit:
         dataset = limited(dataset, limit)

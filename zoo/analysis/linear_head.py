@@ -11,6 +11,7 @@ import numpy as np
 from zoo import loading, models
 from zoo.analysis.features import HEAD_INPUT, digest_of
 from zoo.analysis.probe import ProbeResult
+from zoo.arguments import check_types
 from zoo.checkpoint import Card, save_checkpoint
 from zoo.data.content_sketch import TRAINED_ON, ContentSketch
 from zoo.inference.predict import Checkpoint
@@ -19,6 +20,7 @@ from zoo.training.finetune import is_head
 from zoo.trees import flatten, match_leaves, unflatten
 
 
+@check_types()
 def attach_head(
     checkpoint: Checkpoint | str | Path, probed: ProbeResult, path: str | Path | None = None, *, command: str = ""
 ) -> Checkpoint:
@@ -37,7 +39,7 @@ def attach_head(
         ValueError: if the probe was trained on another endpoint than the head's input or on features of another
             network, or if the network has no head that could be replaced.
     """
-    loaded = loading.load(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
+    loaded = loading.open_checkpoint(checkpoint)
     require_head_input(probed)
     name = loaded.card.model
     if probed.origin and probed.origin.digest != digest_of(loaded):

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from zoo.analysis.features import Features, Origin, require_finite
+from zoo.arguments import check_types
 from zoo.checkpoint.calibration import Calibration
 from zoo.data.content_sketch import ContentSketch
 from zoo.inference import metrics
@@ -73,6 +74,7 @@ class ProbeResult(NamedTuple):
     uncalibrated: str = ""
 
 
+@check_types()
 def probe(
     features: Features, kind: str = "softmax", *, seed: int = 0, class_weights: ClassWeights = "none"
 ) -> ProbeResult:

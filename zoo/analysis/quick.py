@@ -19,6 +19,7 @@ from zoo import loading
 from zoo.analysis.features import Features, compute_features
 from zoo.analysis.linear_head import head_variables, model_with_classes
 from zoo.analysis.probe import STRENGTHS, ClassWeights, ProbeResult, evaluate_head, fit_on_validation
+from zoo.arguments import check_types
 from zoo.data.dataset import Dataset
 from zoo.data.sources import from_arrays
 from zoo.distributed import mesh, processes
@@ -38,6 +39,7 @@ from zoo.training.trackers import Tracking, parse_trackers
 LINEAR = "linear"
 
 
+@check_types()
 def fit_head(
     data: str | Path | Dataset | tuple,
     *,

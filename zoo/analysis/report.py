@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo import loading
+from zoo.arguments import check_types
 from zoo.data.dataset import Dataset
 from zoo.data.sources import open_dataset
 from zoo.data.sources.names import canonical_split
@@ -35,6 +36,7 @@ def run_folder_of(source: str | Path) -> Path | None:
     return folder.parent if folder.name == BEST and (folder.parent / CONFIG).is_file() else None
 
 
+@check_types()
 def report(
     source: str | Path | Checkpoint,
     data: str | Path | Dataset,
@@ -66,7 +68,7 @@ def report(
     from zoo.analysis.page.collect import collect, read_run
 
     in_memory = isinstance(source, Checkpoint)
-    loaded = source if isinstance(source, Checkpoint) else loading.load(source)
+    loaded = loading.open_checkpoint(source)
     require_head(loaded.card)
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     folder = loaded.workdir if isinstance(source, Checkpoint) else run_folder_of(source)

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Images per batch (default: 256); affects speed and memory only.",
     )
     parser.add_argument(
-        "--tta", metavar="VIEWS", default="", help="Average over views: flip, five-crop, ten-crop or multi-scale."
+        "--tta", metavar="VIEWS", default="", help="Average over views: flip, five-crop, ten-crop, multi-scale, shift."
     )
     parser.add_argument(
         "--image-size", metavar="PIXELS", type=count, default=0, help="Side of the input; 0: as trained."

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="Print one JSON object per image and line.")
     parser.add_argument("-o", "--output", metavar="FILE.csv", help="Also write a table to this file.")
     parser.add_argument(
-        "--tta", metavar="VIEWS", default="", help="Average over views: flip, five-crop, ten-crop or multi-scale."
+        "--tta", metavar="VIEWS", default="", help="Average over views: flip, five-crop, ten-crop, multi-scale, shift."
     )
     parser.add_argument(
         "--min-probability",

@@ -200,7 +200,13 @@ def all_splits(dataset: Dataset) -> Split:
 
 
 def limited(dataset: Dataset, limit: int) -> Dataset:
-    """Return the data set with at most `limit` records in each split, evenly spaced."""
+    """Return the data set with at most `limit` records in each split, evenly spaced.
+
+    Raises:
+        ValueError: if `limit` is not positive.
+    """
+    if limit < 1:
+        raise ValueError(f"limit={limit}: must be a positive number of records")
 
     def limit_split(split: Split) -> Split:
         if len(split) <= limit:

@@ -15,6 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from zoo.arguments import check_types
+from zoo.models.airbench import Airbench
 from zoo.models.alexnet import AlexNet, AlexNetOWT
 from zoo.models.bit import BIT50, BIT101, BIT152, BiT
 from zoo.models.googlenet import GoogLeNet, GoogLeNetBN
@@ -128,6 +130,7 @@ MODELS: dict[str, Callable[..., ImageClassifier]] = {
     "wide_resnet50_2_small": partial(ResNet, **RESNET50, widen=2, stem="small", num_classes=10),
     "se_resnet50_small": partial(ResNet, **RESNET50, squeeze=16, stem="small", num_classes=10),
     "bit_r50x1_small": partial(BiT, **BIT50, stem="small", num_classes=10),
+    "airbench": Airbench,
     "resnet9": ResNet9,
     "resnet20": partial(ResNet, **cifar(20)),
     "resnet32": partial(ResNet, **cifar(32)),
@@ -154,6 +157,7 @@ M = TypeVar("M", bound=ImageClassifier)
 _PROBABILITIES = ("dropout", "rate", "stochastic_depth")
 
 
+@check_types()
 def create(name: str, **fields: Any) -> nn.Module:
     """Create a model by name.
 
@@ -172,7 +176,7 @@ def create(name: str, **fields: Any) -> nn.Module:
     """
     if name not in MODELS:
         hint = did_you_mean(name, MODELS) or "`zoo list` lists all models"
-        if isinstance(name, str) and not re.fullmatch(r"\w*", name):  # of checkpoints, such as "resnet20-cifar10"
+        if not re.fullmatch(r"\w*", name):  # of checkpoints, such as "resnet20-cifar10"
             stop = "" if hint.endswith("?") else "."
             hint += f"{stop} A checkpoint is read with `zoo train --init {name}` or zoo.load({name!r})"
         raise ValueError(f"unknown model {name!r}; {hint}")
@@ -215,6 +219,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+@check_types("model")
 def init(
     model: ImageClassifier,
     key: jax.Array | int,
@@ -235,7 +240,9 @@ def init(
     """
     if isinstance(model, str):
         raise ValueError(f"init: {model!r} is a name; write zoo.init(zoo.create({model!r}, num_classes=10), {key!r})")
-    key = jax.random.key(key) if isinstance(key, int) else key
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"init: model has type {type(model).__name__}; it takes a network made by zoo.create")
+    key = key if isinstance(key, jax.Array) else jax.random.key(int(key))
     shape = image_shape and tuple(image_shape)
     if shardings is not None:
         leaves, structure = jax.tree.flatten(shardings)

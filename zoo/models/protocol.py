@@ -17,7 +17,9 @@ class ImageClassifier(Protocol):
     `rngs={"dropout": key}`; the result is then `((logits, endpoints), updates)`. Parameters do not depend on `train`.
 
     A model may also have `normalisation`, the default of the recipe field of that name, and `added_fields`, the fields
-    that its class got after its first cards (see `zoo.models.card_fields`).
+    that its class got after its first cards (see `zoo.models.card_fields`). A model whose first layer depends on the
+    data has `initialise_from_images(variables, images)`, which training from scratch applies to freshly initialised
+    variables and a sample of the normalised training images [N, H, W, C].
 
     Attributes:
         num_classes: number of classes, or None for a network without a head.

@@ -1,26 +1,33 @@
 """Training batches on the devices: transferred one ahead, or gathered from images that stay there."""
 
+import math
 from collections.abc import Generator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zoo.data.dataset import Dataset
+from zoo.data.images.preprocess import Preprocess, normalise
 from zoo.data.loader import (
     CACHE_BYTES,
+    eval_batches,
     prefetch_to_device,
     preprocessed,
     preprocessed_bytes,
     train_batches,
     train_indices,
 )
-from zoo.data.splits import Split
+from zoo.data.splits import Split, subset
 from zoo.distributed import mesh
 from zoo.distributed.mesh import Parallelism
 from zoo.distributed.resident import CHOICES, fits_on_devices, resident_batches
 from zoo.training.recipe import Recipe
 from zoo.training.timeline import Segment
+
+#: Pixels in the sample from which a first layer is initialised.
+SAMPLE_PIXELS = 2**20
 
 
 def train_batches_on_devices(
@@ -60,6 +67,18 @@ def train_batches_on_devices(
     if parallelism.is_single_device:
         return prefetch_to_device(batches)
     return prefetch_to_device(batches, partial(mesh.shard_batch, parallelism))
+
+
+def sample_images(split: Split, preprocess: Preprocess) -> NDArray[np.float32]:
+    """Return images that are evenly spread over a split, normalised: [N, H, W, C], of SAMPLE_PIXELS pixels in all.
+
+    They depend on nothing else, so every process of a run gets the same.
+    """
+    count = min(len(split), max(SAMPLE_PIXELS // math.prod(preprocess.size), 1))
+    mask = np.zeros(len(split), np.bool_)
+    mask[np.linspace(0, len(split) - 1, count).round().astype(np.int64)] = True
+    batch = next(eval_batches(subset(split, mask), preprocess, batch_size=count))
+    return np.asarray(normalise(batch["image"], preprocess))
 
 
 def require_device_data(

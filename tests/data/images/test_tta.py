@@ -34,6 +34,10 @@ def expected_views(name, image, preprocess):
     centre = image_to_input(image, preprocess)
     if name == "flip":
         return [centre, centre[:, ::-1]]
+    if name == "shift":  # down and right, up and left; the row at an edge is that next to it
+        around = [1, *range(14), 12]
+        moved = [centre[rows][:, rows] for rows in (around[1:15], around[0:14], around[2:16])]
+        return moved + [view[:, ::-1] for view in moved]
     if name == "multi-scale":
         views = [resize_and_crop(image, round(14 * side / 224), 14) for side in (256, 288, 320, 352)]
     else:
@@ -53,11 +57,11 @@ def test_views_are_those_of_the_papers(name, preprocess, shape):
 
 def test_drawings_are_not_mirrored():
     check_views("five-crop", DRAWINGS)
-    for name in ("flip", "ten-crop", "multi-scale"):
+    for name in ("flip", "ten-crop", "multi-scale", "shift"):
         check_views(name, MARGIN_2)
         with pytest.raises(ValueError, match=f"'{name}'"):
             check_views(name, DRAWINGS)
-    with pytest.raises(ValueError, match=r"twelve-crop.*flip, five-crop, ten-crop, multi-scale"):
+    with pytest.raises(ValueError, match=r"twelve-crop.*flip, five-crop, ten-crop, multi-scale, shift"):
         check_views("twelve-crop", MARGIN_2)
 
 
@@ -111,12 +115,13 @@ def test_views_adapt_drawings_and_keep_the_rest_of_the_preprocessing():
 
 
 def test_numbers_of_views_and_mirroring_are_pinned():
-    """Krizhevsky et al. 2012 average ten crops; Szegedy et al. 2014 use four scales."""
+    """Krizhevsky et al. 2012 average ten crops; Szegedy et al. 2014 use four scales; Jordan 2024 three places."""
     assert {name: (views.num_views, views.mirrors) for name, views in VIEWS.items()} == {
         "flip": (2, True),
         "five-crop": (5, False),
         "ten-crop": (10, True),
         "multi-scale": (8, True),
+        "shift": (6, True),
     }
 
 

@@ -61,6 +61,18 @@ def multi_scale(image: NDArray[Any], preprocess: Preprocess, **options: Any) -> 
     return _with_mirrored(np.stack(views))
 
 
+def shift(image: NDArray[Any], preprocess: Preprocess, **options: Any) -> Uint8:
+    """Return the image, two copies moved by a pixel along the diagonal, and their mirror images, [6, h, w, c].
+
+    Views of small images, whose pixels a crop would lose; edges are reflected (Jordan 2024, arXiv:2404.00498, section
+    3.5, which weights the images that are not moved twice).
+    """
+    whole = image_to_input(image, preprocess, **options)
+    height, width = whole.shape[:2]
+    padded = np.pad(whole, ((1, 1), (1, 1), (0, 0)), mode="reflect" if min(height, width) > 1 else "edge")
+    return _with_mirrored(np.stack([padded[i : i + height, i : i + width] for i in (1, 0, 2)]))
+
+
 class Views(NamedTuple):
     """A kind of test-time augmentation."""
 
@@ -77,6 +89,7 @@ VIEWS: dict[str, Views] = {
     "five-crop": Views(five_crop, 5, False),
     "ten-crop": Views(ten_crop, 10, True),
     "multi-scale": Views(multi_scale, 8, True),
+    "shift": Views(shift, 6, True),
 }
 
 

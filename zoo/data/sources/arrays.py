@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.arguments import check_types
 from zoo.data.dataset import Dataset, Note, create_missing_splits
 from zoo.data.images.colour import composite
 from zoo.data.images.decode import CHANNEL_COUNTS, array_white, as_numbers, channels_last, type_of
@@ -20,6 +21,7 @@ Arrays = tuple[Any, Any]
 MISSING_LABELS = ("nan", "NaN", "<NA>", "NaT", "")  # as pandas and CSV files write missing values
 
 
+@check_types("train", "validation", "test")
 def from_arrays(
     train: Arrays,
     validation: Arrays | None = None,

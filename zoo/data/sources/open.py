@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.addresses import is_address, parse_address, require_local
+from zoo.arguments import check_types
 from zoo.data.dataset import Dataset, nearest_names
 from zoo.data.sources.folders import has_images, list_folder
 from zoo.data.sources.hf import list_hf
@@ -128,6 +129,7 @@ def open_source(spec: Spec, data_dir: Spec | None = None) -> Dataset | Listing:
     raise _unrecognised(spec)
 
 
+@check_types()
 def open_dataset(spec: Spec, data_dir: Spec | None = None) -> Dataset:
     """Open the data set that `--data` names; SUPPORTED lists what it may be.
 
