@@ -85,9 +85,9 @@ def describe(rows: dict[str, Any]) -> list[str]:
     lines = [
         f"## Accuracy after so many minutes, CIFAR-10, {on}",
         "",
-        "`zoo train --model airbench` against airbench94.py in PyTorch (the same network with its author's settings, in",
-        "float32), one after the other on the idle machine, each for as many epochs as fit. The time is that of the",
-        "whole command here, and of the training steps alone there; 45,000 images here, 50,000 there. Test split: six",
+        "`zoo train --model airbench` against airbench94.py in PyTorch (its network, with its author's settings, in",
+        "float32), one after the other on the idle machine, each for as many epochs as fit. The time is that of",
+        "the whole command here, of the training steps alone there; 45,000 images here, 50,000 there. Test split: six",
         "views (one in brackets). CIFAR-10 as JPEG files of quality 75. Made by `python -m benchmarks.speedrun`.",
         "",
         "| minutes | command | seconds | test accuracy | airbench: epochs | seconds with evaluation | test accuracy |",

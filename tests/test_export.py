@@ -375,7 +375,7 @@ def test_export_import_and_verify(resnet, folder, tmp_path, capsys, monkeypatch)
     ("words", "answer"),
     [(("export", "CKPT", "--to", "safetensors", "--keys", "tf"), "--keys tf"),
      (("export", "CKPT", "--to", "onnx", "--keys", "timm"), "--keys timm"),
-     (("export", "CKPT", "--to", "pickle"), "invalid choice"),
+     (("export", "CKPT", "--to", "pickle"), "--to pickle: choose from safetensors, stablehlo, onnx, openvino"),
      (("export", "CKPT", "--to", "safetensors", "--keys", "timm", "-o", "x.safetensors"), "ResNet"),
      (("import", "nowhere.pth", "--as", "resnet20", "-o", "x"), "nowhere.pth: no such weight file"),
      (("import", "nowhere.pth", "--as", "resnet20", "--set", "block=1", "-o", "x"), "did you mean blocks"),

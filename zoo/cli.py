@@ -4,6 +4,7 @@ import argparse
 import gc
 import importlib
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -74,6 +75,11 @@ def _with_hint(parser: argparse.ArgumentParser, message: str) -> str:
     if message.startswith("unrecognized arguments: "):
         word = message.split(": ", 1)[1].split()[0]
         if not word.startswith("-") and "--data" in parser._option_string_actions:
+            from zoo.pretrained.names import names_checkpoint
+
+            has_checkpoint = any(action.dest == "checkpoint" for action in parser._actions)
+            if has_checkpoint and names_checkpoint(word):
+                return f"unexpected argument {word!r}; the checkpoint comes first: {parser.prog} {word} --data DATA"
             return f"unexpected argument {word!r}; did you mean --data {word}?"
         hint = did_you_mean(word, parser._option_string_actions) or f"see `{parser.prog} --help`"
         return f"unknown option {word!r}; {hint}"
@@ -82,6 +88,11 @@ def _with_hint(parser: argparse.ArgumentParser, message: str) -> str:
         hint = f"did you mean {SYNONYMS[word]}?" if word in SYNONYMS else did_you_mean(word, COMMANDS)
         hint = hint or f"choose from {', '.join(COMMANDS)}"
         return f"unknown command {word!r}; {hint}"
+    if choice := re.fullmatch(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL):
+        option, word, known = choice.groups()
+        names = re.findall(r"[\w.-]+", known)
+        hint = did_you_mean(word, names) or f"choose from {', '.join(names)}"
+        return f"{option} {word}: {hint}"
     if message.startswith("the following arguments are required: "):
         return f"{message}; see `{parser.prog} --help`"
     return message

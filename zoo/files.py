@@ -117,6 +117,28 @@ def write_atomically(file: Path, text: str) -> None:
         stream.write(text.encode("utf-8"))
 
 
+def require_writable(path: Path, suffix: str) -> None:
+    """Check before long work that a file can be written. The file is neither created nor changed.
+
+    Raises:
+        ValueError: naming the path, if it has another suffix or cannot be written.
+    """
+    require_local(path)
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"{path}: the file name must end in {suffix}")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give the name of a {suffix} file")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: no such folder: {path.parent}")
+    existed = path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
+    if not existed:
+        path.unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Flush the entries of `folder` to disk, so that renames in it survive a power failure. Does nothing on Windows."""
     if os.name == "nt":

@@ -162,6 +162,13 @@ def test_a_checkpoint_without_a_run_and_with_other_data(run, tmp_path, capsys):
         report(tmp_path / "half", "digits")
 
 
+def test_a_page_that_cannot_be_written_is_named_before_anything_is_evaluated(tmp_path):
+    evaluated = []
+    with pytest.raises(ValueError, match="no such folder"):
+        report("lenet5-mnist", "digits", tmp_path / "nowhere" / "page.html", on_batch=evaluated.append)
+    assert not evaluated
+
+
 def test_a_failure_to_write_the_page_fails_no_run(run):
     root, fitted = run
     said: list[str] = []

@@ -290,7 +290,7 @@ def test_an_unknown_recipe_gets_similar_names():
     assert recipes.find_recipe("mnist") is RECIPES["mnist"]
     with pytest.raises(ValueError, match=r"'mnits'.*mnist.*zoo list --recipes"):
         recipes.find_recipe("mnits")
-    with pytest.raises(ValueError, match=r"'xyzzy'; List all"):
+    with pytest.raises(ValueError, match=r"'xyzzy'; `zoo list --recipes` lists all"):
         recipes.find_recipe("xyzzy")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from zoo.addresses import require_local
 from zoo.checkpoint.format import CARD, read_card
 from zoo.inference.examples import write_csv
+from zoo.suggest import nearest_path
 from zoo.training import run as runs
 from zoo.training.plots import draw_runs
 
@@ -61,6 +62,9 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 
 def _read_run(folder: Path, name: str) -> Run:
+    if not folder.exists():
+        near = nearest_path(folder)
+        raise FileNotFoundError(f"{folder}: no such folder" + (f"; did you mean {near}?" if near else ""))
     if not (folder / runs.CONFIG).exists():
         raise FileNotFoundError(f"{folder}: is not the folder of a run (no {runs.CONFIG})")
     config = runs.read_config(folder)

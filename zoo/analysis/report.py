@@ -15,7 +15,7 @@ from zoo.arguments import check_types
 from zoo.data.dataset import Dataset
 from zoo.data.sources import open_dataset
 from zoo.data.sources.names import canonical_split
-from zoo.files import write_atomically
+from zoo.files import require_writable, write_atomically
 from zoo.inference.predict import Checkpoint, require_head
 from zoo.training.report import PAGE, PageWriter
 from zoo.training.run import BEST, CONFIG
@@ -68,6 +68,7 @@ def report(
     from zoo.analysis.page.collect import collect, read_run
 
     in_memory = isinstance(source, Checkpoint)
+    require_writable(Path(output), Path(output).suffix)
     loaded = loading.open_checkpoint(source)
     require_head(loaded.card)
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)

@@ -330,8 +330,9 @@ def best_of_run(path: Path) -> Path:
 def _require_checkpoint(folder: Path, path: str) -> None:
     if (folder / MANIFEST).exists() or (folder / CARD).exists():
         return
-    inner = next((name for name in (BEST, "fold1") if (folder / name).is_dir()), "")
-    hint = f"; did you mean {folder / inner}?" if inner else ""
+    inside_run = folder.parent / BEST if (folder.parent / RUN_CONFIG).is_file() else folder
+    near = next((path for path in (folder / BEST, folder / "fold1", inside_run) if path.is_dir()), folder)
+    hint = f"; did you mean {near}?" if near != folder else ""
     raise FileNotFoundError(f"{path}: is not a checkpoint (no {CARD}){hint}")
 
 

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoo.addresses import is_address, join_address, name_of, parent_of, parse_address, require_local
+from zoo.addresses import is_address, join_address, name_of, parent_of, parse_address
+from zoo.files import require_writable
 
 #: Exit code of a process that a signal ended, minus the number of the signal.
 SIGNAL_EXIT = 128
@@ -127,28 +128,6 @@ def words_without(words: Sequence[str], options: Sequence[str]) -> list[str]:
         elif word.partition("=")[0] not in options:
             kept.append(word)
     return kept
-
-
-def require_writable(path: Path, suffix: str) -> None:
-    """Check before long work that a file can be written. The file is neither created nor changed.
-
-    Raises:
-        ValueError: naming the path, if it has another suffix or cannot be written.
-    """
-    require_local(path)
-    if path.suffix.lower() != suffix:
-        raise ValueError(f"{path}: the file name must end in {suffix}")
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder; give the name of a {suffix} file")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: no such folder: {path.parent}")
-    existed = path.exists()
-    try:
-        path.open("ab").close()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
-    if not existed:
-        path.unlink()
 
 
 class Output(NamedTuple):

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from zoo.commands import default_file, require_writable
+from zoo.commands import default_file
+from zoo.files import require_writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.commands import count, default_file, require_writable
+from zoo.commands import count, default_file
+from zoo.files import require_writable
 from zoo.text import error_line
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import add_allow_nonfinite, count, counter, json_text, require_writable, start_jax
+from zoo.commands import add_allow_nonfinite, count, counter, json_text, start_jax
+from zoo.files import require_writable
 from zoo.host_memory import release_freed_memory
 from zoo.text import error_line
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import amount, json_text, require_writable
-from zoo.files import write_atomically
+from zoo.commands import amount, json_text
+from zoo.files import require_writable, write_atomically
 from zoo.suggest import did_you_mean
 from zoo.text import escape, first_few
 

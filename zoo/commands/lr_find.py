@@ -6,9 +6,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from zoo.commands import count, counter, default_file, require_writable, start_jax, words_without
+from zoo.commands import count, counter, default_file, start_jax, words_without
 from zoo.commands.devices import parallelism_of
 from zoo.commands.train import add_request_arguments, train_request
+from zoo.files import require_writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

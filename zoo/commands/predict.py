@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import add_allow_nonfinite, count, json_text, probability, require_writable, start_jax
+from zoo.commands import add_allow_nonfinite, count, json_text, probability, start_jax
+from zoo.files import require_writable
 from zoo.text import escape
 
 

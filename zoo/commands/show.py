@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import count, counter, require_writable, start_jax
+from zoo.commands import count, counter, start_jax
+from zoo.files import require_writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.commands import count, require_writable, start_jax, words_without
+from zoo.commands import count, start_jax, words_without
 from zoo.commands.devices import parallelism_of
 from zoo.commands.interruption import exit_code, interruptible, resume_advice, watch_group
 from zoo.commands.train import add_log_option, add_request_arguments, train_request
+from zoo.files import require_writable
 
 if TYPE_CHECKING:
     from zoo.training.interruption import Caught

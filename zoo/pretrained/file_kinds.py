@@ -3,6 +3,8 @@
 import zipfile
 from pathlib import Path
 
+from zoo.checkpoint.format import CARD
+from zoo.checkpoint.manifest import MANIFEST
 from zoo.files import ZIP_ERRORS
 
 #: (offset, magic bytes, description, advice).
@@ -37,6 +39,8 @@ HEAD_BYTES = 512
 
 def file_kind(path: Path) -> str:
     """Return what a file that is not a weight file is, with advice: "a web page instead of …"; "" if unknown."""
+    if path.name in (CARD, MANIFEST) and (path.parent / CARD).is_file():
+        return f"part of the checkpoint {path.parent}; name that folder"
     with path.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
     if head[:4] == b"PK\x03\x04":

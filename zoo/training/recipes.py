@@ -133,5 +133,6 @@ def find_recipe(name: str) -> Recipe:
         raise ValueError(f"recipe {name!r} depends on the data; `zoo train` and zoo.fit take it by name")
     if name not in RECIPES:
         hint = did_you_mean(name, [*RECIPES, *RULES])
-        raise ValueError(f"unknown recipe {name!r}; {f'{hint} ' if hint else ''}List all with `zoo list --recipes`.")
+        every = "`zoo list --recipes` lists all"
+        raise ValueError(f"unknown recipe {name!r}; {f'{hint} ' if hint else ''}{every}")
     return RECIPES[name]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from zoo.addresses import is_address, parse_address, require_local
 from zoo.arguments import check_types
 from zoo.data.dataset import Dataset, nearest_names
-from zoo.data.sources.folders import has_images, list_folder
+from zoo.data.sources.folders import IMAGE_SUFFIXES, has_images, list_folder
 from zoo.data.sources.hf import list_hf
 from zoo.data.sources.listing import Listing, open_listing
 from zoo.data.sources.named import NAMED_SETS, is_named, named_set
@@ -179,6 +179,11 @@ def _unrecognised(spec: Spec) -> Exception:
         return ValueError(f"{path}: is a pipe, a socket or a device; write the data to a file")
     if path.is_file() and zipfile.is_zipfile(path) and path.suffix.lower() == ".zip":
         return ValueError(f"{path}: is an archive; unpack it (unzip {path}) and type --data and the folder")
+    if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+        return ValueError(
+            f"{path}: is one image, and data are a folder with a folder of images for each class; `zoo predict` "
+            "classifies single images"
+        )
     if path.is_file():
         return ValueError(f"{path}: unsupported file type; supported are {SUPPORTED}")
     if re.search(r"\.\w{2,6}$", path.name) or os.sep in text:
