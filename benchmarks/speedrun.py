@@ -14,6 +14,7 @@ benchmarks/results/speedrun.json, and docs/speed.md is written anew.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -30,26 +31,31 @@ RESULTS = ROOT / "benchmarks" / "results" / "speedrun.json"
 
 #: minutes -> options of `zoo train`.
 OPTIONS = {10: "--model airbench", 40: "--model airbench --set width=96"}
-#: Lengths in epochs of the trainings from which the time is foreseen.
-SHORT = (0.2, 1.2)
-#: Share of the time that is planned for: validation during a training is in neither of them.
-PLANNED = 0.95
+#: Epochs of the two trial runs that predict the duration.
+TRIALS = (0.2, 1.2)
+#: Fraction of the time to fill: the trial runs do not validate during training.
+FILLED = 0.95
 
 
 def train(data: str, options: str, workdir: str) -> float:
-    """Train with `zoo train`; return the seconds that the command took."""
+    """Train with `zoo train`, without compilations of earlier runs; return the seconds that the command took."""
     words = f"{options} --data {data} --no-report --workdir {workdir}".split()
-    begun = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "zoo.cli", "train", *words], cwd=ROOT, check=True)
-    return time.perf_counter() - begun
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "zoo.cli", "train", *words], cwd=ROOT, env=environment, check=True)
+        return time.perf_counter() - begun
 
 
 def fitting_epochs(data: str, minutes: int) -> float:
     """Return the epochs that fit into the time on this machine, by the duration of two short trainings."""
     with tempfile.TemporaryDirectory() as folder:
-        short, longer = (train(data, f"{OPTIONS[minutes]} --epochs {n}", f"{folder}/{n}") for n in SHORT)
-    an_epoch = (longer - short) / (SHORT[1] - SHORT[0])
-    return round((PLANNED * 60 * minutes - short) / an_epoch + SHORT[0], 1)
+        short, longer = (train(data, f"{OPTIONS[minutes]} --epochs {n}", f"{folder}/{n}") for n in TRIALS)
+    an_epoch = (longer - short) / (TRIALS[1] - TRIALS[0])
+    epochs = round((FILLED * 60 * minutes - short) / an_epoch + TRIALS[0], 1)
+    if epochs < 1:
+        raise SystemExit(f"only {epochs} epochs fit into {minutes} minutes on this machine")
+    return epochs
 
 
 def race_zoo(data: str, minutes: int, seed: int) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def test_an_argument_of_a_wrong_type_is_named(name, argument, tmp_path, monkeypa
 def example(
     text: str | None, path: Path, count: int = 0, rate: float = 0.0, on: bool = False, names: Sequence[str] = (),
     kind: Literal["a", "b"] = "a", act: Callable[[int], int] | None = None, free: int = 0, other: Any = None,
-    **rest: int,
+    pair: tuple[int, int] = (1, 2), **rest: int,
 ) -> str:  # fmt: skip
     return "called"
 
@@ -103,7 +103,7 @@ def example(
     "arguments",
     [
         {"count": np.int64(3)}, {"rate": 1}, {"rate": np.float32(0.5)}, {"on": np.bool_(True)}, {"names": ["a"]},
-        {"act": abs}, {"free": "x"}, {"other": Strange()}, {"more": "x"}, {"text": "a"},
+        {"pair": [1, 2]}, {"act": abs}, {"free": "x"}, {"other": Strange()}, {"more": "x"}, {"text": "a"},
     ],
 )  # fmt: skip
 def test_accepted(arguments):

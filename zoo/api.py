@@ -2,7 +2,8 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from zoo.trees import match_leaves
 def save(
     path: str | Path,
     model: nn.Module,
-    variables: dict,
+    variables: Mapping[str, Any],
     classes: Sequence[str],
     preprocess: Preprocess,
     *,
@@ -93,7 +94,7 @@ def fit(
     init: str | Path | Checkpoint | None = None,
     fields: dict[str, Any] | None = None,
     workdir: str | Path | None = None,
-    data_dir: str | None = None,
+    data_dir: str | Path | None = None,
     limit: int = 0,
     parallel: str = "jit",
     mesh: str = "",
@@ -205,7 +206,7 @@ def _train_request(
     init: str | Path | Checkpoint | None = None,
     fields: dict[str, Any] | None = None,
     workdir: str | Path | None = None,
-    data_dir: str | None = None,
+    data_dir: str | Path | None = None,
     limit: int = 0,
     parallel: str = "jit",
     mesh: str = "",
@@ -217,7 +218,7 @@ def _train_request(
     if unknown := sorted(set(changes).difference(RECIPE_FIELDS)):
         hint = did_you_mean(unknown[0], [*RECIPE_FIELDS, *inspect.signature(fit).parameters]) or "see `zoo.Recipe`"
         if model in models.MODELS and unknown[0] in models.defining_fields(models.create(model)):
-            hint = f"{model} has such a field: fields={{{unknown[0]!r}: {changes[unknown[0]]!r}}}"
+            hint = f"it is a field of {model}: write fields={{{unknown[0]!r}: {changes[unknown[0]]!r}}}"
         raise ValueError(f"{function}: {', '.join(unknown)} is neither an argument nor a field of Recipe; {hint}")
     if model is not None and not isinstance(model, str):
         if isinstance(data, str) and data in models.MODELS:
@@ -245,7 +246,7 @@ def _train_request(
         init=None if init is None else open_init(init, model),
         fields=fields or {},
         changes=changes,
-        data_dir=data_dir,
+        data_dir=None if data_dir is None else os.fspath(data_dir),
         limit=limit,
         parallelism=parse_parallelism(parallel, mesh),
         device_data=device_data,
@@ -259,7 +260,7 @@ def evaluate(
     data: str | Path | Dataset | tuple,
     split: str = "test",
     *,
-    data_dir: str | None = None,
+    data_dir: str | Path | None = None,
     limit: int = 0,
     batch_size: int = evaluation.BATCH_SIZE,
     on_batch: Callable[[int], Any] | None = None,

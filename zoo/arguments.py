@@ -17,6 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: Annotated type -> what is accepted for it. Arrays and other collections of names serve as sequences.
 _ACCEPTED: dict[Any, tuple[type, ...]] = {
     int: (int, np.integer), float: (numbers.Real,), bool: (bool, np.bool_), Path: (os.PathLike,), Sequence: (Iterable,),
+    tuple: (tuple, list),
 }  # fmt: skip
 
 
@@ -69,6 +70,7 @@ def _members(hint: Any) -> tuple[Any, ...]:
 def _describe(members: Sequence[Any]) -> str:
     """Return "str, Path or None"."""
     names = ["None" if member is type(None) else getattr(member, "__name__", str(member)) for member in members]
+    names = [name.rpartition(".")[2] for name in names]
     return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 

@@ -75,10 +75,7 @@ def _with_hint(parser: argparse.ArgumentParser, message: str) -> str:
     if message.startswith("unrecognized arguments: "):
         word = message.split(": ", 1)[1].split()[0]
         if not word.startswith("-") and "--data" in parser._option_string_actions:
-            from zoo.pretrained.names import names_checkpoint
-
-            has_checkpoint = any(action.dest == "checkpoint" for action in parser._actions)
-            if has_checkpoint and names_checkpoint(word):
+            if _is_checkpoint(parser, word):
                 return f"unexpected argument {word!r}; the checkpoint comes first: {parser.prog} {word} --data DATA"
             return f"unexpected argument {word!r}; did you mean --data {word}?"
         hint = did_you_mean(word, parser._option_string_actions) or f"see `{parser.prog} --help`"
@@ -96,6 +93,18 @@ def _with_hint(parser: argparse.ArgumentParser, message: str) -> str:
     if message.startswith("the following arguments are required: "):
         return f"{message}; see `{parser.prog} --help`"
     return message
+
+
+def _is_checkpoint(parser: argparse.ArgumentParser, word: str) -> bool:
+    """Return True if a command that takes one checkpoint, first, was given it second."""
+    from zoo.pretrained.names import names_checkpoint
+
+    positional = [action.dest for action in parser._actions if not action.option_strings]
+    first = next((each for each in sys.argv[2:] if not each.startswith("-")), "")
+    try:
+        return positional == ["checkpoint"] and names_checkpoint(word) and not names_checkpoint(first)
+    except (OSError, RuntimeError):  # of a path such as ~nobody
+        return False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

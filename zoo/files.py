@@ -117,17 +117,17 @@ def write_atomically(file: Path, text: str) -> None:
         stream.write(text.encode("utf-8"))
 
 
-def require_writable(path: Path, suffix: str) -> None:
+def require_writable(path: Path, suffix: str = "") -> None:
     """Check before long work that a file can be written. The file is neither created nor changed.
 
     Raises:
         ValueError: naming the path, if it has another suffix or cannot be written.
     """
     require_local(path)
-    if path.suffix.lower() != suffix:
+    if suffix and path.suffix.lower() != suffix:
         raise ValueError(f"{path}: the file name must end in {suffix}")
     if path.is_dir():
-        raise ValueError(f"{path}: is a folder; give the name of a {suffix} file")
+        raise ValueError(f"{path}: is a folder; give the name of a {suffix or 'new'} file")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: no such folder: {path.parent}")
     existed = path.exists()

@@ -58,6 +58,39 @@ def test_a_checkpoint_is_enough(saved):
     assert len(loaded.predict(np.zeros((3, 28, 28), np.uint8)[..., None])) == 3
 
 
+SMALL = Preprocess((8, 8), (8, 8), channels="L", mean=(0.5,), std=(0.5,))
+#: Paths of a checkpoint, from a folder `here` beside a folder `other` and its link.
+PATHS = [
+    "saved", "./saved", "../other/saved", "../here/../other/saved", "link/saved", "link/../other/saved",
+    "other//saved/", "a b", "ü", "日本", "a..b", "..a", ".hidden", "x\ny", "%20", "#", "?", "*", "a@b", "a|b", "a:b",
+    "-x", "$HOME", '"q"', "{b}", "a.lock", "tab\t", "n" * 200,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_checkpoint_is_read_wherever_it_is(absolute, tmp_path, monkeypatch):
+    """Relative and absolute, through "..", through links, and under any name; so is the state of a run."""
+    for name in ("here", "here/other", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "here" / "link").symlink_to("../other")
+    monkeypatch.chdir(tmp_path / "here")
+    model = zoo.create("softmax", image_size=8)
+    variables = models.init(model, 0)
+    for path in PATHS:
+        path = f"{tmp_path}/here/{path}" if absolute else path
+        zoo.save(path, model, variables, CLASSES, SMALL)
+        assert same_bits(zoo.load(path).variables, variables), path
+
+
+@pytest.mark.parametrize("name", ["a\\b", "caf\udce9", "x.__lock"], ids=["backslash", "latin-1", "lock"])
+def test_a_folder_whose_name_arrays_cannot_have_is_refused(name, tmp_path):
+    """TensorStore would write to another folder, or fail."""
+    model = zoo.create("softmax", image_size=8)
+    with pytest.raises(ValueError, match="arrays cannot be in a folder of this name"):
+        zoo.save(tmp_path / name, model, models.init(model, 0), CLASSES, SMALL)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_the_name_in_the_card_is_the_nearest_of_the_table():
     assert models.name_of(zoo.create("lenet5", num_classes=3)) == "lenet5"
     assert models.name_of(zoo.create("softmax", num_classes=3)) == "softmax"

@@ -426,7 +426,7 @@ def test_other_processes_may_wait_for_the_final_evaluation(tmp_path, monkeypatch
     monkeypatch.setattr(watch, "_watch", state)
     finished = []
     monkeypatch.setattr(loop.report, "finish", lambda *about: finished.append((state.doing, state.exempt)))
-    monkeypatch.setattr(loop, "resume", lambda plan, say, first_state: ({}, {}, Progress(stopped="all steps done")))
+    monkeypatch.setattr(loop, "resume", lambda plan, say: ({}, {}, Progress(stopped="all steps done")))
     monkeypatch.setattr(loop, "Trainer", lambda *about: SimpleNamespace(best={}))
     monkeypatch.setattr(loop.processes, "is_primary", lambda: False)
     plan = SimpleNamespace(precompiled=object(), first_state=dict, shard_state=dict)

@@ -508,8 +508,14 @@ def test_a_first_layer_that_depends_on_the_data(tmp_path):
     state = plan.first_state()
     sample = sample_images(data.splits["train"], plan.preprocess)
     assert len(sample) == 40 and sample.shape[1:] == plan.preprocess.input_shape
-    whitened = plan.model.initialise_from_images({"params": {"whiten": {}}}, sample)["params"]["whiten"]["kernel"]
-    np.testing.assert_array_equal(state.variables["params"]["whiten"]["kernel"], whitened)
+    kernel = state.variables["params"]["whiten"]["kernel"]
+    whitened = plan.model.initialise_from_images(state.variables, sample)["params"]["whiten"]["kernel"]
+    np.testing.assert_array_equal(kernel, whitened)
+    sharded = make_plan(
+        "airbench", data, dataclasses.replace(recipe, batch_size=8), fields={"width": 4},
+        parallelism=parse_parallelism("jit", "fsdp=2"),
+    )  # fmt: skip
+    np.testing.assert_array_equal(sharded.first_state().variables["params"]["whiten"]["kernel"], kernel)
     plain = models.init(plan.model, 0, sample.shape[1:])
     zoo.save(tmp_path / "saved", plan.model, plain, data.class_names, plan.preprocess)
     tuned = plan_of(TrainRequest(data=data, init=open_init(tmp_path / "saved"), recipe=recipe))

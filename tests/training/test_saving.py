@@ -169,7 +169,7 @@ def test_a_save_of_eight_devices_is_resumed_by_others(tmp_path_factory, over_eig
         arrays = {"state": checkpoint.snapshot(written, owned_only=True), "best": checkpoint.snapshot(best)}
         checkpoint.save_state(folder / run.STATE, 7, arrays, Progress(7).to_json())
     plan = make_plan("mlp", dataset(), RECIPE, **WIDE, parallelism=parse_parallelism(mesh=axes), workdir=folder)
-    state, kept, progress = saving.resume(plan, lambda line: None, plan.first_state)
+    state, kept, progress = saving.resume(plan, lambda line: None)
     state, kept = plan.shard_state(state), checkpoint.on_devices(kept)
     assert progress.step == 7
     for one, other in zip(jax.tree.leaves((state, kept)), jax.tree.leaves((written, best)), strict=True):

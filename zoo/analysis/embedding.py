@@ -56,7 +56,7 @@ def embed(
     at: str = "features",
     *,
     split: str = "",
-    data_dir: str | None = None,
+    data_dir: str | Path | None = None,
     limit: int = MAX_POINTS,
     seed: int = 0,
     umap: bool = False,

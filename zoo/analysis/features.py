@@ -186,7 +186,7 @@ def features(
     *,
     splits: Sequence[str] | None = None,
     pool: str = "mean",
-    data_dir: str | None = None,
+    data_dir: str | Path | None = None,
     limit: int = 0,
     batch_size: int = BATCH_SIZE,
     on_batch: Callable[[int], Any] | None = None,

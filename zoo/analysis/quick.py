@@ -5,6 +5,7 @@ split, becomes the network's head. The run's folder has the same files as that o
 """
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ def fit_head(
     init: str | Path | Checkpoint | None = None,
     class_weights: ClassWeights = "none",
     workdir: str | Path | None = None,
-    data_dir: str | None = None,
+    data_dir: str | Path | None = None,
     limit: int = 0,
     quiet: bool = False,
     workers: int | None = None,
@@ -81,7 +82,7 @@ def fit_head(
         data=from_arrays(data) if isinstance(data, tuple) else data,
         init=None if init is None else loading.open_init(init),
         changes={"class_weights": class_weights},
-        data_dir=data_dir,
+        data_dir=None if data_dir is None else os.fspath(data_dir),
         limit=limit,
         workdir=workdir,
         open_init=loading.open_init,

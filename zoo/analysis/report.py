@@ -43,7 +43,7 @@ def report(
     output: str | Path = PAGE,
     *,
     split: str = "",
-    data_dir: str | None = None,
+    data_dir: str | Path | None = None,
     on_batch: Callable[[int], Any] | None = None,
 ) -> Path:
     """Evaluate a checkpoint and write a page about it: curves, confusions, mistakes with Grad-CAM, calibration, data.
@@ -68,7 +68,7 @@ def report(
     from zoo.analysis.page.collect import collect, read_run
 
     in_memory = isinstance(source, Checkpoint)
-    require_writable(Path(output), Path(output).suffix)
+    require_writable(Path(output))
     loaded = loading.open_checkpoint(source)
     require_head(loaded.card)
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)

@@ -46,7 +46,7 @@ from zoo.data.dataset import require_distinct_names
 from zoo.data.images.preprocess import Preprocess
 from zoo.files import backup_of, finish_replacement, follow_link, remove_folder, replace_folder, writing_folder
 from zoo.host_memory import available_memory
-from zoo.text import one_line, one_line_errors
+from zoo.text import escape, one_line, one_line_errors
 from zoo.trees import flatten, unflatten
 
 #: Orbax's saves and loads are not thread-safe: calls from several threads wait for each other without end.
@@ -200,6 +200,7 @@ def save_checkpoint(path: str | Path, card: Card, variables: Mapping, allow_nonf
     if not is_primary():
         return card
     path = follow_link(absolute_if_unnamed(path))
+    _path_of_arrays(path)
     temporary = path.with_name(f".{path.name}.tmp")
     finish_replacement(path)
     if path.exists() and not (path / MANIFEST).exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -331,7 +332,7 @@ def _require_checkpoint(folder: Path, path: str) -> None:
     if (folder / MANIFEST).exists() or (folder / CARD).exists():
         return
     inside_run = folder.parent / BEST if (folder.parent / RUN_CONFIG).is_file() else folder
-    near = next((path for path in (folder / BEST, folder / "fold1", inside_run) if path.is_dir()), folder)
+    near = next((place for place in (folder / BEST, folder / "fold1", inside_run) if place.is_dir()), folder)
     hint = f"; did you mean {near}?" if near != folder else ""
     raise FileNotFoundError(f"{path}: is not a checkpoint (no {CARD}){hint}")
 
@@ -405,13 +406,14 @@ def write_arrays(path: Path, tree: Mapping) -> None:
     """
     from orbax.checkpoint import v1
 
+    _path_of_arrays(path)
     required_bytes = sum(np.asarray(leaf).nbytes for leaf in flatten(dict(tree)).values())
     # Checked first, because TensorStore prints tracebacks from its threads when a disk is full.
     if shutil.disk_usage(path.parent).free < required_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
     try:
         with _ORBAX, _quiet_logs(), _single_process_context(), _unchecked_folder():
-            v1.save(path.absolute(), dict(tree))
+            v1.save(_path_of_arrays(path), dict(tree))
     except Exception as error:  # Orbax and TensorStore raise many types
         for leftover in path.parent.glob(f"{path.name}*"):
             remove_folder(leftover)
@@ -457,6 +459,21 @@ def _unchecked_folder() -> Iterator[None]:
         setattr(execution, name, check)
 
 
+def _path_of_arrays(path: Path) -> Path:
+    """Return the path as TensorStore takes it, which removes ".." without regard to links, or refuses it.
+
+    Raises:
+        ValueError: for a path that TensorStore cannot take.
+    """
+    real = path.resolve()
+    text = os.fsencode(real).decode(errors="replace")
+    if text != str(real) or "\\" in text or any(part.endswith(".__lock") for part in real.parts):
+        raise ValueError(
+            f"{escape(str(path))}: arrays cannot be in a folder of this name (TensorStore); choose another"
+        )
+    return real
+
+
 def read_arrays(path: Path, leaves: Iterable[Mapping[str, Any]] | None = None) -> dict:
     """Read a nested dict of NumPy arrays that `write_arrays` wrote.
 
@@ -470,10 +487,11 @@ def read_arrays(path: Path, leaves: Iterable[Mapping[str, Any]] | None = None) -
 
     Raises:
         CorruptCheckpointError: if the folder cannot be read, or holds other arrays than `leaves`.
-        ValueError: if the arrays do not fit into the available memory.
+        ValueError: if the arrays do not fit into the available memory, or for a path that TensorStore cannot take.
     """
+    folder = _path_of_arrays(path)
     try:
-        arrays = _open_leaves(path.absolute() / "state")
+        arrays = _open_leaves(folder / "state")
         claimed = {name: _claim(array) for name, array in arrays.items()}
     except Exception as error:  # TensorStore raises many types for files that it did not write
         raise CorruptCheckpointError(f"{path}: the arrays cannot be read ({type(error).__name__})") from None

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast, get_origin
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zoo.arguments import check_types
 from zoo.models.airbench import Airbench
@@ -222,7 +223,7 @@ def _is_count(value: Any) -> bool:
 @check_types("model")
 def init(
     model: ImageClassifier,
-    key: jax.Array | int,
+    key: jax.Array | np.ndarray | int,
     image_shape: tuple[int, int, int] | None = None,
     shardings: Any = None,
 ) -> dict:
@@ -242,7 +243,7 @@ def init(
         raise ValueError(f"init: {model!r} is a name; write zoo.init(zoo.create({model!r}, num_classes=10), {key!r})")
     if not isinstance(model, nn.Module):
         raise ValueError(f"init: model has type {type(model).__name__}; it takes a network made by zoo.create")
-    key = key if isinstance(key, jax.Array) else jax.random.key(int(key))
+    key = jax.random.key(int(key)) if isinstance(key, (int, np.integer)) else key
     shape = image_shape and tuple(image_shape)
     if shardings is not None:
         leaves, structure = jax.tree.flatten(shardings)

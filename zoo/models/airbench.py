@@ -7,7 +7,8 @@ convolutions start as partial identities.
 
 Differs from the code of the paper: the head has a bias, as those of all networks here; the last pooling is over all
 positions, which at 32x32 pixels is the code's 3x3, so that any size from 9x9 on is accepted; the bias of the whitening
-convolution starts at 0; norms have the momentum and the epsilon of PyTorch.
+convolution starts at 0; norms have the momentum and the epsilon of PyTorch. What the recipe does otherwise than the
+code is in docs/recipes.md.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import numpy as np
 from zoo.models.layers import BatchNorm, Conv, classify, maybe_remat, require_images
 from zoo.models.operations import max_pool
 
-#: Added to the variance of the patches in each principal direction: weak directions, which hold noise, stay weak.
+#: Added to the second moment of the patches in each direction: weak directions, which hold noise, stay weak.
 WHITENING_EPSILON = 5e-4
 
 gelu = partial(nn.gelu, approximate=False)
@@ -66,6 +67,8 @@ class Airbench(nn.Module):
 
     Attributes:
         width: channels of the first stage, 64 in the paper; the second and the third have four times as many.
+        filters: channels of the first convolution. Two for each of the 12 principal components of a 2x2 patch of three
+            colours are 24; if there are fewer components, the other filters start at random.
         logit_scale: factor on the features before the head, which keeps early logits small.
         epsilon: added to the variance by batch norms.
         num_classes: number of classes, or None for no head.
@@ -75,6 +78,7 @@ class Airbench(nn.Module):
     """
 
     width: int = 64
+    filters: int = 24
     logit_scale: float = 1 / 9
     epsilon: float = 1e-5
     num_classes: int | None = 10
@@ -96,7 +100,7 @@ class Airbench(nn.Module):
 
         ends = {}
         x = images.astype(self.dtype)  # [B, 32, 32, 3]
-        x = Conv(8 * x.shape[-1], 2, padding=0, dtype=self.dtype, name="whiten")(x)
+        x = Conv(self.filters, 2, padding=0, dtype=self.dtype, name="whiten")(x)
         ends["whiten"] = x = gelu(x)  # [B, 31, 31, 24]
         for i, factor in enumerate((1, 4, 4), 1):  # [B, 15, 15, 64], [B, 7, 7, 256], [B, 3, 3, 256]
             x = stage(factor * self.width, norm, self.dtype, name=f"stage{i}")(x, train)
@@ -107,8 +111,9 @@ class Airbench(nn.Module):
     def initialise_from_images(self, variables: dict, images: np.ndarray) -> dict:
         """Return the variables with a first convolution that whitens 2x2 patches of such images.
 
-        Its outputs are the principal components of a patch, each divided by its standard deviation, and their
-        negatives, since the GELU after them keeps one sign only (section 3.2 of the paper).
+        Its outputs are the projections of a patch on the eigenvectors of the second moments of patches (without
+        subtracting the mean, as in the paper's code), each divided by its root mean square, and their negatives, since
+        the GELU after them keeps one sign only (section 3.2 of the paper). Directions of large moments come first.
 
         Args:
             variables: as initialised.
@@ -118,10 +123,12 @@ class Airbench(nn.Module):
         channels, (height, width) = images.shape[-1], (side - 1 for side in images.shape[1:3])
         patches = np.stack([images[:, i : i + height, j : j + width] for i in (0, 1) for j in (0, 1)], axis=3)
         patches = patches.reshape(-1, 4 * channels)
-        variances, directions = np.linalg.eigh(patches.T @ patches / len(patches))
+        moments, directions = np.linalg.eigh(patches.T @ patches / len(patches))
         largest = np.take_along_axis(directions, np.abs(directions).argmax(0)[None], 0)
         directions = directions * np.sign(largest)  # libraries differ in the sign
-        filters = (directions / np.sqrt(variances + WHITENING_EPSILON))[:, ::-1]
-        kernel = np.concatenate([filters, -filters], axis=1).reshape(2, 2, channels, -1).astype(np.float32)
+        filters = (directions / np.sqrt(moments + WHITENING_EPSILON))[:, ::-1][:, : self.filters // 2]
+        whitening = np.concatenate([filters, -filters], axis=1).reshape(2, 2, channels, -1)
         params = variables["params"]
+        kernel = np.array(params["whiten"]["kernel"])
+        kernel[..., : whitening.shape[-1]] = whitening
         return {**variables, "params": {**params, "whiten": {**params["whiten"], "kernel": kernel}}}

@@ -40,7 +40,7 @@ HEAD_BYTES = 512
 def file_kind(path: Path) -> str:
     """Return what a file that is not a weight file is, with advice: "a web page instead of …"; "" if unknown."""
     if path.name in (CARD, MANIFEST) and (path.parent / CARD).is_file():
-        return f"part of the checkpoint {path.parent}; name that folder"
+        return f"part of the checkpoint {path.parent}; give that folder"
     with path.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
     if head[:4] == b"PK\x03\x04":

@@ -70,14 +70,11 @@ def train_batches_on_devices(
 
 
 def sample_images(split: Split, preprocess: Preprocess) -> NDArray[np.float32]:
-    """Return images that are evenly spread over a split, normalised: [N, H, W, C], of SAMPLE_PIXELS pixels in all.
-
-    They depend on nothing else, so every process of a run gets the same.
-    """
+    """Return images that are evenly spread over a split, normalised: [N, H, W, C], of SAMPLE_PIXELS pixels in all."""
     count = min(len(split), max(SAMPLE_PIXELS // math.prod(preprocess.size), 1))
     mask = np.zeros(len(split), np.bool_)
     mask[np.linspace(0, len(split) - 1, count).round().astype(np.int64)] = True
-    batch = next(eval_batches(subset(split, mask), preprocess, batch_size=count))
+    batch = next(eval_batches(subset(split, mask), preprocess, batch_size=count, workers=0))
     return np.asarray(normalise(batch["image"], preprocess))
 
 

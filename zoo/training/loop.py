@@ -11,7 +11,6 @@ import math
 import signal
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -142,14 +141,8 @@ def train(
     push: Callable[[], Any] | None = None,
 ) -> None:
     """Train from the latest save, or from step 0, to the end and write the report."""
-    first_state = plan.first_state
     precompiled = plan.precompiled or precompile_largest(plan, display.say)
-    if precompiled is None and plan.parallelism.is_single_device and is_new(plan):
-        with ThreadPoolExecutor(1, "first state") as pool:  # compiling leaves a core to it
-            first_state = pool.submit(plan.first_state).result
-            segment = plan.segments[0]
-            precompiled = segment, compile_segment(plan, segment, plan.abstract_state(segment), display.say)
-    state, best, progress = resume(plan, display.say, first_state)
+    state, best, progress = resume(plan, display.say)
     state = plan.shard_state(state)
     logs = Logs(plan.folder, progress.history, tracking.add if tracking else None) if processes.is_primary() else None
     first_step, start_time = progress.step, time.monotonic()
@@ -179,16 +172,11 @@ def precompile_largest(plan: Plan, say: Say) -> tuple[Segment, Any] | None:
     """
     if len(plan.segments) == 1 or memory.available_bytes(plan.parallelism) is None:
         return None
-    if not is_new(plan):
+    if not processes.run_on_primary(lambda: checkpoint.latest_save(plan.folder / runs.STATE) is None):
         return None
     segment, state = plan.largest_step()
     say("Compiling the largest phase first to check that it fits in memory")
     return segment, compile_segment(plan, segment, state, say)
-
-
-def is_new(plan: Plan) -> bool:
-    """Return True if the run has no save; with several processes all must call this."""
-    return processes.run_on_primary(lambda: checkpoint.latest_save(plan.folder / runs.STATE) is None)
 
 
 def compile_segment(plan: Plan, segment: Segment, state: TrainState, say: Say) -> Any:

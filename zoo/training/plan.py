@@ -190,15 +190,12 @@ class Plan:
         if self.init is not None:
             start = partial(self.init.variables_for, self.model, self.preprocess, self.dataset.class_names)
         elif hasattr(self.model, "initialise_from_images"):
-            start = partial(self.model.initialise_from_images, images=self._sample)
+            sample = batches.sample_images(self.dataset.splits["train"], self.segments[-1].preprocess)
+            start = partial(self.model.initialise_from_images, images=sample)
         return create_state(
             self.model, self.optimizer(first), self.recipe, self.preprocess.input_shape, start=start,
             frozen=first.frozen, shardings=self.shardings,
         )  # fmt: skip
-
-    @cached_property
-    def _sample(self) -> np.ndarray:
-        return batches.sample_images(self.dataset.splits["train"], self.preprocess)
 
     def require_memory(self) -> None:
         """Raise OutOfMemoryError, from shapes alone, if the state, a batch or an evaluation do not fit into memory."""

@@ -222,7 +222,7 @@ class Recipe:
         self._require(all(a < b for a, b in pairwise((0, *sizes))), "progressive", "must be increasing sizes in pixels")
         self._require(
             not sizes or self.image_size in (0, sizes[-1]), "progressive",
-            f"must end with image_size={self.image_size}, or leave image_size out",
+            f"must end with image_size={self.image_size}; change both, or progressive=() trains at one size",
         )  # fmt: skip
         valid = len(starts) == len(sizes) - 1 and all(a < b for a, b in pairwise((0, *starts, self.epochs)))
         self._require(not starts or bool(sizes), "progressive_at", "needs the sizes in progressive")

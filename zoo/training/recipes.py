@@ -56,8 +56,10 @@ RECIPES: dict[str, Recipe] = {
         momentum=0.85, schedule="one-cycle", l2=1.33e-3, label_smoothing=0.2, ema=0.98, norm_lr_factor=64,
         freeze=("whiten",), eval_every_epochs=2, monitor="last",
         augment=("pad_crop(pad=2, reflect=1)", "flip"),
-        source="this project, after Jordan 2024 (arXiv:2404.00498) and its airbench94.py: momentum, decay, smoothing, rate "
-        "of the norms, frozen first layer and shifts are its own; batches are a quarter as large",
+        source="this project, after Jordan 2024 (arXiv:2404.00498): momentum, decay of kernels, smoothing, rate of "
+        "norms, whitening and shifts of airbench94.py; unlike it, batches a quarter as large, growing images, a cosine "
+        "cycle, averaged weights for lookahead, random flips for alternating ones, no bias after the whitening, no "
+        "decay of biases",
     ),
     "photos": Recipe(
         epochs=30, batch_size=32, learning_rate=3e-4, weight_decay=0.05, warmup_epochs=5, clip_norm=1.0,

@@ -124,15 +124,10 @@ def whole_variables(best: dict, save: Path) -> dict:
     return {"params": {}, "batch_stats": {}, **unflatten(flat)}
 
 
-def resume(plan: Plan, say: Say, first_state: Callable[[], TrainState]) -> tuple[TrainState, dict, Progress]:
+def resume(plan: Plan, say: Say) -> tuple[TrainState, dict, Progress]:
     """Return (state, best variables, progress) of the latest intact save, or those of a new run.
 
     The best variables are on the host, as `snapshot` returns them.
-
-    Args:
-        plan: the run.
-        say: called with a line on what is resumed.
-        first_state: returns the state of a new run, as `plan.first_state` does.
     """
 
     def latest() -> str | None:
@@ -141,7 +136,7 @@ def resume(plan: Plan, say: Say, first_state: Callable[[], TrainState]) -> tuple
 
     name = processes.run_on_primary(latest)
     if name is None:
-        state = first_state()
+        state = plan.first_state()
         return state, checkpoint.snapshot(eval_variables(state)), Progress()
     save = plan.folder / runs.STATE / name
 

@@ -181,8 +181,8 @@ def _unrecognised(spec: Spec) -> Exception:
         return ValueError(f"{path}: is an archive; unpack it (unzip {path}) and type --data and the folder")
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         return ValueError(
-            f"{path}: is one image, and data are a folder with a folder of images for each class; `zoo predict` "
-            "classifies single images"
+            f"{path}: is a single image; --data takes a folder with one subfolder of images per class. Classify single "
+            "images with `zoo predict`"
         )
     if path.is_file():
         return ValueError(f"{path}: unsupported file type; supported are {SUPPORTED}")
