@@ -48,7 +48,7 @@ CHECKPOINTS: dict[str, str] = {
     ),
     "googlenet-fashion-mnist": "--model googlenet_bn_small --data fashion-mnist --set width=0.25 --image-size 28",
     "resnet20-fashion-mnist": "--model resnet20 --data fashion-mnist --image-size 28 --epochs 15",
-    "resnet20-cifar10": "--model resnet20 --data cifar10 --epochs 15",
+    "resnet20-cifar10": "--model resnet20 --data cifar10 --epochs 50",
 }
 
 
