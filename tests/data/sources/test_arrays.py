@@ -270,7 +270,9 @@ def test_class_names_must_be_two_different_ones():
         with pytest.raises(ValueError, match="class_names"):
             from_arrays((X, Y % 2), validation=(X, Y % 2), class_names=names)
     assert from_arrays((X, Y % 2), validation=(X, Y % 2), class_names=[3, 4]).class_names == ("3", "4")
-    unordered = from_arrays((X, np.array(["b", "a", "c"])[Y]), validation=(X, np.array(["b"] * 12)), class_names="bca")
+    unordered = from_arrays(
+        (X, np.array(["b", "a", "c"])[Y]), validation=(X, np.array(["b"] * 12)), class_names=list("bca")
+    )
     assert unordered.splits["train"].labels.tolist() == [0, 2, 1] * 4
 
 

@@ -21,7 +21,7 @@ Arrays = tuple[Any, Any]
 MISSING_LABELS = ("nan", "NaN", "<NA>", "NaT", "")  # as pandas and CSV files write missing values
 
 
-@check_types("train", "validation", "test", "class_names")
+@check_types("train", "validation", "test")
 def from_arrays(
     train: Arrays,
     validation: Arrays | None = None,
