@@ -5,6 +5,7 @@ import gc
 import importlib
 import os
 import re
+import shlex
 import sys
 import traceback
 import warnings
@@ -73,11 +74,12 @@ class Parser(argparse.ArgumentParser):
 def _with_hint(parser: argparse.ArgumentParser, message: str) -> str:
     """Return argparse's message, with the closest names in place of its list for an unknown option or command."""
     if message.startswith("unrecognized arguments: "):
-        word = message.split(": ", 1)[1].split()[0]
+        word = _first_word(message.split(": ", 1)[1])
         if not word.startswith("-") and "--data" in parser._option_string_actions:
+            typed = shlex.quote(word)
             if _is_checkpoint(parser, word):
-                return f"unexpected argument {word!r}; the checkpoint comes first: {parser.prog} {word} --data DATA"
-            return f"unexpected argument {word!r}; did you mean --data {word}?"
+                return f"unexpected argument {word!r}; the checkpoint comes first: {parser.prog} {typed} --data DATA"
+            return f"unexpected argument {word!r}; did you mean --data {typed}?"
         hint = did_you_mean(word, parser._option_string_actions) or f"see `{parser.prog} --help`"
         return f"unknown option {word!r}; {hint}"
     if message.startswith("argument COMMAND: invalid choice: "):
@@ -93,6 +95,14 @@ def _with_hint(parser: argparse.ArgumentParser, message: str) -> str:
     if message.startswith("the following arguments are required: "):
         return f"{message}; see `{parser.prog} --help`"
     return message
+
+
+def _first_word(line: str) -> str:
+    """Return the first word of a command line; argparse's own lists of words are not quoted."""
+    try:
+        return shlex.split(line)[0]
+    except ValueError:
+        return line.split()[0]
 
 
 def _is_checkpoint(parser: argparse.ArgumentParser, word: str) -> bool:
@@ -132,9 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             subparsers.get(words[0], parser).error(f"{word}: '--' is not a value")
     options, unknown = parser.parse_known_args(words)
     if options.command is None:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}" if unknown else "a command is missing; see --help")
+        parser.error(
+            f"unrecognized arguments: {shlex.join(unknown)}" if unknown else "a command is missing; see --help"
+        )
     if unknown:
-        subparsers[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+        subparsers[options.command].error(f"unrecognized arguments: {shlex.join(unknown)}")
     options.words = words
     try:
         return options.run(options) or 0

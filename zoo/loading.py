@@ -43,6 +43,8 @@ def load(spec: str | Path, model: str | None = None, *, allow_nonfinite: bool = 
         >>> checkpoint = zoo.load("lenet5-mnist")
         >>> logits, endpoints = checkpoint.model.apply(checkpoint.variables, images)
     """
+    if isinstance(spec, Checkpoint):
+        raise ValueError(f"load: this {spec.card.model} is a Checkpoint already")
     if not isinstance(spec, (str, os.PathLike)) or not str(spec):
         raise ValueError(f"load: {spec!r} is neither a folder nor a name; try 'lenet5-mnist' or 'runs/…/best'")
     card, variables = weights.open_weights(spec, model, fields, allow_nonfinite)

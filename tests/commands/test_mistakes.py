@@ -61,6 +61,7 @@ MISTAKES = {
     "eval CKPT --data photos --tta tencrop": ("tencrop", "ten-crop"),
     "eval --data photos": ("CKPT", "zoo eval"),
     "eval photos CKPT": ("the checkpoint comes first", "zoo eval CKPT --data"),
+    "eval photos --data CKPT": ("photos: is not a checkpoint", "zoo eval CKPT --data photos"),
     "eval CKPT photos": ("'photos'", "--data photos"),
     "predict CKPT/card.json photos": ("part of the checkpoint CKPT", "give that folder"),
     "compare phtos": ("phtos: no such folder", "did you mean photos?"),
@@ -127,6 +128,11 @@ def test_a_mistake_is_answered_in_one_line(line, place, capsys, monkeypatch):
     for part in MISTAKES[line]:
         assert part in answer[0], answer[0]
     assert sorted(place.rglob("*")) == before  # nothing is left behind
+
+
+def test_a_path_with_a_space_stays_whole(capsys):
+    code, _, err = run_command(capsys, "eval", "lenet5-mnist", "../my photos")
+    assert code == 2 and "unexpected argument '../my photos'; did you mean --data '../my photos'?" in err
 
 
 def test_there_are_many_and_they_concern_every_command():

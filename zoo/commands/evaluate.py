@@ -1,6 +1,7 @@
 """`zoo eval`: evaluate a checkpoint on a split of a data set."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,11 @@ def run(options: argparse.Namespace) -> int:
     from zoo.data.images.tta import check_views
     from zoo.inference import evidence, metrics
     from zoo.inference.predict import require_head
+    from zoo.pretrained.names import names_checkpoint
 
+    if options.data and names_checkpoint(options.data) and not names_checkpoint(options.checkpoint):
+        line = shlex.join(["zoo", "eval", options.data, "--data", options.checkpoint])
+        raise ValueError(f"{options.checkpoint}: is not a checkpoint, but --data is one; exchange them: {line}")
     loaded = loading.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
     require_head(loaded.card)
     if options.batch_size < 1:
