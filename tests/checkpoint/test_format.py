@@ -91,6 +91,11 @@ def test_a_folder_whose_name_arrays_cannot_have_is_refused(name, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_a_checkpoint_does_not_hold_where_it_was_made(saved):
+    files = [file for file in saved[0].rglob("*") if file.is_file()]
+    assert len(files) > 5 and not [file for file in files if str(saved[0].parent.name).encode() in file.read_bytes()]
+
+
 def test_the_name_in_the_card_is_the_nearest_of_the_table():
     assert models.name_of(zoo.create("lenet5", num_classes=3)) == "lenet5"
     assert models.name_of(zoo.create("softmax", num_classes=3)) == "softmax"

@@ -398,6 +398,10 @@ def compare_leaves(expected: Iterable[Mapping[str, Any]], actual: Iterable[Mappi
 # --- arrays ----------------------------------------------------------------------------------------------------------
 
 
+#: File by which Orbax marks what it wrote to the end; its content does not matter.
+ORBAX_MARK = "commit_success.txt"
+
+
 def write_arrays(path: Path, tree: Mapping) -> None:
     """Write a nested dict of arrays with Orbax, in this process alone.
 
@@ -414,6 +418,8 @@ def write_arrays(path: Path, tree: Mapping) -> None:
     try:
         with _ORBAX, _quiet_logs(), _single_process_context(), _unchecked_folder():
             v1.save(_path_of_arrays(path), dict(tree))
+        if (path / ORBAX_MARK).exists():  # it holds the path, which others need not know
+            (path / ORBAX_MARK).write_text("Checkpoint commit was successful\n")
     except Exception as error:  # Orbax and TensorStore raise many types
         for leftover in path.parent.glob(f"{path.name}*"):
             remove_folder(leftover)
