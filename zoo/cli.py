@@ -76,10 +76,7 @@ def _with_hint(parser: argparse.ArgumentParser, message: str) -> str:
     if message.startswith("unrecognized arguments: "):
         word = _first_word(message.split(": ", 1)[1])
         if not word.startswith("-") and "--data" in parser._option_string_actions:
-            typed = shlex.quote(word)
-            if _is_checkpoint(parser, word):
-                return f"unexpected argument {word!r}; the checkpoint comes first: {parser.prog} {typed} --data DATA"
-            return f"unexpected argument {word!r}; did you mean --data {typed}?"
+            return f"unexpected argument {word!r}; did you mean --data {shlex.quote(word)}?"
         hint = did_you_mean(word, parser._option_string_actions) or f"see `{parser.prog} --help`"
         return f"unknown option {word!r}; {hint}"
     if message.startswith("argument COMMAND: invalid choice: "):
@@ -105,14 +102,13 @@ def _first_word(line: str) -> str:
         return line.split()[0]
 
 
-def _is_checkpoint(parser: argparse.ArgumentParser, word: str) -> bool:
+def _are_exchanged(options: argparse.Namespace, unknown: Sequence[str]) -> bool:
     """Return True if a command that takes one checkpoint, first, was given it second."""
     from zoo.pretrained.names import names_checkpoint
 
-    positional = [action.dest for action in parser._actions if not action.option_strings]
-    first = next((each for each in sys.argv[2:] if not each.startswith("-")), "")
+    first = getattr(options, "checkpoint", None)
     try:
-        return positional == ["checkpoint"] and names_checkpoint(word) and not names_checkpoint(first)
+        return isinstance(first, str) and names_checkpoint(unknown[0]) and not names_checkpoint(first)
     except (OSError, RuntimeError):  # of a path such as ~nobody
         return False
 
@@ -145,6 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(
             f"unrecognized arguments: {shlex.join(unknown)}" if unknown else "a command is missing; see --help"
         )
+    if unknown and _are_exchanged(options, unknown):
+        line = shlex.join(["zoo", options.command, unknown[0], "--data", options.checkpoint])
+        subparsers[options.command].error(f"{options.checkpoint}: the checkpoint comes first: {line}")
     if unknown:
         subparsers[options.command].error(f"unrecognized arguments: {shlex.join(unknown)}")
     options.words = words
@@ -160,11 +159,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell_others(2, f"failed: {one_line(error_line(error))}")
         return 2
     except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) or os.environ.get("ZOO_TRACEBACK"):
+        known = (
+            ("RESOURCE_EXHAUSTED", "out of memory; lower --batch-size, or accumulate gradients with --micro-batch N"),
+            ("determine home directory", "a path begins with ~ and the name of no user"),  # pathlib's expanduser
+        )
+        answer = next((answer for text, answer in known if text in str(error)), "")
+        if not answer or os.environ.get("ZOO_TRACEBACK"):
             raise
-        hint = "lower --batch-size, or accumulate gradients with --micro-batch N"
-        print(f"zoo {options.command}: out of memory; {hint}", file=sys.stderr)
-        tell_others(2, "failed: out of memory")
+        print(f"zoo {options.command}: {answer}", file=sys.stderr)
+        tell_others(2, f"failed: {answer}")
         return 2
     except KeyboardInterrupt:
         return SIGNAL_EXIT + 2

@@ -200,7 +200,7 @@ def save_checkpoint(path: str | Path, card: Card, variables: Mapping, allow_nonf
     if not is_primary():
         return card
     path = follow_link(absolute_if_unnamed(path))
-    _path_of_arrays(path)
+    _path_of_arrays(path)  # raises before anything is written
     temporary = path.with_name(f".{path.name}.tmp")
     finish_replacement(path)
     if path.exists() and not (path / MANIFEST).exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -410,16 +410,16 @@ def write_arrays(path: Path, tree: Mapping) -> None:
     """
     from orbax.checkpoint import v1
 
-    _path_of_arrays(path)
+    folder = _path_of_arrays(path)
     required_bytes = sum(np.asarray(leaf).nbytes for leaf in flatten(dict(tree)).values())
     # Checked first, because TensorStore prints tracebacks from its threads when a disk is full.
     if shutil.disk_usage(path.parent).free < required_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
     try:
         with _ORBAX, _quiet_logs(), _single_process_context(), _unchecked_folder():
-            v1.save(_path_of_arrays(path), dict(tree))
-        if (path / ORBAX_MARK).exists():  # it holds the path, which others need not know
-            (path / ORBAX_MARK).write_text("Checkpoint commit was successful\n")
+            v1.save(folder, dict(tree))
+        if (folder / ORBAX_MARK).exists():  # it holds the path, which others need not know
+            (folder / ORBAX_MARK).write_text("Checkpoint commit was successful\n")
     except Exception as error:  # Orbax and TensorStore raise many types
         for leftover in path.parent.glob(f"{path.name}*"):
             remove_folder(leftover)
