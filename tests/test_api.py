@@ -236,6 +236,17 @@ def test_the_default_data_are_told():
     assert len(lines) == 1
 
 
+def test_printed_lines_name_arguments_not_options(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    arrays = rng.integers(0, 255, (40, 8, 8)).astype(np.uint8), np.arange(40) % 2
+    for _ in range(2):
+        zoo.fit("softmax", arrays, epochs=1, fields={"image_size": 8}, workdir=tmp_path / "run")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "tensorboard" not in line]
+    assert not [line for line in lines if " --" in line]
+    text = "\n".join(lines)
+    assert "Lower batch_size or raise epochs" in text and "another argument or workdir" in text
+
+
 def test_fine_tuning_needs_data():
     with pytest.raises(ValueError, match="data="):
         zoo.fit(init="lenet5-mnist")
@@ -272,6 +283,8 @@ def test_a_batch_holds_an_image_at_least():
         ("Add --init CKPT.", "Add init=CKPT."),
         ("--init start: name the data with --data", 'init="start": name the data with data'),
         ("use --model mlp or softmax", 'use model="mlp" or softmax'),
+        ("wide. Add --folds 5 to test on every image once.", "wide. Use zoo.cross_validate to test on every image once."),
+        ("which have no features; train without --quick", "which have no features; train with zoo.fit"),
         ("List all with `zoo list --recipes`.", "List all with `zoo list --recipes`."),
         ("run: zoo import FILE --as x --data y; or --limit 5", "run: zoo import FILE --as x --data y; or limit=5"),
     ],

@@ -1,4 +1,4 @@
-"""Every public function refuses an argument of another type than its annotation names, in one line that names it."""
+"""Every public function refuses a wrong call in one line: arguments of another type, unknown, missing or exchanged."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -130,6 +130,94 @@ def test_refused(arguments, message):
     assert str(caught.value) == message
 
 
-def test_a_missing_argument_is_pythons_own_error():
-    with pytest.raises(TypeError, match=r"example\(\) missing 1 required positional argument: 'path'"):
-        example("a")
+def takes_any_name(function: Callable[..., Any]) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if not takes_any_name(getattr(zoo, name))])
+def test_an_unknown_argument_is_named_with_one_like_it(name):
+    for parameter in required(getattr(zoo, name)):
+        with pytest.raises(TypeError) as caught:
+            getattr(zoo, name)(**{f"{parameter.name}_": None})
+        assert str(caught.value).startswith(
+            f"{name}: unknown argument {parameter.name}_; did you mean {parameter.name}"
+        )
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_missing_arguments_are_named_with_the_call(name):
+    names = [p.name for p in required(getattr(zoo, name)) if p.default is p.empty]
+    if names:
+        with pytest.raises(TypeError) as caught:
+            getattr(zoo, name)()
+        assert str(caught.value).endswith(f"; write zoo.{name}({', '.join(names)})")
+        assert all(each in str(caught.value).partition(";")[0] for each in names)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: example("a"), "example: missing argument path; write zoo.example(text, path)"),
+        (lambda: example("a", text="b"),
+         "example: text is given twice, by position and by name; write zoo.example(text, path)"),
+        (lambda: example(txt="a"), "example: unknown argument txt; did you mean text?"),
+        (lambda: zoo.evaluate("a", "b", "test", "c"),
+         "evaluate: takes 3 arguments by position (checkpoint, data, split), not 4; name the others: data_dir=…, "
+         "limit=…, batch_size=…, …"),
+        (lambda: zoo.features("a", "b", layer="stage1"), "features: unknown argument layer; did you mean at?"),
+        (lambda: zoo.Recipe(epoch=3), "Recipe: unknown argument epoch; did you mean epochs?"),
+        (lambda: loaded().predict(k=3), "Checkpoint.predict: unknown argument k; did you mean top?"),
+        (lambda: loaded().predict(), "Checkpoint.predict: missing argument images; write checkpoint.predict(images)"),
+    ],
+)  # fmt: skip
+def test_names_and_number_of_arguments(call, message):
+    with pytest.raises(TypeError) as caught:
+        call()
+    assert str(caught.value) == message
+
+
+IMAGES, LABELS = np.zeros((8, 28, 28), np.uint8), np.arange(8)
+DATA = {name: {"data", "train"}.intersection(inspect.signature(getattr(zoo, name)).parameters) for name in FUNCTIONS}
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if DATA[name]])
+def test_images_and_labels_are_one_argument(name):
+    before = [each.name for each in required(getattr(zoo, name))]
+    before = before[: before.index("data" if "data" in before else "train")]
+    for images, labels in ((IMAGES, LABELS), (list(IMAGES), LABELS.tolist())):
+        with pytest.raises(ValueError, match=rf"zoo\.{name}\({', '.join([*before, ''])}\(images, labels\)\)"):
+            getattr(zoo, name)(*(None for _ in before), images, labels)
+    if before:
+        with pytest.raises(ValueError, match=r"\(images, labels\)\)"):
+            getattr(zoo, name)(IMAGES, LABELS)
+
+
+@pytest.mark.parametrize(
+    "call, part",
+    [
+        (lambda: zoo.evaluate("digits", "lenet5-mnist"), "zoo.evaluate('lenet5-mnist', 'digits')"),
+        (lambda: zoo.evaluate("digits", loaded()), "zoo.evaluate(checkpoint, data)"),
+        (lambda: zoo.evaluate((IMAGES, LABELS), loaded()), "zoo.evaluate(checkpoint, data)"),
+        (lambda: zoo.features("digits", "lenet5-mnist"), "zoo.features('lenet5-mnist', 'digits')"),
+        (lambda: zoo.report("digits", "lenet5-mnist"), "zoo.report('lenet5-mnist', 'digits')"),
+        (lambda: zoo.explain("a.png", "lenet5-mnist"), "zoo.explain('lenet5-mnist', 'a.png')"),
+        (lambda: zoo.explain(IMAGES[0], loaded()), "zoo.explain(checkpoint, image)"),
+        (lambda: zoo.preprocess(loaded(), IMAGES[0]), "zoo.preprocess(image, card)"),
+        (lambda: zoo.fit("digits", "lenet5"), "zoo.fit('lenet5', 'digits')"),
+        (lambda: zoo.fit((IMAGES, LABELS), "lenet5"), "zoo.fit('lenet5', (images, labels))"),
+        (lambda: zoo.fit("digits"), "zoo.fit('lenet5', 'digits')"),
+        (lambda: zoo.fit(loaded(), "digits"), "zoo.fit(init=checkpoint, data='digits')"),
+        (lambda: zoo.fit("lenet5-mnist", "digits"), "zoo.fit(init='lenet5-mnist', data='digits')"),
+        (lambda: zoo.fit("lenet5", "lenet5-mnist"), "zoo.fit(init='lenet5-mnist', data=…)"),
+        (lambda: zoo.fit("lenet5", "digits", "lenet5-mnist"), "zoo.fit(init='lenet5-mnist', data='digits')"),
+        (lambda: zoo.fit("lenet5", loaded()), "init="),
+        (lambda: zoo.fit("lenet5", "digits", loaded()), "init="),
+        (lambda: zoo.fit(loaded().model, "digits"), "zoo.fit('lenet5', 'digits')"),
+        (lambda: zoo.fit_head("lenet5-mnist"), "init='lenet5-mnist'"),
+        (lambda: zoo.fit_head(loaded()), "init="),
+    ],
+)  # fmt: skip
+def test_an_argument_in_the_place_of_another_is_answered_with_the_call(call, part):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert part in str(caught.value) and "\n" not in str(caught.value), caught.value

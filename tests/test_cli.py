@@ -1,6 +1,7 @@
 """The command line: its output, its files, and one line for each mistake."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from helpers import run_command
 import zoo
 from zoo import cli
 from zoo.commands import train
-from zoo.models import MODELS
+from zoo.models import MODELS, create
 from zoo.training.run import read_config
 
 TRAIN = ["train", "--model", "mlp", "--set", "widths=16", "--image-size", "8", "--epochs", "2", "--save-every", "1000"]
@@ -126,7 +127,8 @@ def test_list_and_info(capsys, trained):
     code, out, _ = run_command(capsys, "info", trained / "best", "--json")
     assert json.loads(out)["model"] == "mlp"
     code, out, _ = run_command(capsys, "list", "--recipes")
-    assert code == 0 and "LeCun" in out and all(len(line) <= 80 for line in out.splitlines())
+    assert code == 0 and "Krizhevsky et al. 2012" in out and all(len(line) <= 80 for line in out.splitlines())
+    assert "…" not in out and "Zagoruyko and Komodakis 2016" in " ".join(out.split())
     code, out, _ = run_command(capsys, "list", "--recipes", "rsb-a1")
     assert code == 0 and "optimizer = lamb" in out and "bilinear interpolation in RandAugment" in " ".join(out.split())
 
@@ -222,6 +224,8 @@ def test_list_shows_every_model(capsys):
     assert code == 0 and all(f" {name} " in out for name in MODELS) and "61,706" in out
     families = [line for line in out.splitlines() if line and " " not in line]
     assert len(set(families)) == len(families) > 5 and all(len(line) <= 80 for line in out.splitlines())
+    words = " ".join(out.split())
+    assert all(re.match(r"\D+\d{4}", create(name).paper)[0] in words for name in MODELS)  # no author is left out
 
 
 def test_data_options_reach_the_request():

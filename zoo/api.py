@@ -12,13 +12,13 @@ import flax.linen as nn
 
 from zoo import checkpoint, models
 from zoo.analysis.report import page_writer
-from zoo.arguments import check_types
+from zoo.arguments import check_types, suggest_argument
 from zoo.checkpoint import Card
 from zoo.data.dataset import Dataset, all_splits, limited, with_classes
 from zoo.data.images.measure import as_trained
 from zoo.data.images.preprocess import Preprocess
 from zoo.data.images.tta import at_size
-from zoo.data.sources import from_arrays, open_dataset
+from zoo.data.sources import from_arrays, names_data, open_dataset
 from zoo.data.sources.arrays import evaluation_split
 from zoo.data.sources.names import canonical_split
 from zoo.distributed.mesh import parse_parallelism
@@ -27,14 +27,13 @@ from zoo.inference import evaluate as evaluation
 from zoo.inference.evidence import describe_trained_on
 from zoo.inference.metrics import Metrics
 from zoo.inference.predict import Checkpoint, require_head
-from zoo.loading import open_checkpoint, open_init
-from zoo.suggest import did_you_mean
+from zoo.loading import is_checkpoint, open_checkpoint, open_init
 from zoo.training import cross_validation, loop, run
 from zoo.training.cross_validation import CrossValidation
 from zoo.training.plan import make_plan
 from zoo.training.recipe import Recipe, parse_field
 from zoo.training.request import TrainRequest
-from zoo.training.settings import RECIPE_FIELDS, naming_arguments
+from zoo.training.settings import RECIPE_FIELDS, in_terms_of_arguments, naming_arguments, say_arguments
 from zoo.training.trackers import parse_trackers
 from zoo.trees import match_leaves
 
@@ -84,7 +83,7 @@ def save(
     return checkpoint.save_checkpoint(path, card, variables, allow_nonfinite)
 
 
-@check_types("model", "data", "quiet")
+@check_types("model", "quiet")
 @naming_arguments
 def fit(
     model: str | None = None,
@@ -141,12 +140,14 @@ def fit(
         "fit", model, data, recipe, init=init, fields=fields, workdir=workdir, data_dir=data_dir, limit=limit,
         parallel=parallel, mesh=mesh, device_data=device_data, changes=changes,
     )  # fmt: skip
-    say = (lambda line: None) if quiet else print
     trackers = parse_trackers(log, "fit: log")
-    return loop.fit(make_plan(request, say), quiet=quiet, workers=workers, write_page=page_writer(), log=trackers)
+    return loop.fit(
+        make_plan(request, say_arguments(quiet)), quiet=quiet, workers=workers, write_page=page_writer(), log=trackers,
+        rephrase=in_terms_of_arguments,
+    )  # fmt: skip
 
 
-@check_types("model", "data", "folds", "quiet")
+@check_types("model", "folds", "quiet")
 @naming_arguments
 def cross_validate(
     model: str | None = None,
@@ -191,10 +192,11 @@ def cross_validate(
     names = [name for name in inspect.signature(_train_request).parameters if name not in ("function", "changes")]
     known = {name: arguments.pop(name) for name in names if name in arguments}
     request = _train_request("cross_validate", model, data, recipe, **known, changes=arguments)
-    say = (lambda line: None) if quiet else print
     trackers = parse_trackers(log, "cross_validate: log")
-    fit_plan = partial(loop.fit, quiet=quiet, workers=workers, write_page=page_writer(), log=trackers)
-    return cross_validation.cross_validate(request, count, group, fit_plan, say)
+    fit_plan = partial(
+        loop.fit, quiet=quiet, workers=workers, write_page=page_writer(), log=trackers, rephrase=in_terms_of_arguments
+    )
+    return cross_validation.cross_validate(request, count, group, fit_plan, say_arguments(quiet))
 
 
 def _train_request(
@@ -216,23 +218,13 @@ def _train_request(
     """Build the request of `fit` or `cross_validate`, whose name begins error messages."""
     require_joined()
     if unknown := sorted(set(changes).difference(RECIPE_FIELDS)):
-        hint = did_you_mean(unknown[0], [*RECIPE_FIELDS, *inspect.signature(fit).parameters]) or "see `zoo.Recipe`"
+        names = [*RECIPE_FIELDS, *inspect.signature(fit).parameters]
+        names += ["folds", "group"] if function == "cross_validate" else []
+        hint = suggest_argument(unknown[0], names) or "see `zoo.Recipe`"
         if model in models.MODELS and unknown[0] in models.defining_fields(models.create(model)):
             hint = f"it is a field of {model}: write fields={{{unknown[0]!r}: {changes[unknown[0]]!r}}}"
         raise ValueError(f"{function}: {', '.join(unknown)} is neither an argument nor a field of Recipe; {hint}")
-    if model is not None and not isinstance(model, str):
-        if isinstance(data, str) and data in models.MODELS:
-            raise ValueError(f"{function}: the model comes first: zoo.{function}({data!r}, (images, labels))")
-        raise ValueError(
-            f"{function}: the first argument is the name of a model, not a {type(model).__name__}; write "
-            f'zoo.{function}("lenet5", data)'
-        )
-    if model is None and init is None:
-        raise ValueError(f'{function}: name a model, e.g. zoo.{function}("lenet5", data), or a checkpoint with init=')
-    if data is None and init is not None:
-        raise ValueError(f'{function}: name the data to fine-tune on, e.g. data="photos/"')
-    if data is not None:
-        _require_data(function, data)
+    _require_order(function, model, data, recipe, init)
     if isinstance(data, tuple):
         data = from_arrays(data)
     changes = {
@@ -254,7 +246,41 @@ def _train_request(
     )
 
 
-@check_types("data", "tta")
+def _require_order(function: str, model: Any, data: Any, recipe: Any, init: Any) -> None:
+    """Raise ValueError for a model, data or a checkpoint in each other's place, and without a model or data."""
+    call, arrays = f"zoo.{function}", _shown(data, "(images, labels)")
+    fine_tune = f"to fine-tune it write {call}(init={{}}, data={{}})"
+    known = model is None or (isinstance(model, str) and model in models.MODELS)
+    if not known and is_checkpoint(model):
+        problem = f"{function}: {_shown(model, 'a Checkpoint')} is not the name of a model"
+        raise ValueError(f"{problem}; {fine_tune.format(_shown(model, 'checkpoint'), arrays)}")
+    if not known and isinstance(data, str) and data in models.MODELS:
+        raise ValueError(f"{function}: the model comes first: {call}({data!r}, {_shown(model, '(images, labels)')})")
+    if not known and data is None and names_data(model):
+        raise ValueError(f"{function}: {model!r} is data; name a model first: {call}('lenet5', {model!r})")
+    if model is not None and not isinstance(model, str):
+        name = models.name_of(model) if isinstance(model, nn.Module) else "lenet5"
+        raise ValueError(
+            f"{function}: the first argument is the name of a model, not a {type(model).__name__}; write "
+            f"{call}({name!r}, {arrays})"
+        )
+    for name, value in (("data", data), ("recipe", recipe)):
+        if isinstance(value, (str, Path, Checkpoint)) and is_checkpoint(value) and not names_data(value):
+            rest = "…" if name == "data" else arrays
+            problem = f"{function}: {_shown(value, 'a Checkpoint')} is not {'data' if name == 'data' else 'a recipe'}"
+            raise ValueError(f"{problem}; {fine_tune.format(_shown(value, 'checkpoint'), rest)}")
+    if model is None and init is None:
+        raise ValueError(f'{function}: name a model, e.g. {call}("lenet5", data), or a checkpoint with init=')
+    if data is None and init is not None:
+        raise ValueError(f'{function}: name the data to fine-tune on, e.g. data="photos/"')
+
+
+def _shown(value: Any, otherwise: str) -> str:
+    """Return a name or path as Python writes it, and `otherwise` for other values."""
+    return repr(os.fspath(value)) if isinstance(value, (str, os.PathLike)) else otherwise
+
+
+@check_types("tta")
 def evaluate(
     checkpoint: Checkpoint | str | Path,
     data: str | Path | Dataset | tuple,
@@ -294,10 +320,9 @@ def evaluate(
         >>> examples = zoo.evaluate("lenet5-mnist", "mnist", per_example=True).per_example
         >>> worst = examples[examples.mistakes()[0]]  # (file, truth, prediction, probability, loss, split)
     """
-    _require_data("evaluate", data)
     if batch_size < 1:
         raise ValueError(f"evaluate: batch_size is {batch_size}; it must be at least 1")
-    loaded = open_checkpoint(checkpoint)
+    loaded = open_checkpoint(checkpoint, "evaluate", data)
     require_head(loaded.card)
     if isinstance(data, tuple):
         dataset = evaluation_split(data, loaded.card.classes, loaded.card.preprocess.white)
@@ -323,10 +348,3 @@ def evaluate(
     parts = dataset.splits.items() if split == "all" else [(split, records)]
     splits = tuple(name for name, part in parts for _ in range(len(part)))
     return dataclasses.replace(result, per_example=dataclasses.replace(result.per_example, splits=splits))
-
-
-def _require_data(function: str, data: Any) -> None:
-    """Raise ValueError, beginning with `function`, unless `data` is a name, a path, a Dataset or a tuple of arrays."""
-    if not isinstance(data, (str, Path, Dataset, tuple)):
-        kind = type(data).__name__
-        raise ValueError(f"{function}: data has type {kind}; give a name, folder, Dataset or tuple (images, labels)")

@@ -75,8 +75,10 @@ def _with_hint(parser: argparse.ArgumentParser, message: str) -> str:
     """Return argparse's message, with the closest names in place of its list for an unknown option or command."""
     if message.startswith("unrecognized arguments: "):
         word = _first_word(message.split(": ", 1)[1])
-        if not word.startswith("-") and "--data" in parser._option_string_actions:
-            return f"unexpected argument {word!r}; did you mean --data {shlex.quote(word)}?"
+        if not word.startswith("-"):
+            option = _option_for(parser, word)
+            hint = f"did you mean {option} {shlex.quote(word)}?" if option else f"write {_shortest_use(parser)}"
+            return f"unexpected argument {word!r}; {hint}"
         hint = did_you_mean(word, parser._option_string_actions) or f"see `{parser.prog} --help`"
         return f"unknown option {word!r}; {hint}"
     if message.startswith("argument COMMAND: invalid choice: "):
@@ -90,8 +92,30 @@ def _with_hint(parser: argparse.ArgumentParser, message: str) -> str:
         hint = did_you_mean(word, names) or f"choose from {', '.join(names)}"
         return f"{option} {word}: {hint}"
     if message.startswith("the following arguments are required: "):
-        return f"{message}; see `{parser.prog} --help`"
+        return f"{message}; write {_shortest_use(parser)}"
     return message
+
+
+def _option_for(parser: argparse.ArgumentParser, word: str) -> str:
+    """Return the option that takes an image or data which were given without one; "" if the command has none."""
+    from zoo.data.sources.folders import IMAGE_SUFFIXES
+
+    is_image = word.lower().endswith(tuple(IMAGE_SUFFIXES))
+    options = ("--image", "--data") if is_image else ("--features", "--data")
+    return next((option for option in options if option in parser._option_string_actions), "")
+
+
+def _shortest_use(parser: argparse.ArgumentParser) -> str:
+    """Return the shortest line that a command accepts: "zoo predict CKPT IMAGE|FOLDER, …"."""
+    words, explanation = [], ""
+    for action in parser._actions:
+        if action.option_strings and action.required:
+            words.append(f"{action.option_strings[0]} {action.metavar or '|'.join(action.choices or [action.dest])}")
+        elif not action.option_strings and action.nargs not in ("?", "*"):
+            words.append(str(action.metavar or action.dest))
+    if "CKPT" in words:
+        explanation = " (CKPT: a run, or a name such as lenet5-mnist; `zoo list --weights` has more)"
+    return f"`{' '.join([parser.prog, *words])}`{explanation}"
 
 
 def _first_word(line: str) -> str:

@@ -12,6 +12,7 @@ from zoo import models
 from zoo.arguments import check_types
 from zoo.inference.predict import Checkpoint
 from zoo.pretrained import weights
+from zoo.pretrained.names import names_checkpoint
 from zoo.trees import match_leaves
 
 if TYPE_CHECKING:
@@ -56,9 +57,32 @@ def load(spec: str | Path, model: str | None = None, *, allow_nonfinite: bool = 
     return Checkpoint(network, jax.device_put(match_leaves(variables, abstract, str(spec))), card)
 
 
-def open_checkpoint(checkpoint: str | Path | Checkpoint) -> Checkpoint:
-    """Return a Checkpoint, loaded if it is given by folder or name, as `load` takes it."""
-    return checkpoint if isinstance(checkpoint, Checkpoint) else load(checkpoint)
+def open_checkpoint(checkpoint: str | Path | Checkpoint, function: str = "", second: Any = None) -> Checkpoint:
+    """Return a Checkpoint, loaded if it is given by folder or name, as `load` takes it.
+
+    Args:
+        checkpoint: a Checkpoint, or a folder or name that `load` takes.
+        function: the public function whose first argument it is.
+        second: its second argument, which may be the checkpoint if the two were exchanged.
+    """
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    try:
+        return load(checkpoint)
+    except (ValueError, OSError):
+        if not is_checkpoint(second):
+            raise
+        name = "checkpoint" if isinstance(second, Checkpoint) else repr(os.fspath(second))
+        order = f"zoo.{function}({name}, {os.fspath(checkpoint)!r})"
+        raise ValueError(f"{function}: the checkpoint comes first: {order}") from None
+
+
+def is_checkpoint(value: Any) -> bool:
+    """Return True for a Checkpoint, and for the name or folder of one. Nothing is read or downloaded."""
+    try:
+        return isinstance(value, Checkpoint) or (isinstance(value, (str, Path)) and names_checkpoint(str(value)))
+    except (OSError, RuntimeError):  # of a path such as ~nobody
+        return False
 
 
 def open_init(init: str | Path | Checkpoint, model: str | None = None) -> InitCheckpoint:

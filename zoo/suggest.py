@@ -9,7 +9,8 @@ from pathlib import Path
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """Return "did you mean X or Y?" for names similar to `word`; "" if there are none.
 
-    A word of initials means the names that they abbreviate: "--lr" is --learning-rate.
+    A word of initials means the names that they abbreviate: "--lr" is --learning-rate. The beginning of names means
+    these, and not others that are like it: "epoch" is epochs, not head_epochs.
 
     Args:
         word: the misspelt name.
@@ -19,6 +20,8 @@ def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     known = list(known)
     letters = word.strip("-").lower()
     near = [name for name in known if len(letters) > 1 and _initials(name) == letters]
+    begun = [name for name in known if len(letters) > 2 and name.lower().strip("-").startswith(letters)]
+    near = near or difflib.get_close_matches(word, begun, n=3, cutoff=0)
     near = near or difflib.get_close_matches(word, known, n=3, cutoff=cutoff)
     return f"did you mean {' or '.join(near)}?" if near else ""
 

@@ -81,7 +81,13 @@ MISTAKES = {
     "features CKPT --data photos --at stage9 -o f.npz": ("'stage9'", "features"),
     "features CKPT --data photos -o f.csv": ("f.csv", ".npz"),
     "import notes.txt": ("notes.txt", "weight"),
-    "export CKPT --onnx": ("--to", "zoo export --help"),
+    "export CKPT --onnx": ("zoo export CKPT --to safetensors|", "lenet5-mnist"),
+    "predict photos": ("IMAGE|FOLDER", "zoo predict CKPT IMAGE|FOLDER", "lenet5-mnist"),
+    "predict": ("zoo predict CKPT IMAGE|FOLDER", "zoo list --weights"),
+    "show CKPT photos/cat/0.png -o x.png": ("--image photos/cat/0.png",),
+    "show CKPT photos -o x.png": ("--features photos",),
+    "info lenet5 more": ("unexpected argument 'more'", "zoo info NAME|CKPT"),
+    "train --model lenet5 --seed a": ("--seed 'a'", "try 0"),
     "info lenet55": ("lenet55", "did you mean lenet5"),
     "verify nowhere": ("nowhere", "no such checkpoint"),
     "verify photos": ("photos", "checkpoint"),
@@ -152,7 +158,7 @@ def test_mistakes_in_python(place, monkeypatch):
     calls = {
         "zoo.create": lambda: zoo.init("lenet5", 0),
         "zoo.fit('lenet5', (images, labels))": lambda: zoo.fit((images, labels), "lenet5"),
-        'zoo.fit("lenet5", data)': lambda: zoo.fit(images, labels),
+        "zoo.fit(model, (images, labels))": lambda: zoo.fit(images, labels),
         "tuple (images, labels)": lambda: zoo.fit("lenet5", [images, labels]),
     }
     for part, call in calls.items():

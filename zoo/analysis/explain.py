@@ -81,7 +81,7 @@ def explain(
         >>> result.heatmap.shape
         (32, 32)
     """
-    loaded = loading.open_checkpoint(checkpoint)
+    loaded = loading.open_checkpoint(checkpoint, "explain", image)
     if method not in METHODS:
         hint = did_you_mean(str(method), METHODS) or f"choose from {', '.join(METHODS)}"
         raise ValueError(f"explain: unknown method {method!r}; {hint}")

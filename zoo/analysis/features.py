@@ -76,6 +76,7 @@ class Features(NamedTuple):
     origin: Origin | None = None
     sketches: dict[str, ContentSketch] = {}  # noqa: RUF012
 
+    @check_types()
     def save(self, file: str | Path) -> None:
         """Write an .npz file.
 
@@ -178,7 +179,7 @@ def endpoints(model: nn.Module, preprocess: Preprocess) -> dict[str, tuple[int, 
     return {name: shapes[name] for name in order}
 
 
-@check_types("data", "at")
+@check_types("at")
 def features(
     checkpoint: Checkpoint | str | Path,
     data: str | Path | Dataset | tuple[Any, Any],
@@ -212,12 +213,9 @@ def features(
     Raises:
         ValueError: for an unknown endpoint, split or pooling, naming the known ones.
     """
+    loaded = loading.open_checkpoint(checkpoint, "features", data)
     if isinstance(data, tuple):
         data = from_arrays(data)
-    if not isinstance(data, (str, Path, Dataset)):
-        kind = type(data).__name__
-        raise ValueError(f"features: data has type {kind}; give a name, folder, Dataset or tuple (images, labels)")
-    loaded = loading.open_checkpoint(checkpoint)
     dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     if limit:
         dataset = limited(dataset, limit)

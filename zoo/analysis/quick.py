@@ -22,7 +22,7 @@ from zoo.analysis.linear_head import head_variables, model_with_classes
 from zoo.analysis.probe import STRENGTHS, ClassWeights, ProbeResult, evaluate_head, fit_on_validation
 from zoo.arguments import check_types
 from zoo.data.dataset import Dataset
-from zoo.data.sources import from_arrays
+from zoo.data.sources import from_arrays, names_data
 from zoo.distributed import mesh, processes
 from zoo.inference.metrics import Metrics
 from zoo.inference.predict import Checkpoint
@@ -34,6 +34,7 @@ from zoo.training.recipe import Recipe
 from zoo.training.request import TrainRequest
 from zoo.training.run import Logs, Progress
 from zoo.training.run_store import open_store
+from zoo.training.settings import in_terms_of_arguments, naming_arguments, say_arguments
 from zoo.training.trackers import Tracking, parse_trackers
 
 #: Kind of head, as `RunConfig.head` names it.
@@ -41,6 +42,7 @@ LINEAR = "linear"
 
 
 @check_types()
+@naming_arguments
 def fit_head(
     data: str | Path | Dataset | tuple,
     *,
@@ -78,6 +80,8 @@ def fit_head(
         >>> checkpoint = zoo.fit_head("photos/")
         >>> checkpoint.predict("photo.jpg")
     """
+    if loading.is_checkpoint(data) and not names_data(data):
+        raise ValueError(f"fit_head: {data!r} is a checkpoint, not data; write zoo.fit_head(data, init={data!r})")
     request = TrainRequest(
         data=from_arrays(data) if isinstance(data, tuple) else data,
         init=None if init is None else loading.open_init(init),
@@ -88,9 +92,9 @@ def fit_head(
         open_init=loading.open_init,
         head=LINEAR,
     )
-    say = (lambda line: None) if quiet else print
     trackers = parse_trackers(log, "fit_head: log")
-    return fit_plan(make_plan(prepare(request), say), quiet=quiet, workers=workers, log=trackers)
+    plan = make_plan(prepare(request), say_arguments(quiet))
+    return fit_plan(plan, quiet=quiet, workers=workers, log=trackers, rephrase=in_terms_of_arguments)
 
 
 def prepare(request: TrainRequest) -> TrainRequest:
@@ -100,7 +104,7 @@ def prepare(request: TrainRequest) -> TrainRequest:
         ValueError: for a network without a head that could be fitted, or with several processes.
     """
     if processes.is_multiprocess():
-        raise ValueError("--quick runs in a single process; start it without a launcher")
+        raise ValueError("a head is fitted in a single process; start it without a launcher")
     if request.init is not None:
         model_with_classes(request.init.card.model, request.init.card.fields, len(request.init.card.classes) or 2)
     recipe = dataclasses.replace(request.base.recipe if request.base else Recipe(), freeze=("body",))
@@ -108,7 +112,13 @@ def prepare(request: TrainRequest) -> TrainRequest:
 
 
 def fit_plan(
-    plan: Plan, *, command: str = "", quiet: bool = False, workers: int | None = None, log: Sequence[str] = ()
+    plan: Plan,
+    *,
+    command: str = "",
+    quiet: bool = False,
+    workers: int | None = None,
+    log: Sequence[str] = (),
+    rephrase: Callable[[str], str] = str,
 ) -> Checkpoint:
     """Fit a linear head as a run with a folder of its own, and return the checkpoint.
 
@@ -118,11 +128,12 @@ def fit_plan(
         quiet: print nothing.
         workers: threads that read data which is not kept in memory.
         log: names of experiment trackers, as `parse_trackers` returns them.
+        rephrase: applied to printed lines, as in `Display`.
 
     Raises:
         ValueError: if the folder holds another run.
     """
-    with Display(1, 1, 1, quiet=quiet, live=False) as display, ExitStack() as stack:
+    with Display(1, 1, 1, quiet=quiet, live=False, rephrase=rephrase) as display, ExitStack() as stack:
         store = stack.enter_context(open_store(plan.address, plan.folder, display.say)) if plan.address else None
         runs.open_folder(plan.folder, plan.config, command)
         report.describe(plan, display.say)

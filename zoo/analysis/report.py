@@ -14,6 +14,7 @@ from zoo import loading
 from zoo.arguments import check_types
 from zoo.data.dataset import Dataset
 from zoo.data.sources import open_dataset
+from zoo.data.sources.arrays import evaluation_split
 from zoo.data.sources.names import canonical_split
 from zoo.files import require_writable, write_atomically
 from zoo.inference.predict import Checkpoint, require_head
@@ -39,7 +40,7 @@ def run_folder_of(source: str | Path) -> Path | None:
 @check_types()
 def report(
     source: str | Path | Checkpoint,
-    data: str | Path | Dataset,
+    data: str | Path | Dataset | tuple,
     output: str | Path = PAGE,
     *,
     split: str = "",
@@ -50,7 +51,7 @@ def report(
 
     Args:
         source: the folder of a run, or a checkpoint: its folder, its name or a Checkpoint.
-        data: a data set, or its name or folder; its classes are matched by name.
+        data: a data set, its name or folder, or arrays (images, labels), as in `evaluate`; classes are matched by name.
         output: the page to write.
         split: the split to evaluate; by default test, or validation, or the last one.
         data_dir: folder of TensorFlow Datasets.
@@ -69,9 +70,12 @@ def report(
 
     in_memory = isinstance(source, Checkpoint)
     require_writable(Path(output))
-    loaded = loading.open_checkpoint(source)
+    loaded = loading.open_checkpoint(source, "report", data)
     require_head(loaded.card)
-    dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
+    if isinstance(data, tuple):
+        dataset = evaluation_split(data, loaded.card.classes, loaded.card.preprocess.white)
+    else:
+        dataset = data if isinstance(data, Dataset) else open_dataset(data, data_dir)
     folder = loaded.workdir if isinstance(source, Checkpoint) else run_folder_of(source)
     name = f"{loaded.card.model} on {dataset.name}" if in_memory else str(source)
     facts = None if folder is None else read_run(folder)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo.addresses import is_address, parse_address
+from zoo.arguments import check_fields
 from zoo.checkpoint.calibration import Calibration
 from zoo.checkpoint.manifest import (
     ARRAYS,
@@ -75,6 +76,7 @@ RENAMED_SINCE_FORMAT_1 = {
 }
 
 
+@check_fields
 @dataclass(frozen=True)
 class Card:
     """The metadata of a checkpoint.

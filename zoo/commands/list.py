@@ -53,26 +53,33 @@ def list_models(as_json: bool) -> None:
         families.setdefault(row["family"], []).append(row)
     names, sizes = max(len(row["model"]) for row in rows), ["x".join(map(str, row["input"])) for row in rows]
     shapes = max(map(len, sizes))
-    start = 2 + names + 1 + 12 + 10 + 2 + shapes + 2
+    start = 2 + names + 12 + 10 + 1 + shapes + 2
     narrow = start + max(len(row["paper"]) for row in rows) > line_width()
-    print(f"{'model':<{names + 2}} {'parameters':>12}{'mult-adds':>10}  {'input':<{shapes}}  paper")
+    print(f"{'model':<{names + 2}}{'parameters':>12}{'mult-adds':>10} {'input':<{shapes}}  paper")
     for family, members in families.items():
         print(f"\n{family}")
         for row in members:
             size, work = "x".join(map(str, row["input"])), amount(row["multiply_adds"])
-            paper = _first_author(row["paper"]) if narrow else row["paper"]
-            print(f"  {row['model']:<{names}} {row['parameters']:>12,}{work:>10}  {size:<{shapes}}  {paper}")
+            paper = _authors_and_year(row["paper"]) if narrow else row["paper"]
+            _print_columns(f"  {row['model']:<{names}}{row['parameters']:>12,}{work:>10} {size:<{shapes}}  ", paper)
     if narrow:
         print("\nzoo info NAME shows the layers of a model and the title of its paper")
 
 
-def _first_author(paper: str) -> str:
-    """Return the first author and the year of "Ioffe and Szegedy 2015, Batch normalization …"."""
-    return re.sub(r"^(\w+).*?(\d{4}).*", r"\1 \2", paper)
+def _authors_and_year(paper: str) -> str:
+    """Return "Ioffe and Szegedy 2015" of "Ioffe and Szegedy 2015, Batch normalization …"."""
+    return re.sub(r"^(\D*\d{4}).*", r"\1", paper)
+
+
+def _print_columns(start: str, text: str) -> None:
+    """Print a row whose last column continues below itself where the line is too short, between words."""
+    width = max(line_width() - len(start), 16)
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    print(start + f"\n{' ' * len(start)}".join(lines))
 
 
 def list_recipes(as_json: bool) -> None:
-    """Print every recipe with its optimiser, length and source; as JSON, with all its fields."""
+    """Print every recipe with its optimiser, length and the beginning of its source; as JSON, with all its fields."""
     from zoo.training.display import format_count
     from zoo.training.recipes import RECIPES
 
@@ -87,8 +94,8 @@ def list_recipes(as_json: bool) -> None:
         for column in (RECIPES, [recipe.optimizer for recipe in RECIPES.values()], lengths.values())
     )
     for name, recipe in RECIPES.items():
-        start = f"{name:<{names}}  {recipe.optimizer:<{optimizers}}  {lengths[name]:<{length}}  "
-        print(start + textwrap.shorten(recipe.source, max(line_width() - len(start), 20), placeholder=" …"))
+        source = re.split(r" \(|; |(?<!this project), |(?<! al)\. ", recipe.source)[0]
+        _print_columns(f"{name:<{names}}  {recipe.optimizer:<{optimizers}}  {lengths[name]:<{length}}  ", source)
     print("\nzoo list --recipes NAME prints the fields of a recipe and its source")
 
 

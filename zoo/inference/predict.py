@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
+from zoo.arguments import check_fields, check_types
 from zoo.checkpoint import Card
 from zoo.data.images.decode import decode_images, is_collection
 from zoo.data.images.preprocess import Preprocess, image_to_input, images_to_input, normalise
@@ -37,6 +38,7 @@ class Prediction(NamedTuple):
     unlike_training: bool | None = None
 
 
+@check_fields
 @dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint:
     """A network with its variables and metadata, as `zoo.load` and `zoo.fit` return it.
@@ -55,6 +57,7 @@ class Checkpoint:
     history: tuple[dict[str, Any], ...] = ()
     workdir: Path | None = None
 
+    @check_types("top")
     def predict(self, images: Any, top: int = 5, tta: str = "") -> list[Prediction]:
         """Classify images. Size, channels, normalisation and polarity follow the card.
 
@@ -116,6 +119,7 @@ def predict(
     return classify(model, variables, card, [preprocess_image(image, card.preprocess, tta) for image in decoded], top)
 
 
+@check_types("normalised")
 def preprocess(image: Any, card: Card | Checkpoint | Preprocess, *, normalised: bool = True) -> np.ndarray:
     """Bring an image to a checkpoint's input, exactly as evaluation and prediction do.
 
@@ -137,8 +141,6 @@ def preprocess(image: Any, card: Card | Checkpoint | Preprocess, *, normalised: 
         >>> logits, endpoints = checkpoint.model.apply(checkpoint.variables, images)
     """
     how = card.card.preprocess if isinstance(card, Checkpoint) else card.preprocess if isinstance(card, Card) else card
-    if not isinstance(how, Preprocess):
-        raise ValueError(f"preprocess: give a card, a checkpoint or a Preprocess, not a {type(card).__name__}")
     pixels = images_to_input(decode_images(image, how.white), how)
     inputs = np.asarray(normalise(pixels, how)) if normalised else pixels
     return inputs if is_collection(image) else inputs[0]

@@ -30,6 +30,7 @@ class Display:
         quiet: print nothing.
         interval: seconds between lines.
         live: show the bar on a terminal.
+        rephrase: applied to lines that stay, such as `in_terms_of_arguments` for a caller in Python.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class Display:
         quiet: bool = False,
         interval: float = LINE_INTERVAL,
         live: bool = True,
+        rephrase: Callable[[str], str] = str,
     ):
         self.total_steps, self.batch_size, self.epochs = total_steps, batch_size, epochs
-        self.quiet, self.interval, self.live = quiet, interval, live
+        self.quiet, self.interval, self.live, self.rephrase = quiet, interval, live, rephrase
         self.start_time = self.output_time = time.monotonic()
         self.step_time: float | None = None  # when the last step ended
         self.warmup_left = WARMUP_STEPS
@@ -74,6 +76,7 @@ class Display:
         """Print a line that stays."""
         if self.quiet:
             return
+        text = self.rephrase(text)
         if self.bar is not None:
             self.bar.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
         else:

@@ -54,6 +54,7 @@ def fit(
     caught: Caught | None = None,
     write_page: PageWriter | None = None,
     log: Sequence[str] = (),
+    rephrase: Callable[[str], str] = str,
 ) -> Checkpoint:
     """Run a plan, or resume it, and return its best checkpoint.
 
@@ -69,6 +70,7 @@ def fit(
         caught: signals that end the run, which the caller catches; None to catch them while training.
         write_page: writes the page of the finished run; None for none. The page builds on modules above this one.
         log: names of experiment trackers that get the run as well, as `parse_trackers` returns them.
+        rephrase: applied to printed lines, as in `Display`.
 
     Raises:
         ValueError: if the folder holds another run, or a tracker cannot be started.
@@ -79,7 +81,10 @@ def fit(
     quiet = quiet or not processes.is_primary()
     if caught is not None:
         caught.is_complete = False  # of an earlier run of the same program, such as another fold
-    with Display(plan.total_steps, plan.batch_size, plan.recipe.epochs, quiet=quiet) as display, ExitStack() as stack:
+    with ExitStack() as stack:
+        display = stack.enter_context(
+            Display(plan.total_steps, plan.batch_size, plan.recipe.epochs, quiet=quiet, rephrase=rephrase)
+        )
         tracking: list[Tracking] = []  # of the primary process
         stores: list[RunStore] = []  # that of a run in an object store, in the primary process
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from zoo.arguments import check_fields
 from zoo.suggest import did_you_mean
 
 Optimizer = Literal["sgd", "momentum", "nesterov", "rmsprop", "rmsprop-tf", "adam", "adamw", "lion", "lars", "lamb"]
@@ -38,6 +39,7 @@ OMITTED_DEFAULTS = (
 MAX_NUMBER = 1e15
 
 
+@check_fields
 @dataclass(frozen=True)
 class Recipe:
     """Hyperparameters of a training run.
@@ -346,4 +348,4 @@ def _parse_value(option: str, expected: Any, text: str, example: Any = None) -> 
         return expected(text)
     except ValueError:
         kind, usual = ("a whole number", 32) if expected is int else ("a number", 0.001)
-        raise ValueError(f"{option} {text!r} is not {kind}; try {example or usual:g}") from None
+        raise ValueError(f"{option} {text!r} is not {kind}; try {usual if example is None else example:g}") from None

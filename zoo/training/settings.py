@@ -85,6 +85,12 @@ _ARGUMENTS = (
     "model", "data", "recipe", "init", "workdir", "data_dir", "limit", "parallel", "mesh", "device_data", "workers",
     "log", "folds", "group",
 )  # fmt: skip
+#: Words for options that are other functions, or arguments, in Python.
+_PHRASES = {
+    "Add --folds 5 to": "Use zoo.cross_validate to", "add --folds, or": "use zoo.cross_validate, or",
+    "repeat the command without --folds": "use zoo.fit", "without --quick": "with zoo.fit",
+    "another option or --workdir": "another argument or workdir",
+}  # fmt: skip
 _CHOICES = ("jit", "pmap", "auto", "on", "off", "none")
 #: Commands, which stay as they are, and options with the word after them.
 _OPTION = re.compile(r"`[^`]*`|\bzoo [a-z-]+ [^;,)]*|(?<![\w./-])--([a-z][a-z-]*)(?:[ =]('[^']*'|[^\s;,()]+))?")
@@ -109,6 +115,8 @@ def in_terms_of_arguments(message: str) -> str:
             return f"{name}={_literal(value)}{end}"
         return f"{name}{separator}{value}{end}"
 
+    for words, others in _PHRASES.items():
+        message = message.replace(words, others)
     return _OPTION.sub(argument, message)
 
 
@@ -117,6 +125,11 @@ def _literal(value: str) -> str:
     if re.fullmatch(r"-?[\d.]+(e-?\d+)?|'.*'|[A-Z_]+|True|False|…", value):
         return value
     return {"true": "True", "false": "False"}.get(value, f'"{value}"')
+
+
+def say_arguments(quiet: bool = False) -> Callable[[str], None]:
+    """Return a function that prints lines in terms of arguments; with `quiet` it prints nothing."""
+    return lambda line: None if quiet else print(in_terms_of_arguments(line), flush=True)
 
 
 def naming_arguments(function: Callable[P, T]) -> Callable[P, T]:

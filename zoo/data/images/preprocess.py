@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.arguments import check_fields
 from zoo.data.images.colour import Uint8, composite, luma
 from zoo.data.images.geometry import RESIZE_MODES, centre_crop, pad_to_shape, resize_geometry
 from zoo.data.images.polarity import POLARITIES, background_level, match_polarity, needs_adaptation
@@ -45,6 +46,7 @@ def _is_finite(value: Any) -> bool:
 POINT_SHAPE = (1, 2)
 
 
+@check_fields
 @dataclass(frozen=True)
 class Preprocess:
     """Description of the path from an image to the model's input.

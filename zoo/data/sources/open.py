@@ -151,6 +151,14 @@ def open_dataset(spec: Spec, data_dir: Spec | None = None) -> Dataset:
         return open_listing(source) if isinstance(source, Listing) else source
 
 
+def names_data(spec: Any) -> bool:
+    """Return True for the name, file or folder of a data set of a known kind, which may still have faults."""
+    try:
+        return isinstance(spec, (str, Path)) and any(source.recognise(spec) for source in SOURCES)
+    except (ValueError, OSError, RuntimeError):  # of a path such as ~nobody
+        return False
+
+
 def _path(spec: Spec) -> Path:
     return Path(spec).expanduser()
 
