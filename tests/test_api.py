@@ -283,7 +283,7 @@ def test_a_batch_holds_an_image_at_least():
         ("Add --init CKPT.", "Add init=CKPT."),
         ("--init start: name the data with --data", 'init="start": name the data with data'),
         ("use --model mlp or softmax", 'use model="mlp" or softmax'),
-        ("wide. Add --folds 5 to test on every image once.", "wide. Use zoo.cross_validate to test on every image once."),
+        ("wide. Add --folds 5 to test on all images.", "wide. Use zoo.cross_validate to test on all images."),
         ("which have no features; train without --quick", "which have no features; train with zoo.fit"),
         ("List all with `zoo list --recipes`.", "List all with `zoo list --recipes`."),
         ("run: zoo import FILE --as x --data y; or --limit 5", "run: zoo import FILE --as x --data y; or limit=5"),

@@ -130,6 +130,25 @@ def test_refused(arguments, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        ({"kind": "aa"}, "kind='aa'; did you mean a?"), ({"kind": "zzz"}, "kind='zzz'; choose from a, b"),
+        ({"seed": -1}, "seed=-1 must be from 0"), ({"seed": 2**32}, "seed=4294967296 must be from 0"),
+        ({"workers": -1}, "workers=-1 must be at least 0"),
+    ],
+)  # fmt: skip
+def test_values_with_the_same_limits_everywhere(arguments, part):
+    @check_types()
+    def limited(kind: Literal["a", "b"] = "a", seed: int = 0, workers: int | None = None) -> None:
+        pass
+
+    limited("b", 2**32 - 1, 0)
+    with pytest.raises(ValueError, match=part) as caught:
+        limited(**arguments)
+    assert str(caught.value).startswith("limited") or ".limited: " in str(caught.value)
+
+
 def takes_any_name(function: Callable[..., Any]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
 
@@ -190,6 +209,46 @@ def test_images_and_labels_are_one_argument(name):
     if before:
         with pytest.raises(ValueError, match=r"\(images, labels\)\)"):
             getattr(zoo, name)(IMAGES, LABELS)
+
+
+def test_a_member_that_a_checkpoint_lacks_is_answered():
+    for name, part in (
+        ("evaluate", r"zoo\.evaluate\("),
+        ("variable", "did you mean variables"),
+        ("zzz", "it has model"),
+    ):
+        with pytest.raises(AttributeError, match=part):
+            getattr(loaded(), name)
+    assert not hasattr(loaded(), "__array__")
+
+
+@pytest.mark.parametrize(
+    "call, part",
+    [
+        (lambda: zoo.features(loaded(), "digits", splits=[]), "splits is empty"),
+        (lambda: zoo.explain(loaded(), []), "empty list"),
+        (lambda: zoo.explain(loaded(), IMAGES[0], target=7.5), "target 7.5"),
+        (lambda: zoo.report(loaded(), (IMAGES, LABELS), "page.pdf"), "must end in .html"),
+        (lambda: zoo.init(loaded().model, 2**70), "init: key="),
+        (lambda: zoo.init(loaded().model, np.zeros(5)), "jax.random.key(0)"),
+        (lambda: zoo.fit("lenet5", "digits", image_size=(32, 32)), "image_size=(32, 32)"),
+        (lambda: zoo.load("lenet5"), "is a model without weights"),
+        (lambda: zoo.load("lenet5-mnist", nonfinite=True), "leave out nonfinite"),
+        (lambda: loaded().predict(""), "names no image file"),
+        (lambda: loaded().predict("."), "is a folder"),
+        (lambda: zoo.evaluate(loaded(), (IMAGES, np.eye(3)[LABELS % 3])), "one-hot rows of 3 for 10 classes"),
+        (lambda: zoo.evaluate(loaded(), (IMAGES, ["cat"] * 8)), "0, 1, 2, 3, 4 and 5 more"),
+        (lambda: zoo.fit("lenet5", (IMAGES, None)), "not None"),
+        (lambda: zoo.fit("lenet5", (IMAGES, (label for label in LABELS))), "not a generator"),
+        (lambda: zoo.fit("lenet5", (["a.png"] * 8, LABELS)), "give a folder or a table"),
+        (lambda: zoo.fit("lenet5", (IMAGES, LABELS, IMAGES, LABELS)), "zoo.from_arrays("),
+        (lambda: zoo.fit("lenet5", ((IMAGES, LABELS), (IMAGES[:4], LABELS[:4]))), "zoo.from_arrays("),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_answered_in_one_line(call, part):
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        call()
+    assert part in str(caught.value) and "\n" not in str(caught.value), caught.value
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from zoo.loading import is_checkpoint, open_checkpoint, open_init
 from zoo.training import cross_validation, loop, run
 from zoo.training.cross_validation import CrossValidation
 from zoo.training.plan import make_plan
-from zoo.training.recipe import Recipe, parse_field
+from zoo.training.recipe import Recipe, check_type, parse_field
 from zoo.training.request import TrainRequest
 from zoo.training.settings import RECIPE_FIELDS, in_terms_of_arguments, naming_arguments, say_arguments
 from zoo.training.trackers import parse_trackers
@@ -227,10 +227,7 @@ def _train_request(
     _require_order(function, model, data, recipe, init)
     if isinstance(data, tuple):
         data = from_arrays(data)
-    changes = {
-        name: parse_field(name, value, f"{function}: {name}") if isinstance(value, str) and value != "auto" else value
-        for name, value in changes.items()
-    }
+    changes = {name: _recipe_value(function, name, value) for name, value in changes.items()}
     return TrainRequest(
         model=model,
         data=str(data) if isinstance(data, Path) else data,
@@ -244,6 +241,19 @@ def _train_request(
         device_data=device_data,
         workdir=workdir,
     )
+
+
+def _recipe_value(function: str, name: str, value: Any) -> Any:
+    """Return the value of a field of the recipe, parsed if it is text; lists become tuples.
+
+    Raises:
+        ValueError: naming the field, for a value of another type.
+    """
+    if isinstance(value, str):
+        return value if value == "auto" else parse_field(name, value, f"{function}: {name}")
+    value = tuple(value) if isinstance(value, list) else value
+    check_type(name, value)
+    return value
 
 
 def _require_order(function: str, model: Any, data: Any, recipe: Any, init: Any) -> None:
@@ -261,7 +271,7 @@ def _require_order(function: str, model: Any, data: Any, recipe: Any, init: Any)
     if model is not None and not isinstance(model, str):
         name = models.name_of(model) if isinstance(model, nn.Module) else "lenet5"
         raise ValueError(
-            f"{function}: the first argument is the name of a model, not a {type(model).__name__}; write "
+            f"{function}: model has type {type(model).__name__}; it takes the name of a model; write "
             f"{call}({name!r}, {arrays})"
         )
     for name, value in (("data", data), ("recipe", recipe)):

@@ -1,6 +1,7 @@
 """Checks of a call of a public function: the names and number of its arguments, their types and their order."""
 
 import inspect
+import math
 import numbers
 import os
 import types
@@ -8,7 +9,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -23,8 +24,11 @@ _ACCEPTED: dict[Any, tuple[type, ...]] = {
     tuple: (tuple, list),
 }  # fmt: skip
 
-#: Arguments whose types say less than their meaning -> what they take. Lists are not tuples here: of images, or a pair?
+#: Arguments whose types say less than their meaning -> what they take.
 _MEANINGS = {"data": "a name, folder, Dataset or tuple (images, labels)"}
+
+#: Arguments with the same range in all functions -> the lowest and highest value. Of seeds, that of scikit-learn's.
+_RANGES = {"seed": (0, 2**32 - 1), "workers": (0, math.inf)}
 
 #: Names of arguments in other libraries -> those here. The first one that the function has is suggested.
 _OTHER_NAMES = {
@@ -58,6 +62,13 @@ def check_types(*unchecked: str) -> Callable[[F], F]:
             hints = typing.get_type_hints(function) if named else {}
             return {parameter: _members(hints[parameter]) for parameter in named if parameter in hints}
 
+        @cache
+        def choices() -> dict[str, tuple[str, ...]]:
+            hints = typing.get_type_hints(function) if annotations() else {}
+            return {
+                key: typing.get_args(hints[key]) for key in annotations() if typing.get_origin(hints[key]) is Literal
+            }
+
         @wraps(function)
         def checked(*args: Any, **kwargs: Any) -> Any:
             _require_pair(name, signature, args)
@@ -67,11 +78,18 @@ def check_types(*unchecked: str) -> Callable[[F], F]:
                 raise TypeError(describe_call_error(name, signature, args, kwargs)) from None
             for argument, value in given.items():
                 members = annotations().get(argument, (Any,))
-                is_list = argument in _MEANINGS and isinstance(value, list)
-                if is_list or not _is_any(value, members):
+                if not _fits(argument, value, members):
                     kind, takes = type(value).__name__, _MEANINGS.get(argument) or _describe(members)
                     hint = _suggest_place(name, signature, given, argument, annotations())
                     raise ValueError(f"{name}: {argument} has type {kind}; it takes {takes}{hint}")
+                lowest, highest = _RANGES.get(argument, (-math.inf, math.inf))
+                is_number = argument in _RANGES and argument in annotations() and value is not None
+                if is_number and not lowest <= value <= highest:
+                    limits = f"at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
+                    raise ValueError(f"{name}: {argument}={value!r} must be {limits}")
+                if argument in choices() and value not in choices()[argument]:
+                    hint = did_you_mean(value, choices()[argument]) or f"choose from {', '.join(choices()[argument])}"
+                    raise ValueError(f"{name}: {argument}={value!r}; {hint}")
             return function(*args, **kwargs)
 
         return typing.cast(F, checked)
@@ -107,7 +125,7 @@ def describe_call_error(name: str, signature: inspect.Signature, args: Sequence[
         hint = suggest_argument(unknown[0], missing if takes_any else names) or f"it takes {', '.join(names)}"
         return f"{name}: unknown argument {unknown[0]}; {hint}"
     if len(args) > len(ordered):
-        others = [f"{each}=…" for each in names if each not in ordered]
+        others = [f"{each}=…" for each in names if each not in ordered] or ["NAME=…"] * takes_any
         rest = f"; name the others: {', '.join(others[:3])}{', …' if len(others) > 3 else ''}" if others else ""
         count = f"{len(ordered)} argument{'' if len(ordered) == 1 else 's'}"
         return f"{name}: takes {count} by position ({', '.join(ordered)}), not {len(args)}{rest}"
@@ -175,12 +193,11 @@ def _suggest_place(
     name: str, signature: inspect.Signature, given: Mapping[str, Any], wrong: str, annotations: Mapping[str, Any]
 ) -> str:
     """Return "; the order is …" if two arguments were exchanged, "; did you mean …?" if another one takes the value."""
-    value = given[wrong]
+    value, required = given[wrong], _required(signature)
     for other, accepted in annotations.items():
-        if other in given and _is_any(value, accepted) and _is_any(given[other], annotations[wrong]):
-            names = [each for each in _required(signature) if each not in (wrong, other)]
-            ordered = [each for each in _named_parameters(signature) if each in (*names, wrong, other)]
-            return f"; the order is {_call(name, ordered)}"
+        exchanged = other in given and _fits(other, value, accepted) and _fits(wrong, given[other], annotations[wrong])
+        if exchanged and other in required and wrong in required:
+            return f"; the order is {_call(name, required)}"
     for other, accepted in annotations.items():
         if other not in given and type(value) in accepted and type(value).__module__ != "builtins":
             return f"; did you mean {other}=…?"
@@ -192,7 +209,7 @@ def _members(hint: Any) -> tuple[Any, ...]:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return tuple(dict.fromkeys(member for part in typing.get_args(hint) for member in _members(part)))
-    if origin is typing.Literal:
+    if origin is Literal:
         return tuple(dict.fromkeys(type(value) for value in typing.get_args(hint)))
     return (origin or hint,)
 
@@ -204,7 +221,10 @@ def _describe(members: Sequence[Any]) -> str:
     return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
-def _is_any(value: Any, members: Iterable[Any]) -> bool:
+def _fits(argument: str, value: Any, members: Iterable[Any]) -> bool:
+    """Return True if a value has one of these types."""
+    if argument in _MEANINGS and isinstance(value, list):  # of images, or a pair (images, labels)?
+        return False
     return any(_is_a(value, member) for member in members)
 
 

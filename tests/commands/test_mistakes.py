@@ -44,7 +44,7 @@ MISTAKES = {
     "train --data photso/cat": ("photso/cat", "did you mean photos/cat"),
     "train --data table.csvv --model lenet5": ("table.csvv", "did you mean table.csv"),
     "train --data photos/cat/0.png": ("photos/cat/0.png", "is a single image", "zoo predict"),
-    "train --data photos/cat": ("photos/cat", "--data photos"),
+    "train --data photos/cat": ("photos/cat", "give the folder photos"),
     "train --data empty": ("empty", "class folders"),
     "train --data same --model lenet5": ("all images are identical", "check"),
     "train --data pictures.zip": ("pictures.zip", "unpack"),

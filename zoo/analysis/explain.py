@@ -1,6 +1,6 @@
 """`zoo.explain`: attribution maps of a checkpoint for images of any kind."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,8 @@ def explain(
     elif stage is not None:
         raise ValueError(f"explain: stage={stage!r} is for grad_cam; {method} explains the pixels")
     pixels = images_to_input(decode_images(image, loaded.card.preprocess.white), loaded.card.preprocess)
+    if not len(pixels):
+        raise ValueError("explain: image is an empty list")
     result = explain_pixels(loaded, pixels, method, target, stage=stage or "", seed=seed)
     if is_collection(image):
         return result
@@ -189,6 +191,8 @@ def resolve_targets(classes: Sequence[str], target: Any, logits: np.ndarray) -> 
         return logits.argmax(-1).tolist()
     if isinstance(target, (str, int, np.integer)):
         return [_class_index(classes, target)] * len(logits)
+    if not isinstance(target, Iterable):
+        return [_class_index(classes, target)]  # which names what is right
     targets = [_class_index(classes, one) for one in target]
     if len(targets) != len(logits):
         raise ValueError(f"explain: {len(targets)} targets for {len(logits)} images; give one for each, or one for all")

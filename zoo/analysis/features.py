@@ -21,6 +21,7 @@ from zoo.data.images.measure import as_trained
 from zoo.data.images.preprocess import Preprocess, normalise
 from zoo.data.loader import eval_batches
 from zoo.data.sources import from_arrays, open_dataset
+from zoo.data.sources.names import canonical_split
 from zoo.data.splits import images_in_memory, known_keys, record_name
 from zoo.distributed.compile import jit_for_platform
 from zoo.files import atomic_writer, require_regular
@@ -286,7 +287,9 @@ def compute_features(
         "use a checkpoint for smaller images",
     )  # fmt: skip
     done, arrays = 0, {}
-    for name in splits or dataset.splits:
+    if splits is not None and not len(splits):
+        raise ValueError(f"splits is empty; choose from {', '.join(dataset.splits)}, or None for all")
+    for name in dataset.splits if splits is None else [canonical_split(name) or name for name in splits]:
         if name not in dataset.splits:
             raise ValueError(f"{dataset.name}: has no split {name!r}; it has {', '.join(dataset.splits)}")
         rows, split = [], dataset.splits[name]

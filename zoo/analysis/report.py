@@ -69,7 +69,7 @@ def report(
     from zoo.analysis.page.collect import collect, read_run
 
     in_memory = isinstance(source, Checkpoint)
-    require_writable(Path(output))
+    require_writable(Path(output), ".html")
     loaded = loading.open_checkpoint(source, "report", data)
     require_head(loaded.card)
     if isinstance(data, tuple):

@@ -18,6 +18,7 @@ from zoo.inference import evaluate
 from zoo.inference.calibrate import is_unlike
 from zoo.inference.intervals import format_accuracy
 from zoo.models import count_parameters
+from zoo.suggest import did_you_mean
 from zoo.text import escape
 
 
@@ -36,6 +37,21 @@ class Prediction(NamedTuple):
     probability: float
     top: tuple[tuple[str, float], ...]
     unlike_training: bool | None = None
+
+
+_MEMBERS = ("model", "variables", "card", "history", "workdir", "predict")
+
+#: What people look for as a member of a Checkpoint -> where it is.
+_ELSEWHERE = {
+    "evaluate": "zoo.evaluate(checkpoint, data)", "explain": "zoo.explain(checkpoint, image)",
+    "features": "zoo.features(checkpoint, data)", "report": "zoo.report(checkpoint, data)",
+    "preprocess": "zoo.preprocess(image, checkpoint)", "fit": "zoo.fit(init=checkpoint, data=data)",
+    "save": "zoo.save(path, checkpoint.model, checkpoint.variables, checkpoint.card.classes, "
+    "checkpoint.card.preprocess)",
+    "params": 'checkpoint.variables["params"]', "weights": "checkpoint.variables",
+    "apply": "checkpoint.model.apply(checkpoint.variables, images)", "classes": "checkpoint.card.classes",
+    "class_names": "checkpoint.card.classes", "metrics": "checkpoint.card.metrics",
+}  # fmt: skip
 
 
 @check_fields
@@ -77,6 +93,10 @@ class Checkpoint:
                 could mean two things, and for `top` below 1.
         """
         return predict(self.model, self.variables, self.card, images, top, tta)
+
+    def __getattr__(self, name: str) -> Any:
+        hint = f"write {_ELSEWHERE[name]}" if name in _ELSEWHERE else did_you_mean(name, _MEMBERS)
+        raise AttributeError(f"a Checkpoint has no attribute {name!r}; {hint or 'it has ' + ', '.join(_MEMBERS)}")
 
     def __repr__(self) -> str:
         card, (height, width) = self.card, self.card.preprocess.size

@@ -243,7 +243,12 @@ def init(
         raise ValueError(f"init: {model!r} is a name; write zoo.init(zoo.create({model!r}, num_classes=10), {key!r})")
     if not isinstance(model, nn.Module):
         raise ValueError(f"init: model has type {type(model).__name__}; it takes a network made by zoo.create")
-    key = jax.random.key(int(key)) if isinstance(key, (int, np.integer)) else key
+    if isinstance(key, (int, np.integer)):
+        if not -(2**63) <= key < 2**63:
+            raise ValueError(f"init: key={key} must be below 2**63")
+        key = jax.random.key(int(key))
+    elif key.shape != (() if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else (2,)):
+        raise ValueError(f"init: key is {key.dtype}{list(key.shape)}; give a seed, such as 0, or jax.random.key(0)")
     shape = image_shape and tuple(image_shape)
     if shardings is not None:
         leaves, structure = jax.tree.flatten(shardings)

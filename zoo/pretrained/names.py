@@ -10,6 +10,7 @@ from zoo import checkpoint
 from zoo.addresses import is_address, parse_address, require_local
 from zoo.cache import cache_folder
 from zoo.files import require_regular
+from zoo.models import MODELS
 from zoo.pretrained import hub
 from zoo.pretrained.registry import DEFAULTS, WEIGHTS, Weights
 from zoo.stores import objects
@@ -89,6 +90,8 @@ def find(spec: str | Path) -> Path | Weights:
         raise FileNotFoundError(f"{spec}: no such checkpoint folder or weight file{hint}")
     else:
         problem = "no such checkpoint folder or weight file, and no shipped or published weights of this name"
+        if spec in MODELS:
+            problem = "is a model without weights; train it, or load one of its checkpoints"
     completions = [name for name in known if name.startswith(spec)][:3] if spec else []
     hint = f"did you mean {' or '.join(completions)}?" if completions else did_you_mean(spec, known)
     if spec and not completions and Path(meant := nearest_path(path), "card.json").is_file():

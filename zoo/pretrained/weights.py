@@ -82,7 +82,8 @@ def _open_weights(
             checkpoint.require_finite(imported.variables, str(spec))
         return imported.card, imported.variables
     if model or fields:
-        raise ValueError(f"{spec}: states its own model; `model` and fields are for weight files only")
+        given = ", ".join([*(["model"] if model else []), *(fields or {})])
+        raise ValueError(f"{spec}: states its own model and fields; leave out {given} (they are for weight files only)")
     if isinstance(located, Path):
         try:
             return checkpoint.load_checkpoint(located, allow_nonfinite=allow_nonfinite)

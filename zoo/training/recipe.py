@@ -182,7 +182,7 @@ class Recipe:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name))
+            check_type(field.name, getattr(self, field.name))
         self._check_ranges()
         self._check_combinations()
         if self.augment:
@@ -265,7 +265,7 @@ def _is_within_limit(value: Any) -> bool:
     return not isinstance(value, (int, float)) or abs(value) <= MAX_NUMBER
 
 
-def _check_type(name: str, value: Any) -> None:
+def check_type(name: str, value: Any) -> None:
     expected = _TYPES[name]
     if typing.get_origin(expected) is Literal:
         choices = typing.get_args(expected)

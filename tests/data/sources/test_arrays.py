@@ -376,8 +376,8 @@ def test_labels_of_python_objects(labels, names):
         ([[0, 1], [1]] * 6, "one array"),
         (np.array(["2020-01-01"] * 12, "datetime64[D]"), "datetime64[D]"),
         (np.zeros(12, [("a", int)]), "integers or strings"),
-        ("x", "must have shape"),
-        (None, "integers or strings, not object"),
+        ("x", "one label per image, not a str"),
+        (None, "one label per image, not None"),
         (["cat|dog", "cat", "dog"] * 4, "'cat|dog' joins several classes"),
     ],
 )

@@ -430,7 +430,7 @@ def test_a_folder_of_loose_images_beside_a_table_names_the_table(tmp_path):
     (tmp_path / "images").rmdir()
     with pytest.raises(ValueError) as caught:
         open_dataset(tmp_path)
-    assert_one_line(caught, f"type --data {tmp_path / 'labels.csv'}")
+    assert_one_line(caught, f"name {tmp_path / 'labels.csv'}")
 
 
 @pytest.mark.parametrize("folder", ["/", "//", "/proc", "/proc/self", "/sys", "link"])

@@ -72,6 +72,10 @@ def read_image(source: str | Path | bytes | BinaryIO, white: float | None = None
     if isinstance(source, str | Path):
         name = escape(str(source))
         path = Path(source)
+        if path.is_dir():
+            if not str(source):
+                raise ValueError("'' names no image file")
+            raise ValueError(f"{name}: is a folder; give a list of its images; `zoo predict` reads folders")
         try:
             data = read_bounded(path, MAX_IMAGE_BYTES)
         except FileNotFoundError:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from zoo.data.dataset import Dataset
 from zoo.data.sources.points import holds_points
 from zoo.data.splits import image_sizes
+from zoo.text import counted
 
 SMALL = 64  # pixels; larger images suit the models for photographs
 FEW_PHOTOS, FEW_SMALL = 1000, 50  # training images per class; ImageNet has 1,300, with fewer it pays to fine-tune
@@ -62,8 +63,8 @@ def describe_few_images(dataset: Dataset) -> str:
     if kind == "points" or count >= dataset.num_classes * (FEW_PHOTOS if kind == "photographs" else FEW_SMALL):
         return ""
     return (
-        f"Only {count:,} training images of {dataset.num_classes} classes: few to train from scratch. Fine-tune with "
-        f"--init {PRETRAINED[kind]}, without --model{describe_shipped(kind)}."
+        f"Only {counted(count, 'training image')} of {dataset.num_classes} classes: few to train from scratch. "
+        f"Fine-tune with --init {PRETRAINED[kind]}, without --model{describe_shipped(kind)}."
     )
 
 

@@ -15,7 +15,7 @@ from zoo.data.images.decode import CHANNEL_COUNTS, array_white, as_numbers, chan
 from zoo.data.images.levels import PixelRangeError, choose_array_white, require_unmasked, scale_to_8_bits, value_range
 from zoo.data.sources.names import check_joined_labels, unify_class_names
 from zoo.data.splits import ArraySplit, Labels, Pixels
-from zoo.text import first_line, one_line
+from zoo.text import first_few, first_line, one_line
 
 Arrays = tuple[Any, Any]
 MISSING_LABELS = ("nan", "NaN", "<NA>", "NaT", "")  # as pandas and CSV files write missing values
@@ -94,6 +94,9 @@ def evaluation_split(pair: Arrays, class_names: Sequence[str], white: float | No
     arrays, labels = _check_pairs({"test": pair}, name)
     if labels["test"].dtype.kind == "i" and {str(v) for v in np.unique(labels["test"])} <= set(class_names):
         labels["test"] = labels["test"].astype(str)
+    label_shape = np.shape(pair[1])
+    if len(label_shape) == 2 and label_shape[1] not in (1, len(class_names)):
+        raise ValueError(f"{name}: test labels: one-hot rows of {label_shape[1]} for {len(class_names)} classes")
     numbers, names, _ = _to_classes(labels, class_names, name)
     x = arrays["test"]
     try:
@@ -122,8 +125,12 @@ def _check_pairs(pairs: Mapping[str, Arrays], name: str) -> tuple[dict[str, NDAr
     """Return images as numbers [N, H, W, C], and labels, by split."""
     images, labels = {}, {}
     for split, pair in pairs.items():
+        splits = "; for several splits write zoo.from_arrays((images, labels), test=(images, labels))"
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise ValueError(f"{name}: {split} must be a pair (images, labels)")
+            several = splits if isinstance(pair, tuple | list) and len(pair) > 2 else ""
+            raise ValueError(f"{name}: {split} must be a pair (images, labels){several}")
+        if all(isinstance(part, tuple) and len(part) == 2 and np.ndim(part[0]) > 1 for part in pair):
+            raise ValueError(f"{name}: {split} has two pairs (images, labels){splits}")
         images[split] = _to_stack(pair[0], f"{name}: {split} images")
         labels[split] = _to_labels(pair[1], f"{name}: {split} labels")
         if len(images[split]) != len(labels[split]):
@@ -146,13 +153,16 @@ def _to_stack(images: Any, title: str) -> NDArray[Any]:
     """Check images and return them as numbers [N, H, W, C]."""
     x = _as_array(images, title)
     if x.dtype == object:
-        raise ValueError(f"{title}: must be one array of numbers, with images of one size, not of Python objects")
+        what = "of Python objects" if x.ndim else f"a {type(images).__name__}"
+        raise ValueError(f"{title}: must be one array of numbers, with images of one size, not {what}")
+    if x.dtype.kind in "US":
+        raise ValueError(f"{title}: must be numbers, not text; for image files give a folder or a table of paths")
     try:
         x = as_numbers(x)
     except ValueError:
         raise ValueError(f"{title}: must be numbers, not {x.dtype}") from None
     if x.ndim == 2:
-        raise ValueError(f"{title}: are flattened (shape {x.shape}); reshape them to [N, height, width]")
+        raise ValueError(f"{title}: are flattened, or one image (shape {x.shape}); reshape them to [N, height, width]")
     if x.ndim not in (3, 4):
         raise ValueError(f"{title}: must have shape [N, height, width] or [N, height, width, channels], not {x.shape}")
     if 0 in x.shape:
@@ -226,6 +236,8 @@ def _to_labels(labels: Any, title: str) -> NDArray[Any]:
         labels = [None if label is np.ma.masked else label for label in labels]
     is_flat = isinstance(labels, list) and not any(isinstance(v, list | tuple | np.ndarray) for v in labels)
     y = np.empty(len(labels), object) if is_flat else _as_array(labels, title)
+    if y.ndim == 0:
+        raise ValueError(f"{title}: must be an array or a list, one label per image, not {_kind_of_scalar(labels)}")
     if is_flat:
         y[:] = labels  # np.asarray would make numbers beside words to words
     if y.ndim == 2 and y.shape[1] == 1:
@@ -258,6 +270,10 @@ def _to_labels(labels: Any, title: str) -> NDArray[Any]:
     if y.dtype.kind == "u" and len(y) and y.max() >= 2**63:
         raise ValueError(f"{title}: {y.max()} is too large for a class number; give numbers below 2**63, or strings")
     return y.astype(np.int64)
+
+
+def _kind_of_scalar(labels: Any) -> str:
+    return "None" if labels is None else f"a {type(labels).__name__}"
 
 
 def _labels_of_objects(values: Sequence[Any], title: str) -> NDArray[Any]:
@@ -327,7 +343,8 @@ def _to_classes(
         number = order[position]
         unknown = np.unique(y[values[number] != y])
         if len(unknown):
-            known = f"0..{len(values) - 1}" if class_names is not None and y.dtype.kind == "i" else "those of train"
+            known = "those of train" if class_names is None else first_few(names, 5)
+            known = f"0..{len(values) - 1}" if class_names is not None and y.dtype.kind == "i" else known
             listed = ", ".join(str(v) for v in unknown[:5]) + (", …" if len(unknown) > 5 else "")
             raise ValueError(f"{name}: {split} labels {listed} are not among the classes ({known})")
         numbered[split] = number.astype(np.int32)

@@ -220,7 +220,7 @@ def list_walk(walk: FolderWalk, open_files: Callable[[list[str]], tuple[Store, s
     notes = [*collected.notes, *_notes_on_folders(folders, split_folders, bool(below)), *_notes_on_files(walk)]
     if not collected.paths and (tables := [name for name in files if name.lower().endswith(TABLE_SUFFIXES)]):
         paths = [escape(os.path.join(walk.root, top, name)) for name in tables]
-        notes.append(Note("source", f"for the classes of a table, type --data {first_few(paths, 2)}"))
+        notes.append(Note("source", f"for the classes of a table, name {first_few(paths, 2)}"))
     store, stamp = open_files(collected.paths)
     return Listing(
         name=walk.root,

@@ -151,7 +151,7 @@ def open_listing(listing: Listing, scanned: Scan | None = None) -> Dataset:
     if not listing.labels:
         path = Path(listing.name)
         if _is_class_folder(path):
-            raise ValueError(f"{path}: has the images of a single class; for all classes type --data {path.parent}")
+            raise ValueError(f"{path}: has the images of a single class; for all classes give the folder {path.parent}")
         raise ValueError(
             f"{listing.name}: no image is in a class folder; put the images of each class in a folder with its name, "
             "or list them in a table of paths and labels" + "".join(f"; {note}" for note in listing.notes)

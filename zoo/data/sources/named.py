@@ -117,7 +117,7 @@ def _require_published(path: Path, digest: str, name: str) -> None:
     try:
         check_digest(path, f"sha256:{digest}")
     except HashMismatchError as error:
-        text = f"{name}: {path} is not the published file ({error}); remove it, or type --data {path.parent}"
+        text = f"{name}: {path} is not the published file ({error}); remove it, or name {path.parent}"
         raise HashMismatchError(text) from None
 
 

@@ -213,7 +213,7 @@ def idx_folder(folder: Path, prefix: str | None = None) -> Dataset:
     groups = idx_files(folder)
     if prefix is None and len(groups) > 1:
         names = first_few([f"{folder / name}" for name in sorted(groups)], 3)
-        raise ValueError(f"{folder}: has IDX files of {len(groups)} data sets; type --data and one of {names}")
+        raise ValueError(f"{folder}: has IDX files of {len(groups)} data sets; name one of them: {names}")
     prefix = next(iter(groups)) if prefix is None else prefix
     files = groups[prefix]
     title = str(folder / prefix) if prefix else str(folder)

@@ -177,7 +177,7 @@ def _unrecognised(spec: Spec) -> Exception:
     text, path = os.fspath(spec), _path(spec)
     keywords = [source.keyword for source in SOURCES if source.keyword]
     if text.endswith(":") and text in keywords:
-        return ValueError(f"{text!r} names no data set; write {text}NAME, for example tfds:mnist")
+        return ValueError(f"{text!r} names no data set; write {text}NAME, for example {text}mnist")
     if _is_folder(spec):
         return ValueError(
             f"{path}: this folder has no class folders with images, tar shards or IDX files; put the images of each "
@@ -186,10 +186,10 @@ def _unrecognised(spec: Spec) -> Exception:
     if path.exists() and not path.is_file() and not path.is_dir():
         return ValueError(f"{path}: is a pipe, a socket or a device; write the data to a file")
     if path.is_file() and zipfile.is_zipfile(path) and path.suffix.lower() == ".zip":
-        return ValueError(f"{path}: is an archive; unpack it (unzip {path}) and type --data and the folder")
+        return ValueError(f"{path}: is an archive; unpack it (unzip {path}) and name the folder")
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         return ValueError(
-            f"{path}: is a single image; --data takes a folder with one subfolder of images per class. Classify single "
+            f"{path}: is a single image; data are a folder with one subfolder of images per class. Classify single "
             "images with `zoo predict`"
         )
     if path.is_file():

@@ -77,7 +77,7 @@ def open_remote(address: str) -> Dataset | Listing:
     if shards and folders:
         raise ValueError(
             f"{address}: has the tar file {escape(shards[0])} beside folders of images "
-            f"({first_few([*map(escape, folders)], 3)}); move one of them, or type --data {address}/{shards[0]}"
+            f"({first_few([*map(escape, folders)], 3)}); move one of them, or name {address}/{shards[0]}"
         )
     if shards:
         return list_remote_shards(address, [join_address(address, name) for name in shards])

@@ -134,7 +134,7 @@ def list_shards(spec: Path) -> Listing:
     if spec.is_dir() and (folders := class_folders(spec)):
         raise ValueError(
             f"{spec}: has the tar file {escape(shards[0].name)} beside folders of images "
-            f"({first_few([*map(escape, folders)], 3)}); move one of them, or type --data {shards[0]}"
+            f"({first_few([*map(escape, folders)], 3)}); move one of them, or name {shards[0]}"
         )
     for shard in shards:
         if not shard.is_file():
