@@ -239,6 +239,8 @@ def test_a_member_that_a_checkpoint_lacks_is_answered():
         (lambda: zoo.evaluate(loaded(), (IMAGES, np.eye(3)[LABELS % 3])), "one-hot rows of 3 for 10 classes"),
         (lambda: zoo.evaluate(loaded(), (IMAGES, ["cat"] * 8)), "0, 1, 2, 3, 4 and 5 more"),
         (lambda: zoo.fit("lenet5", (IMAGES, None)), "not None"),
+        (lambda: zoo.fit("lenet5", ([IMAGES[0], IMAGES[0, :4]], [0, 1])), "shapes (28, 28), (4, 28)"),
+        (lambda: zoo.fit("lenet5", "digits", lr=1, epoch=1), "epoch (did you mean epochs?), lr (did you mean learn"),
         (lambda: zoo.fit("lenet5", (IMAGES, (label for label in LABELS))), "not a generator"),
         (lambda: zoo.fit("lenet5", (["a.png"] * 8, LABELS)), "give a folder or a table"),
         (lambda: zoo.fit("lenet5", (IMAGES, LABELS, IMAGES, LABELS)), "zoo.from_arrays("),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 
 from zoo import checkpoint, models
 from zoo.analysis.report import page_writer
@@ -220,10 +221,14 @@ def _train_request(
     if unknown := sorted(set(changes).difference(RECIPE_FIELDS)):
         names = [*RECIPE_FIELDS, *inspect.signature(fit).parameters]
         names += ["folds", "group"] if function == "cross_validate" else []
-        hint = suggest_argument(unknown[0], names) or "see `zoo.Recipe`"
-        if model in models.MODELS and unknown[0] in models.defining_fields(models.create(model)):
-            hint = f"it is a field of {model}: write fields={{{unknown[0]!r}: {changes[unknown[0]]!r}}}"
-        raise ValueError(f"{function}: {', '.join(unknown)} is neither an argument nor a field of Recipe; {hint}")
+        hints = {each: suggest_argument(each, names) for each in unknown}
+        for each in unknown:
+            if model in models.MODELS and each in models.defining_fields(models.create(model)):
+                hints[each] = f"it is a field of {model}: write fields={{{each!r}: {changes[each]!r}}}"
+        listed = ", ".join(f"{each} ({hints[each]})" if hints[each] and unknown[1:] else each for each in unknown)
+        nouns = "are neither arguments nor fields" if unknown[1:] else "is neither an argument nor a field"
+        hint = "" if unknown[1:] else hints[unknown[0]]
+        raise ValueError(f"{function}: {listed} {nouns} of Recipe; {hint or 'see `zoo.Recipe`'}")
     _require_order(function, model, data, recipe, init)
     if isinstance(data, tuple):
         data = from_arrays(data)
@@ -251,7 +256,7 @@ def _recipe_value(function: str, name: str, value: Any) -> Any:
     """
     if isinstance(value, str):
         return value if value == "auto" else parse_field(name, value, f"{function}: {name}")
-    value = tuple(value) if isinstance(value, list) else value
+    value = value.item() if isinstance(value, np.generic) else tuple(value) if isinstance(value, list) else value
     check_type(name, value)
     return value
 

@@ -143,7 +143,7 @@ def suggest_argument(word: str, names: Iterable[str]) -> str:
     if known == ["data"] or known == ["train"]:
         pair = "" if word.lower() in ("dataset", "folder") else ", which takes a tuple (images, labels)"
         return f"did you mean {known[0]}{pair or '?'}"
-    return f"did you mean {known[0]}?" if known else did_you_mean(word, names)
+    return f"did you mean {known[0]}?" if known else did_you_mean(word, names, cutoff=0.6)
 
 
 def _named_parameters(signature: inspect.Signature) -> list[str]:

@@ -51,8 +51,8 @@ def test_endpoints_are_named_in_order(checkpoint):
         zoo.features(checkpoint, "digits", "stage3")
     with pytest.raises(ValueError, match=r"'max'.* mean, flatten"):
         zoo.features(checkpoint, "digits", "stage1", pool="max")
-    with pytest.raises(ValueError, match=r"'val'.* train, validation, test"):
-        zoo.features(checkpoint, "digits", splits=["val"])
+    with pytest.raises(ValueError, match=r"'vla'.* train, validation, test"):
+        zoo.features(checkpoint, "digits", splits=["vla"])
 
 
 def blobs(classes, counts, seed=0, width=6):

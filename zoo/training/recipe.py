@@ -266,6 +266,7 @@ def _is_within_limit(value: Any) -> bool:
 
 
 def check_type(name: str, value: Any) -> None:
+    """Raise ValueError, naming the field, for a value of another type than the field of a recipe has."""
     expected = _TYPES[name]
     if typing.get_origin(expected) is Literal:
         choices = typing.get_args(expected)

@@ -124,7 +124,7 @@ def test_offline_the_files_to_bring_are_named(server, monkeypatch):
     (folder / "t10k-images-idx3-ubyte.gz").write_bytes(b"something else")
     with pytest.raises(ValueError) as caught:
         open_dataset("mnist")
-    assert_one_line(caught, f"{folder / 't10k-images-idx3-ubyte.gz'} is not the published file", f"--data {folder}")
+    assert_one_line(caught, f"{folder / 't10k-images-idx3-ubyte.gz'} is not the published file", f"name {folder}")
 
 
 def test_a_mirror(server, monkeypatch):

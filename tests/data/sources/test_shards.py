@@ -384,7 +384,7 @@ def test_tar_files_beside_class_folders(tmp_path):
     (tmp_path / "notes" / "1.png").write_bytes(picture())
     with pytest.raises(ValueError) as caught:
         open_source(tmp_path)
-    assert_one_line(caught, "backup.tar", "notes", f"--data {tmp_path / 'backup.tar'}")
+    assert_one_line(caught, "backup.tar", "notes", f"name {tmp_path / 'backup.tar'}")
 
 
 # --- hostile shards ---------------------------------------------------------------------------------------------------

@@ -145,8 +145,16 @@ def _as_array(values: Any, title: str) -> NDArray[Any]:
         raise ValueError(f"{title}: {error}") from None
     try:
         return np.asarray(values)
-    except (ValueError, TypeError, OverflowError) as error:
+    except Exception as error:  # the arrays of other libraries raise errors of any type
+        shapes = [str(shape) for shape in dict.fromkeys(map(np.shape, values))] if _is_listed(values) else []
+        if len(shapes) > 1:
+            raise ValueError(f"{title}: are not one array: shapes {first_few(shapes, 3)}; give all one shape") from None
         raise ValueError(f"{title}: are not one array ({first_line(error)})") from None
+
+
+def _is_listed(values: Any) -> bool:
+    """Return True for a list or tuple of arrays, the shapes of which can be compared."""
+    return isinstance(values, list | tuple) and all(isinstance(value, np.ndarray) for value in values)
 
 
 def _to_stack(images: Any, title: str) -> NDArray[Any]:
