@@ -132,6 +132,25 @@ def test_export_traces_the_plain_formulation(resnet):
     assert len(re.findall("conv_general_dilated", text)) >= 7
 
 
+@pytest.mark.parametrize(
+    ("name", "beside", "own"),
+    [("net.xml", "net.bin", False), ("net.stablehlo", "net.stablehlo.json", False),
+     ("net.safetensors", "net_preprocess.py", False), ("net.onnx", "net_preprocess.py", True),
+     ("net.onnx", "net.bin", True), ("net.safetensors", "net.stablehlo.json", True)],
+)  # fmt: skip
+def test_what_is_written_beside_a_file_replaces_nothing_else(name, beside, own, lenet, tmp_path):
+    """`own`: that an export wrote it, or will not write it."""
+    if own and beside.endswith(".py"):
+        export.write_preprocess(lenet, tmp_path / "net.safetensors")
+    else:
+        (tmp_path / beside).write_bytes(b"weights of PyTorch")
+    if own:
+        return export.require_companions(tmp_path / name)
+    with pytest.raises(ValueError) as error:
+        export.require_companions(tmp_path / name)
+    assert_one_line(error, beside, name)
+
+
 def test_safetensors_have_the_names_of_a_project_with_the_network(resnet, lenet, tmp_path):
     from safetensors import safe_open
 

@@ -80,6 +80,7 @@ def test_every_field_with_weird_values_loads_or_is_refused_in_one_line(folder, s
 @pytest.mark.parametrize(
     ("change", "named"),
     [({"classes": ["a", "b"]}, "2 class names .* 3"), ({"classes": ["a", "b", "c", "d"]}, "4 class names .* 3"),
+     ({"classes": ["a", "b", "a"]}, "'classes' is not a list of different names"),
      ({"model": 5}, "'model'"), ({"metrics": []}, "'metrics'"), ({"recipe": "adam"}, "'recipe'"),
      ({"versions": {"jax": 1}}, "'versions'"), ({"licence": None}, "'licence'"),
      ({"fields": {"num_classes": 3, "widths": [4] * 50}}, "widths"), ({"format": True}, "no format version")],

@@ -133,6 +133,16 @@ def test_every_mismatch_is_listed_in_one_error():
         convert(key_map, {**tensors, "conv.weight": np.ones(4)}, abstract)
 
 
+def test_negative_variances_are_listed():
+    """The network would give NaN for every image."""
+    kernel = {"kernel": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    abstract = {"params": {}, "batch_stats": {"norm": {"var": kernel["kernel"]}, "var": kernel}}
+    key_map = {"batch_stats/norm/var": ("bn.running_var", SAME), "batch_stats/var/kernel": ("other", SAME)}
+    tensors = {"bn.running_var": np.array([1, -1e-3], np.float32), "other": np.array([-1, -1], np.float32)}
+    with pytest.raises(ValueError, match=r"1 with negative variances:\s+bn.running_var \(for batch_stats/norm/var\)$"):
+        convert(key_map, tensors, abstract)
+
+
 def test_wrong_dtypes_are_listed():
     key_map, tensors, abstract = small()
     tensors["conv.weight"] = np.ones((4, 3, 2, 2), np.int64)

@@ -24,6 +24,7 @@ from zoo.data.sources.open import open_dataset
 from zoo.pretrained.importing import import_file
 from zoo.pretrained.readers import read_tensors
 from zoo.pretrained.registry import CIFAR10
+from zoo.pretrained.weights import folder_of
 
 MODEL, FIELDS = "resnet20", {"blocks": (1, 1, 1)}
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
@@ -438,6 +439,16 @@ def test_an_unknown_architecture_is_named(tmp_path):
     assert_one_line(error, "x.pth", "resnet18", "blocks.0.attn.weight")
 
 
+@pytest.mark.parametrize("kind", ["_rebuild_tensor_v3", "_rebuild_sparse_tensor", "_rebuild_qtensor"])
+@pytest.mark.parametrize("model", [None, MODEL])
+def test_tensors_of_other_kinds_are_named(kind, model, tensors, tmp_path):
+    """Of 8 bits, sparse and quantised ones: without their names, the rest would look like another network."""
+    file = save_tree(tmp_path / "x.pth", {**tensors, "conv1.weight": called("torch._utils", kind, number(0))})
+    with pytest.raises(ValueError) as error:
+        import_file(file, model, FIELDS if model else None)
+    assert_one_line(error, "x.pth", f"conv1.weight (torch._utils.{kind})", "float16")
+
+
 def test_import_without_output_proposes_the_model(tensors, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("zoo.commands.import_weights.start_jax", lambda: None)
     code, out, err = run_command(capsys, "import", save(tmp_path / "x.pth", tensors))
@@ -460,6 +471,10 @@ def test_sharded_weights(index, tensors, tmp_path):
     names = write_shards(tmp_path, tensors, index)
     for given in (*(["model.safetensors.index.json"] if index else []), *names, "."):
         assert_same_network(import_file(tmp_path / given, MODEL, FIELDS), tensors)
+    loaded = zoo.load(tmp_path, MODEL, **FIELDS)
+    assert np.array_equal(loaded.variables["params"]["head"]["kernel"], tensors["linear.weight"].T)
+    with pytest.raises(ValueError, match="convert it: zoo import"):
+        folder_of(tmp_path)
     (tmp_path / names[1]).unlink()
     with pytest.raises(ValueError) as error:
         import_file(tmp_path / names[0], MODEL, FIELDS)

@@ -296,6 +296,10 @@ def test_other_byte_orders_and_archives_are_refused(tmp_path):
         read_tensors(tmp_path / "bomb.pth")
 
 
+#: An array of NumPy as the start of its pickle.
+ARRAY = called("numpy.core.multiarray", "_reconstruct", named("numpy", "ndarray"), tuple_of(number(0)), text("b"))
+
+
 @pytest.mark.parametrize(
     ("data", "answer"),
     [(b"", "empty file"), (b"<!DOCTYPE html><html>", "web page"),
@@ -303,8 +307,12 @@ def test_other_byte_orders_and_archives_are_refused(tmp_path):
      (b"GIF89a" + bytes(50), "image .GIF."), (b"PK\x03\x04" + bytes(40), "cut off or damaged"),
      (tb.program(b"}"), "pickle.dump"),
      (tb.program(b"]"), "not a file of PyTorch"), (tb.legacy(b"](" + number(1) + b"e", {}), "holds a list"),
-     (tb.zipped(b"}", {}), "no tensors by name; it has nothing")],
-    ids=["empty", "html", "lfs", "gif", "zip", "dict", "pickle", "list", "no tensors"],  # the bytes of a zip vary
+     (tb.zipped(b"}", {}), "no tensors by name; it has nothing"),
+     (tb.zipped(tensor(FLOAT, (4,), (1,)), FOUR), "holds a single tensor"),
+     (tb.zipped(tb.mapping({"net": tb.mapping({"w": ARRAY})}), {}), r"not read: w .numpy\.core\.multiarray"),
+     (tb.legacy(b"}", {})[:20], "its pickle is cut off or damaged")],
+    ids=["empty", "html", "lfs", "gif", "zip", "dict", "pickle", "list", "no tensors", "tensor", "NumPy",
+         "cut off"],  # the bytes of a zip vary
 )  # fmt: skip
 def test_files_that_are_not_weights_are_named(data, answer, tmp_path):
     with pytest.raises(ValueError, match=f"weights.pth: .*{answer}"):

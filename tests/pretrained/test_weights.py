@@ -302,7 +302,7 @@ def test_files_of_another_network_are_refused_in_one_line(tmp_path):
         zoo.load(file, "lenet5")
     del tensors["bn1.bias"]
     tensors["extra"] = np.zeros(1, np.float32)
-    message = r"1 missing:; bn1\.bias \(for params/stem/norm/bias\); 1 unexpected:; extra"
+    message = r"1 missing: bn1\.bias \(for params/stem/norm/bias\); 1 unexpected: extra"
     with pytest.raises(ValueError, match=message):
         zoo.load(save_torch(file, tensors), "resnet20", blocks=(1, 1, 1))
 

@@ -119,7 +119,8 @@ def is_fields(value: Any) -> bool:
 
 
 def _is_classes(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MAX_CLASSES and all(map(is_text, value))
+    valid = isinstance(value, list) and len(value) <= MAX_CLASSES and all(map(is_text, value))
+    return valid and len(set(value)) == len(value)
 
 
 def _is_leaf(row: Any) -> bool:
@@ -173,7 +174,7 @@ def _is_number(value: Any) -> bool:
 _CARD: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "model": (is_text, "a name"),
     "fields": (is_fields, "a table of numbers, words and lists of them"),
-    "classes": (_is_classes, "a list of names"),
+    "classes": (_is_classes, "a list of different names"),
     "preprocess": (is_record, "a table"),
     "recipe": (_is_optional_record, "a table or null"),
     "data": (_is_data, "a table or null, with a text as source"),

@@ -55,6 +55,7 @@ def _export(options: argparse.Namespace, output: Output) -> list[str]:
     from zoo import export, loading
 
     file = output.path
+    export.require_companions(file)
     loaded = loading.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
     details = ""
     if options.to == "safetensors":

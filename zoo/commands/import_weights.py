@@ -71,7 +71,8 @@ def run(options: argparse.Namespace) -> int:
         )
     card = weights.save_imported(imported, folder, options.allow_nonfinite)
     print(f"{folder}: {card.model}, {len(card.leaves)} leaves, {len(card.classes)} classes")
-    print(f"use it: zoo predict {name} IMAGE, zoo train --init {name} --data FOLDER, or zoo.load({name!r})")
+    first = f"zoo predict {name} IMAGE" if card.classes else f"zoo features {name} --data FOLDER"
+    print(f"use it: {first}, zoo train --init {name} --data FOLDER, or zoo.load({name!r})")
     return 0
 
 

@@ -27,7 +27,7 @@ from zoo import models
 from zoo.checkpoint.manifest import MAX_JSON
 from zoo.data.images.preprocess import normalise
 from zoo.export.onnx_graph import UnsupportedError, to_onnx
-from zoo.export.preprocess_file import preprocess_file
+from zoo.export.preprocess_file import WRITTEN_BY, preprocess_file
 from zoo.files import atomic_writer, read_bounded, read_text, write_atomically
 from zoo.inference.calibrate import temperature_of
 from zoo.inference.folding import fold
@@ -297,9 +297,32 @@ def write_preprocess(loaded: Checkpoint, file: str | Path) -> Path:
         The path of the Python file.
     """
     file = Path(file)
-    path = file.with_name(f"{file.stem}_preprocess.py")
+    path = _preprocess_path(file)
     write_atomically(path, preprocess_file(loaded.card, file.name))
     return path
+
+
+def _preprocess_path(file: Path) -> Path:
+    return file.with_name(f"{file.stem}_preprocess.py")
+
+
+def require_companions(file: Path) -> None:
+    """Check that what an export writes beside its file replaces nothing but an earlier export.
+
+    Args:
+        file: the file to write; by its suffix other files are written beside it.
+
+    Raises:
+        ValueError: naming a file beside it that something else wrote.
+    """
+    script = _preprocess_path(file)
+    others = {".xml": file.with_suffix(".bin"), ".stablehlo": file.with_name(f"{file.name}.json")}
+    other = others.get(file.suffix)
+    lost = other if other is not None and other.exists() and not file.exists() else None
+    if script.exists() and WRITTEN_BY not in script.read_bytes()[:1000].decode(errors="replace"):
+        lost = script
+    if lost is not None:
+        raise ValueError(f"{lost}: exists, and the export of {file.name} would replace it; choose another name")
 
 
 def _compare(file: Any, loaded: Checkpoint, exported: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -4,6 +4,9 @@ from zoo.checkpoint import Card
 from zoo.data.images import polarity as drawings
 from zoo.data.images.preprocess import Preprocess
 
+#: The words by which a file of this kind is known.
+WRITTEN_BY = "Written by `zoo export`."
+
 HEAD = '''\
 """Preprocessing of {name}: NumPy and Pillow alone. Written by `zoo export`.
 

@@ -103,8 +103,8 @@ def convert(
         Nested dict {"params": …, "batch_stats": …} of arrays.
 
     Raises:
-        ValueError: listing every mismatch: leaves without a tensor, tensors without a leaf, wrong shapes, and wrong
-            dtypes (integers, text, or finite values that overflow the dtype of the leaf).
+        ValueError: listing every mismatch: leaves without a tensor, tensors without a leaf, wrong shapes, wrong dtypes
+            (integers, text, or finite values that overflow the dtype of the leaf), and negative variances.
     """
     wanted = flatten(abstract_variables)
     missing = [f"{path} (in the model, not in the key map)" for path in wanted if path not in key_map]
@@ -113,7 +113,7 @@ def convert(
     unexpected += [
         key for key in tensors if key not in used and not any(re.fullmatch(pattern, key) for pattern in ignore)
     ]
-    wrong_shape, wrong_dtype, leaves = [], [], {}
+    wrong_shape, wrong_dtype, negative, leaves = [], [], [], {}
     for path, (entry, transform) in key_map.items():
         keys = source_keys(entry)
         absent = [key for key in keys if key not in tensors]
@@ -139,9 +139,11 @@ def convert(
             leaves[path] = np.ascontiguousarray(leaf, dtype=dtype)
         if leaf.dtype != dtype and np.any(np.isfinite(leaf) & ~np.isfinite(leaves[path])):
             wrong_dtype.append(f"{' and '.join(keys)} {leaf.dtype} (for {path}): too large for {np.dtype(dtype)}")
+        if re.fullmatch(r"batch_stats/(.*/)?var", path) and np.any(leaf < 0):  # its root would be NaN
+            negative.append(f"{' and '.join(keys)} (for {path})")
     problems = {
         "missing": missing, "unexpected": unexpected, "with the wrong shape": wrong_shape,
-        "with the wrong dtype": wrong_dtype,
+        "with the wrong dtype": wrong_dtype, "with negative variances": negative,
     }  # fmt: skip
     if any(problems.values()):
         lines = [f"{len(rows)} {kind}:\n  " + "\n  ".join(rows) for kind, rows in problems.items() if rows]

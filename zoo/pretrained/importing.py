@@ -95,7 +95,7 @@ def import_file(
     try:
         return _import_own(file, tensors, target, fields, classes, dict(preprocess or {}))
     except ValueError as error:
-        message = one_line(error, 2000)
+        message = one_line(f"{tensors.problem}; {error}" if tensors.problem else error, 2000)
         name = escape(str(file))
         raise type(error)(message) if message.startswith(name) else ValueError(f"{name}: {message}") from None
 
@@ -264,7 +264,7 @@ def _convert(file: Path, model: Any, source: str, arrays: Mapping[str, np.ndarra
         return convert(module.key_map(model, abstract), arrays, abstract, module.IGNORED)
     except ValueError as error:
         first, *lines = str(error).splitlines()
-        problems = "; ".join(line.strip() for line in lines)
+        problems = "; ".join(line.strip() for line in lines).replace(":; ", ": ")
         raise ValueError(f"{file}: {first}{': ' if lines else ''}{problems}") from None
 
 

@@ -20,7 +20,7 @@ from zoo.pretrained.metadata import Metadata, read_metadata
 from zoo.pretrained.torch_files import ZIP_MAGIC, NotTorchFileError, read_torch
 from zoo.pretrained.unpickle import Name, Opaque, UnsafePickleError, describe
 from zoo.suggest import did_you_mean
-from zoo.text import escape, one_line
+from zoo.text import escape, first_few, one_line
 
 #: Keys under which training scripts save the state dict, in order of preference.
 WRAPPERS = (
@@ -31,9 +31,13 @@ WRAPPERS = (
 NOT_WEIGHTS = re.compile(r"(?i)optim|sched|scaler|loops|callbacks|hyper_parameters|rng|sampler|criterion|loss")
 #: Keys and prefixes of averaged weights.
 AVERAGED = re.compile(r"(?i)(^|[._])(ema|averaged?|swa|shadow|teacher)([._]|$)")
+#: Functions by which PyTorch and NumPy build the tensors that are not read: sparse, quantised, of 8 bits, of NumPy.
+OTHER_TENSOR = re.compile(r"torch\._utils\._rebuild_\w+|torch\.\w+Storage|numpy\.(_?core\.)?multiarray\._reconstruct")
 MAX_INDEX = 2**28  # bytes of an index of shards
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 KERAS_MEMBER = "model.weights.h5"
+#: Weight files of which a folder is read, in order of preference.
+FOLDER_PATTERNS = ("*.safetensors.index.json", "*.bin.index.json", "*.safetensors", "pytorch_model.bin")
 #: One file of several: model-00001-of-00003.safetensors.
 SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.safetensors|\.bin|\.pth?)")
 
@@ -48,6 +52,7 @@ class Tensors:
         naming: "torch", "keras" or "zoo": the convention of the keys.
         metadata: class names and preprocessing that the file states.
         files: the files that were read: one, or all shards.
+        problem: what could not be read among the weights, for an error; "" if everything was read.
     """
 
     arrays: dict[str, np.ndarray]
@@ -55,6 +60,7 @@ class Tensors:
     naming: str = "torch"
     metadata: Metadata = field(default_factory=Metadata)
     files: tuple[Path, ...] = ()
+    problem: str = ""
 
 
 def read_tensors(path: str | Path, weights: str | None = None) -> Tensors:
@@ -115,9 +121,8 @@ def _read(path: Path, weights: str | None) -> Tensors:
     try:
         tree = read_torch(path)
     except NotTorchFileError:
-        if kind := file_kind(path):
-            raise ValueError(f"is {kind}") from None
-        raise
+        kind = file_kind(path) or "not a file of PyTorch, and not of safetensors or Keras either"
+        raise ValueError(f"is {kind}") from None
     return _select(tree, weights, read_metadata(tree))
 
 
@@ -148,13 +153,18 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         raise ValueError(f"is cut off or not a safetensors file ({' '.join(str(error).split())})") from None
 
 
+def holds_weights(path: Path) -> bool:
+    """Return True for a folder that `read_tensors` may read: with an index of shards, or a weight file."""
+    return path.is_dir() and any(any(path.glob(pattern)) for pattern in FOLDER_PATTERNS)
+
+
 # --- shards -----------------------------------------------------------------------------------------------------
 
 
 def _shards(path: Path) -> list[Path]:
     """Return the files of a sharded set of weights, given its index, one of its files or its folder; else []."""
     if path.is_dir():
-        for pattern in ("*.safetensors.index.json", "*.bin.index.json", "*.safetensors", "pytorch_model.bin"):
+        for pattern in FOLDER_PATTERNS:
             if files := sorted(path.glob(pattern)):
                 break
         else:
@@ -191,15 +201,17 @@ def _read_shards(path: Path, shards: list[Path], weights: str | None) -> Tensors
     if len(shards) == 1:
         return replace(_read(shards[0], weights), files=tuple(shards))
     arrays: dict[str, np.ndarray] = {}
-    metadata = Metadata()
+    metadata, problem = Metadata(), ""
     for shard in shards:
         part = _read(shard, None)
         if repeated := sorted(set(part.arrays) & set(arrays)):
             raise ValueError(f"{repeated[0]} is in several of its files")
         arrays |= part.arrays
+        problem = problem or part.problem
         metadata = metadata if metadata.classes else part.metadata
     selected = _select(arrays, weights, metadata)
-    return replace(selected, notes=(f"read {len(shards)} files", *selected.notes), files=tuple(shards))
+    notes = (f"read {len(shards)} files", *selected.notes)
+    return replace(selected, notes=notes, files=tuple(shards), problem=problem)
 
 
 # --- selection of a set of weights ------------------------------------------------------------------------------
@@ -210,17 +222,22 @@ def _select(tree: Any, name: str | None, metadata: Metadata) -> Tensors:
     if not isinstance(tree, Mapping):
         if isinstance(tree, (Opaque, Name)):
             raise UnsafePickleError(_unreadable(tree))
-        raise ValueError(f"holds a {type(tree).__name__}, not a state dict")
+        kind = "single tensor" if isinstance(tree, np.ndarray) else type(tree).__name__
+        raise ValueError(f"holds a {kind}, not a state dict")
     sets = _weight_sets(tree)
     if not sets:
         opaque = next((value for value in tree.values() if isinstance(value, (Opaque, Name))), None)
         if opaque is not None:
             raise UnsafePickleError(_unreadable(opaque))
+        nested = [value for value in tree.values() if isinstance(value, Mapping)]
+        if problem := next(filter(None, map(_other_tensors, nested)), ""):
+            raise ValueError(problem)
         raise ValueError(
             f"holds no tensors by name; it has {', '.join(str(key)[:80] for key in list(tree)[:8]) or 'nothing'}"
         )
     if name is not None:
-        return _select_by_name(sets, name, metadata)
+        container = _at(tree, name) if name in sets and name else tree
+        return replace(_select_by_name(sets, name, metadata), problem=_other_tensors(container))
     chosen = _default_set(sets)
     notes = []
     if chosen:
@@ -234,7 +251,20 @@ def _select(tree: Any, name: str | None, metadata: Metadata) -> Tensors:
     not_arrays = [str(key)[:80] for key, value in container.items() if not isinstance(value, (np.ndarray, Mapping))]
     if not_arrays:
         notes.append(f"not tensors, not read: {', '.join(not_arrays[:5])}")
-    return Tensors(arrays, tuple(notes), _naming(arrays), metadata)
+    return Tensors(arrays, tuple(notes), _naming(arrays), metadata, problem=_other_tensors(container))
+
+
+def _other_tensors(container: Mapping) -> str:
+    """Return a line that names the tensors in a mapping that are of a kind that is not read; "" without any."""
+    others = {
+        str(key)[:80]: value.name
+        for key, value in container.items()
+        if isinstance(value, Opaque) and OTHER_TENSOR.fullmatch(value.name)
+    }
+    if not others:
+        return ""
+    shown = first_few([f"{key} ({kind})" for key, kind in others.items()])
+    return f"tensors of kinds that are not read: {shown}; save dense ones of float32, float16 or bfloat16 with PyTorch"
 
 
 def _unreadable(value: Opaque | Name) -> str:

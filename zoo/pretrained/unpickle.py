@@ -10,7 +10,7 @@ uses (UNSAFE_MODULES, UNSAFE_BUILTINS) are refused wherever they occur.
 import io
 import pickletools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -168,7 +168,7 @@ def unpickle(stream: io.BytesIO, persistent: Callable[[Any], Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in strings
-            for opcode, argument, _ in pickletools.genops(stream):
+            for opcode, argument, _ in _opcodes(stream):
                 if opcode.name == "STOP":
                     return machine.stack.pop()
                 machine.step(opcode.name, argument)
@@ -177,6 +177,16 @@ def unpickle(stream: io.BytesIO, persistent: Callable[[Any], Any]) -> Any:
     except OverflowError:
         raise ValueError("its pickle is damaged (a size out of range)") from None
     raise ValueError("its pickle is cut off")
+
+
+def _opcodes(stream: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
+    """Yield the opcodes of a pickle; ValueError if they cannot be parsed."""
+    try:
+        yield from pickletools.genops(stream)
+    except UnicodeError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"its pickle is cut off or damaged ({error})") from None
 
 
 class _Machine:

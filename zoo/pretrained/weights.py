@@ -14,10 +14,13 @@ from typing import Any
 from zoo import checkpoint
 from zoo.addresses import is_address
 from zoo.checkpoint import Card, CorruptCheckpointError
+from zoo.checkpoint.manifest import MANIFEST
 from zoo.pretrained import hub
 from zoo.pretrained.download import fetch
+from zoo.pretrained.file_kinds import file_kind
 from zoo.pretrained.importing import Imported, card_of, import_file, import_published
-from zoo.pretrained.names import cached_folder, find, on_disk
+from zoo.pretrained.names import cached_folder, find, names_checkpoint, on_disk
+from zoo.pretrained.readers import holds_weights
 from zoo.pretrained.registry import WEIGHTS, Weights
 
 
@@ -33,10 +36,10 @@ def folder_of(spec: str | Path) -> Path:
         if not cached_folder(located).exists():
             raise FileNotFoundError(f"{located.name}: is not downloaded yet; zoo.load({located.name!r}) downloads it")
         return cached_folder(located)
-    if located.is_file():
-        raise ValueError(
-            f"{located}: is a file, not a checkpoint folder; import it with: zoo import {located} -o FOLDER"
-        )
+    if _is_foreign(located):
+        part = file_kind(located) if located.name in (checkpoint.CARD, MANIFEST) else ""
+        hint = f"is {part}" if part else f"is no checkpoint yet; convert it: zoo import {located} -o FOLDER"
+        raise ValueError(f"{located}: {hint}")
     return checkpoint.best_of_run(located)
 
 
@@ -76,7 +79,7 @@ def _open_weights(
     spec: str | Path, model: str | None, fields: Mapping[str, Any] | None, allow_nonfinite: bool
 ) -> tuple[Card, dict]:
     located = find(spec)
-    if isinstance(located, Path) and located.is_file():
+    if isinstance(located, Path) and _is_foreign(located):
         imported = import_file(located, model, fields)
         if not allow_nonfinite:
             checkpoint.require_finite(imported.variables, str(spec))
@@ -107,6 +110,13 @@ def _open_weights(
     return imported.card, imported.variables
 
 
+def _is_foreign(path: Path) -> bool:
+    """Return True for what is read by `import_file`: a file, or a folder of weight files that is no checkpoint."""
+    return path.is_file() or (
+        holds_weights(path) and not (path / MANIFEST).exists() and not names_checkpoint(str(path))
+    )
+
+
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Admit one process at a time; without effect if the cache is read-only."""
@@ -133,4 +143,4 @@ def read_card(spec: str | Path) -> Card:
         if isinstance(located, Weights):
             folder = cached_folder(located)
             return checkpoint.read_card(folder) if folder.exists() else card_of(located)
-        return import_file(located).card if located.is_file() else checkpoint.read_card(located)
+        return import_file(located).card if _is_foreign(located) else checkpoint.read_card(located)
