@@ -36,6 +36,10 @@ MODES = {
         "--model resnet20 --set blocks=(1,) --set width=8 --data {data} --progressive 8,16 --test-size 24 --epochs 4 "
         "--batch-size 12 --set min_epoch_steps=5 --save-steps 3 --augment resized_crop(area=0.5),flip"
     ),
+    "airbench": Mode(
+        "--model airbench --set width=4 --recipe airbench --data {data} --epochs 4 --batch-size 12 "
+        "--set min_epoch_steps=5 --save-steps 3"
+    ),
     "mixup": Mode(
         "--model mlp --set widths=(16,) --data digits --limit 120 --epochs 30 --batch-size 20 --learning-rate 0.05 "
         "--augment shift(pixels=1),mixup(alpha=0.4) --set ema=0.8 --patience 2 --monitor loss --save-steps 4"

@@ -1,14 +1,20 @@
 """The network of airbench94: its function, and its first layer, which is computed from images."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import run_bits, train
 from jax.scipy.special import erf
 
 from zoo import models
+from zoo.data.sources import from_arrays
 from zoo.models import create
 from zoo.models.airbench import WHITENING_EPSILON
+from zoo.training import loop, plots
+from zoo.training.recipes import RECIPES
 
 
 def draw(*shape, seed=0):
@@ -80,3 +86,35 @@ def test_the_first_layer_whitens_patches(channels):
     assert np.all(np.diag(moments) < 1 + 1e-3) and np.diag(moments).min() > 0.04 / (0.04 + WHITENING_EPSILON) - 0.01
     rest = jax.tree.map(np.array_equal, {**before["params"], "whiten": 0}, {**after["params"], "whiten": 0})
     assert all(jax.tree.leaves(rest)) and after["batch_stats"] is before["batch_stats"]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_its_recipe_is_resumed(tmp_path, monkeypatch):
+    """Whitened first layer, frozen, and averages over growing images: saved in the second size, killed, and resumed."""
+    recipe = dataclasses.replace(RECIPES["airbench"], epochs=2, batch_size=20, image_size=12, progressive=(9, 12))
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (60, 12, 12, 3), np.uint8), np.arange(60) % 2
+    data = from_arrays((images, labels), validation=(images[:20], labels[:20]), name="made")
+    for drawing in ("draw_curves", "draw_confusion"):
+        monkeypatch.setattr(plots, drawing, lambda *arguments, **more: None)
+    save = loop.Trainer.save
+
+    def save_and_die(trainer):
+        save(trainer)
+        if trainer.progress.step == 4:
+            raise Killed
+
+    def run(name):
+        train("airbench", data, recipe, fields={"width": 2}, workdir=tmp_path / name, save_steps=4, quiet=True)
+
+    run("alone")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "save", save_and_die)
+        with pytest.raises(Killed):
+            run("killed")
+    run("killed")
+    assert run_bits(tmp_path / "killed") == run_bits(tmp_path / "alone")

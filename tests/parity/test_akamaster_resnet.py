@@ -18,16 +18,16 @@ from zoo.pretrained.convert import convert
 
 pytestmark = pytest.mark.parity
 
-HOOKS = {"module.layer1": "stage1", "module.layer2": "stage2", "module.layer3": "stage3"}
+HOOKS = {"layer1": "stage1", "layer2": "stage2", "layer3": "stage3"}  # without the wrapper, as files are read
 
 
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
 def test_evaluation(depth, cifar_resnet, compare):
-    compare(cifar_resnet((depth - 2) // 6), create(f"resnet{depth}"), source, HOOKS, (32, 32, 3))
+    compare(cifar_resnet((depth - 2) // 6).module, create(f"resnet{depth}"), source, HOOKS, (32, 32, 3))
 
 
 def test_golden(cifar_resnet, compare):
-    compare(cifar_resnet(3), create("resnet20"), source, HOOKS, (32, 32, 3), golden="akamaster_resnet20")
+    compare(cifar_resnet(3).module, create("resnet20"), source, HOOKS, (32, 32, 3), golden="akamaster_resnet20")
 
 
 @pytest.mark.parametrize("depth", [20, 32, 44])
