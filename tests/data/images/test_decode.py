@@ -586,3 +586,60 @@ def test_names_and_brands_are_printed_on_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"two\\nlines\.png: is a a\\x1bv file") as caught:
         read_image(file)
     assert str(caught.value).isprintable()
+
+
+def tiff(pixels, **tags):
+    """Return an uncompressed TIFF of pixels [H, W] or [H, W, 3], with these values of TIFF_TAGS for the usual ones."""
+    bits, channels = 8 * pixels.dtype.itemsize, pixels.shape[2] if pixels.ndim == 3 else 1
+    if tags.get("planes") == 2:
+        pixels = pixels.transpose(2, 0, 1)
+    data = pixels.tobytes()
+    size = len(data) // channels
+    strips = [8 + k * size for k in range(channels)] if tags.get("planes") == 2 else [8]
+    height, width = pixels.shape[-2:] if tags.get("planes") == 2 else pixels.shape[:2]
+    values = {
+        "subfile": [0], "width": [width], "height": [height], "bits": [bits] * channels, "compression": [1],
+        "photometric": [2 if channels == 3 else 1], "offsets": strips, "channels": [channels], "rows": [height],
+        "lengths": [len(data) // len(strips)] * len(strips), "planes": [1], "type": [1],
+    } | {name: [value] for name, value in tags.items()}  # fmt: skip
+    directory, more = struct.pack("<H", len(values)), b""
+    behind = 8 + len(data) + 2 + 12 * len(values) + 4
+    for name, number in TIFF_TAGS.items():
+        cell = struct.pack(f"<{len(values[name])}I", *values[name])
+        place = cell if len(cell) == 4 else struct.pack("<I", behind + len(more))
+        more += cell if len(cell) > 4 else b""
+        directory += struct.pack("<HHI", number, 4, len(values[name])) + place
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory + bytes(4) + more
+
+
+TIFF_TAGS = {
+    "subfile": 254, "width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "offsets": 273,
+    "channels": 277, "rows": 278, "lengths": 279, "planes": 284, "type": 339,
+}  # fmt: skip
+DEEP = scene().astype(np.uint16) * 257
+ODD_TIFF = {  # file, and the grey or RGB levels that it shows, or what has to be said of it
+    "8 bits": (tiff(scene()), scene()),
+    "8 bits in planes": (tiff(scene(), planes=2), scene()),
+    "white is 0": (tiff(255 - scene()[..., 0], photometric=0), scene()[..., :1]),
+    "16 bits": (tiff(DEEP[..., 0]), scene()[..., :1]),
+    "16 bits in colour": (tiff(DEEP), scene()),
+    "white is 0 of 16 bits": (tiff(65535 - DEEP[..., 0], photometric=0), "white as 0, with 16 bits"),
+    "white is 0 of floats": (tiff(DEEP[..., 0].astype(np.float32), photometric=0, type=3), "white as 0, with 32 bits"),
+    "16 bits in planes": (tiff(DEEP, planes=2), "in planes"),
+    "signed": (tiff(scene()[..., 0].astype(np.int8), type=2), "signed"),
+    "thumbnail": (tiff(scene(), subfile=1), "thumbnail"),
+    "64-bit floats": (tiff(DEEP[..., 0].astype(np.float64), type=3), "type that cannot be decoded"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_TIFF)
+def test_tiff_files_are_decoded_as_they_are_meant_or_refused(name):
+    data, meant = ODD_TIFF[name]
+    if not isinstance(meant, str):
+        assert np.array_equal(read_image(data), meant)
+        return
+    with pytest.raises(ValueError, match=f"^image: .*{meant}.*convert it to"):
+        read_image(data)
+    if "cannot be decoded" not in meant:
+        with Image.open(io.BytesIO(data)) as image, pytest.raises(ValueError, match=meant):
+            decode_images(image)

@@ -2,17 +2,21 @@ import errno
 import hashlib
 import json
 import os
+import struct
 import types
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hostile import BAD, GOOD_FORMS, hostile_folder
-from photos import encoded, exif, folder_of, photo
+from photos import encoded, exif, folder_of, photo, scene
 from PIL import Image
 
 from zoo import cli
-from zoo.data.images.decode import read_image
+from zoo.data.augment.host_crop import Crop, read_crop
+from zoo.data.images.decode import apply_orientation, read_image
+from zoo.data.images.preprocess import Preprocess
 from zoo.data.sources import listing, open_dataset, scan
 from zoo.data.sources.open import open_source
 
@@ -188,3 +192,45 @@ def test_deep_images_with_negative_values_are_unreadable(low, valid):
     else:
         with pytest.raises(ValueError, match=f"^image: .*{low:g}"):
             scan.examine(data)
+
+
+def late_exif(image, orientation):
+    """Return a PNG with its EXIF data behind the pixels, where Pillow finds them only as it decodes."""
+    data, tags = encoded(image), exif(orientation).tobytes()[6:]
+    end, chunk = data.rindex(b"IEND") - 4, b"eXIf" + tags
+    return data[:end] + struct.pack(">I", len(tags)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[end:]
+
+
+TURNED = {  # ways to write an image with an orientation
+    "JPEG": lambda image, turn: encoded(image, "JPEG", quality=95, subsampling=0, exif=exif(turn)),
+    "MPO": lambda image, turn: encoded(
+        image, "MPO", quality=95, subsampling=0, save_all=True, append_images=[image], exif=exif(turn)
+    ),
+    "PNG": lambda image, turn: encoded(image, exif=exif(turn)),
+    "PNG, EXIF last": late_exif,
+    "WEBP": lambda image, turn: encoded(image, "WEBP", lossless=True, exif=exif(turn)),
+    "TIFF": lambda image, turn: encoded(image, "TIFF", tiffinfo={0x0112: turn}),
+    "TIFF, LZW": lambda image, turn: encoded(image, "TIFF", compression="tiff_lzw", tiffinfo={0x0112: turn}),
+    "TIFF, 16 bits": lambda image, turn: encoded(
+        Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257), "TIFF", tiffinfo={0x0112: turn}
+    ),
+}
+
+
+@pytest.mark.parametrize("form", TURNED)
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_scan_crops_and_decoder_agree_on_the_orientation_of_every_format(form, orientation):
+    """An image that is stored turned is the same as one that is stored upright."""
+    upright = scene()
+    stored = next(  # the transposition that the orientation undoes
+        turned for method in Image.Transpose
+        if np.array_equal(apply_orientation(np.asarray(turned := Image.fromarray(upright).transpose(method)),
+                                            orientation), upright)
+    )  # fmt: skip
+    data, plain = TURNED[form](stored, orientation), TURNED[form](Image.fromarray(upright), 1)
+    tolerance = 8 if form in ("JPEG", "MPO") else 0
+    np.testing.assert_allclose(read_image(data).astype(int), read_image(plain), atol=tolerance)
+    assert scan.examine(data)[0] == scan.examine(plain)[0] == upright.shape[:2]
+    preprocess = Preprocess((10, 15), (10, 15))
+    crops = [read_crop(file, preprocess, 0, 0, 7, Crop(area=0.5)).astype(int) for file in (data, plain)]
+    np.testing.assert_allclose(*crops, atol=max(tolerance, 1))

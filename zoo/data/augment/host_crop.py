@@ -210,7 +210,6 @@ def read_crop(
         target = preprocess.size[::-1] if transposed else preprocess.size
         reduction = 1
         if image.mode not in ("L", "RGB") or "transparency" in image.info:
-            image.load()
             pixels = to_pixels(image, preprocess.white)
             image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         elif image.format in ("JPEG", "MPO"):

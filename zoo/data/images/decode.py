@@ -99,7 +99,7 @@ def upright_pixels(image: Any, white: float | None = None) -> Uint8:
 
 @contextmanager
 def open_image(data: bytes, name: str = "image") -> Iterator[Any]:
-    """Open the bytes of a file as a PIL image, not yet decoded.
+    """Open the bytes of a file as a PIL image. JPEG files are not yet decoded, so that `draft` can shrink them.
 
     Raises:
         ValueError: one line that begins with `name`, for every error of Pillow here or in the `with` block.
@@ -110,6 +110,9 @@ def open_image(data: bytes, name: str = "image") -> Iterator[Any]:
         raise ValueError(f"{name}: empty file (0 bytes)")
     try:
         with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
+            require_known_tiff(image)
+            if image.format not in ("JPEG", "MPO"):
+                image.load()  # which turns a TIFF upright, and finds EXIF data at the end of a PNG
             yield image
     except UnidentifiedImageError:
         raise ValueError(f"{name}: {_describe_unknown(data)}") from None
@@ -138,10 +141,35 @@ def _other_formats() -> tuple[str, ...]:
     return tuple(name for name in Image.OPEN if name not in UNREAD_FORMATS)
 
 
+def require_known_tiff(image: Any) -> None:
+    """Raise ValueError for a TIFF image, not yet decoded, that Pillow would decode to other pixels than it shows."""
+    if image.format != "TIFF":
+        return
+    tags = image.tag_v2
+    bits = max(tags.get(258, (1,)))
+    is_deep = bits > 8
+    faults = (
+        (tags.get(254, 0) & 1, "its first image is the thumbnail of another one, as in raw files of cameras"),
+        (is_deep and tags.get(262) == 0, f"it stores white as 0, with {bits} bits a channel"),
+        (
+            is_deep and tags.get(284) == 2 and tags.get(259, 1) == 1,
+            f"it stores its channels in planes, with {bits} bits each",
+        ),
+        (bits == 8 and 2 in tags.get(339, ()), "its pixels are signed: from -128 to 127"),
+    )
+    if reason := next((text for is_fault, text in faults if is_fault), ""):
+        raise ValueError(f"{reason}; convert it to PNG")
+
+
 def _describe_unknown(data: bytes) -> str:
     if data[4:8] == b"ftyp":
         brand = escape(data[8:12].decode("ascii", "replace").strip())
         return f"is a {brand} file, which cannot be decoded; convert it to JPEG or PNG"
+    if data.startswith((b"II*\0", b"MM\0*")):
+        return (
+            "is a TIFF or a camera's raw file that is damaged, or whose pixels are of a type that cannot be decoded, "
+            "such as floats in colour; convert it to JPEG or PNG"
+        )
     return f"is not an image file of a known format (it begins with {data[:12]!r}); convert it to JPEG or PNG"
 
 
@@ -236,6 +264,7 @@ def _pixels_of(source: Any, white: float | None) -> Uint8:
         return read_image(source, white)
     name = escape(str(getattr(source, "filename", "") or "image"))
     try:
+        require_known_tiff(source)
         return upright_pixels(source, white)
     except Exception as error:
         reason = first_line(error)

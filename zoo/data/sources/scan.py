@@ -64,7 +64,6 @@ def examine(data: bytes) -> tuple[tuple[int, int], str, tuple[float, float]]:
             image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
             return (height, width), kind, (0.0, 0.0)
-        image.load()
         if kind_of_mode(image.mode, image.format) is None:
             to_pixels(image)
             return (height, width), kind, (0.0, 0.0)
@@ -127,7 +126,7 @@ def scan(store: Store, count: int, stamp: str, workers: int | None = None) -> Sc
 
     import PIL
 
-    arrays = cached(f"scan-3-{PIL.__version__}-{stamp}", check_all, cacheable=lambda: not temporary)
+    arrays = cached(f"scan-4-{PIL.__version__}-{stamp}", check_all, cacheable=lambda: not temporary)
     texts = json.loads(arrays["about"].tobytes())
     reasons = {int(record): reason for record, reason in texts["reasons"].items()}
     hashes = arrays["hashes"].tobytes()
