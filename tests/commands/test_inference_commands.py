@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -46,6 +47,16 @@ def test_predict_prints_and_writes_the_same_in_the_order_of_the_files(folder, tm
     rows = list(csv.reader(table.read_text(encoding="utf-8").splitlines()))
     assert rows[0] == ["file", "class1", "probability1", "class2", "probability2"]
     assert rows[1:] == [[line["file"], *(str(cell) for pair in line["top"] for cell in pair)] for line in lines]
+
+
+def test_predict_names_the_files_of_a_folder_that_it_does_not_classify(folder, tmp_path, capsys):
+    shutil.copy(folder / "images" / "00.png", tmp_path)
+    for name in ("film.mp4", "drawing.svg"):
+        (tmp_path / name).write_text("no image")
+    code, out, err = run_command(capsys, "predict", folder / "ckpt", tmp_path)
+    assert code == 0 and len(out.splitlines()) == 1
+    names = f"{tmp_path / 'drawing.svg'}, {tmp_path / 'film.mp4'}"
+    assert err.splitlines() == [f"zoo predict: not used: 2 files that are not images ({names})"]
 
 
 def test_predict_shows_no_more_classes_than_there_are_and_no_file_twice(folder, tmp_path, capsys):

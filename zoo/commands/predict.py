@@ -9,7 +9,7 @@ from typing import Any
 
 from zoo.commands import add_allow_nonfinite, count, json_text, probability, start_jax
 from zoo.files import require_writable
-from zoo.text import escape
+from zoo.text import counted, escape, first_few
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         raise
     if options.tta:
         check_views(options.tta, loaded.card.preprocess)
-    files, problems = image_files(options.images)
+    files, problems, others = image_files(options.images)
     rows = []
     for file, prediction in predict_files(loaded, files, options.top, options.tta, problems):
         rows.append((str(file), prediction))
@@ -58,6 +58,10 @@ def run(options: argparse.Namespace) -> int:
     if options.output:
         width = min(options.top, len(loaded.card.classes))
         write_table(Path(options.output), rows, width, options.min_probability)
+    if others:
+        names = first_few([escape(str(file)) for file in others], 3)
+        noun = counted(len(others), "file that is not an image", "files that are not images")
+        print(f"zoo predict: not used: {noun} ({names})", file=sys.stderr)
     for problem in problems:
         print(f"zoo predict: {problem}", file=sys.stderr)
     if problems and len(rows) + len(problems) > 1:

@@ -22,8 +22,11 @@ GROUP = 32  # largest number of files that are read, and then classified, at a t
 GROUP_BYTES = 2**28  # of the inputs of such a group
 
 
-def image_files(names: Sequence[str]) -> tuple[list[PurePath], list[str]]:
-    """Return the images among files, folders and addresses, in the order given, and a line for every unreadable folder.
+def image_files(names: Sequence[str]) -> tuple[list[PurePath], list[str], list[PurePath]]:
+    """Return the images among files, folders and addresses, in the order given.
+
+    Returns:
+        The images; a line for every unreadable folder; and the files in the folders that are not images.
 
     Raises:
         FileNotFoundError: for a name that does not exist.
@@ -31,6 +34,7 @@ def image_files(names: Sequence[str]) -> tuple[list[PurePath], list[str]]:
     """
     files: list[PurePath] = []
     problems: list[str] = []
+    others: list[PurePath] = []
     for name in names:
         path: PurePath = Path(name)
         if is_address(name):
@@ -42,11 +46,12 @@ def image_files(names: Sequence[str]) -> tuple[list[PurePath], list[str]]:
                 raise ValueError(f"{path}: has no images")
             files += sorted(inside)
             problems += [f"{path}{os.sep}{fault}" for fault in walk.unreadable]
+            others += [path / file for file in walk.not_images]
         elif Path(name).exists():
             files.append(path)
         else:
             raise FileNotFoundError(f"{path}: no such file or folder")
-    return list(dict.fromkeys(files)), problems
+    return list(dict.fromkeys(files)), problems, list(dict.fromkeys(others))
 
 
 def predict_files(

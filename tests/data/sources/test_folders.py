@@ -193,7 +193,24 @@ def test_files_without_a_suffix_that_begin_like_an_image_are_listed(kind, tmp_pa
     assert set(source.store.names) == {"a/0.png", "a/picture", "b/picture"} and not source.notes
 
 
-@pytest.mark.parametrize("data", [b"", b"RIFF\x10\0\0\0WAVEfmt ", b"\0\xff\xd8\xff", b"GIF", b"text"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(encoded(photo(4, 4), name) for name in ("WEBP", "SGI", "TIFF", "BMP", "GIF")),
+        *(b"\0\0\0\x18ftyp" + brand for brand in (b"avif", b"heic", b"crx ")),
+        *(b"\xff\x4f\xff\x51", b"8BPS", b"qoif", b"\0\0\0\x0cJXL ", b"FUJIFILMCCD-RAW", b"IIU\0"),
+    ],
+)  # fmt: skip
+def test_images_without_a_suffix_are_listed_so_that_unreadable_ones_are_named(data, tmp_path):
+    folder_of(tmp_path, {"a": 1, "b": 1})
+    (tmp_path / "a" / "image").write_bytes(data)
+    source = open_source(tmp_path)
+    assert "a/image" in source.store.names and not source.notes
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"RIFF\x10\0\0\0WAVEfmt ", b"\0\xff\xd8\xff", b"GIF", b"text", b"\0\0\0\x18ftypmp42", b"\x01\xdb\0"]
+)
 def test_files_that_are_not_images_are_noted(data, tmp_path):
     folder_of(tmp_path, {"a": 2, "b": 2})
     for name in ("one", "two.txt", "three", "four"):

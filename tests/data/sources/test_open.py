@@ -1,3 +1,4 @@
+import shlex
 import zipfile
 
 import numpy as np
@@ -103,9 +104,12 @@ def test_public_names():
         assert name in sources.__all__ and hasattr(sources, name)
 
 
-def test_a_zip_archive(tmp_path):
-    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+@pytest.mark.parametrize("name, command", [("a.zip", "unzip"), ("a b.ZIP", "unzip"), ("a", "unzip"), ("a.7z", "7z x"),
+                                           ("a.RAR", "unrar x")])  # fmt: skip
+def test_the_command_that_unpacks_an_archive_is_given_for_it_and_for_its_folder(name, command, tmp_path):
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
         archive.writestr("cat/0.png", b"")
-    with pytest.raises(ValueError) as caught:
-        open_source(tmp_path / "photos.zip")
-    assert_one_line(caught, f"unzip {tmp_path / 'photos.zip'}")
+    for path in (tmp_path / name, tmp_path):
+        with pytest.raises(ValueError) as caught:
+            open_source(path)
+        assert_one_line(caught, f"{path}: ", f"{command} {shlex.quote(str(tmp_path / name))}")

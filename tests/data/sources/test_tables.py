@@ -167,6 +167,8 @@ def test_column_names(role, pictures):
         ("a.tab", "path\tlabel\na\tb,c\n", ("b,c",)),
         ("a.TSV", "path\tlabel\n\na\t b \n \t \n", ("b",)),  # empty lines, spaces around cells
         ("a.csv", 'path,label\n"a,1","b ""c"""\n', ('b "c"',)),
+        ("a.csv", '"path";"label";"x, y";"u, v"\na;b;1;2\n', ("b",)),  # not the separators within quotes
+        ("a.csv", 'a.png;"b, c, d"\n', ("b, c, d",)),
         ("a.NDJSON", '{"path": "a", "label": "b"}\n', ("b",)),
         ("a.jsonl", '\n{"path": "a", "label": 0, "x": null}\n\n{"label": "c", "path": "d"}', ("0", "c")),
     ],
@@ -192,8 +194,9 @@ def test_errors_name_the_line_of_the_file(text, place, tmp_path):
     assert_one_line(caught, f"{tmp_path / 'a.csv'}{place}: ")
 
 
-def test_a_table_that_is_not_utf_8(tmp_path):
-    (tmp_path / "a.csv").write_bytes("path,label\nü,b".encode("latin-1"))
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le", "utf-16-be"])
+def test_a_table_that_is_not_utf_8(encoding, tmp_path):
+    (tmp_path / "a.csv").write_bytes("path,label\nü,b".encode(encoding))
     with pytest.raises(ValueError, match=r"a\.csv: .*UTF-8"):
         open_source(tmp_path / "a.csv")
 

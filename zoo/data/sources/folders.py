@@ -21,14 +21,19 @@ from zoo.data.sources.names import (
     similar_split,
 )
 from zoo.data.splits import Store
-from zoo.text import first_few
+from zoo.text import counted, first_few
 
 # Files with these suffixes count as images; files with others do if they begin like an image.
 IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
     ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".heic", ".heif", ".ico", ".tga", ".pcx", ".jxl",
 })  # fmt: skip
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+MAGIC = (
+    b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51",
+    b"\0\0\0\x0cJXL ", b"8BPS", b"qoif", b"\x01\xda\0", b"\x01\xda\x01",
+    b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0",  # raw files of cameras, which are reported
+)  # fmt: skip
+BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1", b"crx ")  # as MP4, but no videos
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson")
 MAX_OTHER_ENTRIES = 1_000_000  # files and folders looked at; more of them, nearly all not images, are no data set
 MAX_DEPTH = 100  # folders within folders
@@ -146,7 +151,8 @@ def _file_begins_like_an_image(path: str) -> bool:
 
 def begins_like_an_image(start: bytes) -> bool:
     """Return True if the first 16 bytes of a file are those of an image format."""
-    return start.startswith(MAGIC) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+    is_webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
+    return start.startswith(MAGIC) or is_webp or (start[4:8] == b"ftyp" and start[8:12] in BRANDS)
 
 
 def _has_image_suffix(name: str) -> bool:
@@ -238,7 +244,8 @@ def _notes_on_files(walk: FolderWalk) -> list[Note]:
     notes = []
     if walk.not_images:
         examples = first_few([*map(escape, walk.not_images)], 3)
-        notes.append(Note("unused", f"not used: {len(walk.not_images):,} files that are not images ({examples})"))
+        noun = counted(len(walk.not_images), "file that is not an image", "files that are not images")
+        notes.append(Note("unused", f"not used: {noun} ({examples})"))
     if folders := [path for path in walk.system_folders if not _is_empty(os.path.join(walk.root, path))]:
         names = first_few(sorted({escape(os.path.basename(path)) for path in folders}), 3)
         notes.append(Note("unused", f"not used: {len(folders):,} folders that the system or a NAS created ({names})"))

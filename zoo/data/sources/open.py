@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +29,7 @@ from zoo.data.sources.shards import is_tar, list_shards, tar_files
 from zoo.data.sources.tables import is_table, list_table
 from zoo.data.sources.tfds import tfds_dataset
 from zoo.suggest import nearest_path
-from zoo.text import one_line_errors
+from zoo.text import escape, one_line_errors
 
 Spec = str | Path
 
@@ -93,6 +94,8 @@ SOURCES: tuple[Source, ...] = (  # the first one that recognises the data opens 
     _file(is_tar, list_shards),
     _file(lambda path: path.suffix.lower() == ".npz" and path.is_file(), npz),
 )
+
+UNPACK = {".zip": "unzip", ".7z": "7z x", ".rar": "unrar x"}  # suffix of an archive -> command that unpacks it
 
 SUPPORTED = (
     "digits, xor, moons, mnist, fashion-mnist, cifar10, tfds:NAME[/CONFIG], hf:NAME, a folder of class folders (with "
@@ -172,6 +175,15 @@ def _is_system_root(path: Path) -> bool:
     return path == Path(path.anchor) or (os.name == "posix" and path.parts[1] in ("proc", "sys"))
 
 
+def _unpack_command(path: Path) -> str:
+    """Return the command that unpacks an archive that is not read, "" for other files."""
+    if not path.is_file():
+        return ""
+    is_zip = not path.suffix and zipfile.is_zipfile(path)
+    program = UNPACK.get(".zip" if is_zip else path.suffix.lower(), "")
+    return f"{program} {shlex.quote(escape(str(path)))}" if program else ""
+
+
 def _unrecognised(spec: Spec) -> Exception:
     """Return the error for a source that none of SOURCES recognises."""
     text, path = os.fspath(spec), _path(spec)
@@ -179,14 +191,19 @@ def _unrecognised(spec: Spec) -> Exception:
     if text.endswith(":") and text in keywords:
         return ValueError(f"{text!r} names no data set; write {text}NAME, for example {text}mnist")
     if _is_folder(spec):
+        if archive := next((file for file in sorted(path.iterdir()) if _unpack_command(file)), None):
+            return ValueError(
+                f"{path}: this folder has no class folders with images, but an archive; unpack it: "
+                f"{_unpack_command(archive)}"
+            )
         return ValueError(
             f"{path}: this folder has no class folders with images, tar shards or IDX files; put the images of each "
             "class in a folder, or list them in a table of paths and labels"
         )
     if path.exists() and not path.is_file() and not path.is_dir():
         return ValueError(f"{path}: is a pipe, a socket or a device; write the data to a file")
-    if path.is_file() and zipfile.is_zipfile(path) and path.suffix.lower() == ".zip":
-        return ValueError(f"{path}: is an archive; unpack it (unzip {path}) and name the folder")
+    if command := _unpack_command(path):
+        return ValueError(f"{path}: is an archive; unpack it ({command}) and name the folder")
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         return ValueError(
             f"{path}: is a single image; data are a folder with one subfolder of images per class. Classify single "

@@ -154,8 +154,10 @@ def _other_columns(rows: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ..
 def _decode_text(data: bytes, file: PurePath) -> str:
     encoding = BYTE_ORDER_MARKS.get(data[:2], "utf-8-sig")
     try:
+        if encoding != "utf-16" and b"\0" in data[:2]:  # UTF-16 without a byte order mark
+            raise ValueError
         return data.decode(encoding)
-    except UnicodeDecodeError:
+    except ValueError:  # UnicodeDecodeError is one
         raise ValueError(f"{file}: is not a text file in UTF-8; save the table as UTF-8") from None
 
 
@@ -288,7 +290,7 @@ def _read_separated_rows(text: str, file: PurePath) -> tuple[Rows, str]:
     separator = ""
     if text.startswith("sep=") and text[4:5] in SEPARATORS:  # as Excel writes it
         separator, text = text[4], "\n" + text.partition("\n")[2]
-    first = text.lstrip("\n").split("\n", 1)[0]
+    first = re.sub(r'"[^"]*"', "", text.lstrip("\n").split("\n", 1)[0])  # without the cells in quotes
     if file.suffix.lower() in TAB_SEPARATED:
         separator = "\t"
     separator = separator or max(SEPARATORS, key=first.count)
