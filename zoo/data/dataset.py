@@ -297,9 +297,11 @@ def _hold_out(train: Split, name: str, count: int, source: str) -> tuple[Split, 
             f"{source}{': ' if source else ''}cannot hold out {name} records: {same}; check how the images were written"
         )
     if not mask.any():
+        classes = len(np.unique(train.labels))
+        each = f" of {classes:,} classes" if classes > 1 else ""
         raise ValueError(
-            f"{source}{': ' if source else ''}too little data: cannot hold out {name} records from {len(train)}; "
-            f"add images, or give a {name} split"
+            f"{source}{': ' if source else ''}too little data: cannot hold out {name} records from "
+            f"{len(train):,}{each}; add images of each class, or give a {name} split"
         )
     return subset(train, ~mask), subset(train, mask)
 

@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import pytest
 from helpers import assert_one_line, make_plan, split_sizes
@@ -131,6 +132,24 @@ def test_a_single_class_can_be_opened_but_not_trained(tmp_path):
     with pytest.raises(ValueError) as caught:
         make_plan("lenet5", dataset)
     assert_one_line(caught, "all images are of class a")
+
+
+def test_a_class_that_is_lost_because_no_image_of_it_can_be_read_is_named(tmp_path):
+    folder_of(tmp_path, {"a": 10, "b": 10, "c": 0})
+    (tmp_path / "c" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    notes = [str(note) for note in open_dataset(tmp_path).notes]
+    assert any(note.endswith("classes without a readable image, left out: c") for note in notes), notes
+    shutil.rmtree(tmp_path / "b")
+    with pytest.raises(ValueError) as caught:
+        make_plan("lenet5", str(tmp_path))
+    assert_one_line(caught, "all readable images are of class a", "the first c/phone.heic: is a heic file")
+
+
+def test_several_subfolders_of_a_class_folder_are_noted(tmp_path):
+    source = open_source(folder_of(tmp_path, {"set1/cat": 1, "set1/dog": 1, "set2/cat": 1}))
+    assert source.labels == ("set1", "set1", "set2")
+    (note,) = source.notes
+    assert "subfolders" in str(note) and str(note).endswith("the upper folder: set1/cat, set1/dog")
 
 
 def test_no_readable_image(tmp_path):

@@ -145,7 +145,11 @@ def test_unreadable_images_are_left_out_of_splits_and_classes():
     dataset = open_listing(listing_of(splits, labels), scanned(6, {2: "empty file", 4: "damaged"}))
     assert split_sizes(dataset) == {"train": 2, "validation": 1, "test": 1} and dataset.class_names == ("a", "b")
     assert dataset.left_out == ("2.png: empty file", "4.png: damaged")
-    assert dataset.notes == (Note("unused", "2 of 6 images cannot be read and are left out"),)
+    lost, unreadable = (
+        "classes without a readable image, left out: lost",
+        "2 of 6 images cannot be read and are left out",
+    )
+    assert dataset.notes == (Note("unused", lost), Note("unused", unreadable))
     assert [dataset.splits[name].records.tolist() for name in dataset.splits] == [[0, 1], [5], [3]]
     assert dataset.splits["test"].sizes.tolist() == [[4, 6]]
 

@@ -53,7 +53,9 @@ def check_hostile(root, count, tmp_path, monkeypatch, capfd):
     assert set(found["classes"]) == {"cat", "dog", "wolf"} and found["classes"]["wolf"]["train"] == 1
     assert len(found["leaks"]) == 1 and "test/cat/leaked.png = train/cat/0.png" in found["leaks"][0]
     assert found["wrongly_named"] == ["train/cat/really a.jpg: is PNG"]
-    assert any("not images" in note for note in found["notes"]) and any("readme.txt" in note for note in found["notes"])
+    assert any("not an image" in note for note in found["notes"]) and any(
+        "readme.txt" in note for note in found["notes"]
+    )
     assert found["sizes"]["smallest"] == [1, 1] and [16, 12, 1] in found["sizes"]["common"]  # the one that is turned
     assert found["kinds"].keys() >= {"JPEG CMYK", "PNG RGB", "GIF P", "WEBP RGB"}
     assert Path(found["contact_sheet"]).stat().st_size > 1000 and not (tmp_path / "contact-sheet.png").exists()

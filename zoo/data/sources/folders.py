@@ -30,7 +30,7 @@ IMAGE_SUFFIXES = frozenset({
 })  # fmt: skip
 MAGIC = (
     b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51",
-    b"\0\0\0\x0cJXL ", b"8BPS", b"qoif", b"\x01\xda\0", b"\x01\xda\x01",
+    b"\0\0\0\x0cJXL ", b"8BPS", b"qoif", b"DDS ", b"icns", b"\x01\xda\0", b"\x01\xda\x01",
     b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0",  # raw files of cameras, which are reported
 )  # fmt: skip
 BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1", b"crx ")  # as MP4, but no videos
@@ -280,14 +280,21 @@ def _list_split(
 ) -> None:
     """Add the images of one split: those in its class folders, and ImageNet's validation images outside of them."""
     folder = os.path.join(top, name)
-    empty = []
+    empty: list[str] = []
+    nested: list[str] = []
     for label in classes:
         images = list(walk.images(os.path.join(folder, label)))
         collected.add(images, split, label)
+        inside = sorted({os.path.dirname(path) for path in images} - {os.path.join(folder, label)})
+        nested += inside if len(inside) > 1 else []
         if not images:
             empty.append(os.path.join(name, escape(label)))
     if empty:
         collected.notes.append(Note("unused", f"not used: folders without images: {first_few(empty)}", split))
+    if nested:
+        places = first_few([*map(escape, nested)], 3)
+        text = f"images in subfolders of class folders have the class of the upper folder: {places}"
+        collected.notes.append(Note("classes", text, split))
     wnids = {file: wnid for file in files if (wnid := validation_wnid(file))}
     # ImageNet's validation images usually serve as the test split
     collected.add([os.path.join(folder, file) for file in wnids], split or "test", list(wnids.values()))

@@ -253,6 +253,8 @@ def _number_classes(listing: Listing, readable: NDArray[np.int64]) -> tuple[NDAr
         image_classes = [spellings[label] for label in listing.labels]
         names = class_order(image_classes[i] for i in readable.tolist())
         notes += check_joined_labels(names, listing.name)
+        if lost := sorted(set(image_classes) - set(names)):
+            notes.append(Note("unused", f"classes without a readable image, left out: {first_few(lost)}"))
     require_distinct_names(names, listing.name)
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers.get(name, -1) for name in image_classes], np.int32)
