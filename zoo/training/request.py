@@ -216,10 +216,9 @@ def open_data(request: TrainRequest, say: Say = lambda line: None) -> Dataset:
         dataset = open_dataset(data, request.data_dir or (base.data_dir if base else None))
     if dataset.num_classes < 2:
         left_out = dataset.left_out
-        images = "readable images" if left_out else "images"
-        unreadable = f"; left out: {len(left_out):,}, the first {left_out[0]}" if left_out else ""
+        unreadable = f"; left out as unreadable: {len(left_out):,}, the first {left_out[0]}" if left_out else ""
         raise ValueError(
-            f"{dataset.name}: all {images} are of class {dataset.class_names[0]}; training needs at least two classes"
+            f"{dataset.name}: all images are of class {dataset.class_names[0]}; training needs at least two classes"
             f"{unreadable}"
         )
     if "train" not in dataset.splits or "validation" not in dataset.splits:

@@ -142,7 +142,7 @@ def test_a_class_that_is_lost_because_no_image_of_it_can_be_read_is_named(tmp_pa
     shutil.rmtree(tmp_path / "b")
     with pytest.raises(ValueError) as caught:
         make_plan("lenet5", str(tmp_path))
-    assert_one_line(caught, "all readable images are of class a", "the first c/phone.heic: is a heic file")
+    assert_one_line(caught, "all images are of class a", "the first c/phone.heic: is a heic file")
 
 
 def test_several_subfolders_of_a_class_folder_are_noted(tmp_path):
