@@ -99,6 +99,12 @@ def test_convolution_of_small_maps(shape, kernel, stride, padding):
     assert_same_convolution(shape, 3, 4, kernel, stride, padding, 1)
 
 
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [((3, 5), 1, ((1, 0), (2, 2))), (1, (2, 3), 0)])
+def test_convolution_of_one_image(kernel, stride, padding):
+    """Padded before the gradient of the kernel, or subsampled before the product with a single tap."""
+    assert_same_convolution((1, 20, 17), 3, 4, kernel, stride, padding, 1)
+
+
 def test_grouped_convolution_of_small_maps():
     assert_same_convolution((2, 2, 2), 8, 4, 3, 1, 1, 4)
 

@@ -150,6 +150,20 @@ def test_a_step_that_does_not_end_is_left_after_a_while_but_no_save(leaving, mon
     assert left[0][0] == signal.SIGTERM and "step" in left[0][1]
 
 
+def test_a_run_that_was_saved_after_a_signal_ends_once(tmp_path, leaving, sent):
+    """Not also as interrupted in the enclosing block, in which nothing is unsaved, if ending takes long."""
+    caught, left = leaving
+    plan = make_plan(
+        "mlp", from_arrays(arrays(), name="made"), RECIPE, workdir=tmp_path / "run", fields=MODEL["fields"]
+    )
+    sent(report, "evaluate_split", 2)
+    with caught.nothing_unsaved("starting"):
+        with pytest.raises(InterruptedRunError):
+            loop.fit(plan, quiet=True, caught=caught)
+        time.sleep(3 * interruption.POLL_SECONDS)
+    assert not left
+
+
 def test_blocks_are_nested():
     caught = Caught(lambda *about: None)
     with caught.nothing_unsaved("starting"):

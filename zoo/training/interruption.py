@@ -50,7 +50,7 @@ class Caught(list[int]):
         self.doing = ""
         self.allowed = LEAVE_SECONDS
         self.is_saving = False
-        #: The run has ended, so that a signal changes neither what is left nor the exit code.
+        #: The run has ended, or was saved after a signal: another changes neither what is left nor the exit code.
         self.is_complete = False
         #: Installs the handlers again, after a library has installed its own.
         self.install: Callable[[], Any] = lambda: None

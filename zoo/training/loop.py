@@ -312,6 +312,7 @@ class Trainer:
             self.caught.is_saving = True  # leaving the store takes its time
         processes.wait_for_others("interrupted")
         message = f"saved at step {self.progress.step:,} of {self.plan.total_steps:,} ({signal.Signals(signum).name})"
+        self.caught.is_complete = True  # the process ends by this exception, however long that takes
         raise InterruptedRunError(signum, message)
 
     def compile(self, segment: Segment) -> Any:
