@@ -47,7 +47,10 @@ CHECKPOINTS: dict[str, str] = {
         "--augment 'pad_crop(pad=2),flip,random_erasing(p=0.25)'"
     ),
     "googlenet-fashion-mnist": "--model googlenet_bn_small --data fashion-mnist --set width=0.25 --image-size 28",
-    "resnet20-fashion-mnist": "--model resnet20 --data fashion-mnist --image-size 28 --epochs 15",
+    "resnet20-fashion-mnist": (
+        "--model resnet20 --data fashion-mnist --image-size 28 --epochs 60 "
+        "--augment 'pad_crop(pad=2),flip,random_erasing(p=0.25)'"
+    ),
     "resnet20-cifar10": "--model resnet20 --data cifar10 --epochs 50",
 }
 
