@@ -110,6 +110,19 @@ def test_accepted(arguments):
     assert example(**({"text": None, "path": Path()} | arguments)) == "called"
 
 
+@check_types()
+def given(data: str, second: Any = None, **rest: Any) -> list[Any]:
+    return [data, second, *rest.values()]
+
+
+def test_numpy_scalars_arrive_as_those_of_python():
+    values = given(np.str_("digits"), np.str_("test"), count=np.int64(3), rate=np.float32(0.5), on=np.bool_(True))
+    assert values == ["digits", "test", 3, 0.5, True]
+    assert [type(value) for value in values] == [str, str, int, float, bool]
+    assert zoo.create("lenet5", num_classes=np.int64(3)) == zoo.create("lenet5", num_classes=3)
+    assert type(zoo.Recipe(epochs=np.int64(3)).epochs) in (int, float)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

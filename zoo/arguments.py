@@ -46,7 +46,8 @@ def check_types(*unchecked: str) -> Callable[[F], F]:
     """Make a function refuse a wrong call in one line that names the function, the argument and what is right.
 
     Names and number of arguments are a TypeError, as in every Python function; types and order are a ValueError. Only
-    the outermost type is compared: the elements of a sequence are the function's to check.
+    the outermost type is compared: the elements of a sequence are the function's to check. The function gets NumPy's
+    scalars as Python's, which JSON can store.
 
     Args:
         *unchecked: arguments whose types the function itself checks.
@@ -71,6 +72,8 @@ def check_types(*unchecked: str) -> Callable[[F], F]:
 
         @wraps(function)
         def checked(*args: Any, **kwargs: Any) -> Any:
+            args = tuple(map(_plain, args))
+            kwargs = {key: _plain(value) for key, value in kwargs.items()}
             _require_pair(name, signature, args)
             try:
                 given = signature.bind(*args, **kwargs).arguments
@@ -166,6 +169,11 @@ def _call(name: str, arguments: Sequence[str]) -> str:
     owner, dot, method = name.partition(".")
     written = f"{owner.lower()}.{method}" if dot else name if name[0].isupper() else f"zoo.{name}"
     return f"{written}({', '.join(arguments)})"
+
+
+def _plain(value: Any) -> Any:
+    """Return a scalar of NumPy, such as an element of an array, as one of Python."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _require_pair(name: str, signature: inspect.Signature, args: Sequence[Any]) -> None:

@@ -219,6 +219,8 @@ def test_explain_takes_one_image_or_several(lenet):
     assert one.target == "7" and one.stage == "conv2" and one.image.shape == (32, 32, 1)
     assert one.heatmap.shape == (32, 32) and one.attributions.shape == (5, 5) and one.heatmap.min() >= 0
     assert one.probability == pytest.approx(lenet.predict(photo)[0].probability, abs=1e-5)
+    for target in (np.array(3), jnp.int32(3), [jnp.int32(3)]):  # such as logits.argmax()
+        assert zoo.explain(lenet, [photo], target=target).target == ("3",)
     two = zoo.explain(lenet, [photo, photo], target=["7", 3], stage="conv1")
     assert two.target == ("7", "3") and two.heatmap.shape == (2, 32, 32) and two.attributions.shape == (2, 14, 14)
     assert not np.array_equal(two.heatmap[0], two.heatmap[1])

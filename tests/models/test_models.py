@@ -97,6 +97,16 @@ def test_init_takes_a_seed_or_a_key_and_an_image_shape():
     assert models.init(model, 7, [3, 3, 2])["params"]["hidden1"]["kernel"].shape == (18, 4)
 
 
+@pytest.mark.parametrize("generator", ["threefry2x32", "rbg"])
+def test_init_takes_raw_keys_of_the_default_generator(generator):
+    with jax.default_prng_impl(generator):
+        model, key = create("mlp", widths=(4,), image_size=3), jax.random.PRNGKey(7)
+        assert models.init(model, key)["params"]
+        for wrong in (key[None], key[:1], np.zeros(key.shape, np.float32)):
+            with pytest.raises(ValueError, match="init: key is"):
+                models.init(model, wrong)
+
+
 def test_abstract_variables_are_those_of_init_and_may_be_changed():
     model = create("mlp", widths=(4,), image_size=3)
     abstract = models.abstract_variables(model)

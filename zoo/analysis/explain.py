@@ -1,5 +1,6 @@
 """`zoo.explain`: attribution maps of a checkpoint for images of any kind."""
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,10 +190,8 @@ def resolve_targets(classes: Sequence[str], target: Any, logits: np.ndarray) -> 
     """
     if target is None:
         return logits.argmax(-1).tolist()
-    if isinstance(target, (str, int, np.integer)):
+    if isinstance(target, str) or not isinstance(target, Iterable) or getattr(target, "ndim", 1) == 0:
         return [_class_index(classes, target)] * len(logits)
-    if not isinstance(target, Iterable):
-        return [_class_index(classes, target)]  # which names what is right
     targets = [_class_index(classes, one) for one in target]
     if len(targets) != len(logits):
         raise ValueError(f"explain: {len(targets)} targets for {len(logits)} images; give one for each, or one for all")
@@ -209,6 +208,10 @@ def _class_index(classes: Sequence[str], target: Any) -> int:
             return same[0]
         hint = did_you_mean(target, classes) or f"it has {', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}"
         raise ValueError(f"explain: the checkpoint has no class {target!r}; {hint}")
-    if isinstance(target, bool) or not isinstance(target, (int, np.integer)) or not 0 <= target < len(classes):
+    try:
+        number = -1 if isinstance(target, bool) else operator.index(target)  # of arrays without dimensions too
+    except TypeError:
+        number = -1
+    if not 0 <= number < len(classes):
         raise ValueError(f"explain: target {target!r} is neither a class name nor an index below {len(classes)}")
-    return int(target)
+    return number

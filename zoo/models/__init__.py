@@ -243,17 +243,25 @@ def init(
         raise ValueError(f"init: {model!r} is a name; write zoo.init(zoo.create({model!r}, num_classes=10), {key!r})")
     if not isinstance(model, nn.Module):
         raise ValueError(f"init: model has type {type(model).__name__}; it takes a network made by zoo.create")
-    if isinstance(key, (int, np.integer)):
+    if isinstance(key, int):
         if not -(2**63) <= key < 2**63:
             raise ValueError(f"init: key={key} must be below 2**63")
-        key = jax.random.key(int(key))
-    elif key.shape != (() if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else (2,)):
+        key = jax.random.key(key)
+    elif not _is_key(key):
         raise ValueError(f"init: key is {key.dtype}{list(key.shape)}; give a seed, such as 0, or jax.random.key(0)")
     shape = image_shape and tuple(image_shape)
     if shardings is not None:
         leaves, structure = jax.tree.flatten(shardings)
         return _sharded_init(model, shape, tuple(leaves), structure)(key)
     return _jit_init(model, key, shape)
+
+
+def _is_key(value: jax.Array | np.ndarray) -> bool:
+    """Return True for one random key, typed or raw. The shape of raw keys depends on the default generator of JAX."""
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return value.shape == ()
+    raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    return (value.shape, value.dtype) == (raw.shape, raw.dtype)
 
 
 def abstract_variables(model: ImageClassifier, image_shape: tuple[int, int, int] | None = None) -> dict:
