@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -39,8 +40,8 @@ from zoo.data.splits import Store
 from zoo.data.threads import tracked
 from zoo.text import first_few, first_line
 
-# First bytes of compressed files, and the command that unpacks them in place
-COMPRESSED = {b"\x1f\x8b": "gunzip -k", b"BZh": "bunzip2 -k", b"\xfd7zXZ": "unxz -k", b"\x28\xb5\x2f\xfd": "unzstd"}
+# First bytes of compressed files, and the program that unpacks them
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 TAR = re.compile(r".*\.(tar(\.\w+)?|tgz|tbz2?|txz)", re.IGNORECASE | re.DOTALL)
 MAX_SHARDS = 10**6
 RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
@@ -141,11 +142,19 @@ def list_shards(spec: Path) -> Listing:
             raise FileNotFoundError(f"{shard}: no such file")
         with shard.open("rb") as file:
             start = file.read(8)
-        if command := next((c for magic, c in COMPRESSED.items() if start.startswith(magic)), None):
-            raise ValueError(f"{shard}: is compressed and cannot be read in random order; run: {command} {shard}")
+        if program := next((p for magic, p in COMPRESSED.items() if start.startswith(magic)), None):
+            command = _unpack_command(program, shard)
+            raise ValueError(f"{shard}: is compressed and cannot be read in random order; run: {command}")
     paths = [str(shard) for shard in shards]
     stamp = stamp_files("", [os.path.abspath(path) for path in paths])
     return listing_of_shards(spec, paths, stamp, index_shard, lambda *records: TarStore(tuple(paths), *records))
+
+
+def _unpack_command(program: str, shard: Path) -> str:
+    """Return the command that unpacks a compressed shard beside itself, whatever its suffix."""
+    stem = re.sub(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", "", str(shard), flags=re.IGNORECASE)
+    plain = f"{stem}.tar" if not shard.name.lower().endswith(".tar") else f"{stem}-unpacked.tar"
+    return f"{program} -dc {shlex.quote(str(shard))} > {shlex.quote(plain)}"
 
 
 def listing_of_shards(
