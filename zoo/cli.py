@@ -61,6 +61,16 @@ SYNONYMS = {
 }  # fmt: skip
 
 
+#: Names of other programs for options.
+OPTION_SYNONYMS = {
+    "early-stopping": "--patience", "output": "--workdir", "output-dir": "--workdir", "out": "--workdir",
+    "save-dir": "--workdir", "project": "--workdir", "weights": "--init", "pretrained": "--init", "dataset": "--data",
+    "imgsz": "--image-size", "arch": "--model", "network": "--model", "batch": "--batch-size", "seeds": "--seed",
+    "num-workers": "--workers", "cross-validation": "--folds", "kfold": "--folds", "optim": "--optimizer",
+    "freeze-backbone": "--head-epochs",
+}  # fmt: skip
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser with errors of one line and without abbreviated options, which new options would break."""
 
@@ -79,8 +89,8 @@ def _with_hint(parser: argparse.ArgumentParser, message: str) -> str:
             option = _option_for(parser, word)
             hint = f"did you mean {option} {shlex.quote(word)}?" if option else f"write {_shortest_use(parser)}"
             return f"unexpected argument {word!r}; {hint}"
-        hint = did_you_mean(word, parser._option_string_actions) or f"see `{parser.prog} --help`"
-        return f"unknown option {word!r}; {hint}"
+        hint = _other_option(parser, word) or did_you_mean(word, parser._option_string_actions)
+        return f"unknown option {word!r}; {hint or f'see `{parser.prog} --help`'}"
     if message.startswith("argument COMMAND: invalid choice: "):
         word = message.split("'")[1]
         hint = f"did you mean {SYNONYMS[word]}?" if word in SYNONYMS else did_you_mean(word, COMMANDS)
@@ -97,12 +107,32 @@ def _with_hint(parser: argparse.ArgumentParser, message: str) -> str:
 
 
 def _option_for(parser: argparse.ArgumentParser, word: str) -> str:
-    """Return the option that takes an image or data which were given without one; "" if the command has none."""
+    """Return the option that takes a setting, image or data given without one; "" if the command has none."""
     from zoo.data.sources.folders import IMAGE_SUFFIXES
+
+    if re.match(r"[a-z]\w*=", word) and "--set" in parser._option_string_actions:
+        return "--set"
 
     is_image = word.lower().endswith(tuple(IMAGE_SUFFIXES))
     options = ("--image", "--data") if is_image else ("--features", "--data")
     return next((option for option in options if option in parser._option_string_actions), "")
+
+
+def _other_option(parser: argparse.ArgumentParser, word: str) -> str:
+    """Return what to write for an option that other programs have, or for a field that --set takes; "" if neither."""
+    name, _, value = word.lstrip("-").partition("=")
+    name = name.replace("_", "-").lower()
+    option = OPTION_SYNONYMS.get(name, f"--{name}")
+    if option != word and option in parser._option_string_actions:
+        return f"did you mean {option}?"
+    if "--set" in parser._option_string_actions:
+        from zoo.models import MODELS, defining_fields
+        from zoo.training.settings import RECIPE_FIELDS
+
+        field = name.replace("-", "_")
+        if field in RECIPE_FIELDS or any(field in defining_fields(make()) for make in MODELS.values()):
+            return f"write --set {field}={value or 'VALUE'}"
+    return ""
 
 
 def _shortest_use(parser: argparse.ArgumentParser) -> str:

@@ -75,6 +75,12 @@ def test_figures_of_sizes():
     assert "sizes (width x height): 9x9 to 40x40, median 20x10; most common: 20x10 (2), 5x30 (1), 40x40 (1)" in lines
 
 
+def test_who_fine_tunes_is_not_told_to():
+    dataset = dataset_of_sizes((10, 20), (30, 5), (10, 20))
+    assert "Fine-tune with --init" in "".join(survey(dataset)["advice"])
+    assert "--init" not in "".join(survey(dataset, fine_tuned=True)["advice"])
+
+
 @pytest.mark.parametrize(
     "side, options",
     [

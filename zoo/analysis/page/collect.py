@@ -190,9 +190,11 @@ def collect(
     evaluation = evaluate_scores(checkpoint, records, split, on_batch)
     stage = list(spatial_stages(checkpoint))[-1:]
     few = sum(len(part) for part in dataset.splits.values()) <= MAX_SURVEYED
+    fine_tuned = run is not None and run.config.get("init") is not None
     return PageData(
         title, checkpoint, dataset, evaluation, run, find_mistakes(checkpoint, records, evaluation, stage),
-        "".join(stage), find_pairs(checkpoint, records, evaluation), survey(dataset) if few else None,
+        "".join(stage), find_pairs(checkpoint, records, evaluation),
+        survey(dataset, fine_tuned=fine_tuned) if few else None,
     )  # fmt: skip
 
 

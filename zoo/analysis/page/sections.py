@@ -15,7 +15,7 @@ from zoo.analysis.visualise import first_layer_filters
 from zoo.fonts import isolate
 from zoo.inference.metrics import BINS
 from zoo.models import count_parameters
-from zoo.text import is_finite
+from zoo.text import counted, is_finite
 
 MAX_CONFUSION = 20  # classes of which the whole confusion matrix is shown
 MAX_CLASS_ROWS = 60  # rows of the per-class table
@@ -367,7 +367,10 @@ def data_summary(data: PageData) -> Markup:
                                          (sizes["smallest"], sizes["median"], sizes["largest"]))  # fmt: skip
             several = f"{smallest} to {largest} pixels, median {median}"
             lines.insert(0, f"sizes: {several if smallest != largest else f'all {median} pixels'}")
-        lines.append(f"{facts['repeated'] or 'no'} images repeat another one of their split")
+        repeated = (
+            counted(facts["repeated"], "image repeats", "images repeat") if facts["repeated"] else "no image repeats"
+        )
+        lines.append(f"{repeated} another one of the same split")
         lines += [*facts["leaks"], *facts["contradictions"][:5], *facts["advice"]]
     lines = list(dict.fromkeys(lines))
     left_out = [element("li", line) for line in dataset.left_out[:50]]

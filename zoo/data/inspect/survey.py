@@ -31,13 +31,16 @@ MAX_CLASSES = 30  # classes listed
 MAX_LINES = 10  # lines listed of each kind of problem
 
 
-def survey(dataset: Dataset, listing: Listing | None = None, scanned: Scan | None = None) -> dict[str, Any]:
+def survey(
+    dataset: Dataset, listing: Listing | None = None, scanned: Scan | None = None, fine_tuned: bool = False
+) -> dict[str, Any]:
     """Return figures about a data set that can be written as JSON.
 
     Args:
         dataset: the data set.
         listing: the listing from which it was opened, if it is a list of encoded images.
         scanned: the result of scanning the listing.
+        fine_tuned: leave out the advice to fine-tune.
 
     Returns:
         A dict with these keys:
@@ -61,7 +64,8 @@ def survey(dataset: Dataset, listing: Listing | None = None, scanned: Scan | Non
     sizes = known_sizes(dataset)
     names = enumerate(dataset.class_names)
     options, trainable = suggestion(dataset), "train" in dataset.splits and dataset.num_classes > 1
-    advice = [describe_few_images(dataset), describe_imbalance(dataset)] if dataset.num_classes > 1 else [ONE_CLASS]
+    advice = ["" if fine_tuned else describe_few_images(dataset), describe_imbalance(dataset)]
+    advice = advice if dataset.num_classes > 1 else [ONE_CLASS]
     words = [f"{flag} {shlex.quote(value)}" for flag, value in options.items()]
     return {
         "name": dataset.name,
