@@ -107,14 +107,15 @@ def _with_hint(parser: argparse.ArgumentParser, message: str) -> str:
 
 
 def _option_for(parser: argparse.ArgumentParser, word: str) -> str:
-    """Return the option that takes a setting, image or data given without one; "" if the command has none."""
+    """Return the option that takes a setting, image, data or file to write given without one; "" if there is none."""
     from zoo.data.sources.folders import IMAGE_SUFFIXES
 
     if re.match(r"[a-z]\w*=", word) and "--set" in parser._option_string_actions:
         return "--set"
-
     is_image = word.lower().endswith(tuple(IMAGE_SUFFIXES))
     options = ("--image", "--data") if is_image else ("--features", "--data")
+    if re.search(r"\.[A-Za-z]\w*$", word):  # such as net.onnx
+        options = (*options, "-o")
     return next((option for option in options if option in parser._option_string_actions), "")
 
 

@@ -89,6 +89,7 @@ MISTAKES = {
     "features CKPT --data photos --at stage9 -o f.npz": ("'stage9'", "features"),
     "features CKPT --data photos -o f.csv": ("f.csv", ".npz"),
     "import notes.txt": ("notes.txt", "weight"),
+    "export CKPT --to onnx net.onnx": ("'net.onnx'", "did you mean -o net.onnx?"),
     "export CKPT --onnx": ("zoo export CKPT --to safetensors|", "lenet5-mnist"),
     "predict photos": ("IMAGE|FOLDER", "zoo predict CKPT IMAGE|FOLDER", "lenet5-mnist"),
     "predict": ("zoo predict CKPT IMAGE|FOLDER", "zoo list --weights"),
