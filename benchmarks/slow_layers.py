@@ -12,21 +12,19 @@ alternating with PyTorch in another process. Each layer is added to benchmarks/r
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 import zoo
-from benchmarks.machine import hardware
-from benchmarks.race import RESULTS
+from benchmarks.machine import hardware, least_seconds
+from benchmarks.race import RESULTS, ROOT
 from benchmarks.sweep import BATCHES, MAX_PIXELS, NETWORKS, SIZES
 from zoo.distributed.compile import compiler_options
 from zoo.host_memory import retain_freed_memory
@@ -163,27 +161,12 @@ def compiled(layer: Layer, backward: bool) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(jitted(*args))
 
 
-#: On one processor the time of the process, which other work beside it lengthens least.
-clock = time.process_time if len(os.sched_getaffinity(0)) == 1 else time.perf_counter
-
-
-def least_seconds(function: Callable[[], Any], seconds: float, least: float = float("inf")) -> float:
-    """Call a function for about so many seconds, at least once; return the least time of a call."""
-    end = time.perf_counter() + seconds
-    while True:
-        start = clock()
-        function()
-        least = min(least, clock() - start)
-        if time.perf_counter() > end:
-            return least
-
-
 class Peer:
     """A process of PyTorch that times layers."""
 
     def __init__(self, python: str):
-        command = [python, str(Path(__file__).with_name("slow_layers_peer.py"))]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [python, "-m", "benchmarks.slow_layers_peer"]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, layer: Layer, backward: bool, seconds: float) -> float:
         """Return the least seconds of a call in PyTorch."""

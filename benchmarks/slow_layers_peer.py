@@ -3,26 +3,13 @@
 import json
 import os
 import sys
-import time
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.machine import least_seconds
+
 torch.set_num_threads(len(os.sched_getaffinity(0)))
-
-
-clock = time.process_time if len(os.sched_getaffinity(0)) == 1 else time.perf_counter
-
-
-def least_seconds(function, seconds: float) -> float:
-    function()
-    end, least = time.perf_counter() + seconds, float("inf")
-    while True:
-        start = clock()
-        function()
-        least = min(least, clock() - start)
-        if time.perf_counter() > end:
-            return least
 
 
 def layer(kind, x, kernel, stride, pads, groups, backward):
@@ -63,4 +50,6 @@ def layer(kind, x, kernel, stride, pads, groups, backward):
 
 for line in sys.stdin:
     *description, backward, seconds = json.loads(line)
-    print(least_seconds(layer(*description, backward), seconds), flush=True)
+    call = layer(*description, backward)
+    call()
+    print(least_seconds(call, seconds), flush=True)
