@@ -113,7 +113,7 @@ def _option_for(parser: argparse.ArgumentParser, word: str) -> str:
     if re.match(r"[a-z]\w*=", word) and "--set" in parser._option_string_actions:
         return "--set"
     is_image = word.lower().endswith(tuple(IMAGE_SUFFIXES))
-    options = ("--image", "--data") if is_image else ("--features", "--data")
+    options: tuple[str, ...] = ("--image", "--data") if is_image else ("--features", "--data")
     if re.search(r"\.[A-Za-z]\w*$", word):  # such as net.onnx
         options = (*options, "-o")
     return next((option for option in options if option in parser._option_string_actions), "")
