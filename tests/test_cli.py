@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,15 @@ def test_eval(capsys, trained):
     assert stored["accuracy"] == results[0]["accuracy"] and stored["confusion"] == results[0]["confusion"]
 
 
+def test_eval_says_that_a_run_is_not_finished(capsys, tmp_path, trained):
+    shutil.copytree(trained, tmp_path / "run")
+    for folder in (tmp_path / "run", tmp_path / "run" / "best"):
+        assert "not finished" not in run_command(capsys, "eval", folder, "--limit", 20)[2]
+    (tmp_path / "run" / "results.json").unlink()
+    for folder in (tmp_path / "run", tmp_path / "run" / "best"):
+        assert f"{folder}: the run is not finished" in run_command(capsys, "eval", folder, "--limit", 20)[2]
+
+
 def test_predict(capsys, trained, drawings, tmp_path):
     code, out, _ = run_command(capsys, "predict", trained / "best", drawings, "--top", 3)
     lines = out.strip().splitlines()
@@ -179,6 +189,9 @@ MISTAKES = [
     (["predict", "TRAINED", __file__, "--tta", "flip"], "'flip'"),
     (["predict", "TRAINED", __file__, "--tta", "twelve"], "choose from flip, five-crop"),
     (["info", "lenet6"], "did you mean lenet5"),
+    (["list", "lenet6"], "did you mean lenet5"),
+    (["list", "resnet20", "--recipes"], "--recipes takes one name"),
+    (["train", "--seeds", "3"], "`zoo sweep --seeds`"),
 ]
 
 
@@ -226,6 +239,17 @@ def test_list_shows_every_model(capsys):
     assert len(set(families)) == len(families) > 5 and all(len(line) <= 80 for line in out.splitlines())
     words = " ".join(out.split())
     assert all(re.match(r"\D+\d{4}", create(name).paper)[0] in words for name in MODELS)  # no author is left out
+
+
+@pytest.mark.parametrize(
+    ("words", "shown", "left_out"),
+    [(["resnet20"], " resnet20 ", " lenet5 "), (["ResNet5*d"], " resnet50d ", " resnet50 "),
+     (["mnist", "--weights"], "lenet5-mnist", "resnet20-cifar10")],
+)  # fmt: skip
+def test_list_shows_what_matches_a_name(words, shown, left_out, capsys):
+    for form in ([], ["--json"]):
+        code, out, _ = run_command(capsys, "list", *words, *form)
+        assert code == 0 and shown.strip() in out and left_out not in out
 
 
 def test_data_options_reach_the_request():

@@ -125,7 +125,8 @@ def _other_option(parser: argparse.ArgumentParser, word: str) -> str:
     name = name.replace("_", "-").lower()
     option = OPTION_SYNONYMS.get(name, f"--{name}")
     if option != word and option in parser._option_string_actions:
-        return f"did you mean {option}?"
+        more = "; `zoo sweep --seeds` trains with several" if name == "seeds" else ""
+        return f"did you mean {option}?{more}"
     if "--set" in parser._option_string_actions:
         from zoo.models import MODELS, defining_fields
         from zoo.training.settings import RECIPE_FIELDS

@@ -226,7 +226,8 @@ def test_commands_accept_weights_that_are_not_finite_only_if_asked(tmp_path, net
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("metrics", {"test": 5}), ("metrics", {"test": {"accuracy": "x"}}), ("metrics", {"validation": {"loss": []}}),
+        ("metrics", {"test": 5}), ("metrics", {"test": {"accuracy": "x"}}), ("metrics", {"test": {"accuracy": 7}}),
+        ("metrics", {"validation": {"loss": []}}),
         ("metrics", {"published": {"accuracy": True}}), ("metrics", {"test": {"examples": 10**30}}), ("metrics", []),
         ("data", {"source": 5}), ("data", []), ("recipe", "x"),
     ],
@@ -241,12 +242,12 @@ def test_records_of_a_card_have_types(folder, field, value):
 
 def test_nan_in_a_card_is_printed_as_null(folder, capsys):
     card = json.loads((folder / "card.json").read_text())
-    card["metrics"] = {"test": {"accuracy": 0.5, "loss": float("nan")}, "auc": float("inf")}
+    card["metrics"] = {"test": {"accuracy": 0.5, "top5": float("nan"), "loss": float("nan")}, "auc": float("inf")}
     rewrite_card(folder, json.dumps(card).encode())
     code, out, _ = run_command(capsys, "info", folder, "--json")
     assert code == 0
     shown = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert shown["metrics"] == {"test": {"accuracy": 0.5, "loss": None}, "auc": None}
+    assert shown["metrics"] == {"test": {"accuracy": 0.5, "top5": None, "loss": None}, "auc": None}
 
 
 def test_names_in_a_card_cannot_change_the_terminal_or_break_lines(folder, capsys):

@@ -95,6 +95,9 @@ def test_init_takes_a_seed_or_a_key_and_an_image_shape():
         seeded["params"]["hidden1"]["kernel"], models.init(model, 8)["params"]["hidden1"]["kernel"]
     )
     assert models.init(model, 7, [3, 3, 2])["params"]["hidden1"]["kernel"].shape == (18, 4)
+    inside_jit = jax.jit(lambda: models.init(model, 7))()
+    jax.tree.map(np.testing.assert_array_equal, seeded, inside_jit)
+    assert jax.vmap(lambda key: models.init(model, key))(jax.random.split(jax.random.key(0), 2))["params"]
 
 
 @pytest.mark.parametrize("generator", ["threefry2x32", "rbg"])

@@ -626,7 +626,7 @@ def test_another_checkpoint_of_the_same_name_is_another_run(tmp_path, tuned):
     other = start_of("resnet20", seed=4, **TINY)
     folder = tmp_path / "ckpt"
     checkpoint.save_checkpoint(folder, other.card, other.variables)
-    with pytest.raises(ValueError, match="holds another run: init is"):
+    with pytest.raises(ValueError, match="holds another run: it started from another checkpoint"):
         tune(folder, tuned.workdir)
 
 

@@ -44,6 +44,14 @@ def test_the_steepest_fall_is_not_in_the_noise_of_the_beginning():
         assert 1e-3 < suggest_rates(rates, np.array(smoothed))["steepest"] < 1
 
 
+def test_a_loss_that_creeps_down_at_tiny_rates_does_not_count():
+    """The average of Adam's losses falls a little at every step, from the first on."""
+    rates = np.logspace(-7, 1, 100)
+    exponent = np.log10(rates)
+    losses = 0.7 - 0.6 / (1 + np.exp(-4 * (exponent + 2.5))) + np.exp(3 * (exponent - 0.3)) - 1e-4 * np.arange(100)
+    assert 10**-3.5 < suggest_rates(rates, losses)["valley"] < 10**-1.5
+
+
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [([3, 2, 1], (0, 2)), ([1, 2, 3], (0, 0)), ([5, 9, 4, 8, 3, 7, 9], (0, 4)), ([1], (0, 0)), ([2, 2, 2], (0, 0)),

@@ -197,10 +197,30 @@ def test_a_message_lists_a_few_differences_shortly(tmp_path):
 
 def test_changed_data_are_told_in_words(tmp_path):
     run.open_folder(tmp_path, CONFIG, "")
-    with pytest.raises(ValueError, match="the images or labels of the data have changed since"):
+    with pytest.raises(ValueError, match=r"holds another run: the images or labels of the data differ\. Choose"):
         run.open_folder(tmp_path, change(fingerprint="0" * 64), "")
     with pytest.raises(ValueError, match="it started from another checkpoint"):
         run.open_folder(tmp_path, change(init_digest="b" * 64), "")
+
+
+def test_the_same_data_may_be_named_by_another_path(tmp_path, monkeypatch):
+    """A run is resumed from another folder, or with `./photos` for `photos`; other data of that name are refused."""
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run.open_folder(tmp_path / "run", change(data="photos"), "")
+    for path in ("./photos", str(tmp_path / "photos"), "../photos/"):
+        run.open_folder(tmp_path / "run", change(data=path), "")
+    with pytest.raises(ValueError, match="labels of the data differ"):
+        run.open_folder(tmp_path / "run", change(data="./photos", fingerprint="0" * 64), "")
+    (tmp_path / "other" / "photos").mkdir(parents=True)
+    (tmp_path / "other" / "link").symlink_to(tmp_path / "photos")
+    for other in ("images", "other/photos"):  # a test split may differ, which the fingerprint leaves out
+        with pytest.raises(ValueError, match=rf"data\.source is photos, not {other}"):
+            run.open_folder(tmp_path / "run", change(data=other), "")
+    run.open_folder(tmp_path / "run", change(data="other/link"), "")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run.open_folder(tmp_path / "run", change(data="../other/link"), "")
 
 
 def test_the_state_folder_of_format_1_is_renamed(tmp_path):

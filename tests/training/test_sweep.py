@@ -159,7 +159,8 @@ def test_compare_names_what_is_no_run(finished, tmp_path, capsys):
     shutil.copytree(folder, copy)
     code, _, err = run_command(capsys, "compare", folder, tmp_path)
     assert code == 2 and str(tmp_path) in err and err.count("\n") == 1
-    code, _, _ = run_command(capsys, "compare", folder, copy, copy / "best", "--html", tmp_path / "p.html")
+    code, out, _ = run_command(capsys, "compare", folder, copy, copy / "best", "--html", tmp_path / "p.html")
+    assert "All options are the same in these runs." in out
     assert code == 0 and "&lt;b&gt;" in (tmp_path / "p.html").read_text()  # names are escaped, and no run appears twice
     assert (tmp_path / "p.html").read_text().count("<tr>") == 3
     rows = (copy / run.METRICS).read_text()

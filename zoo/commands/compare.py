@@ -39,5 +39,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1))
         return 0
     print(compare.format_table(header, rows))
+    if len(compared) > 1 and not compare.differing_options(compared):
+        print("All options are the same in these runs.")
     print("written: " + ", ".join(map(str, files)))
     return 0

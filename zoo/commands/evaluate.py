@@ -1,6 +1,7 @@
 """`zoo eval`: evaluate a checkpoint on a split of a data set."""
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -60,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.checkpoint}: is not a checkpoint, but --data is one; exchange them: {line}")
     loaded = loading.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite)
     require_head(loaded.card)
+    if is_unfinished(options.checkpoint):
+        print(f"{options.checkpoint}: the run is not finished; this is its best checkpoint so far", file=sys.stderr)
     if options.batch_size < 1:
         raise ValueError("--batch-size must be at least 1")
     if options.tta:
@@ -101,6 +104,14 @@ def run(options: argparse.Namespace) -> int:
     for line in lines:
         print(line, file=sys.stderr if options.json else sys.stdout)
     return 0
+
+
+def is_unfinished(checkpoint: str) -> bool:
+    """Return True for the folder of a run without results, and for the best checkpoint in it."""
+    from zoo.training import run as runs
+
+    folder = Path(checkpoint).parent if Path(checkpoint).resolve().name == runs.BEST else Path(checkpoint)
+    return (folder / runs.CONFIG).exists() and not runs.is_finished(folder)
 
 
 def write_examples(options: argparse.Namespace, examples: Any, dataset: Any, split: str) -> list[str]:
@@ -150,6 +161,9 @@ def _open(checkpoint: str, card: Any, data: str | None, data_dir: str | None) ->
     try:
         return as_cross_validated(open_dataset(source, data_dir), card.data)
     except (ValueError, OSError) as error:
+        reason = error_line(error)
+        if ":" not in source and not os.path.isabs(source) and not os.path.exists(source):
+            reason += "; the path is relative to the folder in which the training was started"
         raise ValueError(
-            f"{checkpoint} was trained on {source!r}, which cannot be opened; pass --data ({error_line(error)})"
+            f"{checkpoint} was trained on {source!r}, which cannot be opened; pass --data ({reason})"
         ) from None

@@ -2,16 +2,21 @@
 
 import argparse
 import dataclasses
+import fnmatch
 import json
 import re
 import shutil
 import textwrap
+from collections.abc import Collection
 from typing import Any
 
 from zoo.commands import amount
+from zoo.suggest import did_you_mean
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pattern", metavar="NAME", nargs="?", default="",
+        help="List only models, or weights, with this in their name; may have wildcards: 'resnet*d'.")  # fmt: skip
     parser.add_argument("--recipes", metavar="NAME", nargs="?", const="",
         help="List the recipes instead of the models, or print the fields and the source of one.")  # fmt: skip
     parser.add_argument("--weights", action="store_true", help="List the weights that can be loaded by name.")
@@ -20,14 +25,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.weights:
-        list_weights(options.json)
-    elif options.recipes:
-        show_recipe(options.recipes, options.json)
+        list_weights(options.json, options.pattern)
     elif options.recipes is not None:
-        list_recipes(options.json)
+        if options.pattern:
+            raise ValueError(f"{options.pattern}: --recipes takes one name, or none for all")
+        if options.recipes:
+            show_recipe(options.recipes, options.json)
+        else:
+            list_recipes(options.json)
     else:
-        list_models(options.json)
+        list_models(options.json, options.pattern)
     return 0
+
+
+def matching(names: Collection[str], pattern: str, kind: str) -> list[str]:
+    """Return the names that a shell pattern matches, or that have a text without wildcards in them.
+
+    Raises:
+        ValueError: naming similar ones, if there are none.
+    """
+    whole = pattern if re.search(r"[*?[]", pattern) else f"*{pattern}*"
+    if found := [name for name in names if fnmatch.fnmatch(name.lower(), whole.lower())]:
+        return found
+    hint = did_you_mean(pattern, names) or "`zoo list` lists all models, `zoo list --weights` all weights"
+    raise ValueError(f"no {kind} called {pattern!r}; {hint}")
 
 
 def line_width() -> int:
@@ -35,14 +56,14 @@ def line_width() -> int:
     return shutil.get_terminal_size().columns
 
 
-def list_models(as_json: bool) -> None:
-    """Print every model with its parameters, multiply-adds, input shape and paper."""
+def list_models(as_json: bool, pattern: str = "") -> None:
+    """Print the models that match, or all, with their parameters, multiply-adds, input shape and paper."""
     from zoo.models import create
     from zoo.models.summary import figures
 
-    rows = []
-    for name, totals in figures().items():
-        model = create(name)
+    rows, every = [], figures()
+    for name in matching(every, pattern, "model"):
+        totals, model = every[name], create(name)
         shape_and_paper = {"input": list(model.input_shape), "paper": model.paper}
         rows.append({"family": model.family, "model": name, **totals, **shape_and_paper})
     if as_json:
@@ -120,17 +141,19 @@ def show_recipe(name: str, as_json: bool) -> None:
     print("\n" + textwrap.fill(f"source: {source}", line_width()))
 
 
-def list_weights(as_json: bool) -> None:
-    """Print the shipped checkpoints and the table of other projects' weights, with a star at each model's default."""
+def list_weights(as_json: bool, pattern: str = "") -> None:
+    """Print shipped checkpoints and other projects' weights that match, or all, with a star at each model's default."""
     from zoo.pretrained.names import cached_folder, shipped
     from zoo.pretrained.registry import DEFAULTS, WEIGHTS
     from zoo.pretrained.weights import read_card
 
-    cards = {name: read_card(name) for name in shipped()}
+    chosen = set(matching([*shipped(), *WEIGHTS], pattern, "weights"))
+    cards = {name: read_card(name) for name in shipped() if name in chosen}
+    others = {name: weights for name, weights in WEIGHTS.items() if name in chosen}
     if as_json:
         rows = [{"name": name, "model": card.model, "fields": card.fields, "licence": card.licence}
                 for name, card in cards.items()]  # fmt: skip
-        rows += [dataclasses.asdict(weights) for weights in WEIGHTS.values()]
+        rows += [dataclasses.asdict(weights) for weights in others.values()]
         print(json.dumps(rows, indent=1))
         return
     print(f"{'name':<46}{'model':<22}{'input':>8}{'top-1':>8}  {'licence':<14}data")
@@ -138,7 +161,7 @@ def list_weights(as_json: bool) -> None:
         accuracy = card.metrics.get("test", {}).get("accuracy")
         data = (card.data or {}).get("source", "")
         print(_weights_line(name, card.model, card.preprocess.size, accuracy and 100 * accuracy, card.licence, data))
-    for name, weights in WEIGHTS.items():
+    for name, weights in others.items():
         star = "*" if name in DEFAULTS.values() else ""
         cached = ", in the cache" if cached_folder(weights).exists() else ""
         size, top1 = weights.preprocess.size, weights.accuracy[0]

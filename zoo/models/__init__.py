@@ -253,6 +253,8 @@ def init(
     if shardings is not None:
         leaves, structure = jax.tree.flatten(shardings)
         return _sharded_init(model, shape, tuple(leaves), structure)(key)
+    if isinstance(key, jax.core.Tracer):  # inside jit or vmap, where compiler options are refused
+        return _init(model, key, shape)
     return _jit_init(model, key, shape)
 
 

@@ -221,7 +221,7 @@ def resolve_model(
         return model, dict(fields)
     card = init.card
     if model not in (None, card.model):
-        raise ValueError(f"{init.spec} is a {card.model}, not a {model}; drop the model to use the checkpoint's")
+        raise ValueError(f"{init.spec} is a {card.model}, not a {model}; leave out the model to use the checkpoint's")
     return card.model, {key: value for key, value in card.fields.items() if key != "num_classes"} | dict(fields)
 
 

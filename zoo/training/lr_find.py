@@ -123,11 +123,11 @@ def describe_trained(plan: Plan, segment: Segment) -> str:
 
 
 def suggest_rates(rates: np.ndarray, smoothed: np.ndarray) -> dict[str, float]:
-    """Suggest learning rates by the rules of fastai, which leave out the first tenth of the points and the last five.
+    """Suggest learning rates by rules like fastai's, without the first tenth of the points and the last five.
 
-    The average of the losses is over few batches at first, and its slopes there are noise. The steepest fall is
-    therefore looked for only once the loss has fallen for good by a tenth of its whole fall, from its median in the
-    first quarter of the points to its lowest value.
+    At first the average of the losses is over few batches, and at tiny learning rates it creeps down for many steps.
+    Valley and steepest fall therefore begin only once the loss has fallen for good by a tenth of its whole fall, from
+    its median in the first quarter of the points to its lowest value.
 
     Args:
         rates: learning rates, increasing [N].
@@ -135,8 +135,8 @@ def suggest_rates(rates: np.ndarray, smoothed: np.ndarray) -> dict[str, float]:
 
     Returns:
         "valley": the middle of the longest run of falling losses, which may leave out single points; "steepest": the
-        rate at which the loss falls fastest, between the noisy beginning and its lowest value; "minimum": a tenth of
-        the rate with the lowest loss.
+        rate at which the loss falls fastest before its lowest value; "minimum": a tenth of the rate with the lowest
+        loss.
     """
     first, last = int(SKIPPED_START * len(rates)), max(len(rates) - SKIPPED_END, 2)
     if last - first >= 2:
@@ -147,9 +147,9 @@ def suggest_rates(rates: np.ndarray, smoothed: np.ndarray) -> dict[str, float]:
     top = np.median(smoothed[: max(len(smoothed) // 4, 1)])
     above = np.flatnonzero(smoothed[: len(slopes)] >= top - NOISE * (top - smoothed[lowest]))
     fall = above[-1] if len(above) else 0
-    begin, end = longest_valley(smoothed)
+    begin, end = longest_valley(smoothed[fall:])
     return {
-        "valley": float(rates[begin + (end - begin) // 2]),
+        "valley": float(rates[fall + begin + (end - begin) // 2]),
         "steepest": float(rates[fall + int(slopes[fall:].argmin())]),
         "minimum": float(rates[lowest] / 10),
     }

@@ -50,8 +50,8 @@ MAX_DIFFERENCES = 3
 
 #: What a difference between two hashes means.
 _HASHED = {
-    "data.fingerprint": " (the images or labels of the data have changed since)",
-    "init": " (it started from another checkpoint)",
+    "data.fingerprint": "the images or labels of the data differ",
+    "init": "it started from another checkpoint",
 }
 
 #: Key of the micro-batch in the identity of a run.
@@ -298,16 +298,27 @@ def require_same_run(path: Path, config: RunConfig) -> None:
     """Raise ValueError listing the differences if the folder holds another run than `config`.
 
     The micro-batch may differ until the run has saved its state: a run that did not fit into memory has lost nothing.
+    The path of the data may differ if it leads to the same place, or does so as far as can be seen from another folder.
     """
-    ignored = () if has_saved_state(path) or is_finished(path) else (MICRO_BATCH,)
-    new, old = (
-        {key: value for key, value in c.identity().items() if key not in ignored} for c in (config, read_config(path))
-    )
-    if lines := [line + _HASHED.get(line.partition(" is ")[0], "") for line in differences(new, old)]:
+    recorded = read_config(path)
+    ignored = set() if has_saved_state(path) or is_finished(path) else {MICRO_BATCH}
+    if config.fingerprint == recorded.fingerprint and _same_place(config.data, recorded.data):
+        ignored.add("data.source")
+    new, old = ({key: value for key, value in c.identity().items() if key not in ignored} for c in (config, recorded))
+    if lines := differences(new, old):
         if len(lines) > MAX_DIFFERENCES:
             lines = [*lines[:MAX_DIFFERENCES], f"and {len(lines) - MAX_DIFFERENCES} other differences"]
         further = f"; to train its result further, use --init {path / BEST}" if (path / BEST).exists() else ""
         raise ValueError(f"{path} holds another run: {'; '.join(lines)}. Choose another --workdir, or none{further}")
+
+
+def _same_place(path: str, recorded: str) -> bool:
+    """Return True if both are one file or folder; of a recorded path that is not here, only the name is compared."""
+    if not os.path.exists(path):
+        return path == recorded
+    if os.path.exists(recorded):
+        return os.path.samefile(path, recorded)
+    return Path(recorded).name in (Path(path).name, Path(path).resolve().name)
 
 
 def record_micro_batch(path: Path, micro_batch: int) -> None:
@@ -327,7 +338,11 @@ def differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
         text = str(of.get(key, "absent"))
         return text if len(text) <= 40 else f"{text[:39]}…"
 
-    return [f"{key} is {value(old, key)}, not {value(new, key)}" for key in keys if new.get(key) != old.get(key)]
+    return [
+        _HASHED[key] if key in _HASHED and {key} <= old.keys() & new.keys()
+        else f"{key} is {value(old, key)}, not {value(new, key)}"
+        for key in keys if new.get(key) != old.get(key)
+    ]  # fmt: skip
 
 
 def append_timing(path: Path, first: int, last: int, batch_size: int, seconds: float) -> None:

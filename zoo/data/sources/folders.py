@@ -436,8 +436,8 @@ def splits_below_classes(walk: FolderWalk, top: str, folders: Sequence[str]) -> 
     train = next((name for name in walk.entries(first)[0] if canonical_split(name) == "train"), "")
     if train and len(walk.entries(os.path.join(first, train))[0]) > 1:
         raise ValueError(
-            f"{walk.root}: {escape(split[0])} has splits with class folders, so it is a data set of its own; type "
-            f"--data {escape(os.path.join(walk.root, first))}"
+            f"{walk.root}: {escape(split[0])} has splits with class folders, so it is a data set of its own; name "
+            f"{escape(os.path.join(walk.root, first))}"
         )
     result: dict[str, dict[str, str]] = {}
     for label in folders:

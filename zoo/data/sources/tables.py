@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -204,14 +205,14 @@ def _without_unlabelled_test(rows: Rows, splits: list[str], notes: list[Note]) -
 def _distinct_rows(
     rows: Rows, names: Sequence[str], splits: Sequence[str], file: PurePath, notes: list[Note]
 ) -> list[int]:
-    """Return the indices of the rows without those that repeat an earlier one.
+    """Return the indices of the rows without those that repeat an earlier one; "./a.png" is "a.png".
 
     Raises:
         ValueError: two rows for one file with different labels or splits.
     """
     first: dict[str, int] = {}
     for i, ((number, row), name) in enumerate(zip(rows, names, strict=True)):
-        k = first.setdefault(name, i)
+        k = first.setdefault(posixpath.normpath(name), i)
         for what, a, b in (("class", rows[k][1]["label"], row["label"]), ("split", splits[k], splits[i])):
             if a != b:
                 raise ValueError(
