@@ -208,7 +208,7 @@ def test_the_same_data_may_be_named_by_another_path(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
     run.open_folder(tmp_path / "run", change(data="photos"), "")
-    for path in ("./photos", str(tmp_path / "photos"), "../photos/"):
+    for path in ("./photos", str(tmp_path / "photos"), f"../{tmp_path.name}/photos/"):
         run.open_folder(tmp_path / "run", change(data=path), "")
     with pytest.raises(ValueError, match="labels of the data differ"):
         run.open_folder(tmp_path / "run", change(data="./photos", fingerprint="0" * 64), "")
