@@ -29,7 +29,7 @@ SOURCES = {
     # bvlc_googlenet/solver.prototxt: base_lr 0.01, stepsize 320000, gamma 0.96, max_iter 10000000, batch_size 32.
     "googlenet-2014": (
         IMAGENET, 10_000_000, {0: 0.01, 319_000: 0.01, 321_500: 0.0096, 961_500: 0.01 * 0.96**3}, KERNELS, 2,
-        (224, 256), {"resized_crop": ("any",), "flip": (), "colour_jitter": (0.5, 0.5, 0.5)},
+        (224, 256), {"resized_crop": ("any",), "flip": (), "colour_jitter": (0.5, 0.5, 0.5), "pca_noise": (0.1,)},
     ),
     # Section 8 and tensorflow/models: num_epochs_per_decay 2, batch 32, factor 0.94; central_fraction 0.875.
     "inception-v3": (

@@ -130,10 +130,11 @@ def make_optimizer(
     """Build the optimiser of a recipe.
 
     The order is: clipping, direction, decoupled weight decay, trust ratio (LARS, LAMB), learning rate. Sources: Adam
-    arXiv:1412.6980, AdamW 1711.05101, Lion 2302.06675, LARS 1708.03888, LAMB 1904.00962. RMSProp with momentum has no
-    paper: "rmsprop" is PyTorch's order (the mean square starts at 0, the learning rate is applied to the momentum),
-    "rmsprop-tf" TensorFlow's (it starts at 1, the momentum accumulates updates times the learning rate), for which the
-    rates of the Inception papers were chosen. Both have epsilon inside the root.
+    arXiv:1412.6980, AdamW 1711.05101, Lion 2302.06675, LARS 1708.03888 (its ratio is by the norm of the decayed
+    gradient, in the paper by the sum of both norms), LAMB 1904.00962. RMSProp with momentum has no paper: "rmsprop" is
+    PyTorch's order (the mean square starts at 0, the learning rate is applied to the momentum), "rmsprop-tf"
+    TensorFlow's (it starts at 1, the momentum accumulates updates times the learning rate), for which the rates of the
+    Inception papers were chosen. Both have epsilon inside the root.
 
     Args:
         recipe: the recipe.

@@ -29,14 +29,14 @@ ORIGINS: dict[str, dict[str, str]] = {
         "ours": "ema",
     },
     "inception-v2": {
-        "paper": "epochs batch_size learning_rate schedule decay_factor decay_every_epochs augment",
+        "paper": "epochs batch_size optimizer learning_rate schedule decay_factor decay_every_epochs augment",
         "code": "l2",
-        "ours": "optimizer momentum eval_crop",
+        "ours": "momentum eval_crop",
     },
     "inception-v3": {
         "paper": "epochs batch_size learning_rate schedule decay_factor decay_every_epochs b2 epsilon clip_norm "
         "label_smoothing",
-        "code": "optimizer momentum aux_weight ema l2 norm_momentum eval_crop normalisation augment",
+        "code": "optimizer momentum aux_weight ema l2 norm_momentum eval_crop normalisation model_fields augment",
     },
     "xception": {
         "paper": "optimizer momentum learning_rate schedule decay_factor decay_every_epochs l2",

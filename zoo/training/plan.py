@@ -292,7 +292,10 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
         request = with_default_model(request, opened, say)
     if isinstance(request.recipe, str) and request.recipe in RULES:
         opened = open_data(request, say) if opened is None else opened
-        request = dataclasses.replace(request, recipe=apply_rule(request.recipe, opened))
+        fold = requested_fold(request)
+        request = dataclasses.replace(
+            request, recipe=apply_rule(request.recipe, take_fold(opened, fold) if fold else opened)
+        )
     name, fields, recipe, auto_micro_batch = resolve_settings(request)
     dataset = open_data(request, say) if opened is None else opened
     if fold := requested_fold(request):

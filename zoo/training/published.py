@@ -19,9 +19,12 @@ _RSB_CROP = "resized_crop(interpolation=random)"
 _RSB_MODEL = ("zero_init=true", "stochastic_depth=0.05", "keep_first=true")
 # Of timm in October 2021, when the weights were released: train.py (first and last rate), optim/lamb.py (clipping).
 _RSB_FIRST_LR, _RSB_LAST_LR = 1e-4, 1e-6
+# timm averages the loss over the 1,000 classes, here it is summed: gradients are a thousand times as large.
+_RSB_CLIP, _RSB_EPSILON = 1000 * 1.0, 1000 * 1e-6
 _RSB = (
     "both classes of a mixed image present (section 3.1). Operations, interpolation, initialisation, drop rates, first "
-    "and last rate, and clipping: timm, with its defaults of October 2021"
+    "and last rate, clipping and epsilon: timm, with its defaults of October 2021, the last two times 1,000, the "
+    "classes that its loss is averaged over"
 )
 _RSB_OURS = (
     "rates by step, cosine from the end of the warm-up, no cool-down (timm: by epoch, from epoch 0, 10 epochs), "
@@ -61,7 +64,7 @@ PUBLISHED: dict[str, Recipe] = {
     "googlenet-2014": Recipe(
         epochs=250, batch_size=32, optimizer="momentum", learning_rate=0.01, schedule="exponential", decay_factor=0.96,
         decay_every_epochs=8, l2=2e-4, bias_lr_factor=2.0, aux_weight=0.3, ema=0.9999, eval_crop=224 / 256,
-        augment=("resized_crop(interpolation=any)", "flip", "colour_jitter(0.5, 0.5, 0.5)"),
+        augment=("resized_crop(interpolation=any)", "flip", "colour_jitter(0.5, 0.5, 0.5)", "pca_noise(sigma=0.1)"),
         source="Szegedy et al. 2014 (arXiv:1409.4842), sections 5 to 7: momentum, rate down 4 % every 8 epochs, "
         "averaged weights, patches of 8 to 100 % of the image, any of four interpolations, distortions of Howard 2013 "
         "(arXiv:1312.5402); rate, batch, L2, biases and length: Caffe's bvlc_googlenet/solver.prototxt. Ours: the "
@@ -73,16 +76,18 @@ PUBLISHED: dict[str, Recipe] = {
         eval_crop=0.875,
         source="Ioffe and Szegedy 2015 (arXiv:1502.03167), section 4.2: BN-x30, a rate of 0.045 that decays 6 times "
         "as fast as GoogLeNet's, a fifth of its L2 (Caffe's 2e-4), fewer photometric distortions, 6 million "
-        "steps of 32. Ours: momentum, no photometric distortions at all, the crop of evaluation",
+        "steps of 32, with momentum. Ours: its value, no photometric distortions at all, the crop of evaluation",
     ),
     "inception-v3": Recipe(
         epochs=100, batch_size=32, optimizer="rmsprop-tf", learning_rate=0.045, b2=0.9, epsilon=1.0,
         schedule="exponential", decay_factor=0.94, decay_every_epochs=2, clip_norm=2.0, label_smoothing=0.1,
         aux_weight=0.4, ema=0.9999, l2=4e-5, norm_momentum=0.9997, eval_crop=0.875, normalisation="symmetric",
+        model_fields=("dropout=0.2",),
         augment=("resized_crop(area=0.05, interpolation=any)", "flip", "distort_colour"),
         source="Szegedy et al. 2015 (arXiv:1512.00567), sections 7 and 8 (50 replicas of batch 32; scale the rate "
-        "with the batch); momentum, auxiliary weight, L2, averages, inputs, crops and distortions: "
-        "tensorflow/models, inception (image_processing.py, inception_train.py, slim). Ours: evaluation keeps the "
+        "with the batch); momentum, auxiliary weight, dropout, L2, averages, inputs, crops and distortions: "
+        "tensorflow/models, inception (image_processing.py, inception_train.py, slim). Ours: the area of crops is "
+        "uniform and their shape log-uniform (height and shape uniform there, around objects), evaluation keeps the "
         "aspect ratio",
     ),
     "xception": Recipe(
@@ -98,7 +103,8 @@ PUBLISHED: dict[str, Recipe] = {
         augment=(_scale_crop(256, 480, 224), "flip", "pca_noise(sigma=0.1)"),
         source="He et al. 2015 (arXiv:1512.03385), section 3.4: 600,000 iterations of 256, shorter side in [256, "
         "480], AlexNet's colour noise. Ours: the epochs at which the rate falls (when the error stalls in the"
-        " paper), decay of biases and norms, one central crop (ten in the paper)",
+        " paper), decay of biases and norms, standardised inputs (a mean per pixel is subtracted in the paper), one "
+        "central crop (ten there)",
     ),
     "fb-resnet-torch": Recipe(
         epochs=90, batch_size=256, optimizer="nesterov", learning_rate=0.1, schedule="step", milestones=(1 / 3, 2 / 3),
@@ -166,8 +172,9 @@ PUBLISHED: dict[str, Recipe] = {
     ),
     "rsb-a1": Recipe(
         epochs=600, batch_size=2048, image_size=224, optimizer="lamb", learning_rate=5e-3, weight_decay=0.01,
-        warmup_epochs=5, warmup_lr_fraction=_RSB_FIRST_LR / 5e-3, final_lr_fraction=_RSB_LAST_LR / 5e-3, clip_norm=1.0,
-        loss="sigmoid", target_threshold=0.2, label_smoothing=0.1, epsilon=1e-6, augment_repeats=3, eval_crop=0.95,
+        warmup_epochs=5, warmup_lr_fraction=_RSB_FIRST_LR / 5e-3, final_lr_fraction=_RSB_LAST_LR / 5e-3,
+        clip_norm=_RSB_CLIP, loss="sigmoid", target_threshold=0.2, label_smoothing=0.1, epsilon=_RSB_EPSILON,
+        augment_repeats=3, eval_crop=0.95,
         interpolation="bicubic", model_fields=_RSB_MODEL,
         augment=(_RSB_CROP, "flip", _RAND_AUGMENT.format(7), "mixup_or_cutmix(mixup=0.2, cutmix=1)"),
         source=f"Wightman et al. 2021 (arXiv:2110.00476), table 2, A1; {_RSB}. Ours: the threshold, which is that of "
@@ -175,9 +182,9 @@ PUBLISHED: dict[str, Recipe] = {
     ),
     "rsb-a2": Recipe(
         epochs=300, batch_size=2048, image_size=224, optimizer="lamb", learning_rate=5e-3, weight_decay=0.02,
-        warmup_epochs=5, warmup_lr_fraction=_RSB_FIRST_LR / 5e-3, final_lr_fraction=_RSB_LAST_LR / 5e-3, clip_norm=1.0,
-        loss="sigmoid", target_threshold=0.2, epsilon=1e-6, augment_repeats=3, eval_crop=0.95,
-        interpolation="bicubic", model_fields=_RSB_MODEL,
+        warmup_epochs=5, warmup_lr_fraction=_RSB_FIRST_LR / 5e-3, final_lr_fraction=_RSB_LAST_LR / 5e-3,
+        clip_norm=_RSB_CLIP, loss="sigmoid", target_threshold=0.2, epsilon=_RSB_EPSILON, augment_repeats=3,
+        eval_crop=0.95, interpolation="bicubic", model_fields=_RSB_MODEL,
         augment=(_RSB_CROP, "flip", _RAND_AUGMENT.format(7), "mixup_or_cutmix(mixup=0.1, cutmix=1)"),
         source=f"Wightman et al. 2021 (arXiv:2110.00476), table 2, A2; {_RSB}; threshold: the command for A2 of "
         f"Ridnik et al. 2021 (ML-Decoder). Ours: {_RSB_OURS}",
@@ -185,7 +192,8 @@ PUBLISHED: dict[str, Recipe] = {
     "rsb-a3": Recipe(
         epochs=100, batch_size=2048, image_size=160, test_size=224, optimizer="lamb", learning_rate=8e-3,
         weight_decay=0.02, warmup_epochs=5, warmup_lr_fraction=_RSB_FIRST_LR / 8e-3,
-        final_lr_fraction=_RSB_LAST_LR / 8e-3, clip_norm=1.0, loss="sigmoid", target_threshold=0.2, epsilon=1e-6,
+        final_lr_fraction=_RSB_LAST_LR / 8e-3, clip_norm=_RSB_CLIP, loss="sigmoid", target_threshold=0.2,
+        epsilon=_RSB_EPSILON,
         eval_crop=0.95, interpolation="bicubic", model_fields=("zero_init=true",),
         augment=(_RSB_CROP, "flip", _RAND_AUGMENT.format(6), "mixup_or_cutmix(mixup=0.1, cutmix=1)"),
         source=f"Wightman et al. 2021 (arXiv:2110.00476), table 2, A3 (trained at 160 pixels, tested at 224); {_RSB}; "
@@ -199,7 +207,7 @@ PUBLISHED: dict[str, Recipe] = {
         augment=(*_IMAGENET, "trivial_augment", "random_erasing(p=0.1)", "mixup_or_cutmix(mixup=0.2, cutmix=1)"),
         source="torchvision's second set of weights (its blog, 2021; references/classification on 8 GPUs of 128): "
         "trained at 176 pixels, tested at 224, 4 copies of each image, average every 32 steps. Ours: warm-up "
-        "and average by steps (by epochs there)",
+        "and average by steps (by epochs there), the mean colour where operations leave the image (black there)",
     ),
 }  # fmt: skip
 
@@ -232,5 +240,6 @@ def bit_hyperrule(num_records: int, height: float, width: float) -> Recipe:
         augment=(_scale_crop(resized, resized, size), "flip", *mixup),
         source="Kolesnikov et al. 2019 (arXiv:1912.11370), section 3.3, and big_transfer's bit_hyperrule.py: "
         f"{steps:,} steps of 512 for {num_records:,} images. Ours: images keep their aspect ratio, ten "
-        "validations",
+        "validations, batches of all images where there are fewer than 512, heads of other networks than BiT's start "
+        "at random (at zero there)",
     )  # fmt: skip

@@ -86,9 +86,11 @@ class Recipe:
     momentum: float = 0.9
     """Momentum of SGD variants, LARS and RMSProp; decay rate of the first moment (b1) of Adam variants and Lion."""
     b2: float = 0.999
-    """Decay rate of the second moment of Adam variants and Lion, and of the mean square of RMSProp."""
+    """Decay rate of the second moment of Adam variants, of the mean square of RMSProp (0.99 in PyTorch, 0.9 in
+    TensorFlow), and of the momentum of Lion (0.99 in its paper)."""
     epsilon: float = 1e-8
-    """Term added to the denominator of Adam variants and RMSProp."""
+    """Term added to the denominator of Adam variants (1e-6 in LAMB's paper), and inside the root of RMSProp's, as in
+    TensorFlow."""
     schedule: Schedule = "cosine"
     warmup_epochs: float = 0.0
     """Epochs of warm-up to the peak learning rate, counted as part of `epochs`."""
@@ -112,7 +114,8 @@ class Recipe:
     """Penalty l2 / 2 * sum w^2 added to the loss, over the same parameters: the classic weight decay of SGD."""
     weight_decay: float = 0.0
     """Decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101), times the learning rate, over the same
-    parameters. It applies to every optimiser, so adam with it is adamw."""
+    parameters. It applies to every optimiser, so adam with it is adamw. With lars and rmsprop-tf it passes through the
+    momentum, which multiplies it by 1 / (1 - momentum)."""
     decay_bias_and_norm: bool = False
     """Apply penalties and weight decay to biases and norm scales too, as in He et al. 2015."""
     decay_bias: bool = False

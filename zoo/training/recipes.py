@@ -22,6 +22,10 @@ RECIPES: dict[str, Recipe] = {
         augment=("affine(rotate=8, scale=0.08, shear=0.08, shift=2)",),
         source="this project: small distortions; no flips, since a mirrored digit is a different symbol",
     ),
+    "points": Recipe(
+        epochs=40, batch_size=32, learning_rate=0.01,
+        source="this project: a few hundred points in a plane, whose border a small network bends within seconds",
+    ),
     "mnist": Recipe(
         epochs=20, batch_size=128, learning_rate=2e-3, weight_decay=0.02, warmup_epochs=1, ema=0.999,
         augment=_DISTORTIONS,
@@ -95,6 +99,8 @@ RULES: dict[str, Callable[[int, float, float], Recipe]] = {"bit-hyperrule": bit_
 #: (model pattern, data pattern, recipe): the first row that matches is the default of `zoo train`.
 DEFAULT_RECIPES: tuple[tuple[str, str, str], ...] = (
     ("lenet5_1998", "*mnist*", "lenet5-1998"),
+    ("*", "xor", "points"),
+    ("*", "moons", "points"),
     ("softmax", "*", "default"),
     ("mlp", "*", "default"),
     ("highway", "*", "default"),

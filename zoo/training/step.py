@@ -359,7 +359,7 @@ def example_losses(logits: jax.Array, targets: jax.Array, kind: str) -> jax.Arra
     """Return the loss of each example, float32 [B].
 
     "sigmoid" sums K binary losses, so that gradients have the size of softmax's (Beyer et al. 2020, arXiv:2006.07159).
-    Wightman et al. 2021 (arXiv:2110.00476) average them; LAMB, their optimiser, is invariant to that factor.
+    Wightman et al. 2021 (arXiv:2110.00476) average them; their recipes here have K times their clipping and epsilon.
 
     Args:
         logits: [B, K].
