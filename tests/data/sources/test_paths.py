@@ -3,6 +3,7 @@
 import pytest
 from helpers import assert_one_line
 
+from zoo.data.sources import paths
 from zoo.data.sources.paths import resolve_paths
 
 
@@ -82,3 +83,24 @@ def test_two_names_of_one_file(tmp_path):
 def test_thumbnails_of_a_nas_are_not_meant(tmp_path):
     files_in(tmp_path, "img/1.png", "img/@eaDir/1.png", ".hidden/1.png")
     assert resolve_paths(tmp_path, ["1"])[0] == ["img/1.png"]
+
+
+@pytest.mark.parametrize("file", ["{}/scan.png", "{}/first/scan.png"])
+@pytest.mark.parametrize("prefix", ["", "x:\\gone\\"])
+def test_a_name_is_not_compared_with_every_file_of_the_same_name(file, prefix, tmp_path, monkeypatch):
+    """Tables have a hundred thousand patients, each with a file scan.png."""
+    files = [file.format(f"p{n}") for n in range(20)]
+    files_in(tmp_path, *files)
+    read = []
+
+    class Counted(list):
+        def __iter__(self):
+            read.append(len(self))
+            return super().__iter__()
+
+    index = paths._index_files
+    monkeypatch.setattr(
+        paths, "_index_files", lambda *args: {key: Counted(found) for key, found in index(*args).items()}
+    )
+    assert resolve_paths(tmp_path, [prefix + name.replace("/", "\\") for name in files])[0] == files
+    assert sum(read) == len(files)

@@ -65,6 +65,16 @@ def test_shards_are_indexed_once(tmp_path, monkeypatch):
     assert open_dataset(tmp_path / "train-0.tar").fingerprint() == first
 
 
+def test_the_splits_of_shards_are_decided_once(tmp_path, monkeypatch):
+    """Not once per record: data sets have thousands of shards and millions of records."""
+    calls = []
+    decide = shards._splits_of_shards
+    monkeypatch.setattr(shards, "_splits_of_shards", lambda *names: calls.append(names) or decide(*names))
+    shard(tmp_path / "train-0.tar", members("cls", range(12)))
+    open_source(tmp_path / "train-0.tar")
+    assert len(calls) == 1
+
+
 def test_ranges_in_braces():
     assert expand_braces("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
     assert expand_braces("{0..1}/{2..3}.tar") == ["0/2.tar", "0/3.tar", "1/2.tar", "1/3.tar"]

@@ -263,6 +263,13 @@ FLAGS = {
     "is_test": (lambda n: (int(n % 5 == 0),), {"test": 4}),
     "is_train": (lambda n: ("yes" if n % 5 else "no",), {"test": 4}),
     "isVal,IsTest": (lambda n: ("FT"[n % 5 == 0], "FT"[n % 5 == 1]), {"validation": 4, "test": 4}),
+    # A row without a flag is in the split that has no column
+    "is_train,is_valid": (lambda n: ("FT"[n % 5 > 1], "FT"[n % 5 == 0]), {"validation": 4, "test": 4}),
+    "is_test,is_train": (lambda n: ("FT"[n % 5 == 0], "FT"[n % 5 > 1]), {"validation": 4, "test": 4}),
+    "is_train,is_valid,is_test": (
+        lambda n: ("FT"[n % 5 > 1], "FT"[n % 5 == 0], "FT"[n % 5 == 1]),
+        {"validation": 4, "test": 4},
+    ),
 }
 
 
@@ -330,6 +337,10 @@ def test_repeated_rows_are_used_once(pictures):
         ("path,label,split\na,b,\n", ["line 2: unknown split ''", "use train, val or test"]),
         ("path,label,is_valid\na,b,maybe\n", ["line 2: 'maybe' must be true or false"]),
         ("path,label,is_valid,is_test\na,b,1,1\n", ["line 2: is both validation and test"]),
+        (
+            "path,label,is_valid,is_test,is_train\na,b,0,0,1\nc,b,0,0,0\n",
+            ["line 3: is in none of train, validation, test"],
+        ),
         ("path,label,split\na,b,0\n", ["line 2: unknown split '0'"]),
         ("image,cat,dog\na,1,1\n", ["line 2: has cat and dog; every image must have one class"]),
         ("image,cat,dog\na,1,0\nb,0,0\n", ["line 3: has no class"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 from zoo.data.dataset import Note
@@ -39,7 +39,7 @@ def resolve_paths(root: Path, names: Sequence[str], split: str = "") -> tuple[li
     missing = sorted({name for name in names if not os.path.exists(root / name)})
     if not missing:
         return list(names), []
-    files = _index_files(root)
+    files = _index_files(root, {len(_parts(name)) for name in missing})
     found = {name: path for name in missing if (path := _find(name, files, root, split))}
     meaning: dict[str, str] = {}
     given = set(names)
@@ -70,32 +70,45 @@ def _without_suffix(part: str) -> str:
     return stem if suffix in IMAGE_SUFFIXES else part
 
 
-def _index_files(root: Path) -> dict[str, list[tuple[tuple[str, ...], str]]]:
-    """Return {last part without the ending of an image: [(parts, path relative to root)]} of all images below root."""
-    index: dict[str, list[tuple[tuple[str, ...], str]]] = defaultdict(list)
+Files = dict[tuple[str, ...], list[tuple[tuple[str, ...], str]]]
+
+
+def _key(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the parts of a path with the last one without the ending of an image."""
+    return (*parts[:-1], _without_suffix(parts[-1]))
+
+
+def _index_files(root: Path, lengths: Collection[int]) -> Files:
+    """Return {key: [(parts, path relative to root)]} of all images below root.
+
+    The keys are those of the whole path and of its last parts, as many as `lengths` has, so that a name need not be
+    compared with every file.
+    """
+    index: Files = defaultdict(list)
     for path in FolderWalk(str(root)).images(""):
         parts = _parts(path)
-        index[_without_suffix(parts[-1])].append((parts, path))
+        for length in {len(parts), *(length for length in lengths if 0 < length <= len(parts))}:
+            index[_key(parts[-length:])].append((parts, path))
     return index
 
 
-def _find(name: str, files: dict[str, list[tuple[tuple[str, ...], str]]], root: Path, split: str) -> str | None:
+def _find(name: str, files: Files, root: Path, split: str) -> str | None:
     """Return the file that a name means, or None."""
     parts = _parts(name)
     if not parts:
         return None
     is_relative = DRIVE.match(name) is None and name[:1] not in ("/", "\\")
     is_elsewhere = not is_relative or not os.path.exists(root / name.replace("\\", "/").split("/")[0])
-    stem = _without_suffix(parts[-1])
-    has_suffix = stem != parts[-1]
-    matches = []
-    for file_parts, path in files.get(stem, ()):
-        ending = file_parts if has_suffix else (*file_parts[:-1], _without_suffix(file_parts[-1]))
-        shared = min(len(parts), len(ending))
-        if ending[-shared:] == parts[-shared:] and (shared == len(parts) or is_elsewhere):
-            matches.append((shared, path))
-    best = max((shared for shared, _ in matches), default=0)
-    paths = [path for shared, path in matches if shared == best]
+    has_suffix = _key(parts) != parts
+    paths: list[str] = []
+    for shared in range(len(parts), 0, -1):  # parts that name and file have in common: all parts of one of them
+        if paths or (shared < len(parts) and not is_elsewhere):
+            break
+        paths = [
+            path
+            for file_parts, path in files.get(_key(parts[-shared:]), ())
+            if (shared == len(parts) or len(file_parts) == shared) and (not has_suffix or file_parts[-1] == parts[-1])
+        ]
     if len(paths) > 1 and split:
         paths = [path for path in paths if split in map(canonical_split, Path(path).parts[:-1])] or paths
     if len(paths) > 1:

@@ -193,7 +193,8 @@ def listing_of_shards(
     arrays = cached(f"shards-3-{stamp}", index)
     places, texts = arrays["places"], json.loads(arrays["about"].tobytes())
     names = [os.path.basename(path) for path in paths]
-    splits = [_splits_of_shards(names, spec)[shard] for shard in places[:, 0].tolist()]
+    split_of_shard = _splits_of_shards(names, spec)
+    splits = [split_of_shard[shard] for shard in places[:, 0].tolist()]
     labels = list(texts["labels"])
     if not any(splits):
         splits, labels = _splits_of_folders(texts["names"], labels, str(spec))

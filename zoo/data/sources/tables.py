@@ -187,9 +187,12 @@ def _row_split(row: Mapping[str, str], where: str) -> str:
     chosen = [name for name, flag in flags.items() if flag in TRUE]
     if len(chosen) > 1:
         raise ValueError(f"{where}: is both {' and '.join(chosen)}; every image must be in one split")
-    if not chosen and list(flags) == ["train"]:
-        return "test"
-    return chosen[0] if chosen else "train" if flags else ""
+    if chosen or not flags:
+        return chosen[0] if chosen else ""
+    without_column = [name for name in ("train", "test", "validation") if name not in flags]
+    if not without_column:
+        raise ValueError(f"{where}: is in none of {', '.join(flags)}; every image must be in one split")
+    return without_column[0]
 
 
 def _without_unlabelled_test(rows: Rows, splits: list[str], notes: list[Note]) -> tuple[Rows, list[str]]:
