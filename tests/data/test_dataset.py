@@ -53,6 +53,36 @@ def test_a_class_with_one_image_stays_in_training():
     assert not hold_out_mask([b"same"] * 6, np.zeros(6, int), 3).any()
 
 
+@pytest.mark.parametrize(
+    "images",  # of each class
+    [
+        "ab bc",
+        "abc abd",
+        "ab ab",
+        "aab abb",
+        "bc b",
+        "b bc",
+        "ab bc cd",
+        "abcd ab cd",
+        "a a",
+        "a ab b c",
+        "abc ab bc d",
+    ],
+)
+def test_images_in_several_classes_take_no_class_out_of_a_split(images):
+    labels = np.array([k for k, members in enumerate(images.split()) for _ in members])
+    keys = [image.encode() for members in images.split() for image in members]
+    for count in range(1, len(keys)):
+        mask = hold_out_mask(keys, labels, count)
+        assert not {k for k, m in zip(keys, mask, strict=True) if m} & {
+            k for k, m in zip(keys, mask, strict=True) if not m
+        }
+        for label, members in enumerate(images.split()):
+            own = mask[labels == label]
+            assert not own.all()  # train has every class
+            assert own.any() or len(set(members)) == 1 or images == "a ab b c"  # a and b must stay in train
+
+
 def test_missing_splits_are_held_out_of_train():
     alone = from_arrays(random_images(100))
     assert {name: len(split) for name, split in alone.splits.items()} == {"train": 70, "validation": 10, "test": 20}

@@ -226,7 +226,8 @@ def hold_out_mask(keys: Sequence[bytes], labels: NDArray[Any], count: int) -> ND
 
     Within a class, records are ranked by their key and the first ones are taken. Records with equal keys stay together,
     across classes too; with repeated images the number taken may therefore differ a little from `count`. Every class
-    with two different images keeps at least one on each side.
+    keeps an image in train. One with two different images also has one held out, unless images that are in several
+    classes leave no such choice.
 
     Args:
         keys: a hash of each record's content, N of them.
@@ -243,8 +244,8 @@ def hold_out_mask(keys: Sequence[bytes], labels: NDArray[Any], count: int) -> ND
     for k in np.argsort(quota - exact, kind="stable")[: max(0, count - int(quota.sum()))]:  # largest remainders
         quota[k] += 1
     chosen: set[bytes] = set()
-    for label, class_quota in zip(classes, quota, strict=True):
-        copies = Counter(keys[i] for i in np.flatnonzero(labels == label).tolist())
+    members = [Counter(keys[i] for i in np.flatnonzero(labels == label).tolist()) for label in classes]
+    for copies, class_quota in zip(members, quota, strict=True):
         taken = 0
         candidates = sorted(copies)[:-1]  # the last key stays in train
         for key in candidates:
@@ -253,7 +254,18 @@ def hold_out_mask(keys: Sequence[bytes], labels: NDArray[Any], count: int) -> ND
                 taken += copies[key]
         if taken == 0 and candidates:
             chosen.add(min(candidates, key=lambda key: copies[key]))
+    for copies in members:
+        if copies.keys() <= chosen:  # images that are in other classes too were chosen there
+            chosen.remove(max(copies))
+    for copies in members:
+        if len(copies) > 1 and chosen.isdisjoint(copies):  # its image was removed for another class
+            chosen.update(next(([key] for key in sorted(copies) if _leaves_every_class(key, members, chosen)), []))
     return np.fromiter((key in chosen for key in keys), bool, len(keys))
+
+
+def _leaves_every_class(key: bytes, members: Sequence[Counter[bytes]], chosen: set[bytes]) -> bool:
+    """Return True if every class keeps an image in train when `key` is held out too."""
+    return all(key not in copies or any(k != key and k not in chosen for k in copies) for copies in members)
 
 
 def create_missing_splits(splits: Mapping[str, Split], source: str = "") -> tuple[dict[str, Split], list[Note]]:

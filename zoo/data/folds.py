@@ -265,15 +265,12 @@ def _require_groups(parts: NDArray[np.int64], labels: NDArray[Any], fold: Fold, 
 def _hold_out_validation(
     parts: NDArray[np.int64], keys: Sequence[bytes], labels: NDArray[Any], rest: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Choose the validation split from the records that are not tested, by whole parts; every class stays in train."""
+    """Choose the validation split from the records that are not tested, by whole parts; see `hold_out_mask`."""
     members = np.flatnonzero(rest)
     count = max(1, min(round(VALIDATION_FRACTION * len(members)), MAX_VALIDATION))
     own = parts[members].tolist()
     smallest = _smallest_keys(own, [keys[i] for i in members.tolist()])
     chosen = hold_out_mask([smallest[part] for part in own], labels[members], count)
-    for label in np.unique(labels[members]):
-        if chosen[labels[members] == label].all():  # its parts were chosen for other classes
-            chosen &= ~np.isin(parts[members], parts[members][labels[members] == label])
     mask = np.zeros(len(rest), bool)
     mask[members[chosen]] = True
     return mask
