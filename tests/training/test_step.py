@@ -12,6 +12,7 @@ from zoo import models
 from zoo.data.augment.ops import augment
 from zoo.data.images.preprocess import Preprocess
 from zoo.inference.evaluate import make_eval_step
+from zoo.training import step as training_step
 from zoo.training.optim import make_optimizer
 from zoo.training.recipe import Recipe
 from zoo.training.step import (
@@ -392,6 +393,25 @@ def test_mixed_labels_are_smoothed_and_count_by_their_heaviest_class():
     _, metrics = steps(recipe)
     assert float(metrics["loss"]) == pytest.approx(cross_entropy(logits, targets).mean(), rel=1e-5)
     assert int(metrics["top1"]) == (np.argmax(logits, -1) == np.argmax(targets, -1)).sum()
+
+
+@pytest.mark.parametrize("channels", ["L", "RGB", "BGR"])
+def test_augmentation_knows_the_order_of_channels(channels, monkeypatch):
+    """That colours are augmented alike in any order is tested with `augmented_images`."""
+    given = []
+
+    def spy(ops, key, index, images, targets, *, fill, channels):
+        given.append(channels)
+        return images, targets
+
+    monkeypatch.setattr(training_step, "augment", spy)
+    values = (0.5,) * len(channels)
+    preprocess = Preprocess((8, 8), (8, 8), channels=channels, mean=values, std=values)
+    optimizer, _ = make_optimizer(PLAIN, 10, 5)
+    state = create_state(TwoHeads(), optimizer, PLAIN, preprocess.input_shape)
+    batch = {**BATCH, "image": np.zeros((8, *preprocess.input_shape), np.uint8)}
+    jax.eval_shape(make_train_step(TwoHeads(), PLAIN, preprocess, optimizer), state, batch)
+    assert given == [channels]
 
 
 def test_augmentation_happens_in_training_only():

@@ -7,6 +7,7 @@ the current folder.
 import argparse
 import hashlib
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         dataset = source
         figures = survey.survey(dataset)
+    if options.data_dir:
+        figures["command"] += f" --data-dir {shlex.quote(options.data_dir)}"
     if not options.json:
         print("\n".join([*survey.describe(figures), *describe_left_out(dataset)]))
     sheets, lines = _draw_sheets(options, dataset, figures)

@@ -141,7 +141,7 @@ def make_train_step(
     Args:
         model: the network.
         recipe: loss, penalties, label smoothing, EMA and micro-batch.
-        preprocess: normalisation, and the fill colour of augmentations.
+        preprocess: normalisation, and the order of channels and the fill colour of augmentations.
         optimizer: the optimiser of the segment.
         augmentation: operations to apply on the device, in order.
         class_weights: factor on the loss of each class.
@@ -172,7 +172,9 @@ def make_train_step(
         targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], model.num_classes), smoothing)
         images = batch["image"].astype(jnp.float32)
         fill = jnp.asarray(preprocess.fill, jnp.float32)
-        images, targets = augment(augmentation, augment_key, index, images, targets, fill=fill)
+        images, targets = augment(
+            augmentation, augment_key, index, images, targets, fill=fill, channels=preprocess.channels
+        )
         images = normalise(images, preprocess)
 
         params, batch_stats = state.variables["params"], state.variables["batch_stats"]

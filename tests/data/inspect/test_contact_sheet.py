@@ -9,7 +9,7 @@ from zoo import cli
 from zoo.cache import cache_folder
 from zoo.data.images.decode import read_image
 from zoo.data.images.preprocess import Preprocess
-from zoo.data.inspect.contact_sheet import augmented_sheet, contact_sheet
+from zoo.data.inspect.contact_sheet import augmented_images, augmented_sheet, contact_sheet
 from zoo.data.sources import ArraySplit, Dataset
 
 
@@ -43,8 +43,9 @@ def test_unnamed_sheets_are_written_to_the_cache(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("contact-sheet.png", "augmented.png"):
         Path(name).write_bytes(b"mine")
-    assert cli.main(["data", "digits", "--augmented", "--augment", "flip"]) == 0
+    assert cli.main(["data", "digits", "--augmented", "--augment", "flip", "--data-dir", "my data"]) == 0
     out = capsys.readouterr().out
+    assert "try: zoo train --data digits" in out and out.rstrip().endswith("--data-dir 'my data'")
     for what in ("contact sheet: ", "augmented: "):
         (line,) = [line for line in out.splitlines() if line.startswith(what)]
         place = Path(line.removeprefix(what).split(" (")[0])
@@ -112,6 +113,17 @@ def test_at_most_twelve_classes_evenly_spaced(classes, rows, tmp_path):
     assert [row[0] for row in cells(tmp_path / "a.png")] == [COLOURS[k % 3] for k in rows]
 
 
+def test_classes_without_images_take_no_row(tmp_path):
+    """The data may have some of a model's classes, anywhere among them."""
+    split = coloured({"train": [2, 2, 2]}).splits["train"]
+    dataset = Dataset("mine", {"train": split.relabel(split.labels * 7 + 3)}, tuple(f"class {k}" for k in range(40)))
+    contact_sheet(dataset, tmp_path / "a.png")
+    assert [row[0] for row in cells(tmp_path / "a.png")] == list(COLOURS)
+    preprocess = Preprocess((8, 8), (8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
+    labels, images = augmented_images(dataset, preprocess, [], rows=2, columns=2)
+    assert labels.tolist() == [3, 10] and images.shape == (2, 2, 8, 8, 3)
+
+
 @pytest.mark.parametrize(
     "size, expected", [((8, 4), (96, 48)), ((192, 384), (48, 96)), ((1, 400), (1, 96)), ((96, 96), (96, 96))]
 )
@@ -133,6 +145,18 @@ def test_the_augmented_sheet_shows_colours_as_in_the_file(channels, tmp_path):
     grey = Preprocess((8, 8), (8, 8), channels="L", mean=(0.0,), std=(1.0,))
     augmented_sheet(coloured({"train": [1, 1]}, channels=1), grey, [], tmp_path / "grey.png")
     assert cells(tmp_path / "grey.png", top=58)[0] == [(255, 255, 255)] * 8
+
+
+def test_colours_are_augmented_alike_in_any_order_of_channels():
+    """Operations weigh red, green and blue; a model of BGR images sees the same forms, in its order."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    dataset = Dataset("mine", {"train": ArraySplit(images, np.arange(2, dtype=np.int32))}, ("a", "b"))
+    rgb = Preprocess((8, 8), (8, 8), mean=(0.1, 0.5, 0.9), std=(1.0,) * 3)
+    bgr = dataclasses.replace(rgb, channels="BGR", mean=rgb.mean[::-1])
+    ops = ["cutout(size=4)", "pca_noise(1)"]
+    (_, one), (_, two) = (augmented_images(dataset, preprocess, ops, columns=2) for preprocess in (rgb, bgr))
+    np.testing.assert_array_equal(one, two)
+    assert not np.array_equal(one[:, 0], one[:, 1])
 
 
 def test_augmentation_is_that_of_the_recipe_and_differs_by_epoch(tmp_path):

@@ -311,7 +311,7 @@ def _floor(series: list[Series]) -> float:
 def augmentation(data: PageData) -> Markup | None:
     """Return training images as training saw them."""
     augment = (data.checkpoint.card.recipe or {}).get("augment") or []
-    if not augment or "train" not in data.dataset.splits:
+    if not augment or not len(data.dataset.splits.get("train", ())):
         return None
     from zoo.data.inspect.contact_sheet import augmented_images
 

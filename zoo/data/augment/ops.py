@@ -5,8 +5,9 @@ the random numbers of example b from `fold_in(fold_in(key, n), index[b])`, where
 batch. The result for an example therefore does not depend on the devices and processes that share the batch.
 
 Each operation has two steps: `draw_*` maps one example's key to its random numbers, and a function of images and
-numbers applies them. Images are float32 [B, H, W, C] in 0..255, targets float32 [B, K], and `fill` is the background
-colour [C] that enters where an image is moved away.
+numbers applies them. Images are float32 [B, H, W, C] in 0..255, grey or RGB, targets float32 [B, K], and `fill` is the
+background colour [C] that enters where an image is moved away. For models of BGR images, `augment` reverses the
+channels before and after.
 
 This file holds the table of all operations and their parser. The operations are in warp.py (moving pixels), mixing.py
 (covering and mixing), photo.py (crops and colours of photographs) and auto.py (RandAugment and TrivialAugment).
@@ -175,7 +176,14 @@ def _suggest(name: str, known: list[str]) -> str:
 
 
 def augment(
-    ops: Sequence[str], key: Array, index: Array, images: Array, targets: Array, *, fill: Sequence[float] | Array
+    ops: Sequence[str],
+    key: Array,
+    index: Array,
+    images: Array,
+    targets: Array,
+    *,
+    fill: Sequence[float] | Array,
+    channels: str = "RGB",
 ) -> tuple[Array, Array]:
     """Apply operations in order. Under jit, `ops` is static and everything else may be traced.
 
@@ -185,15 +193,19 @@ def augment(
         index: int32 [B], position of each example in the global batch.
         images: float32 [B, H, W, C] in 0..255.
         targets: float32 [B, K], each row a distribution over classes.
-        fill: background colour [C] in 0..255.
+        fill: background colour [C] in 0..255, in the order of the images' channels.
+        channels: "L", "RGB" or "BGR": the order of the images' channels, as in `Preprocess`.
 
     Returns:
-        Images and targets of the same shapes.
+        Images and targets of the same shapes, the channels in the same order.
 
     Raises:
         ValueError: as `parse`.
     """
     colour = jnp.asarray(fill, images.dtype)
+    if channels == "BGR" and ops:  # the operations weigh red, green and blue differently
+        images, targets = augment(ops, key, index, images[..., ::-1], targets, fill=colour[::-1])
+        return images[..., ::-1], targets
     for n, op in enumerate(ops):
         name, numbers = parse(op)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, n), index)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from zoo.data.augment.host_crop import place_augmentation, read_crop
-from zoo.data.dataset import Dataset
+from zoo.data.dataset import Dataset, Labels
 from zoo.data.images.decode import Uint8
 from zoo.data.images.preprocess import Preprocess, image_to_input
 from zoo.data.inspect.grid import thumbnail, write_text
@@ -24,15 +24,14 @@ HEADING_WIDTH = 120  # characters per line
 
 
 def contact_sheet(dataset: Dataset, path: Path) -> None:
-    """Draw the first images of up to 12 classes of the first split, one row per class, and save them as PNG."""
+    """Draw the first images of up to 12 classes that the first split has, one row per class, and save them as PNG."""
     split = next(iter(dataset.splits.values()))
     labels = np.asarray(split.labels)
     rows, titles = [], []
-    for k in _chosen_classes(dataset):
+    for k in _chosen_classes(labels):
         members = np.flatnonzero(labels == k)
-        if len(members):
-            rows.append([_thumbnail(image) for image in split.read(members[:COLUMNS])])
-            titles.append(f"{dataset.class_names[k]} ({len(members):,})")
+        rows.append([_thumbnail(image) for image in split.read(members[:COLUMNS])])
+        titles.append(f"{dataset.class_names[k]} ({len(members):,})")
     _draw(rows, titles, path)
 
 
@@ -52,7 +51,7 @@ def augmented_sheet(dataset: Dataset, preprocess: Preprocess, augment: Sequence[
 def augmented_images(
     dataset: Dataset, preprocess: Preprocess, augment: Sequence[str], rows: int = ROWS, columns: int = COLUMNS
 ) -> tuple[Any, Uint8]:
-    """Return train images of up to `rows` classes and their augmented forms, as training makes them.
+    """Return train images of up to `rows` classes that train has, and their augmented forms, as training makes them.
 
     Args:
         dataset: the data.
@@ -71,7 +70,7 @@ def augmented_images(
 
     split = dataset.splits["train"]
     labels = np.asarray(split.labels)
-    classes = _chosen_classes(dataset, rows)
+    classes = _chosen_classes(labels, rows)
     members = [np.flatnonzero(labels == k)[: rows // len(classes)] for k in classes]
     records = np.concatenate(members).tolist()
     crop, on_device = place_augmentation(split, preprocess, augment)
@@ -87,16 +86,18 @@ def augmented_images(
         augmented, _ = apply(
             on_device, jax.random.key(epoch), jnp.arange(len(images)),
             jnp.asarray(images, jnp.float32), targets, fill=jnp.asarray(preprocess.fill, jnp.float32),
+            channels=preprocess.channels,
         )  # fmt: skip
         forms.append(np.clip(np.rint(np.asarray(augmented)), 0, 255).astype(np.uint8))
     stacked = np.stack(forms, axis=1)
     return labels[records], stacked[..., ::-1] if preprocess.channels == "BGR" else stacked
 
 
-def _chosen_classes(dataset: Dataset, limit: int = ROWS) -> list[int]:
-    """Return up to `limit` classes, evenly spaced."""
-    count = min(limit, dataset.num_classes)
-    return [i * dataset.num_classes // count for i in range(count)]
+def _chosen_classes(labels: Labels, limit: int = ROWS) -> list[int]:
+    """Return up to `limit` of the classes that have images, evenly spaced."""
+    present = np.unique(labels).tolist()
+    count = min(limit, len(present))
+    return [present[i * len(present) // count] for i in range(count)]
 
 
 def _thumbnail(image: Uint8) -> Any:
