@@ -70,12 +70,44 @@ def test_an_image_of_the_target_size_is_returned_unchanged():
 def test_only_small_images_are_resized_as_a_stack(side, target, small, monkeypatch):
     """Larger ones are faster one by one: docs/performance.md."""
     calls = []
-    monkeypatch.setattr(resample, "resize_stack", lambda images, size, how: calls.append(size))
+    monkeypatch.setattr(resample, "resize_stack", lambda images, size, how: calls.append(size) or images)
     resize_images(np.zeros((1, side, side, 1), np.uint8), (target, target), "box")
     assert bool(calls) == small
     del calls[:]
     resize_images(np.zeros((1, side, side, 3), np.uint8), (target, target), "box")
     assert not calls  # values count, not pixels
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("channels", ["L", "RGB"])
+@pytest.mark.parametrize("shape", [(1, 900), (900, 1), (3, 700), (40, 2000), (2000, 41)])
+def test_elongated_images_are_cropped_before_they_are_enlarged(shape, channels, interpolation, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (2, *shape, len(channels)), np.uint8)
+    preprocess = preprocess_of((30, 31), (36, 34), channels, interpolation=interpolation)
+    expected = images_to_input(images, preprocess)
+    sizes, resize = [], Image.Image.resize
+
+    def counted(image, size, *arguments, **options):
+        sizes.append(size)
+        return resize(image, size, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", counted)
+    monkeypatch.setattr(resample, "MAX_RESIZED", 1000)
+    got = images_to_input(images, preprocess)
+    np.testing.assert_array_equal(got, np.stack([image_to_input(image, preprocess) for image in images]))
+    assert sizes and max(width * height for width, height in sizes) < 36 * 80
+    difference = np.abs(got.astype(int) - expected)
+    if interpolation in ("nearest", "box"):  # of two pixels equally near, either may be taken
+        assert (difference > 1).mean() < 0.3
+    else:
+        assert difference.max() <= 2  # a level in each pass
+
+
+def test_an_elongated_image_that_does_not_fit_in_memory_enlarged():
+    image = np.random.default_rng(0).integers(0, 256, (1, 60_000, 3), np.uint8)
+    got = image_to_input(image, preprocess_of((224, 224), (224, 224), "RGB"))
+    expected = image_to_input(image[:, 29_990:30_010], preprocess_of((224, 224), (224, 224), "RGB"))
+    assert np.abs(got.astype(int) - expected).max() <= 1
 
 
 def test_names_of_interpolations_are_pinned():

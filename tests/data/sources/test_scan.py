@@ -137,6 +137,16 @@ def test_sizes_follow_exif_orientation(orientation, size, file_format):
     assert scan.examine(data) == (size, f"{file_format} RGB", (0, 0))
 
 
+@pytest.mark.parametrize("orientation", [0, 9, 255, 65535])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_orientations_that_do_not_exist_are_upright(orientation, file_format):
+    data, plain = (encoded(photo(20, 30), file_format, exif=exif(turn)) for turn in (orientation, 1))
+    assert scan.examine(data) == ((20, 30), f"{file_format} RGB", (0, 0))
+    np.testing.assert_array_equal(read_image(data), read_image(plain))
+    preprocess = Preprocess((10, 15), (10, 15))
+    np.testing.assert_array_equal(*(read_crop(file, preprocess, 0, 0, 7, Crop()) for file in (data, plain)))
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 @pytest.mark.parametrize("cut", [0.6, 0.97])
 def test_truncated_jpeg_files_are_unreadable_in_every_mode(mode, cut):

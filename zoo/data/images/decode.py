@@ -174,11 +174,12 @@ def _describe_unknown(data: bytes) -> str:
 
 
 def exif_orientation(image: Any) -> int:
-    """Return the EXIF orientation of a PIL image, 1 to 8; 1 (upright) by default."""
+    """Return the EXIF orientation of a PIL image, 1 to 8; 1 (upright) without one, or for any other value."""
     try:
-        return int(image.getexif().get(0x0112, 1))
+        orientation = int(image.getexif().get(0x0112, 1))
     except Exception:  # damaged EXIF does not make the pixels unreadable
         return 1
+    return orientation if 1 <= orientation <= 8 else 1
 
 
 def apply_orientation(image: Uint8, orientation: int) -> Uint8:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from zoo.arguments import check_fields
 from zoo.data.images.colour import Uint8, composite, luma
-from zoo.data.images.geometry import RESIZE_MODES, centre_crop, pad_to_shape, resize_geometry
+from zoo.data.images.geometry import RESIZE_MODES, pad_to_shape, resize_geometry
 from zoo.data.images.polarity import POLARITIES, background_level, match_polarity, needs_adaptation
-from zoo.data.images.resample import INTERPOLATIONS, resize_image, resize_images
+from zoo.data.images.resample import INTERPOLATIONS, resize_and_crop, resize_images
 
 if TYPE_CHECKING:
     import jax  # importing it takes a second, which `zoo --help` need not spend
@@ -221,7 +221,7 @@ def _to_input(image: Uint8, preprocess: Preprocess) -> Uint8:
     if preprocess.polarity is not None:
         image = match_polarity(image, preprocess.polarity, preprocess.ink_extent)
     scaled, cropped = _geometry(image, preprocess)
-    image = centre_crop(resize_image(image, scaled, preprocess.interpolation), cropped)
+    image = resize_and_crop(image, scaled, cropped, preprocess.interpolation)
     return np.ascontiguousarray(pad_to_shape(image, preprocess.input_shape, preprocess.fill))
 
 
@@ -247,7 +247,7 @@ def images_to_input(images: NDArray[Any] | Sequence[NDArray[Any]], preprocess: P
     _require_points(images.shape[1:3], preprocess)
     images = convert_channels(images, preprocess.channels)
     scaled, cropped = _geometry(images, preprocess)
-    inputs = centre_crop(resize_images(images, scaled, preprocess.interpolation), cropped)
+    inputs = resize_images(images, scaled, preprocess.interpolation, cropped)
     inputs = pad_to_shape(inputs, preprocess.input_shape, preprocess.fill)
     if preprocess.polarity is not None:
         rows = np.flatnonzero(needs_adaptation(images, preprocess.polarity, preprocess.ink_extent))

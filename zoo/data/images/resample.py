@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.images.decode import Uint8
+from zoo.data.images.geometry import centre_crop, centre_offsets
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box")
 SMALL_IMAGE = 64 * 64  # values (pixels x channels) up to which `resize_stack` is used
 CHUNK_VALUES = 2**21  # values resized at a time: 16 MiB in float64
+MAX_RESIZED = 2**26  # pixels of a resized image; an elongated image that would have more is cropped first
 
 
 def _triangle(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -95,16 +97,55 @@ def resize_image(image: Uint8, size: tuple[int, int], interpolation: str) -> Uin
     return resized[..., None] if grey else resized
 
 
-def resize_images(images: Uint8, size: tuple[int, int], interpolation: str) -> Uint8:
-    """Resize a stack [N, H, W, C] to [N, *size, C], by the faster of the two ways; both give the same bits."""
+def resize_and_crop(image: Uint8, size: tuple[int, int], cropped: tuple[int, int], interpolation: str) -> Uint8:
+    """Resize an image [H, W, C] to `size` and crop its centre of `cropped` = (height, width).
+
+    If the resized image would have more than MAX_RESIZED pixels, as that of an elongated image, only the part that the
+    crop shows is resized. The result is the same but for roundings.
+    """
+    if size[0] * size[1] > MAX_RESIZED:
+        return _resize_visible(image, size, cropped, interpolation)
+    return centre_crop(resize_image(image, size, interpolation), cropped)
+
+
+def _resize_visible(image: Uint8, size: tuple[int, int], cropped: tuple[int, int], interpolation: str) -> Uint8:
+    """Resize the part of an image [H, W, C] that a centre crop of the resized image shows."""
+    from PIL import Image
+
+    part, edges = image, []
+    for axis, (length, target) in enumerate(zip(image.shape[:2], size, strict=True)):
+        offset = centre_offsets(size, cropped)[axis]
+        low, high = offset * length / target, (offset + cropped[axis]) * length / target  # in pixels of the image
+        support = int(3 * max(1.0, length / target)) + 2  # pixels beyond the edges that the widest filter reads
+        # Cut on whole pixels, since Pillow has float32 edges, which are not precise far from 0
+        start, stop = max(0, int(low) - support), min(length, int(high) + support)
+        part = part[start:stop] if axis == 0 else part[:, start:stop]
+        edges.append((low - start, min(high - start, stop - start)))
+    (top, bottom), (left, right) = edges
+    method = Image.Resampling[interpolation.upper()]
+    grey = image.shape[-1] == 1
+    picture = Image.fromarray(np.ascontiguousarray(part[..., 0] if grey else part))
+    picture = picture.resize((cropped[1], part.shape[0]), method, box=(left, 0, right, part.shape[0]))
+    resized = np.asarray(picture.resize((cropped[1], cropped[0]), method, box=(0, top, cropped[1], bottom)))
+    return resized[..., None] if grey else resized
+
+
+def resize_images(
+    images: Uint8, size: tuple[int, int], interpolation: str, cropped: tuple[int, int] | None = None
+) -> Uint8:
+    """Resize a stack [N, H, W, C] to [N, *size, C] and crop it, as `resize_and_crop` does.
+
+    The faster of the two ways is used; both give the same bits.
+    """
+    cropped = cropped or size
     if images.shape[1:3] == size:
-        return images
+        return centre_crop(images, cropped)
     pixels = max(images.shape[1] * images.shape[2], size[0] * size[1])
     if pixels * images.shape[3] <= SMALL_IMAGE:
-        return resize_stack(images, size, interpolation)
-    resized = np.empty((len(images), *size, images.shape[-1]), np.uint8)
+        return centre_crop(resize_stack(images, size, interpolation), cropped)
+    resized = np.empty((len(images), *cropped, images.shape[-1]), np.uint8)
     for row, image in zip(resized, images, strict=True):
-        row[...] = resize_image(image, size, interpolation)
+        row[...] = resize_and_crop(image, size, cropped, interpolation)
     return resized
 
 
