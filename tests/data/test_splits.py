@@ -242,6 +242,7 @@ def test_built_in_splits_stay_of_their_kind(tmp_path):
     assert isinstance(join([arrays, arrays]), ArraySplit)
     wide = ArraySplit(np.zeros((2, 3, 9, 1), np.uint8), np.zeros(2, np.int32))
     assert [image.shape for image in join([arrays, wide]).read([5, 6])] == [(6, 5, 1), (3, 9, 1)]
+    assert image_sizes(join([arrays, wide])).tolist() == [[6, 5]] * 6 + [[3, 9]] * 2
     unknown = EncodedSplit(train.store, train.records, train.labels, train.keys)
     assert join([unknown, files["test"]]).sizes is None and image_sizes(subset(unknown, train.labels == 0)) is None
 
@@ -267,3 +268,23 @@ def test_the_value_of_white_survives_what_is_done_with_splits(tmp_path):
     arrays = ArraySplit(np.zeros((3, 2, 2, 1), np.uint8), np.arange(3), 1.0)
     assert white_level(join([arrays, arrays])) == white_level(subset(arrays, arrays.labels > 0)) == 1
     assert with_white(arrays, 4095.0) is arrays
+
+
+def test_joined_splits_keep_what_all_of_them_know(tmp_path):
+    """Splits that cannot be one array or one store: folds of them crop and scale as the splits do."""
+    one, two = (
+        open_dataset(folder_of(tmp_path / name, {"a": 8, "b": 8}, size=size)).splits["train"]
+        for name, size in (("one", (40, 50)), ("two", (60, 40)))
+    )
+    joined = join([one, two])
+    records = np.array([len(one), 1, len(one) + 3])
+    assert isinstance(joined, JoinedSplit)
+    assert encoded_reader(joined)(records) == [*two.encoded([0]), *one.encoded([1]), *two.encoded([3])]
+    assert image_sizes(joined).tolist() == [[40, 50]] * len(one) + [[60, 40]] * len(two)
+    part = subset(joined, np.arange(len(joined)) > 2)
+    assert place_augmentation(part, Preprocess((32, 32), (32, 32)), ["resized_crop"]).host_crop == Crop()
+    arrays = [ArraySplit(np.zeros((3, 2, width, 1), np.uint8), np.arange(3), 4095.0) for width in (2, 3)]
+    assert white_level(join(arrays)) == white_level(subset(join(arrays), np.arange(6) > 2)) == 4095
+    mixed = join([one, arrays[0]])
+    assert encoded_reader(mixed) is None and image_sizes(mixed).tolist()[-1] == [2, 2]
+    assert image_sizes(join([one, MySplit(*images_of(3))])) is None

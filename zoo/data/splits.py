@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -284,18 +285,34 @@ class JoinedSplit:
         parts = [known_keys(split) for split in self.splits]
         return None if None in parts else [key for part in parts if part is not None for key in part]
 
+    def image_sizes(self) -> NDArray[np.int32] | None:
+        parts = [sizes for split in self.splits if (sizes := image_sizes(split)) is not None]
+        return np.concatenate(parts) if len(parts) == len(self.splits) else None
+
+    @property
+    def white(self) -> float | None:
+        return white_level(self.splits[0])  # a data set has one
+
     def with_white(self, white: float | None) -> JoinedSplit:
         return replace(self, splits=tuple(with_white(split, white) for split in self.splits))
 
     def read(self, indices: Any) -> list[Pixels]:
+        return self._collect(indices, [split.read for split in self.splits])
+
+    def encoded_reader(self) -> Callable[[Any], list[bytes]] | None:
+        readers = [read for split in self.splits if (read := encoded_reader(split)) is not None]
+        return partial(self._collect, readers=readers) if len(readers) == len(self.splits) else None
+
+    def _collect(self, indices: Any, readers: Sequence[Callable[[Any], Any]]) -> list[Any]:
+        """Return the records at these indices, each from the reader of its split, in this order."""
         wanted = np.arange(len(self))[indices]
-        images: list[Any] = [None] * len(wanted)
-        for split, start, stop in zip(self.splits, self._starts()[:-1], self._starts()[1:], strict=True):
+        records: list[Any] = [None] * len(wanted)
+        for read, start, stop in zip(readers, self._starts()[:-1], self._starts()[1:], strict=True):
             rows = np.flatnonzero((start <= wanted) & (wanted < stop))
             if len(rows):
-                for row, image in zip(rows.tolist(), split.read(wanted[rows] - start), strict=True):
-                    images[row] = image
-        return images
+                for row, record in zip(rows.tolist(), read(wanted[rows] - start), strict=True):
+                    records[row] = record
+        return records
 
 
 # --- what can be asked of any split -----------------------------------------------------------------------------------
