@@ -50,7 +50,7 @@ def test_merged_sketches_are_those_of_the_union(counts):
 def test_what_is_no_sketch_is_none():
     good = ContentSketch.from_keys(keys_of(3)).to_json()
     for wrong in (None, [], {}, {**good, "hashes": "?"}, {**good, "hashes": 3}, {**good, "images": 2},
-                  {**good, "images": "3"}, {**good, "hashes": good["hashes"][:8]}):  # fmt: skip
+                  {**good, "images": "3"}, {**good, "hashes": good["hashes"][:8]}, {**good, "hashes": ""}):  # fmt: skip
         assert ContentSketch.from_json(wrong) is None
     empty = ContentSketch.from_json({"images": 0, "hashes": ""})
     assert empty is not None and empty.shared(keys_of(3)) == (0.0, True)

@@ -78,6 +78,8 @@ class ContentSketch:
         images = data.get("images")
         if not isinstance(images, int) or isinstance(images, bool) or images < len(hashes) or len(raw) % HASH_BYTES:
             return None
+        if images and not hashes:
+            return None
         return cls(images, hashes)
 
 

@@ -123,6 +123,10 @@ def test_class_names():
     words = np.array(["dog", "ape", "cow"])[y]
     by_name = from_arrays((x, words), validation=(x, words), class_names=["ape", "bee", "cow", "dog"])
     np.testing.assert_array_equal(by_name.splits["train"].labels, np.array([3, 0, 2])[y])
+    mixed = from_arrays((x, words), validation=(x, words), class_names=["dog", "ape", "cow"])
+    assert [str(note) for note in mixed.notes] == [
+        "labels numbered as class_names lists them: dog -> 0, ape -> 1, cow -> 2"
+    ]
 
 
 def test_labels_of_dtype_object():

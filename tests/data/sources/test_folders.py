@@ -240,6 +240,18 @@ def test_files_that_are_not_images_are_noted(data, tmp_path):
     assert note.kind == "unused" and "4 files that are not images (a/four, a/one, a/three and 1 more)" in str(note)
 
 
+@pytest.mark.parametrize("inside", ["sorted/a", "sorted/train/a", "sorted/deeper/a"])
+def test_files_beside_a_single_folder_are_noted(inside, tmp_path):
+    """The folder stands for the one above it, whose own files are not used."""
+    folder_of(tmp_path, {inside: 2, f"{inside.rpartition('/')[0]}/b": 2})
+    for name in ("1.png", "2.png", "notes.txt", "Thumbs.db", ".hidden"):
+        (tmp_path / name).write_bytes(b"")
+    source = open_source(tmp_path)
+    assert len(source.labels) == 4
+    (note,) = source.notes
+    assert note.kind == "unused" and "4 files beside the folder sorted" in note and "1.png, 2.png" in note
+
+
 def test_suffixes_in_any_case_and_system_files(tmp_path):
     folder_of(tmp_path, {"a": 1, "b": 1})
     for name in ("x.JPG", "y.Tif", ".hidden.png", "Thumbs.db", "desktop.ini", "._x.png"):
@@ -520,5 +532,5 @@ def test_two_data_sets_side_by_side(tmp_path):
     layout = {f"{name}/{split}/{c}": 1 for name in ("old", "new") for split in ("train", "test") for c in "ab"}
     with pytest.raises(ValueError) as caught:
         open_source(folder_of(tmp_path, layout, size=(4, 4)))
-    assert_one_line(caught, "new has splits with class folders", f"--data {tmp_path / 'new'}")
+    assert_one_line(caught, "new has splits with class folders", f"; name {tmp_path / 'new'}")
     assert set(open_source(tmp_path / "new").labels) == {"a", "b"}

@@ -7,6 +7,7 @@ import pytest
 from helpers import assert_one_line, split_sizes
 from photos import encoded, photo
 
+from zoo.data.dataset import Note
 from zoo.data.sources import open_dataset
 from zoo.data.sources.hf import find_columns
 from zoo.data.sources.listing import open_listing
@@ -77,6 +78,17 @@ def test_hf_test_split_without_labels_is_not_used(datasets):
     dataset = open_dataset("hf:owner/photos")
     assert split_sizes(dataset) == {"train": 14, "validation": 2, "test": 4}
     assert ("unused", "test") in [(note.kind, note.split) for note in dataset.notes]
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_hf_test_split_without_a_column_is_not_used(datasets, column):
+    del datasets["test"].features[column]
+    for tables in (dict(datasets), dict(reversed(datasets.items()))):  # whichever comes first
+        datasets.clear()
+        datasets.update(tables)
+        dataset = open_dataset("hf:owner/photos")
+        assert split_sizes(dataset) == {"train": 14, "validation": 2, "test": 4}
+        assert Note("unused", f"not used: the test split, which has no column {column}", "test") in dataset.notes
 
 
 def test_hf_class_names_are_normalised(datasets, monkeypatch):

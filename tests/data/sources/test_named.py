@@ -5,6 +5,7 @@ import hashlib
 import io
 import struct
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,11 +138,17 @@ def test_a_mirror(server, monkeypatch):
     assert requests == [f"https://mirror.test/files/{file}" for file in published]
 
 
-def test_a_folder_of_the_name_comes_first(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["digits", "xor", "moons", *NAMED_SETS])
+def test_a_folder_of_the_name_comes_first(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mnist").mkdir()
-    with pytest.raises(ValueError, match="mnist: this folder has no class folders"):
-        open_source("mnist")
+    (tmp_path / name).mkdir()
+    for spec in (name, Path(name)):
+        with pytest.raises(ValueError, match=f"{name}: this folder has no class folders"):
+            open_source(spec)
+
+
+def test_a_name_may_be_a_path():
+    assert len(open_source(Path("moons")).splits["train"]) == len(open_source("moons").splits["train"])
 
 
 def test_a_misspelt_name():

@@ -76,6 +76,11 @@ def test_npz_key_spellings(train, validation, test, tmp_path):
     assert sum(len(split) for split in dataset.splits.values()) == sum(counts.values())
 
 
+def test_npz_class_names_may_be_bytes(tmp_path):
+    np.savez(tmp_path / "b.npz", x=X, y=Y, class_names=np.array([b"ape", "Bär".encode(), b"cow"]))
+    assert open_dataset(tmp_path / "b.npz").class_names == ("ape", "Bär", "cow")
+
+
 def test_npz_with_a_test_split_only(tmp_path):
     np.savez(tmp_path / "t.npz", x_test=X, y_test=Y)
     assert list(open_dataset(tmp_path / "t.npz").splits) == ["test"]

@@ -144,6 +144,15 @@ def test_what_cannot_be_used_is_named(files, name, text):
     assert_one_line(caught, ROOT, text)
 
 
+def test_what_is_not_used_is_named_once(tmp_path):
+    others = {"cat/notes.txt": b"text", "dog/@eaDir/1.png": b"1", "one.txt": b"text"}
+    write(tmp_path, IMAGES | others)
+    folders.upload_files(tmp_path, IMAGES | others, f"{ROOT}/set")
+    notes = list(map(str, open_source(f"{ROOT}/set").notes))
+    assert notes == list(map(str, open_source(tmp_path).notes)) and len(notes) == 3
+    assert "not used: 1 file that is not an image (cat/notes.txt)" in notes
+
+
 @pytest.mark.parametrize("spec", ["https://b/x.tar", "az://b/x.csv"])
 def test_other_schemes_are_refused(spec):
     with pytest.raises(ValueError, match="not supported"):

@@ -1,5 +1,6 @@
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -270,3 +271,21 @@ def test_tfds_preparation_errors_are_one_line(error, expected):
     with pytest.raises(ValueError, match=r"^tfds:tiny: ") as caught:
         tfds_module._prepare(Unprepared(error), "tiny")
     assert_one_line(caught, expected)
+
+
+@pytest.mark.parametrize(
+    "raised, expected",
+    [
+        ("TypeError('Descriptors cannot be created directly')", ValueError),
+        ("ImportError('no module protobuf')", ValueError),
+        ("KeyboardInterrupt", KeyboardInterrupt),
+    ],
+)
+def test_an_import_of_tfds_that_fails(raised, expected, tmp_path, monkeypatch):
+    (tmp_path / "tensorflow_datasets.py").write_text(f"raise {raised}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorflow_datasets", raising=False)
+    with pytest.raises(expected) as caught:
+        open_dataset("tfds:mnist")
+    if expected is ValueError:
+        assert_one_line(caught, "tfds:mnist: TensorFlow Datasets cannot be imported")

@@ -360,5 +360,6 @@ def _to_classes(
     if values.dtype.kind == "U" or not np.array_equal(values, np.arange(len(values))):
         pairs = [f"{v!s} -> {k}" for k, v in enumerate(names)]
         pairs = [*pairs[:3], "…", pairs[-1]] if len(pairs) > 5 else pairs
-        notes.append(Note("classes", f"labels numbered in sorted order: {', '.join(pairs)}"))
+        order_of = "in sorted order" if class_names is None else "as class_names lists them"
+        notes.append(Note("classes", f"labels numbered {order_of}: {', '.join(pairs)}"))
     return numbered, names, notes

@@ -118,6 +118,13 @@ class FolderWalk:
         for name in folders:
             yield from self.images(os.path.join(folder, name))
 
+    def is_empty(self, folder: str) -> bool:
+        """Return True for a folder without entries, and for one that cannot be read, as lost+found usually is."""
+        try:
+            return not os.listdir(os.path.join(self.root, folder))
+        except OSError:
+            return True
+
     def _leads_back(self, folder: str) -> bool:
         """Return True if a folder is the same as one of its parents up to the root."""
         path = Path(self.root, folder)
@@ -202,12 +209,14 @@ def list_walk(walk: FolderWalk, open_files: Callable[[list[str]], tuple[Store, s
         ValueError: as `list_folder`.
     """
     top, folders, files = "", *walk.entries("")
+    collected = _Images()
     while len(folders) == 1 and not canonical_split(folders[0]) and walk.entries(os.path.join(top, folders[0]))[0]:
+        loose = [*files, *walk.system_files.get(top, [])]
+        collected.notes += _notes_on_loose_files(loose, top, f"the folder {escape(folders[0])}, which is used")
         top = os.path.join(top, folders[0])
         folders, files = walk.entries(top)
     split_folders = find_split_folders(walk, top, folders)
     below = {} if split_folders else splits_below_classes(walk, top, folders)
-    collected = _Images()
     for split, name in split_folders.items():
         classes, loose = walk.entries(os.path.join(top, name))
         used = _with_classes_of_train(walk, split, top, split_folders, classes, collected)
@@ -246,18 +255,10 @@ def _notes_on_files(walk: FolderWalk) -> list[Note]:
         examples = first_few([*map(escape, walk.not_images)], 3)
         noun = counted(len(walk.not_images), "file that is not an image", "files that are not images")
         notes.append(Note("unused", f"not used: {noun} ({examples})"))
-    if folders := [path for path in walk.system_folders if not _is_empty(os.path.join(walk.root, path))]:
+    if folders := [path for path in walk.system_folders if not walk.is_empty(path)]:
         names = first_few(sorted({escape(os.path.basename(path)) for path in folders}), 3)
         notes.append(Note("unused", f"not used: {len(folders):,} folders that the system or a NAS created ({names})"))
     return notes
-
-
-def _is_empty(folder: str) -> bool:
-    """Return True for a folder without entries, and for one that cannot be read, as lost+found usually is."""
-    try:
-        return not os.listdir(folder)
-    except OSError:
-        return True
 
 
 @dataclass

@@ -80,22 +80,25 @@ def list_hf(name: str, data_dir: str | Path | None) -> Listing:
     except Exception as error:  # of the library, the network or pyarrow
         raise ValueError(f"hf:{name}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from None
     tables = dict(loaded.items()) if isinstance(loaded, dict) else {"train": loaded}
-    image, label = find_columns(next(iter(tables.values())), name)
     used = {hf_name: canonical_split(hf_name) for hf_name in tables if canonical_split(hf_name)}
     if not used:
         raise ValueError(f"hf:{name}: has no train, validation or test split, only {', '.join(tables)}")
+    reference = tables[next((hf_name for hf_name, split in used.items() if split == "train"), next(iter(used)))]
+    image, label = find_columns(reference, name)
     image_tables: list[Any] = []
     starts: list[int] = []
     table_names: list[str] = []
     splits: list[str] = []
     labels: list[str] = []
-    names = tuple(getattr(next(iter(tables.values())).features[label], "names", None) or ())
+    names = tuple(getattr(reference.features[label], "names", None) or ())
     notes = []
     for hf_name, split in used.items():
         table = tables[hf_name]
-        values = list(table[label])
-        if None in values or (names and -1 in values):
-            notes.append(Note("unused", f"not used: the {hf_name} split, whose labels are not public", split))
+        missing = [column for column in (image, label) if column not in table.features]
+        values = [] if missing else list(table[label])
+        if missing or None in values or (names and -1 in values):
+            reason = f"which has no column {missing[0]}" if missing else "whose labels are not public"
+            notes.append(Note("unused", f"not used: the {hf_name} split, {reason}", split))
             continue
         starts.append(len(labels))
         table_names.append(hf_name)

@@ -74,11 +74,6 @@ CIFAR_FOLDER = "cifar-10-batches-bin"
 CIFAR_FILES = {"train": [f"data_batch_{n}.bin" for n in range(1, 6)], "test": ["test_batch.bin"]}
 
 
-def is_named(spec: str | Path) -> bool:
-    """Return True for the name of a data set, unless there is a file or folder of that name."""
-    return os.fspath(spec) in NAMED_SETS and not Path(spec).exists()
-
-
 def named_set(name: str) -> Dataset:
     """Open a data set by name, after downloading it if necessary.
 

@@ -107,7 +107,7 @@ def npz(path: Path) -> Dataset:
                 )
             _require_plausible_sizes(file, [key for pair in pairs.values() for key in pair], name)
             arrays = {split: (_array(file, x, name), _array(file, y, name)) for split, (x, y) in pairs.items()}
-            names = [str(n) for n in _array(file, "class_names", name).ravel()] if "class_names" in keys else None
+            names = _array(file, "class_names", name).ravel().tolist() if "class_names" in keys else None
     except ZIP_ERRORS as error:
         raise ValueError(f"{name}: is not a complete .npz file ({first_line(error)})") from None
     except ValueError as error:

@@ -21,7 +21,7 @@ from zoo.data.dataset import Dataset, nearest_names
 from zoo.data.sources.folders import IMAGE_SUFFIXES, has_images, list_folder
 from zoo.data.sources.hf import list_hf
 from zoo.data.sources.listing import Listing, open_listing
-from zoo.data.sources.named import NAMED_SETS, is_named, named_set
+from zoo.data.sources.named import NAMED_SETS, named_set
 from zoo.data.sources.npz_idx import digits, idx_files, idx_folder, idx_prefix, is_idx_prefix, npz
 from zoo.data.sources.points import moons, xor
 from zoo.data.sources.remote import open_remote
@@ -46,16 +46,10 @@ class Source(NamedTuple):
 
 
 def _named(name: str, load: Callable[[], Dataset]) -> Source:
-    """Return a source with a fixed name."""
-    return Source(lambda spec: spec == name, lambda spec, data_dir: load(), name)
-
-
-def _is_name(name: str, spec: Spec) -> bool:
-    return os.fspath(spec) == name and is_named(spec)
-
-
-def _open_named(name: str, spec: Spec, data_dir: Spec | None) -> Dataset:
-    return named_set(name)
+    """Return a source with a fixed name, for which a file or folder of that name takes precedence."""
+    return Source(
+        lambda spec: os.fspath(spec) == name and not _path(spec).exists(), lambda spec, data_dir: load(), name
+    )
 
 
 def _scheme(scheme: str, load: Callable[[str, Spec | None], Dataset | Listing]) -> Source:
@@ -83,7 +77,7 @@ SOURCES: tuple[Source, ...] = (  # the first one that recognises the data opens 
     _named("digits", digits),
     _named("xor", xor),
     _named("moons", moons),
-    *(Source(partial(_is_name, name), partial(_open_named, name), name) for name in NAMED_SETS),
+    *(_named(name, partial(named_set, name)) for name in NAMED_SETS),
     _scheme("tfds", tfds_dataset),
     _scheme("hf", list_hf),
     _folder(idx_files, idx_folder),

@@ -86,7 +86,8 @@ def open_remote(address: str) -> Dataset | Listing:
             f"{address}: has no class folders with images or tar shards; put the images of each class in a folder, or "
             "list them in a table of paths and labels"
         )
-    return list_walk(walk, lambda names: _open_objects(address, names, present, ()))
+    again = RemoteWalk(address, names=tuple(present))  # the first walk has counted files that are not images
+    return list_walk(again, lambda names: _open_objects(address, names, present, ()))
 
 
 def _open_objects(
@@ -251,6 +252,9 @@ class RemoteWalk(FolderWalk):
         ]
         kept = [name for name in sorted(folders) if not is_system_folder(name)]
         return kept, [name for name in sorted(files) if not is_system_file(name)]
+
+    def is_empty(self, folder: str) -> bool:
+        return folder not in self._children
 
     def _leads_back(self, folder: str) -> bool:
         return False

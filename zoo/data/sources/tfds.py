@@ -108,7 +108,9 @@ def _prepared_builder(name: str, data_dir: str | Path | None) -> Any:
     with _quiet():
         try:
             import tensorflow_datasets as tfds
-
+        except Exception as error:  # of protobuf and other packages that it imports
+            raise ValueError(f"tfds:{name}: TensorFlow Datasets cannot be imported ({first_line(error)})") from error
+        try:
             builder = tfds.builder(name, data_dir=None if data_dir is None else os.fspath(data_dir))
         except tfds.core.DatasetNotFoundError:
             hint = nearest_names(name.split("/")[0], tfds.list_builders(with_community_datasets=False))
