@@ -249,7 +249,7 @@ def init(
         key = jax.random.key(key)
     elif not _is_key(key):
         raise ValueError(f"init: key is {key.dtype}{list(key.shape)}; give a seed, such as 0, or jax.random.key(0)")
-    shape = image_shape and tuple(image_shape)
+    shape = cast("tuple[int, int, int] | None", image_shape and tuple(image_shape))
     if shardings is not None:
         leaves, structure = jax.tree.flatten(shardings)
         return _sharded_init(model, shape, tuple(leaves), structure)(key)
