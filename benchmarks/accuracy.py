@@ -16,11 +16,13 @@ import sys
 from pathlib import Path
 
 from benchmarks.machine import hardware
+from benchmarks.pages import replace_block
 from zoo.training import run
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.json"
 README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "families.md"
 FASHION = "/usr/share/datasets/fashion-mnist"  # the location of Debian's package dataset-fashion-mnist
 
 #: name -> (arguments of `zoo train`, number of seeds).
@@ -146,11 +148,8 @@ def render_families(results: dict) -> str:
 
 def write_readme(results: dict) -> None:
     """Write the tables into README.md and docs/families.md."""
-    text = README.read_text()
-    before, _, rest = text.partition("<!-- results -->\n")
-    _, _, after = rest.partition("<!-- end -->")
-    README.write_text(f"{before}<!-- results -->\n{render(results)}\n<!-- end -->{after}")
-    README.with_name("docs").joinpath("families.md").write_text(render_families(results))
+    README.write_text(replace_block(README.read_text(encoding="utf-8"), "results", render(results)), "utf-8")
+    PAGE.write_text(render_families(results), "utf-8")
 
 
 def main() -> None:

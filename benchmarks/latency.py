@@ -9,7 +9,8 @@ A call goes from images in memory to logits and waits for them, with one image o
 predict` does, with batch norm folded; PyTorch in channels_last and inference mode, or compiled with frozen weights;
 ONNX Runtime and OpenVINO run the files of `zoo export`, in float32. Those need the extra onnx, here or in the Python of
 `--exporter`. The contenders alternate as in race.py, and every point is added to benchmarks/results/latency.json as
-soon as it is measured; on the next call, points that have figures of all peers are left out.
+soon as it is measured: the figures of each peer, with those of this project from the same run. The next call measures
+only peers without figures on this machine.
 """
 
 import argparse
@@ -20,11 +21,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
-from benchmarks.race import MODELS, RESULTS, ROOT, ContenderError, Runner, write_page
+from benchmarks.machine import hardware, label, machine
+from benchmarks.race import (
+    MODELS,
+    RESULTS,
+    ROOT,
+    ContenderError,
+    Runner,
+    by_machine,
+    check_parameters,
+    merge,
+    write_page,
+)
 
 PEERS = ("torch", "torch-compile", "onnxruntime", "openvino")
 EXPORTED = ("onnxruntime", "openvino")
@@ -43,21 +55,29 @@ def export(python: str, model: str, folder: str) -> str:
 
 
 def measure(model: str, batch: int, pythons: dict[str, str], file: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Return {contender: {"ms", "best", "rounds"}}, or {"missing": reason} for one that cannot run."""
+    """Return {peer: {"zoo", "peer", …}}, both {"ms", "best", "rounds"}, or {"missing": reason} for one that cannot run.
+
+    Raises:
+        ContenderError: if this project cannot run, a contender ends early, or the networks differ in parameters.
+    """
     shape, classes, _ = MODELS[model]
     asked = {
         "model": model, "training": False, "shape": shape, "classes": classes, "batch": batch,
         "threads": options.threads, "kept": False, "extra": {"file": file},
     }  # fmt: skip
+    about = {"load_before": round(os.getloadavg()[0], 2), "when": time.strftime("%Y-%m-%d %H:%M"), "machine": machine()}
     runners: dict[str, Runner] = {}
-    found: dict[str, Any] = {}
+    missing: dict[str, str] = {}
     try:
         for name, python in pythons.items():
             try:
                 runners[name] = Runner(name, python, asked, options.patience, "benchmarks.latency_peers")
             except (ContenderError, OSError) as error:
-                found[name] = {"missing": str(error)}
+                missing[name] = str(error)
                 print(f"   {name}: {error}", flush=True)
+        if "zoo" in missing:
+            raise ContenderError(f"{model}: this project cannot run: {missing['zoo']}")
+        check_parameters(model, {name: runner.ready["parameters"] for name, runner in runners.items()})
         calls = {name: max(1, round(options.seconds / runner.ready["step"])) for name, runner in runners.items()}
         rounds: dict[str, list[float]] = {name: [] for name in runners}
         order = list(runners)
@@ -67,22 +87,42 @@ def measure(model: str, batch: int, pythons: dict[str, str], file: str, options:
     finally:
         for runner in runners.values():
             runner.stop()
-    return found | {
+    figures = {
         name: {"ms": statistics.median(times), "best": min(times), "rounds": times} for name, times in rounds.items()
+    }
+    return {name: {"missing": reason, "machine": about["machine"]} for name, reason in missing.items()} | {
+        name: {"zoo": figures["zoo"], "peer": peer, **about} for name, peer in figures.items() if name != "zoo"
     }
 
 
+def unmeasured(known: dict[str, Any], peers: Iterable[str], on: str) -> list[str]:
+    """Return the peers that have no figures on the machine with this label. `known`: the rows of a point by peer."""
+    return [name for name in peers if "peer" not in known.get(name, {}) or label(known[name]["machine"]) != on]
+
+
 def table(results: dict[str, Any]) -> str:
-    """Return Markdown: milliseconds of each contender, and this project's relative to the fastest of the others."""
+    """Return Markdown tables by machine: milliseconds of each contender, and this project's by the fastest peer's.
+
+    A row is a run, since this project's figures differ between runs.
+    """
+    rows = [row for batches in results["models"].values() for peers in batches.values() for row in peers.values()]
+    return by_machine([row for row in rows if "peer" in row], lambda on: _table(results, on))
+
+
+def _table(results: dict[str, Any], on: str) -> str:
     names = ("zoo", *PEERS)
     lines = [f"| model, batch | {' | '.join(names)} | zoo / fastest peer |", "|---|" + "---:|" * (len(names) + 1)]
     for model in MODELS:
-        for batch, row in sorted(results["models"].get(model, {}).items(), key=lambda item: int(item[0])):
-            times = {name: row[name]["ms"] for name in names if "ms" in row.get(name, {})}
-            peers = [times[name] for name in PEERS if name in times]
-            ratio = f"{times['zoo'] / min(peers):.2f}" if peers and "zoo" in times else ""
-            cells = [f"{times[name]:.3g}" if name in times else "" for name in names]
-            lines.append(f"| {model}, {batch} | {' | '.join(cells)} | {ratio} |")
+        for batch, peers in sorted(results["models"].get(model, {}).items(), key=lambda item: int(item[0])):
+            runs: dict[str, dict[str, float]] = {}
+            for name, row in peers.items():
+                if "peer" in row and label(row["machine"]) == on:
+                    times = runs.setdefault(row["when"], {"zoo": row["zoo"]["ms"]})
+                    times[name] = row["peer"]["ms"]
+            for _, times in sorted(runs.items()):
+                cells = [f"{times[name]:.3g}" if name in times else "" for name in names]
+                ratio = times["zoo"] / min(times[name] for name in PEERS if name in times)
+                lines.append(f"| {model}, {batch} | {' | '.join(cells)} | {ratio:.2f} |")
     return "\n".join(lines)
 
 
@@ -110,25 +150,28 @@ def main() -> None:
     unknown = [name for name in options.models if name not in MODELS] + [name for name in peers if name not in PEERS]
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; models: {', '.join(MODELS)}; peers: {', '.join(PEERS)}")
-    pythons = {"zoo": sys.executable, **{name: python or sys.executable for name, python in peers.items()}}
     with tempfile.TemporaryDirectory() as folder:
         for model in options.models or MODELS if peers else ():
             file = ""
             for batch in options.batch or BATCHES:
                 results = read()
-                known = results["models"].get(model, {}).get(str(batch), {})
-                if not options.again and known.keys() >= pythons.keys():
+                known = results["models"].setdefault(model, {}).setdefault(str(batch), {})
+                left = list(peers) if options.again else unmeasured(known, peers, hardware())
+                if not left:
                     continue
-                if not file and any(name in peers for name in EXPORTED):
+                if not file and any(name in left for name in EXPORTED):
                     file = export(options.exporter, model, folder)
                 print(f"{model}, batch {batch}:", flush=True)
-                load = round(os.getloadavg()[0], 2)
-                row: dict[str, Any] = {"when": time.strftime("%Y-%m-%d %H:%M"), "load_before": load}
-                row |= measure(model, batch, pythons, file, options)
-                results["machine"] = machine()
-                results["models"].setdefault(model, {})[str(batch)] = row
+                pythons = {"zoo": sys.executable, **{name: peers[name] or sys.executable for name in left}}
+                try:
+                    found = measure(model, batch, pythons, file, options)
+                except ContenderError as error:
+                    raise SystemExit(str(error)) from None
+                merge(known, found)
                 OUTPUT.write_text(json.dumps(results, indent=1) + "\n")
-                print("   " + "  ".join(f"{name} {row[name]['ms']:.3g} ms" for name in pythons if "ms" in row[name]))
+                for name, row in found.items():
+                    if "peer" in row:
+                        print(f"   {name} {row['peer']['ms']:.3g} ms, zoo {row['zoo']['ms']:.3g} ms")
     print(table(read()))
     if peers:
         write_page()

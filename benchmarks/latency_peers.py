@@ -15,13 +15,7 @@ from zoo.host_memory import retain_freed_memory
 if __name__ == "__main__" and sys.argv[1] == "zoo":
     retain_freed_memory()  # as `zoo predict` and `zoo serve` do, before threads start
 
-from benchmarks.race_peers import main, normalised
-
-
-def network(model: str) -> Any:
-    from zoo import models
-
-    return models.create(model, **({"aux_heads": False} if model == "googlenet_bn" else {}))
+from benchmarks.race_peers import main, network, normalised
 
 
 def preprocess_of(shape: tuple[int, ...]) -> Any:
@@ -60,22 +54,19 @@ def zoo_peer(model, pixels, file) -> tuple[Callable[[], Any], int]:
 def torch_peer(model, pixels, file, compiled=False):
     import torch
 
-    from benchmarks.torch_networks import NETWORKS
+    from benchmarks.torch_networks import NETWORKS, compiled_network
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     net = NETWORKS[model]().eval().to(memory_format=torch.channels_last)
+    count = sum(p.numel() for p in net.parameters())
     images = torch.from_numpy(normalised(pixels).transpose(0, 3, 1, 2)).to(memory_format=torch.channels_last)
-    if compiled:
-        import torch._inductor.config as inductor
-
-        inductor.freezing = True  # folds batch norm
-        net = torch.compile(net)
+    net = compiled_network(net, training=False) if compiled else net
 
     @torch.inference_mode()
     def step():
         return net(images).numpy()
 
-    return step, sum(p.numel() for p in net.parameters())
+    return step, count
 
 
 def torch_compile_peer(model, pixels, file):
@@ -96,8 +87,8 @@ def openvino_peer(model, pixels, file):
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    network = openvino.compile_model(openvino.Core().read_model(file), "CPU", settings)
-    return lambda: network([pixels])["logits"], 0
+    compiled = openvino.compile_model(openvino.Core().read_model(file), "CPU", settings)
+    return lambda: compiled([pixels])["logits"], 0
 
 
 STEPS = {

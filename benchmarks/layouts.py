@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from benchmarks.machine import hardware
+from benchmarks.pages import replace_block
 from zoo.data.sources import from_arrays
 from zoo.distributed.mesh import parse_parallelism
 from zoo.training import plan as planning
@@ -93,10 +94,7 @@ def main() -> None:
         results["models"][name] = measure(name, options.rounds)
         print(render(results).splitlines()[-3], flush=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    text = DOCUMENT.read_text()
-    before, _, rest = text.partition("<!-- layouts -->\n")
-    _, _, after = rest.partition("<!-- end -->")
-    DOCUMENT.write_text(f"{before}<!-- layouts -->\n{render(results)}\n<!-- end -->{after}")
+    DOCUMENT.write_text(replace_block(DOCUMENT.read_text(encoding="utf-8"), "layouts", render(results)), "utf-8")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@
 The images are the two photographs in scikit-learn, cropped and scaled. Each peer runs in its own process, one after
 another, for several rounds. Medians of the rounds are reported, in images per second and per second of processor time
 of the process and its workers, which is less affected by other work on the machine. The results, and a comparison of
-the crops' pixels, are written to benchmarks/results/loader.json. docs/performance.md tells how the loader compares.
+the crops' pixels, are written to benchmarks/results/loader.json, with the machine; what a call does not measure stays
+there. docs/performance.md tells how the loader compares.
 """
 
 import argparse
@@ -31,7 +32,7 @@ PEERS = Path(__file__).with_name("loader_peers.py")
 
 #: (width, height, number of files, number of timed images): ImageNet's usual size, and that of a small camera.
 SETS = {"500x375": (500, 375, 128, 512), "1600x1200": (1600, 1200, 64, 160)}
-BATCH, WARM, ROUNDS = 32, 64, 3
+BATCH, ROUNDS = 32, 3
 #: Suffix -> options of Pillow, for the rates of other formats at 500x375.
 FORMATS: dict[str, dict] = {
     "jpg": {"quality": 90}, "png": {}, "webp": {"quality": 90}, "avif": {"quality": 75, "speed": 8}
@@ -75,15 +76,15 @@ def run_peer(python: str, name: str, asked: dict) -> dict | str:
 
 def compare_speed(pythons: dict[str, str], files: list[str], count: int, workers: int) -> dict:
     """Return the medians of the rounds by peer, or the reason why a peer cannot run."""
-    asked = {"files": files, "batch": BATCH, "workers": workers, "count": count, "warm": WARM}
+    asked = {"files": files, "batch": BATCH, "workers": workers, "count": count, "warm": 2 * workers * BATCH}
     rounds: dict[str, list] = {name: [] for name in pythons}
     for _ in range(ROUNDS):
         for name, python in pythons.items():
             rounds[name].append(run_peer(python, name, asked))
     found: dict = {}
     for name, results in rounds.items():
-        if isinstance(results[0], str):
-            found[name] = results[0]
+        if failures := [each for each in results if isinstance(each, str)]:
+            found[name] = failures[0]
             continue
         keys = results[0].keys()
         found[name] = {key: round(statistics.median(r[key] for r in results), 1) for key in keys}
@@ -140,6 +141,12 @@ def first_look(folder: str) -> dict:
     return {"images": sum(map(len, dataset.splits.values())), "first_seconds": times[0], "again_seconds": times[1]}
 
 
+def add_results(entries: dict) -> None:
+    """Write entries into the file of the results; those that were not measured again stay."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps(known | entries, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -150,28 +157,24 @@ def main() -> None:
     parser.add_argument("--formats", action="store_true", help="time other formats than JPEG, and nothing else")
     options = parser.parse_args()
     pythons = {"zoo": sys.executable, **dict(peer.split("=", 1) for peer in options.peer)}
-    if options.formats:
-        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"machine": machine()}
-        known["formats"] = compare_formats(pythons, options.workers)
-        RESULTS.write_text(json.dumps(known, indent=1) + "\n")
-        return
-    results: dict = {
-        "machine": machine(),
-        "load_before": [round(v, 1) for v in os.getloadavg()],
-        "workers": options.workers,
+    about = {
+        "machine": machine(), "load_before": [round(v, 1) for v in os.getloadavg()], "workers": options.workers,
         "batch": BATCH,
-    }
+    }  # fmt: skip
+    if options.formats:
+        add_results({"formats": {**about, **compare_formats(pythons, options.workers)}})
+        return
     with tempfile.TemporaryDirectory() as folder:
         for name, (width, height, number, count) in SETS.items():
             files = make_photos(Path(folder, name), width, height, number)
-            results[name] = compare_speed(pythons, files, count, options.workers)
-            results[name]["pixel_difference"] = compare_pixels(pythons, files)
-            print(name, json.dumps(results[name]), flush=True)
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            found = {**about, **compare_speed(pythons, files, count, options.workers)}
+            found["pixel_difference"] = compare_pixels(pythons, files)
+            print(name, json.dumps(found), flush=True)
+            add_results({name: found})
     if options.folder:
-        results["folder"] = first_look(options.folder)
-        print("folder", json.dumps(results["folder"]))
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        found = {"machine": about["machine"], **first_look(options.folder)}
+        print("folder", json.dumps(found))
+        add_results({"folder": found})
 
 
 if __name__ == "__main__":

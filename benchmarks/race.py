@@ -2,11 +2,13 @@
 
 Each contender is a process of its own (race_peers.py). All are started, compiled and warmed up one after another; then
 they take turns, for several rounds of a few seconds, while the others wait. Every round is recorded, and the ratio of
-the medians is reported. A peer's figures are stored with those of this project from the same run, so that models and
-peers can be measured one at a time; figures that were not measured again stay in the file.
+the medians is reported. A peer's figures are stored with those of this project from the same run and with the machine,
+so that models and peers can be measured one at a time; figures that were not measured again stay in the file.
 """
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -14,13 +16,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import label, labels, machine
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "speed.md"
 
 #: name -> (image shape, number of classes, batch size)
 MODELS: dict[str, tuple[tuple[int, int, int], int, int]] = {
@@ -41,12 +45,37 @@ PARTS = {
 LATENCY = (
     "Milliseconds of one call in float32, from images in memory to logits, waiting for them; medians of the rounds.",
     "ONNX Runtime and OpenVINO run the files of `zoo export --to onnx`, PyTorch in channels_last, eager and compiled",
-    "with frozen weights. Made by `python -m benchmarks.latency`.",
+    "with frozen weights. A row is one run. Made by `python -m benchmarks.latency`.",
 )
+
+
+#: (peer, model) whose network has other parameters than that of this project: Keras's own has biases in convolutions.
+UNEQUAL = {("keras", "resnet50")}
 
 
 class ContenderError(Exception):
     """Raised if a contender cannot run; the message gives the reason."""
+
+
+class UnequalNetworksError(ContenderError):
+    """Raised if the networks to be compared have different numbers of parameters."""
+
+
+def check_parameters(model: str, counts: dict[str, int]) -> None:
+    """Check that every contender has the parameters of this project's network, except those in UNEQUAL.
+
+    Args:
+        model: name in MODELS of the zoo.
+        counts: contender (and "zoo") -> number of trainable parameters; 0 if it is unknown.
+
+    Raises:
+        UnequalNetworksError: naming the contender and both numbers.
+    """
+    for name, count in counts.items():
+        if count and count != counts["zoo"] and (name, model) not in UNEQUAL:
+            raise UnequalNetworksError(
+                f"{model}: {name} has {count:,} parameters, this project {counts['zoo']:,}: not the same network"
+            )
 
 
 class Runner:
@@ -81,10 +110,11 @@ class Runner:
         return json.loads(line)
 
     def take(self, steps: int) -> float:
-        """Run a number of steps and return their seconds."""
+        """Run a number of steps and return their seconds. Raises ContenderError if the process has ended."""
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # `answer` says why the process ended
+            self.process.stdin.write(f"{steps}\n")
+            self.process.stdin.flush()
         return self.answer()["seconds"]
 
     def finish(self) -> int:
@@ -117,6 +147,9 @@ def race(
         shape: [H, W, C] of the images.
         classes: number of classes.
         batch: batch size.
+
+    Raises:
+        ContenderError: if this project cannot run, a contender ends early, or the networks differ in parameters.
     """
     asked = {
         "model": model, "training": training, "shape": shape, "classes": classes, "batch": batch,
@@ -137,6 +170,7 @@ def race(
                 print(f"   {name}: {error}", flush=True)
         if "zoo" in missing:
             raise ContenderError(f"{model}: this project cannot run: {missing['zoo']}")
+        check_parameters(model, {name: runner.ready["parameters"] for name, runner in runners.items()})
         steps = {name: max(1, round(options.seconds / runner.ready["step"])) for name, runner in runners.items()}
         rounds = {name: [] for name in runners}
         order = list(runners)
@@ -149,7 +183,7 @@ def race(
         for runner in runners.values():
             runner.stop()
     about = {"batch": asked["batch"], "threads": options.threads or os.cpu_count(), "steps_a_round": steps["zoo"]}
-    about |= {"load_before": load, "when": time.strftime("%Y-%m-%d %H:%M")}
+    about |= {"load_before": load, "when": time.strftime("%Y-%m-%d %H:%M"), "machine": machine()}
 
     def figures(name: str) -> dict[str, Any]:
         speeds = rounds[name]
@@ -162,7 +196,7 @@ def race(
     ours, found = figures("zoo"), {}
     for name in pythons:
         if name in missing:
-            found[name] = {"missing": missing[name]}
+            found[name] = {"missing": missing[name], "machine": about["machine"]}
         elif name != "zoo":
             theirs = figures(name)
             ratio = ours["images_per_second"] / theirs["images_per_second"]
@@ -170,11 +204,10 @@ def race(
     return found if len(pythons) > 1 else {"alone": {"zoo": ours, **about}}
 
 
-def merge(results: dict[str, Any], model: str, found: dict[str, Any]) -> None:
-    """Merge new figures into the results; a peer that could not run keeps its older figures."""
-    known = results.setdefault("models", {}).setdefault(model, {})
+def merge(known: dict[str, Any], found: dict[str, Any]) -> None:
+    """Merge new rows into those of a network, both by peer; a peer that could not run keeps its older figures."""
     for name, row in found.items():
-        if "missing" not in row or "ratio" not in known.get(name, {}):
+        if "missing" not in row or "peer" not in known.get(name, {}):
             known[name] = row
 
 
@@ -187,32 +220,54 @@ def draw(results: dict[str, Any], file: Path, title: str) -> None:
 
     models = [name for name in MODELS if name in results["models"]]
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
-    raced_peers = [peer for peer in PEERS if any("ratio" in results["models"][name].get(peer, {}) for name in models)]
-    width = 0.8 / len(raced_peers)
-    for number, peer in enumerate(raced_peers):
-        rows = [(place, results["models"][name].get(peer, {})) for place, name in enumerate(models)]
-        raced = [(place, 1 / row["ratio"]) for place, row in rows if "ratio" in row]
-        places = [place + width * (number - (len(raced_peers) - 1) / 2) for place, _ in raced]
+    raced = [
+        (place, peer, label(row["machine"]), 1 / row["ratio"])
+        for place, name in enumerate(models)
+        for peer, row in results["models"][name].items() if "ratio" in row
+    ]  # fmt: skip
+    machines = labels(_rows(results))
+    series = [key for key in itertools.product(PEERS, machines) if any(each[1:3] == key for each in raced)]
+    width = 0.8 / len(series)
+    for number, (peer, on) in enumerate(series):
+        bars = [(place, height) for place, *key, height in raced if key == [peer, on]]
+        places = [place + width * (number - (len(series) - 1) / 2) for place, _ in bars]
         # A peer has the same colour in every picture.
-        color = f"C{list(PEERS).index(peer)}"
-        axes.bar(places, [height for _, height in raced], 0.9 * width, label=peer, color=color)
+        axes.bar(
+            places, [height for _, height in bars], 0.9 * width, color=f"C{PEERS.index(peer)}", edgecolor="white",
+            hatch="//" * machines.index(on), label=peer if len(machines) == 1 else f"{peer}, {on}",
+        )  # fmt: skip
     axes.axhline(1, color="black", linewidth=1)
     axes.set_xticks(range(len(models)), [f"{name}\nbatch {MODELS[name][2]}" for name in models])
     axes.set_ylabel("images per second, this project = 1")
-    axes.set_title(title)
-    figure.legend(loc="outside lower center", ncols=len(raced_peers), frameon=False)
+    axes.set_title(title if len(machines) > 1 else f"{title} on {machines[0]}")
+    figure.legend(loc="outside lower center", ncols=len(series) if len(machines) == 1 else 2, frameon=False)
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
 
 
+def by_machine(rows: Iterable[dict[str, Any]], table: Callable[[str], str]) -> str:
+    """Return Markdown: for each machine of `rows`, the last used first, its label and the table of that label."""
+    return "\n\n".join(f"**{on}**\n\n{table(on)}" for on in labels(rows))
+
+
+def _rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for rows in results["models"].values() for row in rows.values()]
+
+
 def table(results: dict[str, Any]) -> str:
-    """Return a Markdown table of images per second of this project and of each peer, and their ratio."""
+    """Return Markdown tables by machine: images per second of this project and of each peer, and their ratio."""
+    return by_machine(_rows(results), lambda on: _table(results, on))
+
+
+def _table(results: dict[str, Any], on: str) -> str:
     lines = [
         "| model, batch | peer | zoo, images/s | peer, images/s | zoo/peer | memory, MiB |",
         "|---|---|---|---|---|---|",
     ]
     for model in MODELS:
         for peer, row in results["models"].get(model, {}).items():
+            if label(row["machine"]) != on:
+                continue
             if "missing" in row:
                 lines.append(f"| {model} | {peer} | | {row['missing']} | | |")
             elif "ratio" in row:
@@ -225,15 +280,18 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_page() -> None:
-    """Write docs/speed.md: tables and pictures of all results so far."""
+def page() -> str:
+    """Return the text of docs/speed.md: tables and pictures of all results so far."""
     lines = [
         "# Speed compared with other libraries",
         "",
         "One float32 batch in memory; the contenders alternate in one run. Figures are medians of the rounds, which",
         "are recorded in `benchmarks/results`. PyTorch runs in channels_last; Flax is plain linen code; memory is",
         "the peak while steps run. Made by `python -m benchmarks.training` and `python -m benchmarks.inference`.",
-        "For a peer that was measured again, the row has this project's figures from that run.",
+        "Both networks of a row have equal numbers of parameters, but for Keras's own ResNet-50, which has biases in",
+        "its convolutions.",
+        "A row has this project's figures from the run with that peer, and stands under the machine of that run.",
+        "Processors of one name may differ in their vector instructions, which older rows do not record.",
         "",
         "`zoo train` and `zoo eval` tell the C library to retain freed memory (zoo/host_memory.py), and so does",
         "this project here. The peers run with their defaults, except in the section with freed memory retained for",
@@ -242,16 +300,12 @@ def write_page() -> None:
     for what, heading in PARTS.items():
         file = RESULTS / f"{what}.json"
         if file.exists():
-            results = json.loads(file.read_text())
-            on = f"{results['machine']['processor']}, {results['machine']['cores']} cores"
-            lines += ["", f"## {heading}, {on}", "", table(results), ""]
+            lines += ["", f"## {heading}", "", table(json.loads(file.read_text())), ""]
             lines += [f"![{heading}: images per second, relative to this project](../benchmarks/results/{what}.png)"]
     if (RESULTS / "latency.json").exists():
         from benchmarks import latency
 
-        results = latency.read()
-        on = f"{results['machine']['processor']}, {results['machine']['cores']} cores"
-        lines += ["", f"## Latency, {on}", "", *LATENCY, "", latency.table(results)]
+        lines += ["", "## Latency", "", *LATENCY, "", latency.table(latency.read())]
     if (RESULTS / "sweep.json").exists():
         from benchmarks import sweep
 
@@ -263,12 +317,17 @@ def write_page() -> None:
         lines += ["", *speedrun.describe(json.loads((RESULTS / "speedrun.json").read_text()))]
     if (RESULTS / "startup.json").exists():
         lines += ["", *_startup(json.loads((RESULTS / "startup.json").read_text()))]
-    (ROOT / "docs" / "speed.md").write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
+
+
+def write_page() -> None:
+    """Write docs/speed.md."""
+    PAGE.write_text(page(), encoding="utf-8")
 
 
 def _startup(results: dict[str, Any]) -> list[str]:
     """Return the section on the time to start."""
-    on = f"{results['machine']['processor']}, {results['machine']['cores']} cores"
+    on = label(results["machine"])
     names = {
         "help": "`zoo --help`", "cold": "`python train.py` to the end of its first step, nothing compiled",
         "warm": "the same, compiled before", "predict": "`zoo predict` of one image, compiled before",
@@ -317,15 +376,14 @@ def main(what: str, training: bool, description: str) -> None:
     for model in options.models or MODELS:
         print(f"{model}:", flush=True)
         shape, classes, batch = MODELS[model]
-        found = race(model, training, pythons, options, shape, classes, options.batch or batch)
-        results = json.loads(options.output.read_text()) if options.output.exists() else {}
-        results["machine"] = machine()
-        merge(results, model, found)
+        try:
+            found = race(model, training, pythons, options, shape, classes, options.batch or batch)
+        except ContenderError as error:
+            raise SystemExit(str(error)) from None
+        results = json.loads(options.output.read_text()) if options.output.exists() else {"models": {}}
+        merge(results["models"].setdefault(model, {}), found)
         options.output.write_text(json.dumps(results, indent=1) + "\n")
-        title = (
-            f"{what}{', freed memory retained for all,' if options.kept else ''} on {results['machine']['processor']}"
-        )
-        draw(results, options.output.with_suffix(".png"), title)
+        draw(results, options.output.with_suffix(".png"), f"{what}{', freed memory retained for all' * options.kept}")
     print(table(results))
     if options.output.parent == RESULTS:
         write_page()

@@ -36,6 +36,14 @@ def normalised(pixels):
     return (pixels.astype(np.float32) - 127.5) / 63.75
 
 
+def network(model: str) -> Any:
+    """Return this project's network without auxiliary heads, which the peers' networks do not have."""
+    from zoo import models
+
+    net = models.create(model)
+    return net.clone(aux_heads=False) if "aux_heads" in models.defining_fields(net) else net
+
+
 def zoo(model: str, training: bool, pixels, labels, dtype: str = "float32") -> Contender:
     import jax
 
@@ -51,19 +59,16 @@ def zoo(model: str, training: bool, pixels, labels, dtype: str = "float32") -> C
     from zoo.training.step import create_state, make_train_step
 
     height, width, channels = shape = pixels.shape[1:]
-    network = models.create(model, **({"aux_heads": False} if model == "googlenet_bn" else {}))
-    network = models.with_runtime(network, dtype=jax.numpy.dtype(dtype).type)
+    net = models.with_runtime(network(model), dtype=jax.numpy.dtype(dtype).type)
     statistics = {"mean": (0.5,) * channels, "std": (0.25,) * channels, "channels": "L" if channels == 1 else "RGB"}
     seen = Preprocess((height, width), (height, width), **statistics)
     recipe = Recipe(optimizer="sgd", momentum=0.9, learning_rate=0.01, schedule="constant", batch_size=len(pixels))
     optimizer, _ = make_optimizer(recipe, 1000, 100)
-    state = create_state(network, optimizer, recipe, shape)
+    state = create_state(net, optimizer, recipe, shape)
     count = models.count_parameters(state.variables)
     batch = jax.device_put({"image": pixels, "label": labels, "weight": np.ones(len(labels), np.float32)})
     if training:
-        step = compile_train_step(
-            make_train_step(network, recipe, seen, optimizer), SINGLE_DEVICE, network, state, batch
-        )
+        step = compile_train_step(make_train_step(net, recipe, seen, optimizer), SINGLE_DEVICE, net, state, batch)
         limit, under_way = max_in_flight(step), deque()
 
         def run(steps):  # waits for steps as `zoo train` does
@@ -78,8 +83,8 @@ def zoo(model: str, training: bool, pixels, labels, dtype: str = "float32") -> C
             jax.block_until_ready(metrics)
 
     else:
-        variables = folded_on_device(network, state.variables, shape)
-        step = jit_for_platform(make_eval_step(network, seen)).lower(variables, batch).compile()
+        variables = folded_on_device(net, state.variables, shape)
+        step = jit_for_platform(make_eval_step(net, seen)).lower(variables, batch).compile()
 
         def run(steps):  # reads results one batch late, as `zoo eval` does
             late = None
@@ -100,9 +105,9 @@ def flax(model: str, training: bool, pixels, labels) -> Contender:
 
     from benchmarks.linen_networks import NETWORKS
 
-    network, optimizer = NETWORKS[model](), optax.sgd(0.01, momentum=0.9)
+    net, optimizer = NETWORKS[model](), optax.sgd(0.01, momentum=0.9)
     images, labels = jax.device_put((normalised(pixels), labels))
-    variables = jax.jit(network.init)(jax.random.key(0), images[:1])
+    variables = jax.jit(net.init)(jax.random.key(0), images[:1])
     stats = variables.get("batch_stats", {})
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
@@ -113,9 +118,7 @@ def flax(model: str, training: bool, pixels, labels) -> Contender:
 
         def loss(params):
             variables = {"params": params, "batch_stats": stats}
-            logits, updates = network.apply(
-                variables, images, True, mutable=["batch_stats"], rngs={"dropout": dropout}
-            )  # fmt: skip
+            logits, updates = net.apply(variables, images, True, mutable=["batch_stats"], rngs={"dropout": dropout})
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return losses.mean(), updates.get("batch_stats", {})
 
@@ -125,7 +128,7 @@ def flax(model: str, training: bool, pixels, labels) -> Contender:
 
     @jax.jit
     def predict(variables, images):
-        return jax.nn.softmax(network.apply(variables, images))
+        return jax.nn.softmax(net.apply(variables, images))
 
     state = (variables["params"], stats, optimizer.init(variables["params"]), jax.random.key(0))
 
@@ -147,23 +150,23 @@ def keras(model: str, training: bool, pixels, labels) -> Contender:
 
     from benchmarks.keras_networks import NETWORKS
 
-    network = NETWORKS[model]()
+    net = NETWORKS[model]()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    network.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
+    net.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
     images = normalised(pixels)
 
     def run(steps):
         for _ in range(steps):
-            answer = network.train_on_batch(images, labels) if training else network.predict_on_batch(images)
+            answer = net.train_on_batch(images, labels) if training else net.predict_on_batch(images)
         return np.asarray(answer)
 
-    return run, sum(int(np.prod(weight.shape)) for weight in network.trainable_weights)
+    return run, sum(int(np.prod(weight.shape)) for weight in net.trainable_weights)
 
 
 def torch(model: str, training: bool, pixels, labels, compiled: bool = False) -> Contender:
     import torch
 
-    from benchmarks.torch_networks import NETWORKS, trainer
+    from benchmarks.torch_networks import NETWORKS, compiled_network, trainer
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     net = NETWORKS[model]().to(memory_format=torch.channels_last)
@@ -171,11 +174,7 @@ def torch(model: str, training: bool, pixels, labels, compiled: bool = False) ->
     images = torch.from_numpy(normalised(pixels).transpose(0, 3, 1, 2)).to(memory_format=torch.channels_last)
     targets = torch.from_numpy(labels.astype(np.int64))
     net.train(training)
-    if compiled:
-        import torch._inductor.config as inductor
-
-        inductor.freezing = not training  # folds batch norm
-        net = torch.compile(net)
+    net = compiled_network(net, training) if compiled else net
     step = trainer(net, images, targets) if training else lambda: net(images).softmax(1)
 
     def run(steps):

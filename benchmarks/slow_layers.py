@@ -7,7 +7,8 @@
 A sweep over whole networks (sweep.py) compiles each of them at each size and batch. Networks share most of their
 layers, and a layer compiles in less than a second, so this one covers every family, size and batch. It traces the
 networks of sweep.py, collects the distinct layers, and times each alone, forward, and forward and backward,
-alternating with PyTorch in another process. Each layer is added to benchmarks/results/slow_layers.json when measured.
+alternating with PyTorch in another process. Each layer is added to benchmarks/results/slow_layers.json when measured,
+with the hardware; layers measured on this hardware are left out on the next call.
 """
 
 import argparse
@@ -201,14 +202,16 @@ def read() -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]], count: int) -> str:
     """Return Markdown: the layers that lose most to the peer."""
-    lines = ["| layer | forward: zoo, torch, ms | forward and backward | worst |", "|---|---|---|---:|"]
+    lines = [
+        "| layer | forward: zoo, torch, ms | forward and backward | worst | hardware |", "|---|---|---|---:|---|"
+    ]  # fmt: skip
 
     def ratio(row: dict[str, Any]) -> float:
         return min(peer / zoo for zoo, peer in zip(row["zoo"], row["peer"], strict=True))
 
     for row in sorted(rows, key=ratio)[:count]:
         cells = [f"{zoo:.2f} / {peer:.2f}" for zoo, peer in zip(row["zoo"], row["peer"], strict=True)]
-        lines.append(f"| {row['layer']} | {' | '.join(cells)} | {ratio(row):.2f} |")
+        lines.append(f"| {row['layer']} | {' | '.join(cells)} | {ratio(row):.2f} | {row['hardware']} |")
     return "\n".join(lines)
 
 
@@ -226,7 +229,8 @@ def main() -> None:
     retain_freed_memory()  # as `zoo train` does, before threads start
     results = read()
     if options.peer:
-        known = {row["layer"] for row in results["layers"]}
+        on = hardware()
+        known = {row["layer"] for row in results["layers"] if row["hardware"] == on}
         layers = [
             layer for layer in all_layers()
             if options.kind in (None, layer.kind) and (options.batch is None or layer.x[0] in options.batch)
@@ -238,8 +242,7 @@ def main() -> None:
             if str(layer) in known:
                 continue
             row = measure(layer, peer, options.seconds)
-            results["layers"].append({"layer": str(layer), **row})
-            results["hardware"] = hardware()
+            results["layers"].append({"layer": str(layer), "hardware": on, **row})
             OUTPUT.write_text(json.dumps(results).replace('{"layer"', '\n{"layer"') + "\n")
             print(f"{layer}: {row}", flush=True)
     print(table(results["layers"], options.rows))

@@ -87,9 +87,8 @@ def race_airbench(data: str, minutes: int, seed: int, script: str, python: str) 
 
 def describe(rows: dict[str, Any]) -> list[str]:
     """Return the section of docs/speed.md."""
-    on = next(iter(rows.values()))["hardware"]
     lines = [
-        f"## Accuracy after so many minutes, CIFAR-10, {on}",
+        "## Accuracy after so many minutes, CIFAR-10",
         "",
         "`zoo train --model airbench` against airbench94.py in PyTorch (its network, with its author's settings, in",
         "float32), one after the other on the idle machine, each for as many epochs as fit. The time is that of",
@@ -97,8 +96,9 @@ def describe(rows: dict[str, Any]) -> list[str]:
         "views (one in brackets); a row is one seed, its 95 % interval 0.6 points. CIFAR-10 as JPEG files of",
         "quality 75. Made by `python -m benchmarks.speedrun`.",
         "",
-        "| minutes | command | seconds | test accuracy | airbench: epochs | seconds with evaluation | test accuracy |",
-        "|---:|---|---:|---:|---:|---:|---:|",
+        "| minutes | command | seconds | test accuracy | airbench: epochs | seconds with evaluation | test accuracy | "
+        "hardware |",
+        "|---:|---|---:|---:|---:|---:|---:|---|",
     ]
     for minutes, row in rows.items():
         ours, theirs = row["zoo"], row.get("airbench", {})
@@ -106,7 +106,7 @@ def describe(rows: dict[str, Any]) -> list[str]:
         other = f"{100 * theirs['test, six views']:.2f} %" if theirs else ""
         lines.append(
             f"| {minutes.split()[0]} | `{ours['command']}` | {ours['seconds']} | {accuracy} | "
-            f"{theirs.get('epochs', '')} | {theirs.get('seconds with evaluation', '')} | {other} |"
+            f"{theirs.get('epochs', '')} | {theirs.get('seconds with evaluation', '')} | {other} | {row['hardware']} |"
         )
     return lines
 

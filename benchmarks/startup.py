@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from benchmarks.machine import machine
-from benchmarks.race import RESULTS, ROOT
+from benchmarks.race import RESULTS, ROOT, write_page
 
 #: Measurement -> seconds it may take.
 TARGETS = {"help": 1.0, "cold": 5.0, "warm": 2.5, "predict": 1.5}
@@ -126,6 +126,8 @@ def main() -> None:
         results[name] = {"seconds": seconds, "target": TARGETS[name], "median_marks": middle, "rounds": found}
         print(f"{name}: {seconds:.2f} s (target {TARGETS[name]:g} s)  {middle}")
     options.output.write_text(json.dumps(results, indent=1) + "\n")
+    if options.output.parent == RESULTS:
+        write_page()
 
 
 if __name__ == "__main__":

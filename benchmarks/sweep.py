@@ -6,8 +6,9 @@
     python -m benchmarks.sweep                                                   # the table of the results so far
 
 The method is that of race.py, with shorter turns. Each point is added to benchmarks/results/sweep.json as soon as it
-is measured, and measured points are left out on the next call unless they are named with --again. Points at which
-either side refuses the image size are recorded as refused. A peer that lacks a module ends the sweep.
+is measured, and points measured on a machine with the same label are left out on the next call unless they are named
+with --again. Points at which either side refuses the image size are recorded as refused. A peer that lacks a module, or
+whose network has other parameters, ends the sweep.
 """
 
 import argparse
@@ -17,8 +18,8 @@ import random
 import sys
 from typing import Any
 
-from benchmarks.machine import machine
-from benchmarks.race import RESULTS, ContenderError, race
+from benchmarks.machine import label, machine
+from benchmarks.race import RESULTS, ContenderError, UnequalNetworksError, race, write_page
 
 #: model -> (smallest image, number of channels, number of classes). Small-image forms are those ending in _small.
 NETWORKS = {
@@ -84,6 +85,8 @@ def measure(point: Point, peer: str, python: str, options: argparse.Namespace) -
     try:
         row = race(point.model, point.training, pythons, options, shape, classes, point.batch)[peer]
         reason = row.get("missing", "")
+    except UnequalNetworksError as error:
+        raise SystemExit(str(error)) from None
     except ContenderError as error:
         reason = str(error)
     if "ModuleNotFoundError" in reason:  # it would be recorded as a refusal of every point
@@ -101,9 +104,10 @@ def read() -> dict[str, Any]:
 
 
 def find(results: dict[str, Any], point: Point, peer: str, on: str) -> dict[str, Any] | None:
-    """Return the row of a point measured on this processor, or None."""
-    key = {**dataclasses.asdict(point), "against": peer, "processor": on}
-    return next((row for row in results["points"] if key.items() <= row.items()), None)
+    """Return the row of a point measured on the machine with this label, or None."""
+    key = {**dataclasses.asdict(point), "against": peer}.items()
+    rows = (row for row in results["points"] if all(row[name] == value for name, value in key))
+    return next((row for row in rows if label(row["machine"]) == on), None)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -111,9 +115,9 @@ def table(results: dict[str, Any]) -> str:
     groups: dict[tuple[str, str, str, bool], list[dict[str, Any]]] = {}
     for row in results["points"]:
         if "ratio" in row:
-            groups.setdefault((row["processor"], row["against"], row["model"], row["training"]), []).append(row)
+            groups.setdefault((label(row["machine"]), row["against"], row["model"], row["training"]), []).append(row)
     lines = [
-        "| network | | points | worst | at | median | best | processor, peer |",
+        "| network | | points | worst | at | median | best | machine; peer |",
         "|---|---|---:|---:|---|---:|---:|---|",
     ]
     for (on, peer, model, training), rows in sorted(groups.items(), key=lambda i: min(r["ratio"] for r in i[1])):
@@ -121,7 +125,7 @@ def table(results: dict[str, Any]) -> str:
         worst, middle, best = rows[0], rows[len(rows) // 2], rows[-1]
         lines.append(
             f"| {model} | {'training' if training else 'inference'} | {len(rows)} | {worst['ratio']:.2f} | "
-            f"{worst['size']} px, batch {worst['batch']} | {middle['ratio']:.2f} | {best['ratio']:.2f} | {on}, {peer} |"
+            f"{worst['size']} px, batch {worst['batch']} | {middle['ratio']:.2f} | {best['ratio']:.2f} | {on}; {peer} |"
         )
     return "\n".join(lines)
 
@@ -171,7 +175,7 @@ def main() -> None:
         if options.sample is not None:
             points = random.Random(options.seed).sample(points, min(options.sample, len(points)))
         for number, point in enumerate(points, 1):
-            known = find(results, point, peer, about["processor"])
+            known = find(results, point, peer, label(about))
             if known and not options.again:
                 continue
             print(f"{number} of {len(points)}: {point}", flush=True)
@@ -179,11 +183,9 @@ def main() -> None:
             print("   " + (f"{figures['ratio']:.2f}" if "ratio" in figures else figures["refused"]), flush=True)
             results = read()  # another call may have added points
             results["points"] = [row for row in results["points"] if row != known]
-            results["points"].append(
-                {**dataclasses.asdict(point), "against": peer, "processor": about["processor"],
-                 "cores": about["cores"], **figures}
-            )  # fmt: skip
+            results["points"].append({**dataclasses.asdict(point), "against": peer, "machine": about, **figures})
             OUTPUT.write_text(_one_row_per_line(results))
+        write_page()
     print(table(results))
 
 

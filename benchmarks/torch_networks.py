@@ -87,6 +87,14 @@ NETWORKS = {
 }
 
 
+def compiled_network(net, training):
+    """Return a network compiled by TorchInductor; in inference with frozen weights, which folds batch norm."""
+    import torch._inductor.config as inductor
+
+    inductor.freezing = not training
+    return torch.compile(net)
+
+
 def trainer(net, images, labels):
     """Return a function that runs one step of SGD with momentum."""
     optimiser = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
