@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from zoo import models
 from zoo.data.images.preprocess import Preprocess
-from zoo.distributed import compile
+from zoo.distributed import compile, mesh
 from zoo.training.optim import make_optimizer
 from zoo.training.recipes import find_recipe
 from zoo.training.step import TrainState, make_train_step, reset_optimizer
@@ -86,13 +86,19 @@ def sent(found: list[Collective], devices: int, model: int, batch: int) -> float
     return total
 
 
-def measure(name: str, recipe_name: str, per_device: int, mesh: str) -> tuple[list[Collective], float]:
-    """Return the collectives of a step on COMPILED devices and the floating-point operations of each device."""
+def measure(name: str, recipe_name: str, per_device: int, axes: str) -> tuple[list[Collective], float]:
+    """Return the collectives of a step on COMPILED devices and the floating-point operations of each device.
+
+    Args:
+        name: a model.
+        recipe_name: the recipe of its training.
+        per_device: images per device.
+        axes: the mesh, such as "data=4,model=2".
+    """
     model, recipe = models.create(name), find_recipe(recipe_name)
     height, width, channels = model.input_shape
-    plain = Preprocess(
-        size=(height, width), resize=(height, width), channels="RGB", polarity=None, mean=(0.5,) * 3, std=(0.25,) * 3
-    )
+    statistics = {"mean": (0.5,) * channels, "std": (0.25,) * channels, "channels": "L" if channels == 1 else "RGB"}
+    plain = Preprocess((height, width), (height, width), polarity=None, **statistics)
     optimizer, _ = make_optimizer(recipe, 1000, 100)
 
     def fresh(variables):
@@ -101,14 +107,13 @@ def measure(name: str, recipe_name: str, per_device: int, mesh: str) -> tuple[li
         return reset_optimizer(state, optimizer, frozenset())
 
     state = jax.eval_shape(fresh, models.abstract_variables(model, (height, width, channels)))
-    parallelism = mesh.parse_parallelism(mesh=mesh)
-    gather = partial(mesh.gather_fsdp, parallelism, model.family)
+    parallelism = mesh.parse_parallelism(mesh=axes)
+    gather = partial(mesh.gather_fsdp, parallelism, model)
     step = make_train_step(model, recipe, plain, optimizer, gather=gather)
     batch = mesh.abstract_batch(parallelism, per_device * COMPILED, (height, width, channels))
-    program = compile.compile_train_step(step, parallelism, model.family, state, batch)
-    return collectives(program.as_text(), COMPILED), jax.jit(step).lower(state, batch).cost_analysis()[
-        "flops"
-    ] / COMPILED
+    program = compile.compile_train_step(step, parallelism, model, state, batch)
+    flops = jax.jit(step).lower(state, batch).cost_analysis()["flops"]
+    return collectives(program.as_text(), COMPILED), flops / COMPILED
 
 
 def table() -> str:
@@ -117,14 +122,14 @@ def table() -> str:
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for name, recipe, per_device in TRAININGS:
-        for mesh in MESHES:
-            found, flops = measure(name, recipe, per_device, mesh)
-            axes = dict(mesh.parse_parallelism(mesh=mesh).axes)
+        for axes in MESHES:
+            found, flops = measure(name, recipe, per_device, axes)
+            counts = dict(mesh.parse_parallelism(mesh=axes).axes)
             for devices in SIZES:
-                size = sent(found, devices, axes.get("model", 0), per_device * COMPILED)
+                size = sent(found, devices, counts.get("model", 0), per_device * COMPILED)
                 shown = ",".join(
                     f"{axis}={count if axis == 'model' else count * devices // COMPILED}"
-                    for axis, count in axes.items()
+                    for axis, count in counts.items()
                 )
                 ratio = (flops / FLOPS_PER_SECOND) / (size / BYTES_PER_SECOND)
                 numbers = f"{flops / 1e9:,.0f} | {size / 1e6:,.1f} | {ratio:.2f}"

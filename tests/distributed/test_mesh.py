@@ -596,3 +596,12 @@ def test_collectives_are_read_from_a_compiled_program():
     assert sent([pair], 1024, 2, 64) == 16 * 8 * 4 / 2
     (long,) = collectives("%g = f32[64,8]{1,0} all-gather(%x), replica_groups=[1,8]<=[8]", 8)
     assert sent([long], 16, 0, 64) == 2 * 64 * 8 * 4 * 15 / 16
+
+
+def test_the_traffic_of_a_training_is_measured():
+    """Of parameters and gradients at least: lenet5 has 61,706 parameters in float32."""
+    from benchmarks.communication import measure
+
+    found, flops = measure("lenet5", "mnist", 2, "fsdp=8")
+    assert {each.kind for each in found} >= {"all-gather"} and sum(each.bytes for each in found) > 4 * 61_706
+    assert flops > 2 * 2 * 400_000, "of two images, forward at least"
