@@ -19,7 +19,7 @@ def torch(model: str, training: bool, pixels, labels, precision: str, compiled: 
     import torch
     from torch.nn import functional
 
-    from benchmarks.torch_networks import NETWORKS
+    from benchmarks.torch_networks import NETWORKS, compiled_network
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
@@ -28,7 +28,7 @@ def torch(model: str, training: bool, pixels, labels, precision: str, compiled: 
     images = torch.from_numpy(normalised(pixels).transpose(0, 3, 1, 2)).to(device, memory_format=torch.channels_last)
     targets = torch.from_numpy(labels.astype(np.int64)).to(device)
     optimiser = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
-    net = torch.compile(net) if compiled else net
+    net = compiled_network(net, training) if compiled else net
     mixed = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
 
     def train_step():

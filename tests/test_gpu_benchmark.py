@@ -19,7 +19,8 @@ def test_every_piece_writes_its_results(tmp_path):
     assert done.returncode == 0, done.stderr
     results = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in gpu.PIECES}
     assert all(each["complete"] for each in results.values()), done.stdout + done.stderr
-    assert all(row["ok"] for row in results["correctness"]["rows"] if row["precision"] == "float32")
+    assert all(results[name]["rows"] for name in gpu.PIECES if name != "devices")
+    assert all(row["ok"] for row in results["correctness"]["rows"])
     assert all(row["images_per_second"] > 0 for row in results["small"]["rows"])
     assert all(row["zoo"] > 0 for row in results["speed"]["rows"]) and results["devices"]["devices"]
     again = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
