@@ -1,6 +1,7 @@
 """Count how many small wrong changes to `zoo/` the test suite notices.
 
     python -m benchmarks.mutants                      # 240 changes; results in benchmarks/results/mutants.json
+    python -m benchmarks.mutants --seed 1             # a second sample, added to the results
     python -m benchmarks.mutants --tree ../old        # the same for another checkout
 
 `benchmarks.mutation` draws a random sample over all modules, in proportion to their lines of code. Each change is made
@@ -8,11 +9,15 @@ alone in a copy of the tree and tested by the tests that execute its lines, foun
 coverage, and by those of `tests/**/test_<module>.py`. A change is noticed if a test fails or time runs out.
 
 Tests of a change run in one process, forked from one that has imported JAX but nothing of the project. An interrupted
-run continues where it stopped. Needs pytest-cov.
+run continues where it stopped, unless a file of the tree has changed. Needs pytest-cov.
+
+The results are {"rate", "samples"}: the rate over all samples, and of each its "seed", "commit", number "drawn", "rate"
+and "rows". A sample replaces the one with its seed. "before" is a sample of an earlier revision, kept to compare with.
 """
 
 import argparse
 import contextlib
+import hashlib
 import importlib.util
 import json
 import multiprocessing
@@ -70,16 +75,30 @@ class Tests:
         return chosen
 
 
-def copy_tree(tree: Path, folder: Path) -> None:
-    """Copy the files that git tracks or would track."""
+def tree_files(tree: Path) -> list[str]:
+    """Return the files that git tracks or would track, as paths in the tree."""
     names = subprocess.run(
         ["git", "-C", str(tree), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         check=True, capture_output=True, text=True,
     ).stdout.split("\0")  # fmt: skip
-    for name in filter(None, names):
-        if (tree / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(tree / name, folder / name)
+    return sorted(name for name in names if name and (tree / name).is_file())
+
+
+def copy_tree(tree: Path, folder: Path) -> None:
+    """Copy the files of a tree."""
+    for name in tree_files(tree):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(tree / name, folder / name)
+
+
+def digest_tree(tree: Path) -> str:
+    """Return a hash of the names and contents of the tree's files, without the results of this program."""
+    digest = hashlib.sha256()
+    for name in tree_files(tree):
+        if name == RESULT.relative_to(ROOT).as_posix():
+            continue
+        digest.update(f"{name}\0{hashlib.sha256((tree / name).read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def find_tests(copy: Path, work: Path, workers: int) -> Tests:
@@ -231,6 +250,26 @@ def summarise(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def add_sample(file: Path, sample: dict) -> None:
+    """Write a sample into the file of the results, in place of one with its seed."""
+    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    others = [other for other in results.get("samples", []) if other["seed"] != sample["seed"]]
+    samples = sorted([*others, sample], key=lambda each: each["seed"])
+    results |= {"rate": noticed_rate([row for each in samples for row in each["rows"]]), "samples": samples}
+    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def noticed_rate(rows: list[dict]) -> float:
+    """Return the fraction of changes that were noticed."""
+    return sum(row["noticed"] for row in rows) / len(rows)
+
+
+def revision(tree: Path) -> str:
+    """Return the short hash of the commit that is checked out, with "-dirty" if files differ from it."""
+    words = ["git", "-C", str(tree), "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.mutants", description=__doc__.split("\n")[0])
     parser.add_argument("--tree", type=Path, default=ROOT, help="Checkout to test.")
@@ -242,7 +281,8 @@ def main(arguments: list[str] | None = None) -> int:
                         help="Folder of the coverage data and of unfinished results.")  # fmt: skip
     parser.add_argument("--output", type=Path, default=RESULT, metavar="FILE", help="File of the results.")
     options = parser.parse_args(arguments)
-    tree, work = options.tree.resolve(), options.work.resolve()
+    tree = options.tree.resolve()
+    work = options.work.resolve() / digest_tree(tree)
     (work / "cache").mkdir(parents=True, exist_ok=True)
     set_environment(tree, work / "cache")
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
@@ -259,11 +299,11 @@ def main(arguments: list[str] | None = None) -> int:
     rows_file = work / f"rows-{options.seed}-{options.count}.jsonl"
     rows = [json.loads(line) for line in rows_file.read_text().splitlines()] if rows_file.exists() else []
     done = {(row["path"], row["line"], row["after"]) for row in rows}
-    left = []
+    wanted = {}
     for path, mutation in drawn:
         after = mutation.apply(sources[path]).splitlines()[mutation.line - 1].decode().strip()
-        if (path, mutation.line, after) not in done:
-            left.append((path, mutation))
+        wanted[path, mutation.line, after] = (path, mutation)
+    left = [pair for key, pair in wanted.items() if key not in done]
     print(f"{len(drawn)} changes, {len(left)} left", flush=True)
     processes = [
         multiprocessing.get_context("fork").Process(
@@ -276,9 +316,11 @@ def main(arguments: list[str] | None = None) -> int:
     for process in processes:
         process.join()
     rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    rows = [row for row in rows if (row["path"], row["line"], row["after"]) in wanted]
     print(summarise(rows))
-    rate = sum(row["noticed"] for row in rows) / len(rows)
-    options.output.write_text(json.dumps({"seed": options.seed, "rate": rate, "rows": rows}, indent=1) + "\n")
+    rate = noticed_rate(rows)
+    sample = {"seed": options.seed, "commit": revision(tree), "drawn": len(drawn), "rate": rate, "rows": rows}
+    add_sample(options.output, sample)
     return 0 if rate >= TARGET else 1
 
 
