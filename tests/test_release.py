@@ -1,4 +1,4 @@
-"""What a release states about itself agrees: versions, licence, and the contents of the sdist."""
+"""What a release states about itself agrees: versions and licence. `.ci/run` looks into wheel and sdist."""
 
 import re
 import tomllib
@@ -19,6 +19,12 @@ def test_versions_agree():
 
 def test_supported_versions_of_python_agree():
     stated = {line.rsplit(" ", 1)[1] for line in PROJECT["classifiers"] if "Python :: 3." in line}
-    assert PROJECT["requires-python"] == f">={min(stated, key=lambda version: int(version.split('.')[1]))}"
-    page = (ROOT / "docs" / "install.md").read_text("utf-8")
+    lowest = min(stated, key=lambda version: int(version.split(".")[1]))
+    assert PROJECT["requires-python"] == f">={lowest}"
+    readme, page, contributing = (
+        (ROOT / path).read_text("utf-8") for path in ("README.md", "docs/install.md", "docs/contributing.md")
+    )
+    assert f"Python {lowest} or newer" in readme and f"Python {lowest} or newer" in page
     assert all(version in page for version in stated)
+    tested = list(dict.fromkeys(re.findall(r"^\| (3\.\d+)\.\d+ \|", contributing, re.MULTILINE)))
+    assert f"tested with {' and '.join(tested)} (" in page and set(tested) <= stated
