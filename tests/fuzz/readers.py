@@ -686,11 +686,12 @@ def run_files() -> Files:
     config = RunConfig("lenet5", {"num_classes": 10}, "digits", Recipe(), 0, "0" * 64, init="x", init_digest="1" * 64)
     made_with = {"command": "zoo train", "git": None, "versions": {"jax": "0.9"}}
     rows = [{"step": n, "epoch": n / 10, "train_loss": 1 / n, "best": True} for n in (1, 2)]
+    timing = {"steps": [0, 2], "seconds": 1.5, "images_per_second": 8.5, "device": "cpu"}
     content = {
         "config.json": json.dumps({**config.to_json(), "made_with": made_with}, indent=1),
         "results.json": json.dumps({"stopped": "all steps done", "best_step": 2, "test": {"accuracy": 0.5}}),
         "metrics.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
-        "timing.jsonl": 2 * (json.dumps({"steps": [0, 2], "seconds": 1.5, "device": "cpu"}) + "\n"),
+        "timing.jsonl": 2 * (json.dumps(timing) + "\n"),
     }
     return {name: text.encode() for name, text in content.items()}
 

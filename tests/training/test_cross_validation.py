@@ -12,9 +12,11 @@ from sklearn.metrics import f1_score
 
 import zoo
 from zoo import checkpoint
+from zoo.inference.metrics import summarise
 from zoo.training import cross_validation, loop, report
 from zoo.training.run import CONFIG, RESULTS, read_config
 
+SUMS = {"loss": 2.0, "weight": 4, "top1": 3, "top5": 4, "confusion": np.array([[2, 0], [1, 1]]), "invalid": np.zeros(2)}
 OPTIONS = ["--model", "softmax", "--image-size", "6", "--epochs", "2", "--batch-size", "8"]
 
 
@@ -72,6 +74,12 @@ def test_the_advice_on_a_bad_result_is_not_what_was_done():
     assert "--init" not in report.advise_training(True, "") and "another --init" in report.advise_training(
         True, "linear"
     )
+
+
+def test_the_summary_is_named_where_it_is(runs):
+    result = cross_validation.CrossValidation((0.5, 0.75), summarise(SUMS, ("a", "b")), runs)
+    lines = cross_validation.describe(result, "s3://bucket/cv/summary.json", "")
+    assert lines[-1].startswith("summary: s3://bucket/cv/summary.json; ")
 
 
 def test_the_same_command_trains_nothing_anew(capsys, table, runs):

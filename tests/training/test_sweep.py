@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import random_images, run_command
+from helpers import assert_one_line, random_images, run_command
 from PIL import Image
 
 from zoo.analysis.compare import format_value
@@ -124,7 +124,7 @@ def test_diverged_settings_come_last_and_are_named():
     assert "diverged" in format_table([bad])[-1]
 
 
-def test_compare_shows_what_differs_and_draws_the_curves(finished, tmp_path, capsys):
+def test_compare_shows_what_differs_and_draws_the_curves(finished, tmp_path, capsys, monkeypatch):
     folders = sorted((finished / "runs").iterdir())
     files = [tmp_path / name for name in ("c.png", "c.html", "c.csv")]
     words = ("compare", *folders, "-o", files[0], "--html", files[1], "--csv", files[2])
@@ -146,6 +146,11 @@ def test_compare_shows_what_differs_and_draws_the_curves(finished, tmp_path, cap
     (tmp_path / "results").rename(folders[0] / run.RESULTS)
     assert code == 0 and [row["state"] == "not finished" for row in json.loads(out)] == [True, False]
     assert json.loads(out)[0]["test accuracy"] is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(files[0]))  # no folder: the picture fails, table and page do not
+    files[1].unlink()
+    code, out, err = run_command(capsys, *words[:3], "--html", files[1])
+    assert code == 0 and "test accuracy" in out and f"written: {files[1]}\n" in out and "-o FILE.png" in err
+    assert "base64" in files[1].read_text(encoding="utf-8")
 
 
 def test_the_option_loss_is_a_word_in_the_table_and_the_result_a_number():
@@ -167,6 +172,8 @@ def test_compare_names_what_is_no_run(finished, tmp_path, capsys):
     for file, content in (
         (run.METRICS, "{"), (run.METRICS, "[1]"), (run.METRICS, '{"step": "1"}'), (run.METRICS, '{"step": 1, "a": []}'),
         (run.TIMING, '{"steps": [0, 1]}'), (run.TIMING, '{"steps": [0], "seconds": 1}'), (run.TIMING, "1"),
+        (run.TIMING, '{"steps": [0, 2], "seconds": 1.5, "device": "cpu"}'),
+        (run.TIMING, '{"steps": [0, 2], "seconds": 1.5, "images_per_second": 8}'),
         (run.TIMING, '{"steps": [0, 1], "seconds": "long"}'), (run.TIMING, '{"seconds": 1' + "0" * 400 + "}"),
         ("best/card.json", '{"leaves": 3}'),
     ):  # fmt: skip
@@ -188,3 +195,20 @@ def test_results_that_are_none_count_as_not_finished(text, tmp_path):
     assert not run.is_finished(tmp_path)
     with pytest.raises(ValueError, match=run.RESULTS):
         run.read_results(tmp_path)
+
+
+def test_a_run_whose_files_do_not_belong_together_is_named(finished, tmp_path):
+    folder = next((finished / "runs").iterdir())
+    whole = json.loads((folder / run.RESULTS).read_text())
+    for file, content in (
+        (run.METRICS, ""), (run.METRICS, json.dumps({"step": whole["best_step"]})),
+        (run.RESULTS, json.dumps({**whole, "validation": None})), (run.RESULTS, json.dumps({**whole, "test": {}})),
+        (run.RESULTS, json.dumps({key: whole[key] for key in ("stopped", "best_step")})),
+        (run.RESULTS, json.dumps({**whole, "validation": {**whole["validation"], "accuracy": None}})),
+    ):  # fmt: skip
+        copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+        (copy / file).write_text(content)
+        with pytest.raises(ValueError, match=file) as caught:
+            sweep._read_trial({}, [(0, copy, "")])
+        assert_one_line(caught, str(copy))
+        shutil.rmtree(copy)

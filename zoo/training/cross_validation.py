@@ -154,10 +154,11 @@ def cross_validate(
     accuracies = tuple(result["accuracy"] for result in results)
     result = CrossValidation(accuracies, pool_results(results, plans[0].dataset.class_names), folder, column)
     processes.run_on_primary(lambda: write_summary(result))
+    summary = str(folder / SUMMARY)
     if address := plans[0].address:
         summary = join_address(parent_of(address), SUMMARY)
         processes.run_on_primary(lambda: objects.write(summary, (folder / SUMMARY).read_bytes()))
-    for line in describe(result, advise_training(plans[0].init is not None, plans[0].config.head)):
+    for line in describe(result, summary, advise_training(plans[0].init is not None, plans[0].config.head)):
         say(line)
     return result
 
@@ -179,7 +180,7 @@ def require_folder(folder: Path) -> None:
 
 def read_test_result(folder: Path) -> dict[str, Any]:
     """Return the metrics of the test split that a finished run has written."""
-    return dict(runs.read_results(folder)["test"])
+    return runs.read_split_result(folder, "test")
 
 
 def pool_results(results: Sequence[dict[str, Any]], class_names: Sequence[str]) -> Metrics:
@@ -208,8 +209,14 @@ def write_summary(result: CrossValidation) -> None:
     write_atomically(result.folder / SUMMARY, json.dumps(result.to_json(), indent=1) + "\n")
 
 
-def describe(result: CrossValidation, chance_advice: str) -> list[str]:
-    """Return lines on the result of a cross-validation, with this advice if it is no better than chance."""
+def describe(result: CrossValidation, summary: str, chance_advice: str) -> list[str]:
+    """Return lines on a cross-validation.
+
+    Args:
+        result: its result.
+        summary: path or address of its summary.json.
+        chance_advice: what to try if the result is no better than chance.
+    """
     metrics = result.metrics
     lines = [
         f"{len(result.accuracies)} folds: accuracy {100 * result.mean:.2f} ± {100 * result.std:.2f} % (mean ± standard "
@@ -217,6 +224,6 @@ def describe(result: CrossValidation, chance_advice: str) -> list[str]:
         f"all images: accuracy {format_accuracy(metrics.accuracy, metrics.examples)}  loss {metrics.loss:.4f}  "
         f"macro F1 {metrics.macro_f1:.4f}",
         *describe_evidence(metrics, "Collect more images.", chance_advice),
-        f"summary: {result.folder / SUMMARY}; to train on all but a test split, repeat the command without --folds",
+        f"summary: {summary}; to train on all but a test split, repeat the command without --folds",
     ]  # fmt: skip
     return lines

@@ -375,6 +375,34 @@ def read_results(path: Path) -> dict[str, Any]:
     return dict(results)
 
 
+def read_split_result(path: Path, split: str) -> dict[str, Any]:
+    """Return the metrics of one split in results.json, as `Metrics.to_json` gave them.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: naming the file, if it does not hold these metrics.
+    """
+    result = read_results(path).get(split) or {}
+    is_whole = all(isinstance(result.get(name), list) for name in ("confusion", "per_class"))
+    if not is_whole or not _are_numbers(result.get(name) for name in ("accuracy", "loss", "top5", "examples")):
+        raise ValueError(f"{path / RESULTS}: does not hold the metrics of the {split} split")
+    return dict(result)
+
+
+def read_best_score(path: Path, metric: str) -> float:
+    """Return a validation metric of the best checkpoint of a finished run, from metrics.jsonl.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: naming the file, if it does not hold the metric.
+    """
+    step = read_results(path)["best_step"]
+    value = next((row.get(f"validation_{metric}") for row in read_history(path) if row["step"] == step), None)
+    if value is None:
+        raise ValueError(f"{path / METRICS}: does not hold the validation {metric} of step {step:,}, the best one")
+    return float(value)
+
+
 def read_timing(path: Path) -> list[dict[str, Any]]:
     """Return the rows of timing.jsonl, one for each process that trained the run; [] without the file.
 
@@ -386,9 +414,11 @@ def read_timing(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     for number, row in enumerate(rows, 1):
-        numbers = [row.get("seconds"), *(row["steps"] if isinstance(row.get("steps"), list) else [None])]
-        if not _are_numbers(numbers) or len(numbers) != 3:
-            raise ValueError(f"{path / TIMING}, line {number}: has no seconds and steps")
+        steps = row["steps"] if isinstance(row.get("steps"), list) else []
+        numbers = [*steps, row.get("seconds"), row.get("images_per_second")]
+        if len(steps) != 2 or not _are_numbers(numbers) or not schema.is_text(row.get("device")):
+            names = "steps, seconds, images_per_second and device"
+            raise ValueError(f"{path / TIMING}, line {number}: is not a row of {names}")
     return rows
 
 

@@ -216,22 +216,23 @@ def run_sweep(
 
 
 def _with_settings(request: TrainRequest, setting: dict[str, str], seed: int) -> TrainRequest:
-    more = [Setting(f"--set {field}", field, value) for field, value in {**setting, "seed": str(seed)}.items()]
+    more = [Setting(f"--set {field}", field, value) for field, value in setting.items()]
+    more.append(Setting("--seed", "seed", str(seed)))
     return dataclasses.replace(request, settings=[*request.settings, *more], workdir=None)
 
 
 def _read_trial(setting: dict[str, str], outcomes: Sequence[tuple[int, Path, str]]) -> Trial:
     ended = [folder for _, folder, reason in outcomes if not reason]
-    results = [runs.read_results(folder) for folder in ended]
     scores = []
-    for folder, result in zip(ended, results, strict=True):
+    for folder in ended:
         monitor = runs.read_config(folder).recipe.monitor
-        row = next(row for row in runs.read_history(folder) if row["step"] == result["best_step"])
-        name = "accuracy" if monitor == "last" else monitor
-        scores.append(-row["validation_loss"] if name == "loss" else row[f"validation_{name}"])
-    test = tuple(result["test"]["accuracy"] for result in results if "test" in result)
+        score = runs.read_best_score(folder, "accuracy" if monitor == "last" else monitor)
+        scores.append(-score if monitor == "loss" else score)
+    tested = [folder for folder in ended if "test" in runs.read_results(folder)]
+    test = tuple(runs.read_split_result(folder, "test")["accuracy"] for folder in tested)
     return Trial(
-        setting, tuple(ended), tuple(scores), tuple(result["validation"]["accuracy"] for result in results),
+        setting, tuple(ended), tuple(scores),
+        tuple(runs.read_split_result(folder, "validation")["accuracy"] for folder in ended),
         test if len(test) == len(ended) and test else None,
         tuple(f"seed {seed}: {reason.partition(';')[0]}" for seed, _, reason in outcomes if reason),
     )  # fmt: skip
