@@ -3,9 +3,10 @@
 import re
 from html.parser import HTMLParser
 
+import jax
 import numpy as np
 import pytest
-from helpers import run_command
+from helpers import random_images, run_command
 from PIL import Image
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
@@ -14,6 +15,9 @@ from zoo.analysis.page import charts, collect
 from zoo.analysis.page.html import Markup, document, element, scrolling
 from zoo.analysis.page.style import STYLE
 from zoo.analysis.report import report, write_run_page
+from zoo.checkpoint import Card
+from zoo.checkpoint.calibration import Calibration
+from zoo.data.images.preprocess import Preprocess
 from zoo.training import report as training_report
 
 HOSTILE = '<img src=x onerror="alert(1)">&\'"</script>'
@@ -124,6 +128,8 @@ def test_the_page_shows_what_the_evaluation_says(run, page):
     words = " ".join(Outline(page.read_text(encoding="utf-8")).words)
     result = zoo.evaluate(fitted, str(root / "data"))
     assert f"{100 * result.accuracy:.2f} %" in words and f"{result.loss:.4f}" in words
+    low, high = (f"{100 * end:.1f}" for end in result.accuracy_interval)
+    assert f"95 % CI {low} to {high} %" in words
     assert "broken.png" in words and "zoo train --config" in words and "flip" in words
     for title in ("Training", "Most confident mistakes", "Reliability", "Augmented images", "Data", "Configuration"):
         assert title in words
@@ -136,6 +142,34 @@ def test_the_page_shows_what_the_evaluation_says(run, page):
     confidences = [mistake.probability for mistake in data.mistakes]
     assert confidences == sorted(confidences, reverse=True) and len(confidences) > 0
     assert sum(count for _, _, count, _ in data.pairs) <= sum(map(sum, result.confusion))
+
+
+def test_logits_far_apart_give_the_results_of_zoo_eval():
+    """Their probabilities are 0 and 1 in float32: they rank no classes, and the log of 0 is no loss."""
+    images, labels = random_images(60, 8, 8)
+    model = zoo.create("softmax", image_size=8, num_classes=3)
+    rng = np.random.default_rng(0)
+    plain = zoo.init(model, 0, (8, 8, 1))
+    variables = jax.tree.map(lambda leaf: rng.normal(0, 300, leaf.shape).astype(np.float32), plain)
+    preprocess = Preprocess(size=(8, 8), resize=(8, 8), channels="L", mean=(0.5,), std=(0.25,))
+    dataset = zoo.from_arrays(train=(images, labels), test=(images, labels))
+    fields = {"image_size": 8, "num_classes": 3}
+    for calibration in (None, Calibration(1.5, "validation", 60, 2.0, 1.0, 0.2, 0.1, -1e9, 0.95)):
+        card = Card("softmax", fields, ("0", "1", "2"), preprocess, calibration=calibration)
+        network = zoo.Checkpoint(model, variables, card)
+        page, result = collect.evaluate_scores(network, dataset.splits["test"], "test"), zoo.evaluate(network, dataset)
+        assert result.loss > 100 and page.result.loss == pytest.approx(result.loss, rel=1e-4)
+        assert page.result.confusion == result.confusion and page.result.ece == pytest.approx(result.ece, abs=1e-4)
+
+
+def test_a_configuration_that_is_none_is_named(run, tmp_path):
+    root, _ = run
+    for name in ("config.json", "results.json", "metrics.jsonl", "timing.jsonl"):
+        (tmp_path / name).write_bytes((root / "run" / name).read_bytes())
+    assert collect.read_run(tmp_path).config.model == "resnet20"
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json: is not the configuration"):
+        collect.read_run(tmp_path)
 
 
 def test_a_checkpoint_without_a_run_and_with_other_data(run, tmp_path, capsys):

@@ -70,6 +70,15 @@ class Collected:
         self.calibration = fitted[0]
         return fitted
 
+    def probabilities(self) -> np.ndarray | None:
+        """Return the calibrated probabilities float32 [N, K]; None if their table would be too large."""
+        if not self.keeps_scores:
+            return None
+        temperature = temperature_of(self.calibration)
+        if temperature == 1:
+            return np.concatenate(self.scores)
+        return np.concatenate([np.exp(log_probabilities(part, temperature)) for part in self.logits], dtype=np.float32)
+
     def metrics(self) -> metrics.Metrics:
         """Return the metrics over the split."""
         temperature = temperature_of(self.calibration)
@@ -84,9 +93,7 @@ class Collected:
             ]
         if temperature != 1:
             losses = np.concatenate([part[2] for part in answers])
-            calibrated = [np.exp(log_probabilities(part, temperature)).astype(np.float32) for part in self.logits]
-            table = np.concatenate(calibrated) if self.keeps_logits else None
-            result = metrics.calibrated(result, losses, table, self.labels)
+            result = metrics.calibrated(result, losses, self.probabilities(), self.labels)
         if self.calibration is not None:
             unlike = float(np.mean(np.concatenate(self.energy) < self.calibration.energy_threshold))
             result = dataclasses.replace(result, unlike_training=unlike)

@@ -37,5 +37,10 @@ def accuracy_interval(accuracy: float, examples: int) -> tuple[float, float]:
 
 def format_accuracy(accuracy: float, examples: int) -> str:
     """Format an accuracy with its interval: "93.33 % (95 % CI 78.7 to 98.2 %, n = 30)"."""
+    return f"{100 * accuracy:.2f} % ({format_interval(accuracy, examples)}, n = {examples:,})"
+
+
+def format_interval(accuracy: float, examples: int) -> str:
+    """Format the interval of an accuracy: "95 % CI 78.7 to 98.2 %"."""
     low, high = accuracy_interval(accuracy, examples)
-    return f"{100 * accuracy:.2f} % (95 % CI {100 * low:.1f} to {100 * high:.1f} %, n = {examples:,})"
+    return f"95 % CI {100 * low:.1f} to {100 * high:.1f} %"

@@ -10,19 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.analysis.explain import explain_pixels, spatial_stages
-from zoo.checkpoint.manifest import MAX_JSON
-from zoo.checkpoint.schema import parse_json
 from zoo.data.dataset import Dataset, with_classes
 from zoo.data.images.measure import as_trained
 from zoo.data.images.preprocess import images_to_input
 from zoo.data.inspect.survey import survey
 from zoo.data.loader import eval_batches
 from zoo.data.splits import Split, record_name
-from zoo.files import read_bounded
 from zoo.inference import metrics
-from zoo.inference.evaluate import BATCH_SIZE, predict_probabilities
+from zoo.inference.collect import Collected
+from zoo.inference.evaluate import BATCH_SIZE, predict_outputs
 from zoo.inference.metrics import Metrics
 from zoo.inference.predict import Checkpoint
+from zoo.inference.softmax import log_probabilities
 from zoo.training import run as runs
 
 MAX_MISTAKES = 12  # mistakes shown with their maps
@@ -37,7 +36,7 @@ class RunFacts:
 
     Attributes:
         folder: its folder.
-        config: config.json, with "made_with".
+        config: its configuration.
         history: rows of metrics.jsonl.
         best_step: step of the best checkpoint.
         stopped: the reason why training ended.
@@ -45,7 +44,7 @@ class RunFacts:
     """
 
     folder: Path
-    config: dict[str, Any]
+    config: runs.RunConfig
     history: list[dict[str, Any]]
     best_step: int
     stopped: str
@@ -119,49 +118,39 @@ def read_run(folder: Path) -> RunFacts | None:
     """Return the facts of a finished run, or None for a folder that is not one."""
     if not (folder / runs.CONFIG).is_file() or not runs.is_finished(folder):
         return None
-    config = parse_json(read_bounded(folder / runs.CONFIG, MAX_JSON), runs.CONFIG)
     results = runs.read_results(folder)
     return RunFacts(
-        folder, config, runs.read_history(folder), results["best_step"], results["stopped"], runs.read_timing(folder),
+        folder, runs.read_config(folder), runs.read_history(folder), results["best_step"], results["stopped"],
+        runs.read_timing(folder),
     )  # fmt: skip
 
 
 def evaluate_scores(
     checkpoint: Checkpoint, split: Split, name: str, on_batch: Callable[[int], Any] | None = None
 ) -> Evaluation:
-    """Evaluate a checkpoint on a split and keep the probabilities of every record."""
+    """Evaluate a checkpoint on a split, as `zoo eval` does, and keep the probabilities of every record."""
     start = time.monotonic()
     card = checkpoint.card
-    labels = np.asarray(split.labels, np.int32)
-    calibration: dict[str, Any] = {"calibration": value} if (value := getattr(card, "calibration", None)) else {}
-    keep = len(labels) * len(card.classes) <= metrics.SCORE_LIMIT
-    total: Any = None
-    rows, parts, done = [], [], 0
-    size = min(BATCH_SIZE, 1 << max(len(labels) - 1, 0).bit_length())
+    collected = Collected(split, card.classes, card.calibration, per_example=True)
+    size = min(BATCH_SIZE, 1 << max(len(split) - 1, 0).bit_length())
     for batch in eval_batches(split, card.preprocess, batch_size=size):
-        count = min(size, len(labels) - done)
-        probabilities = predict_probabilities(
-            checkpoint.model, checkpoint.variables, batch["image"], card.preprocess, size, **calibration
-        )
-        logs = jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))
-        losses = -jnp.take_along_axis(logs, jnp.asarray(batch["label"])[:, None], axis=1)[:, 0]
-        sums = metrics.batch_sums(logs, jnp.asarray(batch["label"]), jnp.asarray(batch["weight"]), losses)
-        total = metrics.add(total, sums)
-        known, true = probabilities[:count], labels[done : done + count]
+        outputs = predict_outputs(checkpoint.model, checkpoint.variables, batch["image"], card.preprocess, size)
+        known = outputs.logits[: int(batch["weight"].sum())]
         if bad := int((~np.isfinite(known)).any(axis=1).sum()):
-            raise ValueError(f"{card.model}: the outputs for {bad} of {count} images are NaN; no page can be written")
-        parts.append((known.argmax(1), known.max(1), known[np.arange(count), true]))
-        if keep:
-            rows.append(known)
-        done += count
+            raise ValueError(
+                f"{card.model}: the outputs for {bad} of {len(known)} images are NaN; no page can be written"
+            )
+        losses = -np.take_along_axis(log_probabilities(outputs.logits), batch["label"][:, None], axis=1)[:, 0]
+        logits, label, weight, loss = map(jnp.asarray, (outputs.logits, batch["label"], batch["weight"], losses))
+        done = collected.add(metrics.batch_sums(logits, label, weight, loss), outputs)
         if on_batch:
             on_batch(done)
-    scores = np.concatenate(rows) if keep else None
-    result = metrics.summarise(total, card.classes, scores, labels if keep else None)
-    predictions, confidence, true_probability = (np.concatenate(part) for part in zip(*parts, strict=True))
+    result = collected.metrics()
+    examples = result.per_example
+    assert examples is not None  # requested above
     return Evaluation(
-        name, result, scores, labels, predictions.astype(np.int32), confidence, true_probability,
-        time.monotonic() - start,
+        name, result, collected.probabilities(), examples.labels, examples.predictions, examples.probabilities,
+        np.exp(-examples.losses), time.monotonic() - start,
     )  # fmt: skip
 
 
@@ -190,7 +179,7 @@ def collect(
     evaluation = evaluate_scores(checkpoint, records, split, on_batch)
     stage = list(spatial_stages(checkpoint))[-1:]
     few = sum(len(part) for part in dataset.splits.values()) <= MAX_SURVEYED
-    fine_tuned = run is not None and run.config.get("init") is not None
+    fine_tuned = run is not None and run.config.init is not None
     return PageData(
         title, checkpoint, dataset, evaluation, run, find_mistakes(checkpoint, records, evaluation, stage),
         "".join(stage), find_pairs(checkpoint, records, evaluation),

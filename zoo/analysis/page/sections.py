@@ -13,6 +13,7 @@ from zoo.analysis.page.collect import PageData, precision_recall_curve, roc_curv
 from zoo.analysis.page.html import Markup, element, picture, scrolling, table
 from zoo.analysis.visualise import first_layer_filters
 from zoo.fonts import isolate
+from zoo.inference.intervals import format_interval
 from zoo.inference.metrics import BINS
 from zoo.models import count_parameters
 from zoo.text import counted, is_finite
@@ -35,8 +36,9 @@ def summary(data: PageData) -> Markup:
     """Return the tiles with the results, and a line on what was evaluated."""
     result, card = data.evaluation.result, data.checkpoint.card
     wrong = round(result.examples * (1 - result.accuracy))
+    interval = format_interval(result.accuracy, result.examples)
     tiles = [
-        ("accuracy", percent(result.accuracy), f"{wrong:,} wrong of {result.examples:,}"),
+        ("accuracy", percent(result.accuracy), f"{interval}, {wrong:,} wrong of {result.examples:,}"),
         ("loss", f"{result.loss:.4f}", "cross-entropy, nats"),
         ("macro F1", percent(result.macro_f1), f"{len(card.classes):,} classes"),
         ("ROC-AUC", percent(result.roc_auc), "macro, one against the rest"),
