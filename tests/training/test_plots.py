@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.training.plots import draw_confusion, draw_curves
+from zoo.training.plots import draw_confusion, draw_curves, draw_runs
 
 HISTORY = [
     {
@@ -59,6 +59,17 @@ def bytes_of(folder, function, *arguments, **options):
 
 def without(*names):
     return [{key: value for key, value in row.items() if key not in names} for row in HISTORY]
+
+
+# --- curves of several runs -------------------------------------------------------------------------------------------
+
+
+def test_every_run_is_in_the_legend_as_it_is_called(figure_of):
+    names = ["_a", "b", "$x_1$", "_"]
+    figure = figure_of(draw_runs, [(name, HISTORY) for name in names])
+    (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    assert [entry.get_text() for entry in legend.get_texts()] == names
+    assert not any(entry.get_parse_math() for entry in legend.get_texts())
 
 
 # --- learning curves --------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from zoo.analysis.explain import Explanation
 from zoo.analysis.receptive import ReceptiveField
 from zoo.analysis.visualise import TopImage, Unit
 from zoo.fonts import isolate
-from zoo.training.plots import GREY, new_figure, save_figure
+from zoo.training.plots import GREY, add_legend, new_figure, save_figure
 
 MAPS_PER_STAGE = 8
 MAX_STAGES = 10  # stages whose feature maps are drawn
@@ -139,9 +139,9 @@ def _outline(axes: Any, found: TopImage, field: ReceptiveField | None) -> None:
     height, width = found.pixels.shape[:2]
     if field.size[0] >= height and field.size[1] >= width:
         return
-    centre = [(at + 0.5) * stride - 0.5 for at, stride in zip(found.position, field.stride, strict=True)]
-    corner = (centre[1] - field.size[1] / 2, centre[0] - field.size[0] / 2)
-    axes.add_patch(Rectangle(corner, field.size[1], field.size[0], fill=False, ec="#e4572e", lw=1.4, clip_on=True))
+    axes_of = zip(field.start, field.stride, found.position, strict=True)
+    top, left = (start + stride * at - 0.5 for start, stride, at in axes_of)  # pixels are drawn around their centres
+    axes.add_patch(Rectangle((left, top), field.size[1], field.size[0], fill=False, ec="#e4572e", lw=1.4, clip_on=True))
 
 
 def draw_embedding(embedding: Embedding, path: Path, channels: str) -> None:
@@ -166,12 +166,9 @@ def draw_embedding(embedding: Embedding, path: Path, channels: str) -> None:
         for spine in axes.spines.values():
             spine.set_color("#cccccc")
     present = [k for k in range(len(embedding.class_names)) if (embedding.labels == k).any()][:MAX_LEGEND]
-    handles = [
-        Line2D([], [], marker="o", ls="", color=colours[k], label=f"{embedding.class_names[k]:.20}") for k in present
-    ]
-    legend = figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    handles = [Line2D([], [], marker="o", ls="", color=colours[k]) for k in present]
+    names = [f"{embedding.class_names[k]:.20}" for k in present]
+    add_legend(figure, handles, names, loc="outside right upper", fontsize=9)
     save_figure(figure, path)
 
 

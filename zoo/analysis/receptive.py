@@ -24,11 +24,14 @@ class ReceptiveField(NamedTuple):
         stride: distance in the image between the fields of neighbouring positions, vertical and horizontal.
         whole: the stage depends on the whole image, through a dense layer or a mean over all positions; `size` is then
             the size of the image.
+        start: row and column at which the field of position (0, 0) begins; negative where it reaches into padding. That
+            of position p begins at start + stride * p.
     """
 
     size: tuple[int, int]
     stride: tuple[int, int]
     whole: bool = False
+    start: tuple[int, int] = (0, 0)
 
 
 class _Field(NamedTuple):
@@ -76,8 +79,10 @@ def receptive_fields(model: nn.Module, image_shape: tuple[int, int, int] | None 
         if field is None or len(_shape(var)) != 4:
             result[name] = ReceptiveField(shape[:2], shape[:2], whole=True)
         else:
-            size, stride = (tuple(getattr(axis, part) for axis in field) for part in ("size", "stride"))
-            result[name] = ReceptiveField(size, stride)
+            rows, columns = field
+            result[name] = ReceptiveField(
+                (rows.size, columns.size), (rows.stride, columns.stride), start=(rows.start, columns.start)
+            )
     return result
 
 

@@ -100,20 +100,19 @@ def draw_runs(labelled: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], path:
         colours = [colormaps["turbo"](0.03 + 0.94 * n / (len(labelled) - 1)) for n in range(len(labelled))]
     panels = [("loss", "validation loss", 1.0), ("accuracy", "validation accuracy (%)", 100.0)]
     for axes, (name, text, unit) in zip(figure.subplots(1, 2), panels, strict=True):
-        values = []
-        for (label, history), colour in zip(labelled, colours, strict=False):
+        values, lines = [], []
+        for (_, history), colour in zip(labelled, colours, strict=False):
             rows = [row for row in history if _is_known(row, f"validation_{name}") and row.get("epoch") is not None]
             x, y = [row["epoch"] for row in rows], [unit * row[f"validation_{name}"] for row in rows]
             values += y
             style: dict[str, Any] = {"marker": "o", "ms": 3} if len(x) < 25 else {}
-            axes.plot(x, y, color=colour, lw=1.5, label=_truncate(label, 50), **style)
+            lines += axes.plot(x, y, color=colour, lw=1.5, **style)
         if name == "loss" and values and min(values) > 0 and max(values) > 30 * min(values):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
         _style_axes(axes, "epoch", text)
-    legend = axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    for entry in legend.get_texts():
-        entry.set_parse_math(False)
+    labels = [_truncate(label, 50) for label, _ in labelled]
+    add_legend(axes, lines, labels, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
     save_figure(figure, path)
 
 
@@ -228,6 +227,21 @@ def new_figure(width: float, height: float, gap: float = 0.02) -> "Figure":
 
     layout = ConstrainedLayoutEngine(wspace=gap)
     return Figure(figsize=(width, height), dpi=120, layout=layout, facecolor="white")
+
+
+def add_legend(owner: Any, handles: Sequence[Any], labels: Sequence[str], **style: Any) -> None:
+    """Add a legend of names from elsewhere to axes or a figure, each as it is written.
+
+    Args:
+        owner: the axes or the figure.
+        handles: what the labels name.
+        labels: one for each; matplotlib itself would leave out those that begin with "_" and read "$" as mathematics.
+        **style: further arguments of `legend`.
+    """
+    legend = owner.legend(handles, [str(number) for number in range(len(handles))], frameon=False, **style)
+    for entry, label in zip(legend.get_texts(), labels, strict=True):
+        entry.set_parse_math(False)
+        entry.set_text(label)
 
 
 def _style_axes(axes: "Axes", x: str, y: str) -> None:
