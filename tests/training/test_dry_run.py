@@ -41,7 +41,7 @@ def fake_plan(step, *, sides=(8,), parallelism=SINGLE_DEVICE):
     return SimpleNamespace(
         segments=segments, largest_step=lambda: (segments[-1], "state"), precompiled=(segments[-1], step),
         parallelism=parallelism, total_steps=500, batch_size=32, first_batches=first_batches,
-        batches=lambda start: first_batches.append(start) or iter(range(100)),
+        batches=lambda start, workers: first_batches.append(start) or iter(range(100)),
     )  # fmt: skip
 
 

@@ -117,6 +117,7 @@ def evaluate(
     parallelism: Parallelism = SINGLE_DEVICE,
     per_example: bool = False,
     calibration: Calibration | None = None,
+    workers: int | None = None,
 ) -> metrics.Metrics:
     """Evaluate a model on a whole split. Every example counts once, at any batch size.
 
@@ -134,6 +135,7 @@ def evaluate(
         parallelism: devices to evaluate on.
         per_example: also return the prediction for each example.
         calibration: the card's; its temperature divides the logits.
+        workers: threads that read data which is not kept in memory.
 
     Returns:
         The metrics over the split.
@@ -145,7 +147,7 @@ def evaluate(
     if tta:
         check_views(tta, preprocess)
     collected = Collected(split, class_names, calibration, per_example)
-    _collect(collected, model, variables, preprocess, batch_size, on_batch, tta, parallelism)
+    _collect(collected, model, variables, preprocess, batch_size, on_batch, tta, parallelism, workers)
     return collected.metrics()
 
 
@@ -160,6 +162,7 @@ def evaluate_and_calibrate(
     batch_size: int = BATCH_SIZE,
     on_batch: Callable[[int], Any] | None = None,
     parallelism: Parallelism = SINGLE_DEVICE,
+    workers: int | None = None,
 ) -> tuple[metrics.Metrics, Calibration | None, str]:
     """Evaluate a model on a split and fit its calibration on the same outputs.
 
@@ -173,12 +176,13 @@ def evaluate_and_calibrate(
         batch_size: images per batch.
         on_batch: called with the number of images evaluated so far.
         parallelism: devices to evaluate on.
+        workers: threads that read data which is not kept in memory.
 
     Returns:
         The metrics with this calibration; the calibration, or None; a reason if it is None or its temperature is 1.
     """
     collected = Collected(split, class_names, keep_logits=True)
-    _collect(collected, model, variables, preprocess, batch_size, on_batch, "", parallelism)
+    _collect(collected, model, variables, preprocess, batch_size, on_batch, "", parallelism, workers)
     calibration, reason = collected.fit_calibration(name)
     return collected.metrics(), calibration, reason
 
@@ -192,6 +196,7 @@ def _collect(
     on_batch: Callable[[int], Any] | None,
     tta: str,
     parallelism: Parallelism,
+    workers: int | None,
 ) -> None:
     """Run a model on the split of `collected` and add the outputs to it."""
     split = collected.split
@@ -201,7 +206,9 @@ def _collect(
     place = None if parallelism.is_single_device else partial(shard_batch, parallelism)
     size = _images_per_batch(len(split), batch_size, tta, parallelism.devices)
     require_memory(model, variables, len(split), preprocess, batch_size, tta, parallelism)
-    batches = eval_batches(split, preprocess, batch_size=size, shard=process_shard(parallelism), tta=tta)
+    batches = eval_batches(
+        split, preprocess, batch_size=size, shard=process_shard(parallelism), workers=workers, tta=tta
+    )
     results = (step(variables, batch) for batch in prefetch_to_device(batches, place))
     for sums, outputs in _one_step_behind(results):
         done = collected.add(sums, outputs)

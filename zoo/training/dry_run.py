@@ -13,8 +13,14 @@ from zoo.training.request import Say
 TIMED_STEPS = 3
 
 
-def dry_run(plan: Plan, say: Say) -> None:
-    """Print the memory and time of the largest step, measured on a throw-away state."""
+def dry_run(plan: Plan, say: Say, workers: int | None = None) -> None:
+    """Print the memory and time of the largest step, measured on a throw-away state.
+
+    Args:
+        plan: the run.
+        say: called with each line.
+        workers: threads that read data which is not kept in memory.
+    """
     segment, state = plan.largest_step()
     if plan.precompiled and plan.precompiled[0] == segment:
         step = plan.precompiled[1]
@@ -27,7 +33,7 @@ def dry_run(plan: Plan, say: Say) -> None:
         per_device = " per device" if plan.parallelism.devices > 1 else ""
         mib = 2**20
         say(f"Memory per step{per_device}: {total / mib:,.0f} MiB ({activations / mib:,.0f} MiB of activations)")
-    batches = plan.batches(plan.total_steps - 1)
+    batches = plan.batches(plan.total_steps - 1, workers)
     times = []
     for _ in range(TIMED_STEPS + 1):
         batch, start = next(batches), time.monotonic()

@@ -161,7 +161,7 @@ def train(
         best = trainer.best
         del trainer, state  # the devices need room for the best variables
         with caught.nothing_unsaved(doing, REPORT_SECONDS), watch.exempt(doing):
-            report.finish(plan, best, progress, display)
+            report.finish(plan, best, progress, display, workers)
     finally:
         if logs is not None:
             logs.close()
@@ -234,6 +234,7 @@ class Trainer:
         self.in_flight: list[tuple[int, dict]] = []  # (step, metrics on the device), oldest first
         self.max_in_flight = 1
         self.step_bytes = 0  # per device, of the largest step known
+        self.workers: int | None = None  # threads that read data
         self.exported_step = -1  # the best step that best/ holds
         self.save_time = time.monotonic()
         self.compare_flags = processes.PeriodicMax()
@@ -243,7 +244,7 @@ class Trainer:
 
     def run(self, save_seconds: float, save_steps: int, workers: int | None) -> None:
         """Train until the plan ends, patience runs out or a signal arrives."""
-        plan, progress = self.plan, self.progress
+        plan, progress, self.workers = self.plan, self.progress, workers
         segment = plan.segment(progress.step - 1 if progress.evaluation_due else progress.step)
         if progress.evaluation_due:
             self.validate()
@@ -410,7 +411,9 @@ class Trainer:
                     self.finish_save()
                     self.end_interrupted(signum)
 
-            return report.evaluate_split(self.plan, variables, "validation", self.display, check=check)
+            return report.evaluate_split(
+                self.plan, variables, "validation", self.display, check=check, workers=self.workers
+            )
 
     def log(self, metrics: Metrics, is_best: bool) -> None:
         """Write a row of metrics.jsonl and print it."""

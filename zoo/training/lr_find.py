@@ -56,6 +56,7 @@ def find_learning_rate(
     start: float = START,
     stop: float = STOP,
     steps: int = STEPS,
+    workers: int | None = None,
     on_step: Callable[[int], Any] | None = None,
 ) -> RangeTest:
     """Run a learning-rate range test on the longest segment of a plan, on a throw-away state.
@@ -66,6 +67,7 @@ def find_learning_rate(
         start: first learning rate.
         stop: last learning rate.
         steps: number of steps.
+        workers: threads that read data which is not kept in memory.
         on_step: called with the number of steps done.
 
     Raises:
@@ -82,7 +84,7 @@ def find_learning_rate(
     rates, losses = [], []
     average, lowest = 0.0, math.inf
     smoothed = []
-    batches = plan.batches(segment.start)
+    batches = plan.batches(segment.start, workers)
     try:
         for number in range(steps):
             state, metrics = step(state, next(batches))

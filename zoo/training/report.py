@@ -141,6 +141,7 @@ def evaluate_split(
     display: Display,
     calibration: Calibration | None = None,
     check: Callable[[int], Any] = lambda done: None,
+    workers: int | None = None,
 ) -> Metrics:
     """Evaluate variables of the run on one of its splits. `check` is called after every batch; it may raise."""
     split = plan.dataset.splits[name]
@@ -152,7 +153,7 @@ def evaluate_split(
 
     return evaluate(
         plan.eval_model, variables, split, plan.preprocess, plan.dataset.class_names, batch_size=plan.eval_batch_size,
-        on_batch=on_batch, parallelism=plan.parallelism, calibration=calibration,
+        on_batch=on_batch, parallelism=plan.parallelism, calibration=calibration, workers=workers,
     )  # fmt: skip
 
 
@@ -200,7 +201,7 @@ def save_best(
     return checkpoint.save_checkpoint(plan.folder / runs.BEST, card, variables)
 
 
-def finish(plan: Plan, best: dict, progress: Progress, display: Display) -> None:
+def finish(plan: Plan, best: dict, progress: Progress, display: Display, workers: int | None = None) -> None:
     """Evaluate the best variables on every held-out split, then write results.json and the figures.
 
     Args:
@@ -208,16 +209,17 @@ def finish(plan: Plan, best: dict, progress: Progress, display: Display) -> None
         best: the best variables on the host, as `checkpoint.snapshot` returns them.
         progress: the run's progress.
         display: where to print.
+        workers: threads that read data which is not kept in memory.
     """
     best = checkpoint.on_devices(best)
     validation, calibration, reason = evaluate_and_calibrate(
         plan.eval_model, best, plan.dataset.splits["validation"], plan.preprocess, plan.dataset.class_names,
         "validation", batch_size=plan.eval_batch_size, parallelism=plan.parallelism,
-        on_batch=display.show_evaluation("validation", len(plan.dataset.splits["validation"])),
+        on_batch=display.show_evaluation("validation", len(plan.dataset.splits["validation"])), workers=workers,
     )  # fmt: skip
     results = {"validation": validation}
     if "test" in plan.dataset.splits:
-        results["test"] = evaluate_split(plan, best, "test", display, calibration)
+        results["test"] = evaluate_split(plan, best, "test", display, calibration, workers=workers)
     brief = {name: {k: v for k, v in result.to_json().items() if k != "confusion"} for name, result in results.items()}
     whole = processes.gather_to_primary(best)
     processes.run_on_primary(lambda: save_best(plan, whole, progress, brief, calibration) and None)
