@@ -281,6 +281,7 @@ def test_a_batch_holds_an_image_at_least():
          "try a lower learning_rate, warmup_epochs=1 or clip_norm=1 (y)"),
         ("Add --set class_weights=balanced.", 'Add class_weights="balanced".'),
         ("Add --init CKPT.", "Add init=CKPT."),
+        ("choose --monitor accuracy", 'choose monitor="accuracy"'),
         ("--init start: name the data with --data", 'init="start": name the data with data'),
         ("use --model mlp or softmax", 'use model="mlp" or softmax'),
         ("wide. Add --folds 5 to test on all images.", "wide. Use zoo.cross_validate to test on all images."),

@@ -244,6 +244,20 @@ def test_every_command_takes_the_checkpoint(mlp, tmp_path, capsys, monkeypatch):
     assert code == 2 and "is a checkpoint already" in err and err.count("\n") == 1
 
 
+def test_a_broken_head_is_replaced(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path / "photos", {"train/a": 6, "train/b": 6, "test/a": 2, "test/b": 2}, size=(9, 9))
+    whole = zoo.load(save_mlp(tmp_path / "whole"))
+    variables = jax.tree.map(np.array, whole.variables)
+    variables["params"]["head"]["kernel"][:] = np.nan
+    zoo.save("broken", whole.model, variables, ("x", "y"), whole.card.preprocess, allow_nonfinite=True)
+    code, _, err = run_command(capsys, "probe", "broken", "--data", "photos", "-o", "fitted")
+    assert code == 2 and "--allow-nonfinite" in err
+    code, _, err = run_command(capsys, "probe", "broken", "--data", "photos", "-o", "fitted", "--allow-nonfinite")
+    assert code == 0, err
+    assert zoo.load("fitted").card.classes == ("a", "b")
+
+
 def test_a_probe_on_a_file_of_features_finds_its_network(mlp, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder_of(tmp_path / "photos", {"train/a": 9, "train/b": 9, "test/a": 2, "test/b": 2}, size=(9, 9))

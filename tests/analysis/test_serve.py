@@ -5,7 +5,9 @@ import io
 import json
 import socket
 import threading
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,6 +72,22 @@ def test_an_image_is_classified_as_predict_does(server, loaded):
     assert answer["image"].startswith("data:image/png;base64,") and answer["map"].startswith("data:image/")
     other = json.loads(ask(server, "POST", "/classify?target=3", DIGIT.read_bytes())[2])
     assert other["target"] == "3" and other["map"] != answer["map"] and other["image"] == answer["image"]
+
+
+@pytest.mark.parametrize(
+    ("port", "host", "origin", "is_own"),
+    [
+        (80, "127.0.0.1", "http://localhost", True), (80, "localhost:80", None, True),  # browsers leave ":80" out
+        (8000, "localhost:8000", "http://127.0.0.1:8000", True), (8000, "localhost", None, False),
+        (80, "evil.example", None, False), (80, "localhost", "http://evil.example", False),
+    ],
+)  # fmt: skip
+def test_the_names_of_the_server(port, host, origin, is_own):
+    handler = serve.Handler.__new__(serve.Handler)  # without a connection: port 80 belongs to others
+    handler.server = SimpleNamespace(server_address=(serve.ADDRESS, port))
+    handler.headers = {"Host": host, **({"Origin": origin} if origin else {})}
+    with nullcontext() if is_own else pytest.raises(serve.RequestError):
+        handler._require_own_host()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,12 @@ from zoo.trees import flatten, match_leaves, unflatten
 
 @check_types()
 def attach_head(
-    checkpoint: Checkpoint | str | Path, probed: ProbeResult, path: str | Path | None = None, *, command: str = ""
+    checkpoint: Checkpoint | str | Path,
+    probed: ProbeResult,
+    path: str | Path | None = None,
+    *,
+    command: str = "",
+    allow_nonfinite: bool = False,
 ) -> Checkpoint:
     """Return the network whose features a probe was trained on, with the probe's classifier as its head.
 
@@ -34,12 +39,16 @@ def attach_head(
         probed: the result of `probe`.
         path: folder to write the checkpoint to; an existing checkpoint is replaced. None to write nothing.
         command: command line to record in the card.
+        allow_nonfinite: accept variables that hold NaN or infinity, such as those of the head that is replaced.
 
     Raises:
         ValueError: if the probe was trained on another endpoint than the head's input or on features of another
             network, or if the network has no head that could be replaced.
     """
-    loaded = loading.open_checkpoint(checkpoint)
+    if isinstance(checkpoint, Checkpoint):
+        loaded = checkpoint
+    else:
+        loaded = loading.load(checkpoint, allow_nonfinite=allow_nonfinite)
     require_head_input(probed)
     name = loaded.card.model
     if probed.origin and probed.origin.digest != digest_of(loaded):
@@ -50,7 +59,7 @@ def attach_head(
     variables = head_variables(model, shape, jax.device_get(loaded.variables), probed.kernel, probed.bias, name)
     card = _card(loaded.card, model, probed, checkpoint, command)
     if path is not None:
-        card = save_checkpoint(path, card, variables)
+        card = save_checkpoint(path, card, variables, allow_nonfinite)
     return Checkpoint(model, jax.device_put(variables), card)
 
 

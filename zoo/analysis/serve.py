@@ -8,6 +8,7 @@ import json
 import os
 import threading
 from http import HTTPStatus
+from http.client import HTTP_PORT
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -156,6 +157,8 @@ class Handler(BaseHTTPRequestHandler):
         """Refuse other names of this server, and requests from the pages of others."""
         port = self.server.server_address[1]
         hosts = {f"{name}:{port}" for name in (ADDRESS, "localhost")}
+        if port == HTTP_PORT:  # which browsers leave out
+            hosts |= {ADDRESS, "localhost"}
         if self.headers.get("Host", "") not in hosts:
             raise RequestError(HTTPStatus.FORBIDDEN, "this server answers to its own address only")
         origin = self.headers.get("Origin")

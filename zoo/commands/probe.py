@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         if options.output and options.at != HEAD_INPUT:
             raise ValueError(f"-o: a head reads the endpoint {HEAD_INPUT!r}; drop --at {options.at}")
         if options.output:
-            card = loading.load(options.checkpoint).card
+            card = loading.load(options.checkpoint, allow_nonfinite=options.allow_nonfinite).card
             model_with_classes(card.model, card.fields, 2)  # raises if the network has no head to train
         features = extract(options, None)
     kind = "svm" if options.svm else "softmax"
@@ -66,7 +66,9 @@ def run(options: argparse.Namespace) -> int:
     saved = ""
     if options.output and features.origin:
         command = shlex.join(["zoo", *options.words])
-        headed = attach_head(features.origin.checkpoint, probed, options.output, command=command)
+        headed = attach_head(
+            features.origin.checkpoint, probed, options.output, command=command, allow_nonfinite=options.allow_nonfinite
+        )
         saved = f"{options.output}: {headed.card.model} with the classifier as its head"
     if options.json:
         print(json_text(probed.metrics.to_json()))

@@ -11,7 +11,8 @@ import flax.linen as nn
 
 from zoo import models
 from zoo.suggest import did_you_mean
-from zoo.training.recipe import Recipe, parse_field
+from zoo.text import is_finite
+from zoo.training.recipe import Recipe, choices_of, parse_field
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -110,7 +111,8 @@ def in_terms_of_arguments(message: str) -> str:
         end = value[len(value.rstrip(".:")) :]
         value = value.removesuffix(end)
         separator = match[0][2 + len(match[1])] if match[2] else ""
-        is_value = separator == "=" or value in _CHOICES or value in models.MODELS or (not match.start() and ":" in end)
+        choices = {*_CHOICES, *models.MODELS, *(choices_of(name) if name in RECIPE_FIELDS else ())} - {""}
+        is_value = separator == "=" or value in choices or (not match.start() and ":" in end)
         if is_value or re.search(r"[\d'/=…]|^[A-Z_]+$", value):
             return f"{name}={_literal(value)}{end}"
         return f"{name}{separator}{value}{end}"
@@ -169,12 +171,12 @@ def parse_model_field(option: str, text: str, current: Any) -> Any:
     """
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all of what literal_eval raises
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
     value = tuple(value) if isinstance(value, list) else value
     if isinstance(current, tuple) and not isinstance(value, tuple):
         value = (value,)
-    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool) and is_finite(value):
         value = float(value)
     if current is not None and value is not None and type(value) is not type(current):
         raise ValueError(f"{option} {text!r} is not of type {type(current).__name__}; try {current!r}")
