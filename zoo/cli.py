@@ -110,13 +110,17 @@ def _option_for(parser: argparse.ArgumentParser, word: str) -> str:
     """Return the option that takes a setting, image, data or file to write given without one; "" if there is none."""
     from zoo.data.sources.folders import IMAGE_SUFFIXES
 
-    if re.match(r"[a-z]\w*=", word) and "--set" in parser._option_string_actions:
+    actions, suffix = parser._option_string_actions, os.path.splitext(word)[1].lower()
+    kinds = {option: os.path.splitext(str(action.metavar or ""))[1] for option, action in actions.items()}
+    if re.match(r"[a-z]\w*=", word) and "--set" in actions:
         return "--set"
-    is_image = word.lower().endswith(tuple(IMAGE_SUFFIXES))
-    options: tuple[str, ...] = ("--image", "--data") if is_image else ("--features", "--data")
-    if re.search(r"\.[A-Za-z]\w*$", word):  # such as net.onnx
-        options = (*options, "-o")
-    return next((option for option in options if option in parser._option_string_actions), "")
+    options = ["--image"] if suffix in IMAGE_SUFFIXES else ["--features"]
+    options.append("--data")
+    if suffix and kinds.get("-o") == suffix and (suffix in IMAGE_SUFFIXES or not os.path.exists(word)):
+        options.insert(1, "-o")  # a file of the kind that is written; a single picture is no data set
+    elif re.fullmatch(r"\.[a-z]\w*", suffix):  # such as net.onnx
+        options.append("-o")
+    return next((option for option in options if option in actions and kinds[option] in ("", suffix)), "")
 
 
 def _other_option(parser: argparse.ArgumentParser, word: str) -> str:
@@ -135,6 +139,16 @@ def _other_option(parser: argparse.ArgumentParser, word: str) -> str:
         if field in RECIPE_FIELDS or any(field in defining_fields(make()) for make in MODELS.values()):
             return f"write --set {field}={value or 'VALUE'}"
     return ""
+
+
+def _memory_advice(parser: argparse.ArgumentParser) -> str:
+    """Return what to change if the memory does not suffice, by the options that a command has."""
+    ways = {
+        "--batch-size": "lower --batch-size", "--micro-batch": "accumulate gradients with --micro-batch N",
+        "--image-size": "lower --image-size",
+    }  # fmt: skip
+    known = [way for option, way in ways.items() if option in parser._option_string_actions]
+    return ", or ".join(known) or "end other programs, or use a machine with more memory"
 
 
 def _shortest_use(parser: argparse.ArgumentParser) -> str:
@@ -176,8 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `zoo`; those of this process by default.
 
     Returns:
-        The exit code: 0 on success, 1 if a check found a fault, 2 after one line on stderr for a mistake of the user,
-        130 after Ctrl-C, and 70 or 75 for a run that can be resumed (docs/clusters.md).
+        The exit code: 0 on success, 2 after one line on stderr for a mistake of the user or a damaged file, 130 after
+        Ctrl-C, and 70 or 75 for a run that can be resumed (docs/clusters.md).
 
     Raises:
         SystemExit: after --help, --version, and for arguments that cannot be parsed.
@@ -197,11 +211,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(
             f"unrecognized arguments: {shlex.join(unknown)}" if unknown else "a command is missing; see --help"
         )
-    if unknown and _are_exchanged(options, unknown):
-        line = shlex.join(["zoo", options.command, unknown[0], "--data", options.checkpoint])
-        subparsers[options.command].error(f"{options.checkpoint}: the checkpoint comes first: {line}")
     if unknown:
-        subparsers[options.command].error(f"unrecognized arguments: {shlex.join(unknown)}")
+        sub = subparsers[options.command]
+        option = _option_for(sub, options.checkpoint) if _are_exchanged(options, unknown) else ""
+        if option:
+            line = shlex.join(["zoo", options.command, unknown[0], option, options.checkpoint])
+            sub.error(f"{options.checkpoint}: the checkpoint comes first: {line}")
+        sub.error(f"unrecognized arguments: {shlex.join(unknown)}")
     options.words = words
     try:
         return options.run(options) or 0
@@ -216,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except RuntimeError as error:
         known = (
-            ("RESOURCE_EXHAUSTED", "out of memory; lower --batch-size, or accumulate gradients with --micro-batch N"),
+            ("RESOURCE_EXHAUSTED", f"out of memory; {_memory_advice(subparsers[options.command])}"),
             ("determine home directory", "a path begins with ~ and the name of no user"),  # pathlib's expanduser
         )
         answer = next((answer for text, answer in known if text in str(error)), "")

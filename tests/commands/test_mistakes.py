@@ -1,5 +1,6 @@
 """Mistakes at the command line: each is answered by one line that names it and says what to type. None trains."""
 
+import json
 import zipfile
 
 import numpy as np
@@ -9,6 +10,8 @@ from PIL import Image
 
 import zoo
 from zoo.data.images.preprocess import Preprocess
+from zoo.training.recipe import Recipe
+from zoo.training.run import RunConfig
 
 #: (command line, parts of the answer): "what is wrong" and "what to type".
 MISTAKES = {
@@ -101,6 +104,32 @@ MISTAKES = {
     "verify nowhere": ("nowhere", "no such checkpoint"),
     "verify photos": ("photos", "checkpoint"),
     "list --recipe": ("'--recipe'", "did you mean --recipes"),
+    # a word in the wrong place: the option that takes it, if the command has one
+    "export net.onnx lenet5-mnist --to onnx": ("the checkpoint comes first", "zoo export lenet5-mnist -o net.onnx"),
+    "show photos/cat/0.png lenet5-mnist -o x.png": ("zoo show lenet5-mnist --image photos/cat/0.png",),
+    "verify photos lenet5-mnist": ("unexpected argument 'lenet5-mnist'", "write `zoo verify CKPT`"),
+    "lr-find --model lenet5 lr.png": ("did you mean -o lr.png?",),
+    "report CKPT page.html": ("did you mean -o page.html?",),
+    "sweep --model lenet5 table.csv": ("did you mean --data table.csv?",),
+    "serve CKPT photos": ("did you mean --data photos?",),
+    # options that would have no effect
+    "lr-find --config head/config.json": ("fits only a head", "--init RUN/best"),
+    "sweep --config head/config.json": ("fits only a head", "--init RUN/best"),
+    "train --init CKPT --data photos --patience 3": ("--patience 3", "--monitor accuracy"),
+    "train --model lenet5 --patience 3 --monitor last": ("--patience 3", "--monitor last", "--monitor accuracy"),
+    "data photos --augment flip": ("--augmented",),
+    "data photos --recipe small": ("--augmented",),
+    "data photos --image-size 8": ("--augmented",),
+    "show CKPT --image photos/cat/0.png --at stage1 -o x.png": ("--at belongs to --features",),
+    "show CKPT --image photos/cat/0.png --split test -o x.png": ("--split belongs to --unit and --features",),
+    "show CKPT --limit 5 -o x.png": ("--limit belongs to --unit and --features",),
+    "list --weights --recipes small": ("--weights and --recipes",),
+    # values
+    "sweep --model lenet5 --seed -1": ("--seed -1", "must not be negative"),
+    "sweep --model lenet5 --seed one": ("--seed 'one'", "whole number"),
+    "train --model mlp --set dropout={[]}": ("--set dropout '{[]}'", "float"),
+    f"train --model mlp --set dropout={'-' * 3000}1": ("--set dropout", "float"),
+    f"train --model mlp --set dropout={'9' * 310}": ("--set dropout", "float"),
 }
 
 
@@ -117,6 +146,9 @@ def fill(folder):
         for i in range(6):
             Image.fromarray(images[0]).save(folder / "same" / name / f"{i}.png")
     (folder / "empty").mkdir()
+    (folder / "head").mkdir()
+    head = RunConfig("resnet18", {"num_classes": 2}, "photos", Recipe(), init="CKPT", init_digest="0", head="linear")
+    (folder / "head/config.json").write_text(json.dumps(head.to_json()))
     (folder / "table.csv").write_text("path,label\nphotos/cat/0.png,cat\nphotos/dog/0.png,dog\n")
     (folder / "wrong.csv").write_text("path,colour\nphotos/cat/0.png,red\nphotos/dog/0.png,blue\n")
     (folder / "notes.txt").write_text("buy milk\n")

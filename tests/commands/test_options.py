@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import re
 import shutil
 
@@ -9,7 +10,8 @@ import pytest
 from helpers import run_command
 
 from zoo import api, cli, loading
-from zoo.commands import devices, train
+from zoo.commands import devices, train, words_without, write_extra
+from zoo.commands.sweep import first_seed
 from zoo.distributed import mesh, processes
 from zoo.pretrained import weights
 
@@ -166,7 +168,7 @@ def test_misspelt_options_and_commands_get_a_suggestion(capsys):
         (ValueError("two\n  lines"), 2, "zoo list: two lines\n"),
         (FileNotFoundError(2, "No such file", "a.png"), 2, "zoo list: a.png: no such file\n"),
         (ImportError("needs onnx"), 2, "zoo list: needs onnx\n"),
-        (RuntimeError("RESOURCE_EXHAUSTED: 9 GiB"), 2, "--batch-size"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 9 GiB"), 2, "zoo list: out of memory; "),
         (KeyboardInterrupt(), 130, ""),
         (ValueError(), 2, "zoo list: ValueError\n"),
     ],
@@ -189,6 +191,57 @@ def test_other_errors_are_not_hidden(monkeypatch):
         monkeypatch.setattr(command, "run", lambda options, error=error: (_ for _ in ()).throw(error))
         with pytest.raises(type(error), match="a bug"):
             cli.main(["list"])
+
+
+def test_advice_on_memory_names_options_of_the_command():
+    named = {}
+    for command in cli.COMMANDS:
+        parser = parser_of(command)
+        advice = cli._memory_advice(parser)
+        named[command] = set(re.findall(r"--[a-z-]+", advice))
+        assert advice and named[command] <= set(parser._option_string_actions), command
+    assert {"--batch-size", "--micro-batch"} <= named["train"] and "--batch-size" in named["eval"]
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ("--model mlp --learning-rate 1 --epochs 2", "--model mlp --epochs 2"),
+        ("--learning-rate=1 --output=a.png -oa.png -o a.png --model mlp", "--model mlp"),
+        ("--set learning_rate=1 --set dropout=0.1", "--set dropout=0.1"),
+        ("--set recipe.learning_rate=1 --set=learning_rate=1 --set=l2=1", "--set=l2=1"),
+        ("--set head_lr=1 --optimizer sgd", "--set head_lr=1 --optimizer sgd"),
+    ],
+)
+def test_a_command_line_without_options_and_settings(words, kept):
+    own = ("-o", "--output", "--learning-rate")
+    assert words_without(words.split(), own, fields=("learning_rate",)) == kept.split()
+
+
+def test_a_sweep_begins_with_the_seed_of_its_configuration(tmp_path):
+    from zoo.training.recipe import Recipe
+    from zoo.training.run import RunConfig
+
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(RunConfig("lenet5", {}, "digits", Recipe(seed=7)).to_json()))
+    for words, seed in (
+        ([], 0), (["--config", str(file)], 7), (["--config", str(file), "--seed", "3"], 3),
+        (["--config", str(file), "--recipe", "small"], 0), (["--seed", "12"], 12),
+    ):  # fmt: skip
+        assert first_seed(parser_of("sweep").parse_args(words)) == seed, words
+
+
+def test_a_file_beside_a_result_may_fail_to_be_written_only_by_default(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = write_extra(lambda path: path.write_text("x"), None, "a.txt", "picture", "-o FILE")
+    assert file.read_text() == "x" and file.is_relative_to(tmp_path) and not capsys.readouterr().err
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert write_extra(lambda path: path.write_text("x"), None, "a.txt", "picture", "-o FILE") is None
+    err = capsys.readouterr().err
+    assert err.startswith("picture: not written (") and err.endswith("; name a file with -o FILE\n")
+    with pytest.raises(OSError):
+        write_extra(lambda path: path.write_text("x"), str(tmp_path / "no" / "a.txt"), "a.txt", "picture", "-o FILE")
 
 
 @pytest.mark.parametrize(

@@ -99,5 +99,9 @@ def test_the_command_draws_a_picture_and_writes_no_run(tmp_path, monkeypatch, ca
         assert picture.format == "PNG"
     code, out, _ = run_command(capsys, *words, "--json")
     assert code == 0 and set(json.loads(out)["suggestions"]) == {"valley", "steepest", "minimum"}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "data.npz"))  # no folder
+    code, out, err = run_command(capsys, *words, "--set", "learning_rate=0.5")
+    assert code == 0 and "suggested learning rate: " in out and "-o FILE.png" in err
+    assert out.splitlines()[-1].startswith("try: zoo train") and "learning_rate=" not in out.splitlines()[-1]
     code, _, err = run_command(capsys, *words[:5], "-o", "lr.jpg")
     assert code == 2 and ".png" in err

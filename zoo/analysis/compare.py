@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,9 +187,21 @@ def _label(run: Run, compared: Sequence[Run]) -> str:
     return ", ".join(parts) if 0 < len(parts) <= 3 else run.name
 
 
-def write_page(path: Path, compared: Sequence[Run], picture: Path) -> None:
-    """Write table and curves as one HTML page that needs no other file and no network."""
+def write_page(path: Path, compared: Sequence[Run], picture: Path | None = None) -> None:
+    """Write table and curves as one HTML page that needs no other file and no network.
+
+    Args:
+        path: the page to write.
+        compared: the runs.
+        picture: the file that `draw` wrote; None to draw the curves for the page alone.
+    """
     from zoo.files import write_atomically
+
+    if picture is None:
+        with tempfile.TemporaryDirectory() as folder:
+            draw(compared, Path(folder) / "curves.png")
+            write_page(path, compared, Path(folder) / "curves.png")
+        return
 
     header, rows = table(compared)
     head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in header)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from zoo.addresses import is_address, join_address, name_of, parent_of, parse_address
 from zoo.files import require_writable
+from zoo.text import error_line
 
 #: Exit code of a process that a signal ended, minus the number of the signal.
 SIGNAL_EXIT = 128
@@ -108,26 +109,68 @@ def amount(number: float) -> str:
     return f"{number:.0f}"
 
 
-def default_file(name: str) -> Path:
-    """Return a file in the cache folder, for pictures that no option names a file for."""
+def write_extra(
+    write: Callable[[Path], Any], requested: str | None, default: str, label: str, option: str
+) -> Path | None:
+    """Write a file beside a printed result, in the cache folder unless an option names it.
+
+    The cache folder may not be writable: then a line on stderr says so, and the result is not lost.
+
+    Args:
+        write: writes the file.
+        requested: value of the option.
+        default: name of the file in the cache folder.
+        label: what the file is, for the line.
+        option: the option and its value, such as "-o FILE.png", for the line.
+
+    Returns:
+        The file, or None if it could not be written.
+
+    Raises:
+        OSError: if the requested file cannot be written.
+    """
     from zoo.cache import cache_folder
 
-    folder = cache_folder() / "sheets"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / name
+    if requested:
+        write(Path(requested))
+        return Path(requested)
+    try:
+        folder = cache_folder() / "sheets"
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / default)
+    except OSError as error:
+        print(f"{label}: not written ({error_line(error)}); name a file with {option}", file=sys.stderr)
+        return None
+    return folder / default
 
 
-def words_without(words: Sequence[str], options: Sequence[str]) -> list[str]:
-    """Return the words of a command line without these options, each of which has a value."""
-    kept, skip = [], False
-    for word in words:
-        if skip:
-            skip = False
-        elif word in options:
-            skip = True
-        elif word.partition("=")[0] not in options:
+def words_without(words: Sequence[str], options: Sequence[str], fields: Sequence[str] = ()) -> list[str]:
+    """Return the words of a command line without some options, and without the settings of some fields.
+
+    Args:
+        words: the words.
+        options: options to leave out; each has a value, which may be part of the word, as in --seed=1 or -oFILE.
+        fields: fields of recipe or model whose `--set FIELD=VALUE` to leave out.
+    """
+    short = tuple(option for option in options if not option.startswith("--"))
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word in options:
+            next(rest, None)
+        elif word == "--set":
+            setting = next(rest, "")
+            kept += [] if _field_of(setting) in fields else [word, setting]
+        elif word.startswith("--set=") and _field_of(word.removeprefix("--set=")) in fields:
+            continue
+        elif word.partition("=")[0] not in options and not word.startswith(short):
             kept.append(word)
     return kept
+
+
+def _field_of(setting: str) -> str:
+    """Return the field that a setting "recipe.field=value" or "field=value" names."""
+    return setting.partition("=")[0].strip().removeprefix("recipe.")
 
 
 class Output(NamedTuple):

@@ -1,9 +1,10 @@
 """`zoo compare`: show what differs between runs, and what came of it."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
-from zoo.commands import default_file
+from zoo.commands import write_extra
 from zoo.files import require_writable
 
 
@@ -26,20 +27,20 @@ def run(options: argparse.Namespace) -> int:
 
     compared = compare.read_runs(options.runs)
     header, rows = compare.table(compared)
-    picture = Path(options.output) if options.output else default_file("compare.png")
-    compare.draw(compared, picture)
-    files = [picture]
+    if options.json:
+        print(json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1))
+    else:
+        print(compare.format_table(header, rows))
+        if len(compared) > 1 and not compare.differing_options(compared):
+            print("All options are the same in these runs.")
+    picture = write_extra(partial(compare.draw, compared), options.output, "compare.png", "picture", "-o FILE.png")
+    files = [picture] if picture else []
     if options.csv:
         compare.write_table(Path(options.csv), compared)
         files.append(Path(options.csv))
     if options.html:
         compare.write_page(Path(options.html), compared, picture)
         files.append(Path(options.html))
-    if options.json:
-        print(json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1))
-        return 0
-    print(compare.format_table(header, rows))
-    if len(compared) > 1 and not compare.differing_options(compared):
-        print("All options are the same in these runs.")
-    print("written: " + ", ".join(map(str, files)))
+    if files and not options.json:
+        print("written: " + ", ".join(map(str, files)))
     return 0

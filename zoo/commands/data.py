@@ -9,10 +9,11 @@ import hashlib
 import re
 import shlex
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.commands import count, default_file
+from zoo.commands import count, write_extra
 from zoo.files import require_writable
 from zoo.text import error_line
 
@@ -51,6 +52,8 @@ def run(options: argparse.Namespace) -> int:
         require_writable(Path(path), ".png")
     if options.suspects_csv:
         require_writable(Path(options.suspects_csv), ".csv")
+    if options.augmented is None and (options.augment is not None or options.recipe or options.image_size):
+        raise ValueError("--augment, --recipe and --image-size need --augmented, the sheet that they change")
     if not options.suspects and (options.suspects_sheet or options.suspects_csv):
         raise ValueError("--suspects-sheet and --suspects-csv need --suspects CKPT, the checkpoint that gives features")
     source = open_source(options.data, options.data_dir)
@@ -82,19 +85,18 @@ def _draw_sheets(options: argparse.Namespace, dataset: Any, figures: Any) -> tup
 
     files: dict[str, str] = {}
     lines = []
-    try:
-        sheet = _sheet_file(options.sheet, options.data, "contact-sheet")
-        contact_sheet(dataset, sheet)
+    default = _default_name(options.data, "contact-sheet.png")
+    draw = partial(contact_sheet, dataset)
+    if sheet := write_extra(draw, options.sheet, default, "contact sheet", "--sheet FILE.png"):
         files["contact_sheet"] = str(sheet)
         lines.append(f"contact sheet: {sheet}")
-    except OSError as error:  # the default sheet is optional: the cache folder may not be writable
-        if options.sheet:
-            raise
-        lines.append(f"contact sheet: not drawn ({error_line(error)}); name a file with --sheet FILE.png")
     if options.augmented is not None:
-        sheet = _sheet_file(options.augmented, options.data, "augmented")
-        lines.append(f"augmented: {sheet} ({_draw_augmented(options, dataset, figures, sheet)})")
-        files["augmented"] = str(sheet)
+        operations = _augmentation(options, dataset, figures)
+        default = _default_name(options.data, "augmented.png")
+        draw = partial(_draw_augmented, options, dataset, figures, operations)
+        if sheet := write_extra(draw, options.augmented, default, "augmented", "--augmented FILE.png"):
+            files["augmented"] = str(sheet)
+            lines.append(f"augmented: {sheet} ({'; '.join(operations) or 'the recipe does not augment'})")
     return files, lines
 
 
@@ -106,31 +108,31 @@ def _find_suspects(options: argparse.Namespace, dataset: Any) -> tuple[dict[str,
     from zoo.analysis.suspects import describe, find_suspects
 
     suspects = find_suspects(options.suspects, dataset, on_batch=counter("features of images"))
-    sheet = _sheet_file(options.suspects_sheet, options.data, "suspects")
-    table = _sheet_file(options.suspects_csv, options.data, "suspects", ".csv")
-    suspects.draw(sheet)
-    suspects.write_csv(table)
-    lines = [*describe(suspects), f"suspects: {sheet}, {table}"]
-    return {"suspects_sheet": str(sheet), "suspects_csv": str(table)}, lines
+    sheet = write_extra(
+        suspects.draw, options.suspects_sheet, _default_name(options.data, "suspects.png"), "sheet of suspects",
+        "--suspects-sheet FILE.png",
+    )  # fmt: skip
+    table = write_extra(
+        suspects.write_csv, options.suspects_csv, _default_name(options.data, "suspects.csv"), "table of suspects",
+        "--suspects-csv FILE.csv",
+    )  # fmt: skip
+    files = {key: str(file) for key, file in (("suspects_sheet", sheet), ("suspects_csv", table)) if file}
+    return files, [*describe(suspects), *([f"suspects: {', '.join(files.values())}"] if files else [])]
 
 
-def _sheet_file(requested: str | None, data: str, kind: str, suffix: str = ".png") -> Path:
-    """Return the requested file, or else one for these data in the cache folder."""
-    if requested:
-        return Path(requested)
+def _default_name(data: str, ending: str) -> str:
+    """Return the name of a file about these data in the cache folder."""
     path = Path(data).expanduser()
     digest = hashlib.sha256(str(path.resolve() if path.exists() else data).encode("utf-8", "replace")).hexdigest()[:8]
     word = re.sub(r"[^A-Za-z0-9]+", "-", path.stem).strip("-") or "data"
-    return default_file(f"{word[:60]}-{digest}-{kind}{suffix}")
+    return f"{word[:60]}-{digest}-{ending}"
 
 
-def _draw_augmented(options: argparse.Namespace, dataset: Any, figures: Any, file: Path) -> str:
-    """Draw the augmented sheet and return the names of the operations."""
+def _augmentation(options: argparse.Namespace, dataset: Any, figures: Any) -> tuple[str, ...]:
+    """Return the operations of the augmented sheet."""
     from zoo.commands import start_jax
 
     start_jax()
-    from zoo.data.images.measure import preprocess_for
-    from zoo.data.inspect.contact_sheet import augmented_sheet
     from zoo.training.recipe import parse_field
 
     if "train" not in dataset.splits:
@@ -140,16 +142,23 @@ def _draw_augmented(options: argparse.Namespace, dataset: Any, figures: Any, fil
     if operations is None and not options.recipe:
         operations = suggestion.get("--augment")
     if operations is not None:
-        augment = parse_field("augment", operations)
-    else:
-        augment = _recipe(options.recipe, suggestion, options.data).augment
+        return tuple(parse_field("augment", operations))
+    return _recipe(options.recipe, suggestion, options.data).augment
+
+
+def _draw_augmented(
+    options: argparse.Namespace, dataset: Any, figures: Any, operations: tuple[str, ...], file: Path
+) -> None:
+    """Draw the augmented sheet."""
+    from zoo.data.images.measure import preprocess_for
+    from zoo.data.inspect.contact_sheet import augmented_sheet
+
     median = figures["sizes"].get("median", [224, 224])
     side = options.image_size or min(224, *median)
     try:
-        augmented_sheet(dataset, preprocess_for(dataset, (side, side)), augment, file)
+        augmented_sheet(dataset, preprocess_for(dataset, (side, side)), operations, file)
     except ValueError as error:
         raise ValueError(f"--augmented: {error_line(error)}") from None
-    return "; ".join(augment) or "the recipe does not augment"
 
 
 def _recipe(name: str | None, suggestion: Mapping[str, str], data: str) -> "Recipe":

@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.weights and options.recipes is not None:
+        raise ValueError("--weights and --recipes are two lists; choose one of them")
     if options.weights:
         list_weights(options.json, options.pattern)
     elif options.recipes is not None:

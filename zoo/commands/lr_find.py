@@ -6,7 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from zoo.commands import count, counter, default_file, start_jax, words_without
+from zoo.commands import count, counter, start_jax, words_without, write_extra
 from zoo.commands.devices import parallelism_of
 from zoo.commands.train import add_request_arguments, train_request
 from zoo.files import require_writable
@@ -41,22 +41,30 @@ def run(options: argparse.Namespace) -> int:
     say(f"{name}: learning rates from {options.start:g} to {options.stop:g} in {options.steps} steps of "
         f"{plan.batch_size} images; nothing is written into runs/")  # fmt: skip
     result = find_learning_rate(
-        plan, say, start=options.start, stop=options.stop, steps=options.steps, on_step=counter("step")
-    )
+        plan, say, start=options.start, stop=options.stop, steps=options.steps, workers=options.workers,
+        on_step=counter("step"),
+    )  # fmt: skip
     if not processes.is_primary():
         return 0
-    file = Path(options.output) if options.output else default_file(f"{plan.config.default_name()}-lr-find.png")
-    draw_range_test(*result[:4], file, title=f"{name}, {result.trained}")
+
+    def draw() -> Path | None:
+        title = f"{name}, {result.trained}"
+        write = partial(draw_range_test, *result[:4], title=title)
+        default = f"{plan.config.default_name()}-lr-find.png"
+        return write_extra(write, options.output, default, "picture", "-o FILE.png")
+
     if options.json:
         arrays = {field: getattr(result, field).tolist() for field in ("rates", "losses", "smoothed")}
-        print(json.dumps({"suggestions": result.suggestions, "picture": str(file), **arrays}, indent=1))
+        file = draw()
+        print(json.dumps({"suggestions": result.suggestions, "picture": file and str(file), **arrays}, indent=1))
         return 0
     others = ", ".join(f"{rule} {rate:.2g}" for rule, rate in result.suggestions.items() if rule != "valley")
     print(
         f"suggested learning rate: {result.rate:.2g} (valley); {others}; the recipe has {plan.recipe.learning_rate:g}"
     )
-    print(f"picture: {file}")
+    if file := draw():
+        print(f"picture: {file}")
     own = ("--from", "--to", "--steps", "-o", "--output", "--learning-rate")
-    words = words_without([word for word in options.words[1:] if word != "--json"], own)
+    words = words_without(options.words[1:], own, fields=("learning_rate",))
     print(shlex.join(["try:", "zoo", "train", *words, "--learning-rate", f"{result.rate:.2g}"]))
     return 0

@@ -8,6 +8,12 @@ from typing import Any
 from zoo.commands import count, counter, start_jax
 from zoo.files import require_writable
 
+#: option -> the options to which it belongs.
+MODES_OF = {
+    "target": ("image",), "stage": ("image",), "data": ("unit",), "data-dir": ("unit", "features"),
+    "split": ("unit", "features"), "at": ("features",), "umap": ("features",), "limit": ("unit", "features"),
+}  # fmt: skip
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CKPT", help="Folder of a run, or folder or name of a checkpoint.")
@@ -24,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DATA", help="Data set of --unit (default: the one it was trained on).")
     parser.add_argument("--data-dir", metavar="DIR", help="Folder of TensorFlow Datasets and Hugging Face datasets.")
     parser.add_argument("--split", metavar="NAME", default="", help="Split of --unit and --features (default: test).")
-    parser.add_argument(
-        "--at", metavar="ENDPOINT", default="features", help="Endpoint of --features: a stage or features (default)."
-    )
+    parser.add_argument("--at", metavar="ENDPOINT", help="Endpoint of --features: a stage or features (default).")
     parser.add_argument("--umap", action="store_true", help="Draw --features by UMAP too (needs umap-learn).")
     parser.add_argument(
         "--limit", metavar="N", type=count, default=0, help="Use at most N records (default: 2,000 for --features)."
@@ -36,14 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     require_writable(Path(options.output), ".png")
-    for name, needed in (("target", "image"), ("stage", "image"), ("data", "unit")):
-        if getattr(options, name) is not None and getattr(options, needed) is None:
-            raise ValueError(f"--{name} belongs to --{needed}")
+    for name, modes in MODES_OF.items():
+        if getattr(options, name.replace("-", "_")) and all(getattr(options, mode) is None for mode in modes):
+            raise ValueError(f"--{name} belongs to {' and '.join(f'--{mode}' for mode in modes)}")
     if options.umap:
         from zoo.analysis.embedding import require_umap
 
-        if options.features is None:
-            raise ValueError("--umap belongs to --features")
         require_umap()
     start_jax()
     from zoo import loading
@@ -170,7 +172,8 @@ def show_features(loaded: Any, options: argparse.Namespace) -> None:
     dataset = open_dataset(options.features, options.data_dir)
     split = choose_split(dataset, options.split)
     points = embedding.embed(
-        loaded, dataset, options.at, split=split, limit=options.limit, umap=options.umap, on_batch=counter("images")
-    )
+        loaded, dataset, options.at or "features", split=split, limit=options.limit, umap=options.umap,
+        on_batch=counter("images"),
+    )  # fmt: skip
     print(f"{len(points.labels):,} images; {points.about}")
     figures.draw_embedding(points, Path(options.output), loaded.card.preprocess.channels)

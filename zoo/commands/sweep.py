@@ -44,11 +44,30 @@ def run(options: argparse.Namespace) -> int:
     axes = [sweep.parse_axis(text) for text in options.set]
     if options.random and not axes:
         raise ValueError("--random needs fields to draw, such as --set learning_rate=1e-4..1e-1")
-    first = int(options.seed) if options.seed and options.seed.isdecimal() else 0
+    first = first_seed(options)
     settings = sweep.draws(axes, options.random, first) if options.random else sweep.grid(axes)
     command = shlex.join(["zoo", *options.words])
     with interruptible("sweep", command) as caught:
         return _sweep(options, settings, first, command, caught)
+
+
+def first_seed(options: argparse.Namespace) -> int:
+    """Return the seed of the first run of each setting: that of --seed, or else of the recipe of --config.
+
+    Raises:
+        ValueError: for a seed that no recipe takes.
+    """
+    from zoo.training.recipe import Recipe, parse_field
+    from zoo.training.run import read_config
+    from zoo.training.settings import Setting, in_terms_of_options
+
+    if options.seed is None:
+        return read_config(options.config).recipe.seed if options.config and not options.recipe else Recipe.seed
+    seed = parse_field("seed", options.seed, "--seed")
+    try:
+        return Recipe(seed=seed).seed
+    except ValueError as error:
+        raise ValueError(in_terms_of_options(str(error), [Setting("--seed", "seed", options.seed)])) from None
 
 
 def _sweep(

@@ -148,7 +148,7 @@ def _train(options: argparse.Namespace, command: str, caught: "Caught") -> int:
         else:
             training_plan = plan.make_plan(request, say)
         report.describe(training_plan, say)
-        dry_run.dry_run(training_plan, say)
+        dry_run.dry_run(training_plan, say, options.workers)
         watch.stop()
         return 0
     for line in watch.describe_hosts(watch.hosts()):
@@ -195,6 +195,10 @@ def train_request(options: argparse.Namespace, parallelism: "Parallelism | None"
     init = options.init or (base.init if base else None)
     head = "linear" if getattr(options, "quick", False) or (base and base.head) else ""
     if head:
+        if not hasattr(options, "quick"):  # of a command that tries learning rates or other fields of the recipe
+            raise ValueError(
+                f"--config {options.config}: fits only a head, by no recipe; train on from it with --init RUN/best"
+            )
         _require_quick_options(options, base)
     flags = {flag: getattr(options, _field(flag)) for flag in (*RECIPE_FLAGS, "micro-batch")}
     settings = [

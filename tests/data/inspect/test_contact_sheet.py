@@ -60,8 +60,8 @@ def test_an_unwritable_cache_skips_the_unnamed_sheet(tmp_path, capsys, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").touch()
     assert cli.main(["data", "digits"]) == 0
-    out = capsys.readouterr().out
-    assert "contact sheet: not drawn (" in out and "--sheet FILE.png" in out and "try: zoo train" in out
+    out, err = capsys.readouterr()
+    assert "contact sheet: not written (" in err and "--sheet FILE.png" in err and "try: zoo train" in out
 
 
 @pytest.mark.parametrize("words", [["--sheet", "a.jpg"], ["--sheet", "no/such/a.png"], ["--augmented", "."]])
