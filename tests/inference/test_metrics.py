@@ -9,7 +9,16 @@ import pytest
 from sklearn import metrics as sklearn
 
 from zoo.inference import metrics
-from zoo.inference.metrics import add, batch_sums, calibration_error, format_report, roc_auc, summarise
+from zoo.inference.metrics import (
+    DENSE_CLASSES,
+    add,
+    batch_sums,
+    calibration_error,
+    confusion_from_json,
+    format_report,
+    roc_auc,
+    summarise,
+)  # fmt: skip
 
 sums_of = jax.jit(batch_sums)
 
@@ -286,3 +295,15 @@ def test_thirty_classes_are_all_listed():
         logits = np.eye(classes, dtype=np.float32)
         result = summarise(total_of(logits, np.arange(classes, dtype=np.int32)), [f"name{i}" for i in range(classes)])
         assert format_report(result).count("\nname") == listed
+
+
+@pytest.mark.parametrize("classes", [1, 7, DENSE_CLASSES, DENSE_CLASSES + 1])
+def test_the_json_of_a_confusion_matrix_is_read_back_and_small_for_many_classes(classes):
+    confusion = np.diag(np.arange(classes) + 1)
+    confusion[0, -1] = 10**6
+    confusion[classes // 2] = 0  # occurs as prediction at most
+    sums = {"loss": 1.0, "weight": 1.0, "top1": 0, "top5": 0, "confusion": confusion, "invalid": np.ones(classes)}
+    rows = summarise(sums, [str(i) for i in range(classes)])["confusion"]
+    text = json.dumps(rows, indent=1)
+    np.testing.assert_array_equal(confusion_from_json(json.loads(text)), confusion)
+    assert rows == confusion.tolist() if classes <= DENSE_CLASSES else len(text) < 40 * classes

@@ -7,6 +7,7 @@ are not sums: they are computed from the table of all scores, which has at most 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from zoo.inference.intervals import accuracy_interval, format_accuracy
 from zoo.text import display_width, escape, pad
 
 SCORE_LIMIT = 100_000_000  # entries (examples x classes) of the score table: 400 MB of float32
+DENSE_CLASSES = 1000  # classes up to which the JSON of a confusion matrix has its zeros; it has all counts beyond
 BINS = 15  # number of bins of the calibration error, as in Guo et al. 2017
 
 #: Fields that the JSON has only if they are not None.
@@ -59,7 +61,8 @@ class Metrics:
             class; None without a score table.
         ece: expected calibration error; None without a score table.
         per_class: metrics of each class.
-        confusion: counts [K][K], rows true and columns predicted.
+        confusion: counts [K][K], rows true and columns predicted. In the JSON of more than 1,000 classes each row is
+            {column: count}, without zeros; `confusion_from_json` reads both forms.
         notes: one line for each metric that is missing, with the reason, and for examples that were trained on.
         uncalibrated: "loss" and "ece" with a temperature of 1, if `loss`, `roc_auc` and `ece` are of another one.
         unlike_training: share of examples that are unlike those of training; None if the card has no threshold.
@@ -96,7 +99,18 @@ class Metrics:
             values[name] = getattr(self, name)
             if name == "accuracy":
                 values["accuracy_interval"] = list(self.accuracy_interval)
-        return {**values, "per_class": [row.to_json() for row in self.per_class], "notes": list(self.notes)}
+        return {
+            **values,
+            "per_class": [row.to_json() for row in self.per_class],
+            "confusion": self._confusion_json,
+            "notes": list(self.notes),
+        }
+
+    @cached_property
+    def _confusion_json(self) -> list[list[int]] | list[dict[str, int]]:
+        if len(self.confusion) <= DENSE_CLASSES:
+            return self.confusion
+        return [{str(column): count for column, count in enumerate(row) if count} for row in self.confusion]
 
     def __getitem__(self, name: str) -> Any:
         """Return the value of `to_json` under this name."""
@@ -136,6 +150,17 @@ def batch_sums(logits: Array, labels: Array, weights: Array, losses: Array) -> d
         "confusion": confusion.at[labels, jnp.argmax(logits, -1)].add(valid.astype(jnp.int32)),
         "invalid": jnp.zeros(classes, jnp.int32).at[labels].add((counted & ~finite).astype(jnp.int32)),
     }
+
+
+def confusion_from_json(rows: Sequence[Sequence[int] | Mapping[str, int]]) -> np.ndarray:
+    """Return the counts int64 [K, K] of a confusion matrix in the JSON of `Metrics`, with zeros or without."""
+    counts = np.zeros((len(rows), len(rows)), np.int64)
+    for i, row in enumerate(rows):
+        if isinstance(row, Mapping):
+            counts[i, [int(column) for column in row]] = list(row.values())
+        else:
+            counts[i] = row
+    return counts
 
 
 def add(total: Sums | None, sums: Mapping[str, Any]) -> Sums:
