@@ -1,11 +1,15 @@
 """Helpers that several test files share."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from zoo import checkpoint, cli
+from zoo.stores import objects
 from zoo.training import loop, plan, run
 from zoo.training.request import TrainRequest
 from zoo.trees import flatten
@@ -49,6 +53,30 @@ def run_command(capsys, *words: Any) -> tuple[int, str, str]:
         code = stop.code
     out, err = capsys.readouterr()
     return code, out, err
+
+
+class Killed(BaseException):
+    """Ends a block of `killed_after`."""
+
+
+@contextmanager
+def killed_after(monkeypatch, count: int) -> Iterator[list[int]]:
+    """End the block, as a kill would, at the change of an object in a store after `count` ones.
+
+    Yields a list with the number of changes that were left, which is negative if the block was ended.
+    """
+    left = [count]
+
+    def change(original, *arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        return original(*arguments)
+
+    with monkeypatch.context() as patch, suppress(Killed):
+        for name in ("write", "upload", "copy", "remove"):
+            patch.setattr(objects, name, partial(change, getattr(objects, name)))
+        yield left
 
 
 def run_bits(folder: Path) -> dict[str, Any]:

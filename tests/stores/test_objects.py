@@ -2,13 +2,11 @@
 
 import asyncio
 import sys
-from contextlib import suppress
-from functools import partial
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
-from helpers import assert_one_line
+from helpers import assert_one_line, killed_after
 
 from zoo import addresses
 from zoo.stores import folders, objects
@@ -137,25 +135,6 @@ def test_a_missing_package_is_named(monkeypatch, scheme, module):
     assert_one_line(caught, module, "jax-model-zoo[cloud]")
 
 
-class Killed(BaseException):
-    pass
-
-
-def die_after(monkeypatch, count):
-    """Raise Killed at the n-th change of an object from now on."""
-    left = [count]
-
-    def change(original, *arguments):
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-        return original(*arguments)
-
-    for name in ("write", "upload", "copy", "remove"):
-        monkeypatch.setattr(objects, name, partial(change, getattr(objects, name)))
-    return left
-
-
 def version(folder, number):
     folder.mkdir()
     for name in ("a", "b", "manifest"):
@@ -182,10 +161,8 @@ def test_a_folder_killed_at_any_moment_of_its_replacement_is_complete(tmp_path, 
     for count in range(0, 100, 3):
         folders.replace_folder(old, address, "manifest")
         assert content(address) == "1"
-        with monkeypatch.context() as patch:
-            left = die_after(patch, count)
-            with suppress(Killed):
-                folders.replace_folder(new, address, "manifest")
+        with killed_after(monkeypatch, count) as left:
+            folders.replace_folder(new, address, "manifest")
         seen.add(content(address))
         folders.finish_replacement(address, "manifest")
         assert content(address) in ("1", "2")

@@ -1,12 +1,11 @@
 """Runs in an object store, in fsspec's memory file system: killed at any write, resumed on another machine."""
 
 import json
-from contextlib import contextmanager, suppress
-from functools import partial
+import shutil
 
 import numpy as np
 import pytest
-from helpers import assert_one_line, flip_bit, run_bits, train
+from helpers import assert_one_line, flip_bit, killed_after, run_bits, train
 
 import zoo
 from zoo.checkpoint.manifest import CorruptCheckpointError, check_manifest, write_manifest
@@ -16,16 +15,13 @@ from zoo.stores import folders, lease, objects
 from zoo.stores.objects import StoreError
 from zoo.training import report, run_store
 from zoo.training.recipe import Recipe
+from zoo.training.run import is_finished
 from zoo.training.run_store import UnmirroredRunError, open_store
 
 ROOT = "memory://runs"
 ADDRESS = f"{ROOT}/run"
 RECIPE = Recipe(epochs=2, batch_size=20, learning_rate=0.01)
 MODEL = {"fields": {"widths": (8,), "image_size": 8}, "quiet": True, "save_steps": 4}
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.fixture(autouse=True)
@@ -50,23 +46,6 @@ def save(folder, step):
 
 def begin(folder):
     (folder / "config.json").write_text("{}")
-
-
-@contextmanager
-def killed_after(monkeypatch, count):
-    """Raise Killed at the n-th change of an object."""
-    left = [count]
-
-    def change(original, *arguments):
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-        return original(*arguments)
-
-    with monkeypatch.context() as patch, suppress(Killed):
-        for name in ("write", "upload", "copy", "remove"):
-            patch.setattr(objects, name, partial(change, getattr(objects, name)))
-        yield left
 
 
 def fetched(tmp_path, number, warn=pytest.fail):
@@ -115,6 +94,52 @@ def test_killed_at_any_write_the_store_has_a_whole_save(tmp_path, monkeypatch):
     assert {None, 1, 2, 3, 4} == set(seen)
     saves = {name.split("/")[1] for name in objects.listing(ADDRESS) if name.startswith("state/")}
     assert saves == {"step_000000003", "step_000000004"}
+
+
+def finish(folder):
+    """Write the files of a run at its end."""
+    save(folder, 2)
+    for name in ("confusion.png", "timing.jsonl"):
+        (folder / name).write_text(name)
+    (folder / "results.json").write_text('{"stopped": "all steps done", "best_step": 2}')
+
+
+@pytest.mark.parametrize("machine", ["same", "other"])
+def test_what_a_killed_push_left_out_is_written_by_the_next(machine, tmp_path, monkeypatch):
+    for count in range(0, 100, 2):
+        for name in objects.listing(ROOT):
+            objects.remove(f"{ROOT}/{name}")
+        folder = tmp_path / f"run{count}"
+        with open_store(ADDRESS, folder, print) as store:
+            begin(folder)
+            save(folder, 1)
+            store.push()
+        with killed_after(monkeypatch, count) as left, open_store(ADDRESS, folder, print) as store:
+            finish(folder)
+            store.push()
+        folder = folder if machine == "same" else tmp_path / f"other{count}"
+        with open_store(ADDRESS, folder, lambda line: None) as store:
+            if not is_finished(folder):
+                finish(folder)
+            store.push()
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        assert {"config.json", "metrics.jsonl", "results.json", "timing.jsonl"} < set(files)
+        assert all(objects.read(f"{ADDRESS}/{name}") == content for name, content in files.items()), count
+        fetched(tmp_path, count)
+        if left[0] >= 0:
+            break
+    assert 10 < count < 98
+
+
+def test_a_deleted_working_folder_is_fetched_again(tmp_path):
+    folder = stored(tmp_path)
+    files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    shutil.rmtree(folder)
+    with open_store(ADDRESS, folder, pytest.fail):
+        again = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert {name: again.get(name) for name in files if "step_000000001" not in name.parts} == {
+            name: content for name, content in files.items() if "step_000000001" not in name.parts
+        }
 
 
 def stored(tmp_path):

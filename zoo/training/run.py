@@ -227,9 +227,9 @@ def _hash(value: Any) -> str:
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
-def run_folder(workdir: str | Path | None, config: RunConfig) -> Path:
-    """Return the folder of a run: `workdir` or one under runs/, named after the configuration; a fold has one in it."""
-    folder = Path(workdir) if workdir else Path("runs") / config.default_name()
+def run_folder(workdir: str | Path | None, config: RunConfig, parent: str | Path = "runs") -> Path:
+    """Return the folder of a run: `workdir` or one in `parent`, named after the configuration; a fold has one in it."""
+    folder = Path(workdir) if workdir else Path(parent) / config.default_name()
     return folder / f"fold{config.fold.index}" if config.fold else folder
 
 

@@ -35,8 +35,8 @@ from zoo.training.run import BEST, CONFIG, METRICS, RESULTS, STATE, RunConfig, c
 
 #: In the store: the hashes of the files beside the folders.
 INDEX = "files.json"
-#: On disk, in a folder beside the working folder: the hash of the index that was last written or read, the lock of the
-#: working folder, and a random text that stands for it.
+#: On disk, in a folder beside the working folder: the hash of the index that was last written or read, and a second one
+#: (or "") while files in the store may lag behind it; the lock of the working folder; a random text that stands for it.
 SYNCED, LOCAL_LOCK, OWNER = "synced.json", "lock", "owner"
 PLAIN = re.compile(r"[A-Za-z0-9_][\w.=+-]*")
 BEST_MANIFEST = f"{BEST}/{MANIFEST}"
@@ -57,10 +57,10 @@ def notes_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}")
 
 
-def place_of_run(workdir: str | Path | None, config: RunConfig) -> tuple[Path, str]:
+def place_of_run(workdir: str | Path | None, config: RunConfig, runs_folder: str | Path = "runs") -> tuple[Path, str]:
     """Return the folder of a run on this machine, and its address in a store; "" for a run on disk."""
     if workdir is None or not is_address(workdir):
-        return run_folder(workdir, config), ""
+        return run_folder(workdir, config, runs_folder), ""
     address = parse_address(workdir)
     folder = run_folder(working_folder(address), config)
     return folder, join_address(address, folder.name) if config.fold else address
@@ -101,6 +101,7 @@ class RunStore:
         self.address, self.folder, self.say = address, folder, say
         self.notes = notes_of(folder)
         self.index: dict[str, list[str]] = {}  # name -> accepted sha256, the newest first
+        self.stored_index = ""  # hash of the index in the store
         self.lease: Lease | None = None
 
     # --- at the start ------------------------------------------------------------------------------------------------
@@ -127,16 +128,23 @@ class RunStore:
             self._clear()
             return
         raw = objects.read(join_address(self.address, INDEX)) if INDEX in listing else b""
-        self.index = self._parse_index(raw) if raw else {}
+        self.index, self.stored_index = self._parse_index(raw) if raw else {}, _digest(raw)
         config = self._read_checked(CONFIG)
-        if _read(self.folder / CONFIG) != config:  # another run was here before
+        is_other = _read(self.folder / CONFIG) != config  # another run was here before
+        if is_other:
             self._clear()
-        if _digest(raw) not in self._synced():
-            self._pull_files(listing)
+        is_behind = is_other or self.stored_index not in self._synced()
+        if is_behind or not self._is_settled():
+            contents, damaged = self._read_files(listing)
+            if is_behind:
+                self._write_files(listing, contents, damaged)
+            if self.index:  # from now on what the store has, so that the next push writes the rest
+                found = {name: [_digest(content)] for name, content in contents.items()}
+                self.index = {name: row for name, row in self.index.items() if "/" in name} | found
+        if is_behind or not (self.folder / BEST).exists():
             self._pull_best()
-            self._set_synced(raw)
-        elif not (self.folder / BEST).exists():
-            self._pull_best()
+        if is_behind:
+            self._set_synced(self.stored_index, "")
         if not is_finished(self.folder):
             self._pull_state(listing)
 
@@ -177,29 +185,40 @@ class RunStore:
             raise CorruptCheckpointError(f"{self.address}: damaged: {name} has different content (sha256)")
         return raw
 
-    def _pull_files(self, listing: dict[str, ObjectInfo]) -> None:
-        """Fetch the files beside the folders. A damaged one is reported; the run makes what it needs anew."""
-        damaged = set()
+    def _read_files(self, listing: dict[str, ObjectInfo]) -> tuple[dict[str, bytes], dict[str, CorruptCheckpointError]]:
+        """Return the contents of the files beside the folders, and an error for each damaged one."""
+        contents: dict[str, bytes] = {}
+        damaged: dict[str, CorruptCheckpointError] = {}
         for name in sorted(name for name in listing if PLAIN.fullmatch(name) and name != INDEX):
             if self.index and name not in self.index:  # not of this run
                 continue
             try:
-                raw = self._read_checked(name)
+                contents[name] = self._read_checked(name)
             except CorruptCheckpointError as error:
                 if name == CONFIG:
                     raise
-                self.say(f"{error}; left out")
-                damaged.add(name)
-                continue
+                damaged[name] = error
+        return contents, damaged
+
+    def _write_files(
+        self,
+        listing: dict[str, ObjectInfo],
+        contents: dict[str, bytes],
+        damaged: dict[str, CorruptCheckpointError],
+    ) -> None:
+        """Write the files that `_read_files` returned. A damaged one is reported; the run makes what it needs anew."""
+        for error in damaged.values():
+            self.say(f"{error}; left out")
+        for name, content in contents.items():
             with atomic_writer(self.folder / name) as stream:
-                stream.write(raw)
+                stream.write(content)
         for part in self.folder.iterdir():
             if PLAIN.fullmatch(part.name) and part.is_file() and part.name not in listing:
                 part.unlink()
         missing = {name for name in self.index if "/" not in name} - set(listing)
         for name in sorted(missing):
             self.say(f"{self.address}: {escape(name)} is missing")
-        if (damaged | missing) & {METRICS, RESULTS}:  # written again from the last save
+        if (set(damaged) | missing) & {METRICS, RESULTS}:  # written again from the last save
             (self.folder / RESULTS).unlink(missing_ok=True)
 
     def _pull_best(self) -> None:
@@ -285,16 +304,17 @@ class RunStore:
             known, digest = self.index.get(name, []), _digest(raw)
             rows[name] = known if known[:1] == [digest] else [digest, *known[:1]]
         changed = [name for name in rows if rows[name] != self.index.get(name)]
-        if not changed:
+        if not changed and self._is_settled():
             return
         index = _index_bytes(rows)
-        self._set_synced(index, keep=True)
+        self._set_synced(_digest(index), self.stored_index)
         objects.write(join_address(self.address, INDEX), index)
+        self.stored_index = _digest(index)
         for name in sorted(changed, key=lambda name: (name == RESULTS, name)):
             if name != BEST_MANIFEST:
                 objects.write(join_address(self.address, name), contents[name])
         self.index = rows
-        self._set_synced(index)
+        self._set_synced(self.stored_index)
 
     def _remove_old_saves(self) -> None:
         """Delete all saves but the newest one and the one before it; later ones are damaged, and were not used."""
@@ -317,8 +337,11 @@ class RunStore:
         except (ValueError, TypeError):
             return []
 
-    def _set_synced(self, index: bytes, keep: bool = False) -> None:
-        digests = [_digest(index), *(self._synced()[:1] if keep else [])]
+    def _is_settled(self) -> bool:
+        """Return True if every file in the store has the first hash of its row in the index."""
+        return self._synced() == [self.stored_index]
+
+    def _set_synced(self, *digests: str) -> None:
         write_atomically(self.notes / SYNCED, json.dumps(digests))
 
 
