@@ -1,10 +1,11 @@
 """Checkpoints in an object store, in fsspec's memory file system."""
 
+import shutil
 import threading
 
 import numpy as np
 import pytest
-from helpers import assert_one_line, flip_bit, run_command
+from helpers import assert_one_line, flip_bit, killed_after, run_command
 from photos import encoded, photo
 
 import zoo
@@ -164,8 +165,35 @@ def test_a_failing_store_saves_nothing_and_says_so(stored, monkeypatch):
     assert zoo.load(ADDRESS).card == checkpoint.card
 
 
-def test_something_else_is_not_replaced(monkeypatch):
-    objects.write(f"{ADDRESS}/notes.txt", b"1")
+@pytest.mark.parametrize("before", ["nothing", "another checkpoint"])
+def test_a_save_killed_at_any_write_is_completed_by_its_repeat(before, tmp_path, monkeypatch):
+    def save():
+        with remote.storing(ADDRESS) as folder:
+            shutil.copytree(shipped_folder() / "lenet5-mnist", folder)
+
+    for count in range(0, 200, 3):
+        for name in objects.listing(ROOT):
+            objects.remove(f"{ROOT}/{name}")
+        if before != "nothing":
+            folders.upload_folder(shipped_folder() / "lenet5-fashion-mnist", ADDRESS, remote.MANIFEST)
+        with killed_after(monkeypatch, count) as left:
+            save()
+        save()
+        names = {path.relative_to(shipped_folder() / "lenet5-mnist").as_posix() for path in files_of("lenet5-mnist")}
+        assert set(objects.listing(ADDRESS)) == names and not objects.listing(folders.staging_of(ADDRESS)), count
+        if left[0] >= 0:
+            break
+    assert 10 < count < 190
+    assert zoo.load(ADDRESS).card == zoo.load("lenet5-mnist").card
+
+
+def files_of(name):
+    return [path for path in (shipped_folder() / name).rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "arrays/mine.npy"])
+def test_something_else_is_not_replaced(name):
+    objects.write(f"{ADDRESS}/{name}", b"1")
     checkpoint = zoo.load("lenet5-mnist")
     with pytest.raises(ValueError) as caught:
         zoo.save(ADDRESS, checkpoint.model, checkpoint.variables, checkpoint.card.classes, checkpoint.card.preprocess)

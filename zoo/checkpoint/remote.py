@@ -195,7 +195,7 @@ def storing(address: str) -> Iterator[Path]:
         with renamed_in_errors(str(folder), address):
             yield folder
         if (folder / MANIFEST).exists():
-            folders.replace_folder(folder, address, MANIFEST)
+            folders.replace_folder(folder, address, MANIFEST, CARD)  # the card marks an unfinished one as ours
 
 
 def absolute_if_unnamed(path: str | os.PathLike[str]) -> Path:

@@ -64,17 +64,24 @@ def remove_folder(address: str, last: str, present: Iterable[str] | None = None)
     _in_parallel([partial(objects.remove, join_address(address, name)) for name in sorted(names - {last})])
 
 
-def upload_folder(folder: Path, address: str, last: str) -> None:
-    """Write a folder below an address; its file `last` is written last. What was there is not complete meanwhile."""
+def upload_folder(folder: Path, address: str, last: str, first: str = "") -> None:
+    """Write a folder below an address. What was there is not complete meanwhile.
+
+    Args:
+        folder: the folder.
+        address: where it is written.
+        last: the file that is written last.
+        first: a file that is written first, to tell what an unfinished folder is; "" for none.
+    """
     names = set(files_in(folder))
     if left := set(objects.listing(address)):
         remove_folder(address, last, (left - names) | (left & {last}))
-    upload_files(folder, sorted(names - {last}), address)
-    objects.upload(folder / last, join_address(address, last))
+    for part in (names & {first}, names - {first, last}, {last}):
+        upload_files(folder, sorted(part), address)
 
 
-def replace_folder(folder: Path, address: str, last: str) -> None:
-    """Write a folder below an address, in place of what is there.
+def replace_folder(folder: Path, address: str, last: str, first: str = "") -> None:
+    """Write a folder below an address, in place of what is there. The arguments are those of `upload_folder`.
 
     The new folder is written beside the old one and then copied within the store, so that at any moment one of the two
     is complete: a reader that does not find `last` looks at `staging_of(address)`.
@@ -82,7 +89,7 @@ def replace_folder(folder: Path, address: str, last: str) -> None:
     staging = staging_of(address)
     present = objects.listing(address)
     if last not in present:
-        upload_folder(folder, address, last)
+        upload_folder(folder, address, last, first)
     else:
         remove_folder(staging, last)
         upload_folder(folder, staging, last)
@@ -100,8 +107,9 @@ def finish_replacement(address: str, last: str) -> None:
 
 
 def _put_in_place(staging: str, address: str, last: str, present: Iterable[str], names: Iterable[str]) -> None:
-    remove_folder(address, last, present)
-    pairs = [(join_address(staging, name), join_address(address, name)) for name in names if name != last]
+    names, present = set(names), set(present)
+    remove_folder(address, last, (present - names) | (present & {last}))  # what both have is overwritten, never absent
+    pairs = [(join_address(staging, name), join_address(address, name)) for name in sorted(names - {last})]
     _in_parallel([partial(objects.copy, old, new) for old, new in pairs])
     objects.copy(join_address(staging, last), join_address(address, last))
 
