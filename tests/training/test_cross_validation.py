@@ -1,7 +1,9 @@
 """Cross-validation: K ordinary runs and a summary, from the command line and from Python."""
 
 import csv
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -12,8 +14,12 @@ from sklearn.metrics import f1_score
 
 import zoo
 from zoo import checkpoint
+from zoo.data.sources import from_arrays
+from zoo.inference import metrics
 from zoo.inference.metrics import summarise
 from zoo.training import cross_validation, loop, report
+from zoo.training.recipe import Recipe
+from zoo.training.request import TrainRequest
 from zoo.training.run import CONFIG, RESULTS, read_config
 
 SUMS = {"loss": 2.0, "weight": 4, "top1": 3, "top5": 4, "confusion": np.array([[2, 0], [1, 1]]), "invalid": np.zeros(2)}
@@ -130,6 +136,44 @@ def test_a_killed_cross_validation_is_resumed(capsys, table, runs, tmp_path, mon
     assert (tmp_path / "cv" / "summary.json").read_bytes() == (runs / "summary.json").read_bytes()
     one, two = (run_bits(folder / "fold2") for folder in (tmp_path / "cv", runs))
     assert one["state"] == two["state"] and one["results"] == two["results"]
+
+
+def result_of(confusion):
+    """Return the results of a run with this confusion matrix on its test split."""
+    counts = np.array(confusion)
+    sums = {
+        "loss": 1.0, "weight": counts.sum(), "top1": np.trace(counts), "top5": counts.sum(), "confusion": counts,
+        "invalid": np.zeros(len(counts)),
+    }  # fmt: skip
+    names = [str(i) for i in range(len(counts))]
+    return {"stopped": "done", "best_step": 1, "test": metrics.summarise(sums, names).to_json()}
+
+
+def test_the_images_of_a_fold_are_freed_after_its_run(tmp_path):
+    splits = []
+
+    def run_plan(plan):
+        gc.collect()
+        assert not any(split() for split in splits)
+        splits.extend(weakref.ref(split) for split in plan.dataset.splits.values())
+        plan.folder.mkdir(parents=True)
+        (plan.folder / RESULTS).write_text(json.dumps(result_of([[4, 1], [0, 5]])))
+
+    data = from_arrays(random_images(30, 6, 6, classes=2), name="made")
+    request = TrainRequest("softmax", data, Recipe(epochs=1, image_size=6), workdir=tmp_path / "cv")
+    result = cross_validation.cross_validate(request, 3, None, run_plan)
+    assert len(splits) == 9 and result.metrics.examples == 30 and result.accuracies == (0.9,) * 3
+
+
+def test_results_of_many_classes_are_pooled(monkeypatch):
+    tables = ([[4, 1, 0], [0, 5, 0], [0, 2, 0]], [[0, 0, 1], [3, 0, 0], [1, 1, 1]])
+    pooled = []
+    for limit in (metrics.DENSE_CLASSES, 2):
+        monkeypatch.setattr(metrics, "DENSE_CLASSES", limit)
+        results = [result_of(table)["test"] for table in tables]
+        assert isinstance(results[0]["confusion"][0], dict) == (limit == 2)
+        pooled.append(cross_validation.pool_results(json.loads(json.dumps(results)), "abc"))
+    assert pooled[0] == pooled[1] and pooled[0].confusion == np.sum(tables, 0).tolist()
 
 
 @pytest.mark.slow

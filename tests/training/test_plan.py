@@ -17,7 +17,7 @@ from zoo.data.sources import from_arrays
 from zoo.distributed.device_memory import OutOfMemoryError
 from zoo.distributed.mesh import Parallelism, parse_parallelism
 from zoo.loading import open_init
-from zoo.training import batches, loop, report
+from zoo.training import batches, cross_validation, loop, report
 from zoo.training.batches import sample_images
 from zoo.training.plan import Plan
 from zoo.training.plan import make_plan as plan_of
@@ -25,6 +25,7 @@ from zoo.training.recipe import Recipe
 from zoo.training.recipes import RECIPES
 from zoo.training.request import TrainRequest
 from zoo.training.settings import Setting
+from zoo.training.sweep import run_sweep
 
 MLP = {"widths": (4,), "image_size": 8}
 PLAIN = Recipe(epochs=3, batch_size=10, learning_rate=0.1, optimizer="sgd")
@@ -177,8 +178,10 @@ def test_training_needs_two_classes_and_a_training_split():
 
 
 def test_a_checkpoint_needs_data(start):
-    with pytest.raises(ValueError, match="--data"):
-        plan_of(TrainRequest(init=zoo.loading.open_init(start)))
+    request = TrainRequest(init=zoo.loading.open_init(start))
+    for function, arguments in ((plan_of, ()), (cross_validation.prepare, (None, print)), (run_sweep, ([], [], print))):
+        with pytest.raises(ValueError, match=r"--init .*name the data .*--data"):
+            function(request, *arguments)
 
 
 # --- lengths ----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Sweeps and comparisons: ordinary runs, chosen on validation, shown in one table."""
 
 import csv
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,9 @@ from helpers import assert_one_line, random_images, run_command
 from PIL import Image
 
 from zoo.analysis.compare import format_value
-from zoo.training import run, sweep
+from zoo.training import loop, request, run, sweep
+from zoo.training.plan import Plan
+from zoo.training.recipe import Recipe
 from zoo.training.sweep import Trial, describe, draws, format_table, grid, parse_axis, ranked
 
 
@@ -110,6 +114,52 @@ def test_each_run_is_an_ordinary_run_and_a_missing_one_is_trained_again(finished
     code, out, _ = run_command(capsys, *words_of(finished))
     assert code == 0 and out.count("finished before") == 3
     assert (folders[0] / run.METRICS).read_bytes() == kept
+
+
+def run_without_training(monkeypatch, fit, **arguments):
+    """Run a sweep of two settings with two seeds on 60 digits; `fit` takes the place of the training."""
+
+    def fit_and_diverge(plan, **options):
+        fit(plan)
+        raise loop.DivergenceError("the loss is nan")
+
+    monkeypatch.setattr(loop, "fit", fit_and_diverge)
+    trained = request.TrainRequest("softmax", recipe=Recipe(epochs=1, image_size=8), limit=60, **arguments)
+    settings = grid([parse_axis("learning_rate=0.1,0.01")])
+    sweep.run_sweep(trained, settings, (0, 1), lambda line: None, folder="sweep")
+
+
+def test_runs_share_the_data_and_their_plans_are_freed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    open_dataset, opened, plans, splits = request.open_dataset, [], [], set()
+
+    def fit(plan):
+        gc.collect()
+        assert not any(earlier() for earlier in plans)
+        plans.append(weakref.ref(plan))
+        splits.add(plan.dataset.splits["train"])
+        assert plan.config.limit == len(plan.dataset.splits["train"]) == 60
+
+    monkeypatch.setattr(request, "open_dataset", lambda *names: [opened.append(names), open_dataset(*names)][1])
+    run_without_training(monkeypatch, fit)
+    assert len(opened) == len(splits) == 1 and len(plans) == 4
+
+
+def test_a_repeated_sweep_takes_the_micro_batch_of_its_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def fit(plan):
+        seen.append((plan.folder, plan.recipe.micro_batch))
+        run.open_folder(plan.folder, plan.config, "")
+
+    monkeypatch.setattr(Plan, "compile_within_memory", lambda *arguments: (None, "a shortage"))
+    monkeypatch.setattr(Plan, "fitting_micro_batch", lambda plan, shortage, say: plan.with_micro_batch(4))
+    run_without_training(monkeypatch, fit, changes={"micro_batch": "auto"})
+    monkeypatch.setattr(Plan, "compile_within_memory", pytest.fail)  # nothing is searched for
+    run_without_training(monkeypatch, fit, changes={"micro_batch": "auto"})
+    assert seen[:4] == seen[4:] and {size for _, size in seen} == {4}
+    assert sorted({folder for folder, _ in seen}) == sorted(Path("sweep").iterdir())
 
 
 def test_diverged_settings_come_last_and_are_named():

@@ -9,7 +9,7 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from zoo.distributed import processes
 from zoo.files import write_atomically
 from zoo.inference.evidence import describe_evidence
 from zoo.inference.intervals import format_accuracy
-from zoo.inference.metrics import Metrics, summarise
+from zoo.inference.metrics import Metrics, confusion_from_json, summarise
 from zoo.stores import objects
 from zoo.training import run as runs
 from zoo.training.plan import Plan, make_plan
 from zoo.training.report import advise_training
-from zoo.training.request import Say, TrainRequest, needs_default_model, open_data, with_default_model
+from zoo.training.request import Say, TrainRequest, with_open_data
 from zoo.training.run_store import require_no_run
 
 SUMMARY = "summary.json"
@@ -98,10 +98,8 @@ def prepare(request: TrainRequest, group: str | None, say: Say) -> tuple[TrainRe
     Raises:
         ValueError: as `make_plan`, and for a column that does not exist or is ambiguous.
     """
-    dataset = open_data(request, say)
-    if needs_default_model(request):
-        request = with_default_model(request, dataset, say)
-    return dataclasses.replace(request, data=dataset), choose_group_column(dataset, group)
+    request, dataset = with_open_data(request, say)
+    return request, choose_group_column(dataset, group)
 
 
 def fold_plan(request: TrainRequest, fold: Fold, folder: Path | None, say: Say = lambda line: None) -> Plan:
@@ -138,7 +136,9 @@ def cross_validate(
     """
     request, column = prepare(request, group, say)
     folder: Path | None = None
-    plans = []
+    folders: list[Path] = []
+    class_names: Sequence[str] = ()
+    address = chance_advice = ""
     for index in range(1, folds + 1):
         plan = fold_plan(request, Fold(index, folds, column), folder, say)
         if folder is None:
@@ -148,17 +148,20 @@ def cross_validate(
                 processes.run_on_primary(partial(require_no_run, parent_of(plan.address)))
         say(f"Fold {index} of {folds}")
         run_plan(plan)
-        plans.append(dataclasses.replace(plan, precompiled=None))
+        folders.append(plan.folder)
+        class_names, address = plan.dataset.class_names, plan.address
+        chance_advice = advise_training(plan.init is not None, plan.config.head)
+        del plan  # and its images, up to gigabytes
     assert folder is not None
-    results = [processes.run_on_primary(partial(read_test_result, plan.folder)) for plan in plans]
+    results = [processes.run_on_primary(partial(read_test_result, each)) for each in folders]
     accuracies = tuple(result["accuracy"] for result in results)
-    result = CrossValidation(accuracies, pool_results(results, plans[0].dataset.class_names), folder, column)
+    result = CrossValidation(accuracies, pool_results(results, class_names), folder, column)
     processes.run_on_primary(lambda: write_summary(result))
     summary = str(folder / SUMMARY)
-    if address := plans[0].address:
+    if address:
         summary = join_address(parent_of(address), SUMMARY)
         processes.run_on_primary(lambda: objects.write(summary, (folder / SUMMARY).read_bytes()))
-    for line in describe(result, summary, advise_training(plans[0].init is not None, plans[0].config.head)):
+    for line in describe(result, summary, chance_advice):
         say(line)
     return result
 
@@ -191,7 +194,7 @@ def pool_results(results: Sequence[dict[str, Any]], class_names: Sequence[str]) 
         class_names: one name per class.
     """
     examples = np.array([result["examples"] for result in results])
-    confusion = np.sum([result["confusion"] for result in results], axis=0)
+    confusion = reduce(np.add, (confusion_from_json(result["confusion"]) for result in results))
     support = np.sum([[row["support"] for row in result["per_class"]] for result in results], axis=0)
 
     def total(name: str) -> float:

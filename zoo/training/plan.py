@@ -334,7 +334,7 @@ def make_plan(request: TrainRequest, say: Say = lambda line: None) -> Plan:
         None if request.init is None else request.init.digest(), fold, request.head,
     )  # fmt: skip
     _require_same_in_all_processes(config)
-    folder, address = run_store.place_of_run(request.workdir, config)
+    folder, address = run_store.place_of_run(request.workdir, config, request.runs_folder)
     plan = Plan(
         config, folder, network, dataset, preprocess, batch_size, steps_per_epoch, total_steps, segments, abstract,
         _balanced_weights(recipe, dataset), request.init, parallelism, request.device_data, address=address,

@@ -45,7 +45,8 @@ class TrainRequest:
         limit: maximum number of records per split, 0 for all; None for that of `base`.
         parallelism: the devices and how they share the work; None for all devices along "data".
         device_data: when the training images stay on the devices: "auto", "on" or "off".
-        workdir: folder of the run; None for one under runs/.
+        workdir: folder of the run; None for one in `runs_folder`, named after the configuration.
+        runs_folder: folder of the folders of runs without `workdir`.
         open_init: opens pretrained weights by name, for photographs without `model` and `init`.
         fold: train and test on one fold of a cross-validation; None for that of `base`, or for the splits of the data.
         head: "linear" to fit only a linear head to the frozen features of `init`, by default those of the pretrained
@@ -65,6 +66,7 @@ class TrainRequest:
     parallelism: Parallelism | None = None
     device_data: str = "auto"
     workdir: str | Path | None = None
+    runs_folder: str | Path = "runs"
     open_init: Callable[[str], InitCheckpoint] | None = None
     fold: Fold | None = None
     head: str = ""
@@ -122,8 +124,6 @@ def _resolve_model(request: TrainRequest) -> tuple[str, dict[str, Any]]:
     """Return the model's name and the fields that differ from its defaults, before settings."""
     base, init = request.base, request.init
     if init is not None:
-        if request.data is None and base is None:
-            raise ValueError(f"--init {init.spec}: name the data to train on with --data")
         if base and base.init_digest and base.init == init.spec and init.digest() != base.init_digest:
             raise ValueError(f"{init.spec}: is not the checkpoint that this run started from; give another with --init")
         name, fields = finetune.resolve_model(init, request.model, request.fields)
@@ -194,7 +194,11 @@ def _resolve_recipe(request: TrainRequest, model: str, fields: Mapping[str, Any]
 def _data_name(request: TrainRequest) -> Any:
     if request.data is not None:
         return request.data
-    return request.base.data if request.base else DEFAULT_DATA
+    if request.base is not None:
+        return request.base.data
+    if request.init is not None:
+        raise ValueError(f"--init {request.init.spec}: name the data to train on with --data")
+    return DEFAULT_DATA
 
 
 def record_limit(request: TrainRequest) -> int:
@@ -230,3 +234,11 @@ def open_data(request: TrainRequest, say: Say = lambda line: None) -> Dataset:
         raise ValueError(f"{dataset.name}: has no training split; evaluate on it with `zoo eval`")
     limit = record_limit(request)
     return limited(dataset, limit) if limit else dataset
+
+
+def with_open_data(request: TrainRequest, say: Say) -> tuple[TrainRequest, Dataset]:
+    """Return the request with its data opened and its model chosen, for several plans to share them, and the data."""
+    dataset = open_data(request, say)
+    if needs_default_model(request):
+        request = with_default_model(request, dataset, say)
+    return dataclasses.replace(request, data=dataset, fold=requested_fold(request)), dataset

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import math
 import statistics
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo.addresses import require_local
-from zoo.data.sources import open_dataset
 from zoo.training import loop
 from zoo.training import run as runs
 from zoo.training.plan import make_plan
 from zoo.training.recipe import Recipe
-from zoo.training.request import Say, TrainRequest
+from zoo.training.request import Say, TrainRequest, with_open_data
 from zoo.training.settings import Setting, parse_assignment
 
 RANGE = ".."  # between the ends of a range, for random draws
@@ -185,20 +185,14 @@ def run_sweep(
     """
     if folder is not None:
         require_local(folder)
-    if isinstance(request.data, (str, Path)):
-        request = dataclasses.replace(request, data=open_dataset(request.data, request.data_dir))
-    plans = []
-    for setting in settings:
-        for seed in seeds:
-            plan = make_plan(_with_settings(request, setting, seed))
-            if folder is not None:
-                plan = dataclasses.replace(plan, folder=Path(folder) / plan.config.default_name())
-            plans.append((setting, seed, plan))
+        request = dataclasses.replace(request, runs_folder=folder)
+    request, _ = with_open_data(request, say)
+    plans = deque(make_plan(_with_settings(request, setting, seed)) for setting in settings for seed in seeds)
     total, trials = len(plans), []
-    numbered = iter(enumerate(plans, 1))
     for setting in settings:
         outcomes = []
-        for number, (_, seed, plan) in itertools.islice(numbered, len(seeds)):
+        for seed in seeds:
+            number, plan = total - len(plans) + 1, plans.popleft()  # which frees the plan of the run before
             text = ", ".join(f"{field}={value}" for field, value in setting.items()) or "the recipe"
             done = runs.is_finished(plan.folder)
             say(f"run {number} of {total}: {text}, seed {seed}{' (finished before)' if done else ''}: {plan.folder}")
