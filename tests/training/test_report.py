@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 
 import numpy as np
@@ -193,6 +194,37 @@ def test_figures_that_a_killed_process_left_out_are_drawn_by_the_same_command(mi
     fit_arrays(finished)
     assert "is finished" in capsys.readouterr().out
     assert {name: (finished / name).read_bytes() for name in before} == before
+
+
+def test_the_results_of_many_classes_are_drawn_as_those_of_few(finished, capsys):
+    picture, results = (finished / "confusion.png").read_bytes(), (finished / run.RESULTS).read_text()
+    sparse = json.loads(results)
+    sparse["test"]["confusion"] = [
+        {str(column): count for column, count in enumerate(row) if count} for row in sparse["test"]["confusion"]
+    ]
+    try:
+        (finished / run.RESULTS).write_text(json.dumps(sparse))
+        (finished / "confusion.png").unlink()
+        fit_arrays(finished)
+        assert "is finished" in capsys.readouterr().out and (finished / "confusion.png").read_bytes() == picture
+    finally:
+        (finished / run.RESULTS).write_text(results)
+
+
+def test_all_rows_are_on_disk_before_the_results(tmp_path, monkeypatch):
+    synced, fsync = {}, os.fsync
+
+    def record(descriptor):
+        status = os.fstat(descriptor)
+        synced.pop(status.st_ino, None)
+        synced[status.st_ino] = status.st_size
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    fit_arrays(tmp_path / "run")
+    rows, results = ((tmp_path / "run" / name).stat() for name in (run.METRICS, run.RESULTS))
+    order = list(synced)
+    assert synced[rows.st_ino] == rows.st_size and order.index(rows.st_ino) < order.index(results.st_ino)
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from zoo.data.images.preprocess import POINT_SHAPE
 from zoo.data.inspect import advice
 from zoo.data.sources.listing import describe_left_out
 from zoo.distributed import mesh, processes
-from zoo.files import write_atomically
+from zoo.files import sync_file, write_atomically
 from zoo.inference.evaluate import evaluate, evaluate_and_calibrate
 from zoo.inference.evidence import describe_evidence
 from zoo.inference.intervals import format_accuracy
-from zoo.inference.metrics import Metrics
+from zoo.inference.metrics import Metrics, confusion_from_json
 from zoo.inference.predict import Checkpoint
 from zoo.text import counted, first_line
 from zoo.training import finetune, progressive
@@ -248,7 +248,7 @@ def draw_figures(plan: Plan, say: Say) -> None:
                 title=f"{plan.config.model} on {plan.config.data}",
             )  # fmt: skip
         plots.draw_confusion(
-            results[shown]["confusion"], plan.dataset.class_names, confusion,
+            confusion_from_json(results[shown]["confusion"]), plan.dataset.class_names, confusion,
             title=f"{plan.config.model} on {plan.config.data}, {shown} split",
         )  # fmt: skip
     except Exception as error:
@@ -318,6 +318,7 @@ def write_results(
     """Write results.json and then the figures, and print the results."""
     summary = {"stopped": progress.stopped, "best_step": progress.best_step}
     summary |= {name: result.to_json() for name, result in results.items()}
+    sync_file(plan.folder / runs.METRICS)  # a finished run does not write lost rows again
     write_atomically(plan.folder / runs.RESULTS, json.dumps(summary, indent=1) + "\n")
     draw_figures(plan, display.say)
     say_results(plan, summary, display.say)
