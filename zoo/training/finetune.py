@@ -119,7 +119,8 @@ class InitCheckpoint:
         if np.delete(saved.shape, axis).tolist() != np.delete(fresh.shape, axis).tolist():
             return saved  # differs in another axis too; the merge reports it
         rows = np.array(fresh)
-        pairs = [(i, self.card.classes.index(name)) for i, name in enumerate(classes) if name in self.card.classes]
+        places = {name: i for i, name in enumerate(self.card.classes)}
+        pairs = [(i, places[name]) for i, name in enumerate(classes) if name in places]
         new, old = (np.array([pair[side] for pair in pairs], int) for side in (0, 1))
         np.moveaxis(rows, axis, 0)[new] = np.moveaxis(np.asarray(saved), axis, 0)[old]
         return rows
@@ -127,8 +128,9 @@ class InitCheckpoint:
     def describe(self, model: nn.Module, preprocess: Preprocess, classes: Sequence[str]) -> list[str]:
         """Return lines on what is taken from the checkpoint and what is initialised."""
         old, lines = self.card, []
+        known = set(old.classes)
         source = f"{self.spec} ({old.model}, {len(old.classes)} classes)"
-        shared, new = [c for c in classes if c in old.classes], [c for c in classes if c not in old.classes]
+        shared, new = [c for c in classes if c in known], [c for c in classes if c not in known]
         if not _has_head(model):
             lines.append(f"init: {source}; all variables are kept, the outputs are fixed codes")
         elif not new:
