@@ -6,13 +6,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import run_command
+from helpers import killed_after, run_command
 from photos import folder_of
 
 import zoo
 from zoo import models
 from zoo.analysis.features import compute_features
 from zoo.data.images.preprocess import Preprocess
+from zoo.stores import lease, objects
 from zoo.training.run import read_config
 
 
@@ -52,8 +53,38 @@ def test_a_run_has_checkpoint_metrics_and_results(network, photos, capsys):
         np.testing.assert_array_equal, loaded.variables["params"]["hidden1"],
         zoo.load(network).variables["params"]["hidden1"],
     )  # fmt: skip
+    Path("run/confusion.png").unlink()
     code, out, _ = run_command(capsys, *words)
-    assert code == 0 and "This run is finished" in out
+    assert code == 0 and "This run is finished" in out and Path("run/confusion.png").exists()
+
+
+def test_a_run_in_a_store_is_resumed_after_a_kill(network, tmp_path, monkeypatch):
+    """By the same machine and by another one; killed while the checkpoint and while the files are written."""
+    rng, address, many = np.random.default_rng(0), "memory://quick/run", 10**6
+    data = rng.integers(0, 256, (40, 8, 8), np.uint8), np.arange(40) % 2
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.0)
+    monkeypatch.setattr(lease, "POLL_SECONDS", 0.0)
+
+    def fit(machine, count=many):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+        with killed_after(monkeypatch, count) as left:
+            zoo.fit_head(data, init=network, workdir=address, quiet=True)
+        return count - left[0]
+
+    def stored():
+        """Return the names of all objects but the lease and the arrays, whose names are random."""
+        return {name for name in objects.listing(address) if not name.startswith((lease.FOLDER, "best/arrays/"))}
+
+    changes, whole = fit("first"), stored()
+    results = objects.read(f"{address}/results.json")
+    for count, machine in ((changes // 2, "killed"), (changes // 2, "other"), (changes - 4, "killed")):
+        for name in objects.listing(address):
+            objects.remove(f"{address}/{name}")
+        fit("killed", count)
+        assert "config.json" in stored() and "results.json" not in stored()
+        fit(machine)
+        assert stored() == whole and objects.read(f"{address}/results.json") == results
+        zoo.load(f"{address}/best")
 
 
 def test_the_head_is_calibrated_on_the_validation_split(network, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from helpers import run_command
 
 import zoo
+from zoo.stores import objects
 from zoo.training import run as runs
 from zoo.training import trackers
 from zoo.training.trackers import Tracking, parse_trackers
@@ -145,6 +146,17 @@ def test_a_training_logs_its_rows_results_and_config(recorder, tmp_path):
     assert run["rows"][-1][1]["validation/loss"] == fitted.history[-1]["validation_loss"]
     assert run["ends"][0]["best/test/accuracy"] == fitted.card.metrics["test"]["accuracy"]
     assert run["config"]["model"]["name"] == "softmax" and run["config"]["recipe"]["epochs"] == 2.0
+
+
+@pytest.mark.parametrize("function", ["fit", "fit_head"])
+def test_a_store_knows_that_a_run_was_logged(function, recorder):
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), np.uint8)
+    data, address = (images, np.arange(40) % 2), f"memory://trackers/{function}"
+    if function == "fit":
+        zoo.fit("softmax", data, epochs=1, workdir=address, quiet=True, log="wandb")
+    else:
+        zoo.fit_head(data, init="lenet5-mnist", workdir=address, quiet=True, log="wandb")
+    assert json.loads(objects.read(f"{address}/{trackers.STATE}"))["wandb"]["finished"]
 
 
 def twice(folder, name):

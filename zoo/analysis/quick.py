@@ -139,15 +139,19 @@ def fit_plan(
         report.describe(plan, display.say)
         stack.enter_context(runs.lock_folder(plan.folder))
         tracking = stack.enter_context(Tracking(log, plan.folder, display.say, plan.config.fold is not None))
+        push = store.push if store else lambda: None
+        push()  # first of all the configuration, which names the run in the store
         if runs.is_finished(plan.folder):
             report.say_finished(plan, "an option or --workdir", display.say)
+            report.draw_figures(plan, display.say)
         else:
             _fit(plan, display, workers)
-            if store:
-                store.push()
+        push()
         result = loop.read_result(plan)
         tracking.add(result.history)
         tracking.finish()
+        if log:
+            push()  # that the trackers have it all
     return result
 
 

@@ -123,6 +123,8 @@ def fit(
             for trackers in tracking:
                 trackers.add(result.history)
                 trackers.finish()
+            if log:
+                processes.run_on_primary(push)  # that the trackers have it all
             if caught is not None:
                 caught.is_complete = True
     return result
