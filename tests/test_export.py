@@ -1,5 +1,6 @@
 """Exported files give the same logits or tensors, and describe themselves."""
 
+import dataclasses
 import datetime
 import json
 import os
@@ -9,15 +10,20 @@ import stat
 import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import jax
 import numpy as np
 import pytest
 from helpers import assert_one_line, run_command
+from networks import SMALL
 
 import zoo
 from zoo import export, models
+from zoo.checkpoint.calibration import Calibration
 from zoo.data.images.preprocess import Preprocess
+from zoo.export.onnx_graph import to_onnx
+from zoo.pretrained.importing import import_file
 
 CLASSES = tuple("abcdefghij")
 
@@ -99,9 +105,11 @@ def test_what_is_no_stablehlo_file_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"x\.stablehlo: JAX .* cannot read it") as caught:
         export.read_stablehlo(tmp_path / "x.stablehlo")
     assert_one_line(caught)
-    (tmp_path / "x.stablehlo.json").write_text("{")
-    with pytest.raises(ValueError, match=r"x\.stablehlo\.json"):
-        export.read_stablehlo(tmp_path / "x.stablehlo")
+    for text in ("{", "[]", "null", "[" * 100_000):
+        (tmp_path / "x.stablehlo.json").write_text(text)
+        with pytest.raises(ValueError, match=r"x\.stablehlo\.json: is not the card") as caught:
+            export.read_stablehlo(tmp_path / "x.stablehlo")
+        assert_one_line(caught)
 
 
 @pytest.mark.slow
@@ -192,6 +200,18 @@ def test_an_exported_file_is_imported_without_options(resnet, lenet, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, again.variables, loaded.variables)
 
 
+def test_an_exported_file_keeps_its_calibration_for_the_same_network_and_pixels(resnet, tmp_path):
+    calibration = Calibration(2.5, "validation", 100, 1.0, 0.9, 0.2, 0.1, 0.5, 0.95)
+    card = dataclasses.replace(resnet.card, calibration=calibration)
+    file = tmp_path / "x.safetensors"
+    for keys in ("akamaster", "zoo"):
+        export.write_safetensors(dataclasses.replace(resnet, card=card), file, keys)
+        assert zoo.load(file).card.calibration == calibration
+        assert import_file(file, classes=CLASSES[::-1]).card.calibration == calibration
+        assert import_file(file, preprocess={"mean": (0.5,)}).card.calibration is None
+        assert import_file(file, fields={"num_classes": None}).card.calibration is None
+
+
 @pytest.mark.parametrize(
     ("write", "package", "advice"),
     [(export.write_onnx, "onnxruntime", r"ONNX needs onnx(runtime)?: pip install 'jax-model-zoo\[onnx\]'"),
@@ -273,43 +293,12 @@ def test_a_stablehlo_file_is_written_whole_or_not_at_all(resnet, tmp_path, monke
     assert (tmp_path / "net.stablehlo").read_bytes() == bytes(50_000)
 
 
-#: One member of each family, small.
-FAMILIES = {
-    "mlp": {"image_size": 8, "widths": (8,)},
-    "highway": {"image_size": 8, "layers": 3, "width": 10},
-    "lenet5": {},
-    "lenet5_1998": {},
-    "alexnet_small": {"width": 0.1},
-    "alexnet_owt_small": {"width": 0.1},
-    "googlenet_small": {"width": 0.1, "blocks": (1, 1, 1)},
-    "googlenet_bn_small": {"width": 0.1, "blocks": (1, 1, 1)},
-    "inception_v2_small": {"width": 0.1, "blocks": (1, 1, 1)},
-    "inception_v3_small": {"width": 0.1, "blocks": (1, 1, 1)},
-    "inception_v4_small": {"width": 0.1, "blocks": (1, 1, 1)},
-    "inception_resnet_v2_small": {"width": 0.1, "blocks": (1, 1, 1)},
-    "xception_small": {"width": 0.1, "blocks": (1,)},
-    "resnet20": {"blocks": (1, 1, 1)},
-    "resnet18": {"blocks": (1, 1), "width": 16},
-    "resnet50d_small": {"blocks": (1, 1), "width": 16},
-    "se_resnet50_small": {"blocks": (1, 1), "width": 16},
-    "eca_resnet50": {"blocks": (1, 1), "width": 16, "stem": "small"},
-    "resnet50_gn": {"blocks": (1, 1), "width": 32, "stem": "small"},
-    "resnet_rs50": {"blocks": (1, 1), "width": 16},
-    "bit_r50x1": {"blocks": (1, 1), "width": 32},
-    "inception_resnet_v1_small": {"width": 0.1, "blocks": (1, 1, 1)},
-    "resnext50_32x4d_small": {"blocks": (1, 1)},
-    "resnet50_v2_small": {"blocks": (1, 1), "width": 16},
-    "wide_resnet16_8": {"depth": 10, "widen": 2},
-    "highway_conv": {"layers": 3, "image_size": 8},
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SMALL)
 def test_onnx(name, tmp_path):
     """Needs the extra onnx."""
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    loaded = checkpoint(name, tmp_path / "ckpt", **FAMILIES[name])
+    loaded = checkpoint(name, tmp_path / "ckpt", **SMALL[name])
     export.write_onnx(loaded, tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     assert "card" in session.get_modelmeta().custom_metadata_map
@@ -320,11 +309,11 @@ def test_onnx(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SMALL)
 def test_openvino(name, tmp_path):
     """Needs the extra openvino."""
     pytest.importorskip("onnx")
-    loaded = checkpoint(name, tmp_path / "ckpt", **FAMILIES[name])
+    loaded = checkpoint(name, tmp_path / "ckpt", **SMALL[name])
     try:
         export.write_openvino(loaded, tmp_path / "net.xml")
     except ImportError as error:
@@ -337,6 +326,22 @@ def test_openvino(name, tmp_path):
     assert 'element_type="f32"' in (text := (tmp_path / "net.xml").read_text()) and "f16" not in text
     compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     require_same_logits(loaded, lambda pixels: compiled([pixels])["logits"])
+
+
+@pytest.mark.parametrize("name", ["airbench", "resnet9", "lenet1", "lenet4"])
+def test_every_operation_is_translated(name, monkeypatch):
+    """Without the extra onnx; the networks that it takes longer to translate are tested above."""
+    monkeypatch.setitem(sys.modules, "onnx", MagicMock())
+    model = zoo.create(name, **SMALL[name])
+    shape = model.input_shape
+    preprocess = Preprocess(
+        size=shape[:2], resize=shape[:2], channels="L" if shape[2] == 1 else "RGB", mean=(0.5,) * shape[2],
+        std=(0.5,) * shape[2],
+    )  # fmt: skip
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), models.abstract_variables(model))
+    card = SimpleNamespace(preprocess=preprocess, calibration=None)
+    network = export.pixels_to_logits(SimpleNamespace(card=card, model=model, variables=variables))
+    assert to_onnx(network, shape, ("pixels", "logits"))
 
 
 def require_same_logits(loaded, exported):

@@ -186,7 +186,9 @@ def read_stablehlo(file: str | Path) -> Callable[[np.ndarray], jax.Array]:
     data, about = read_bounded(file, MAX_STABLEHLO), file.with_name(f"{file.name}.json")
     try:
         made = json.loads(read_text(about, MAX_JSON)) if about.exists() else {}
-    except ValueError as error:
+        if not isinstance(made, dict):
+            raise ValueError("not a JSON object")
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{about}: is not the card of a StableHLO file ({first_line(error)})") from None
     line = describe_expiry(made, datetime.date.today())
     if line:

@@ -178,6 +178,9 @@ class _Translator:
             return [self.broadcast(operands[0], shape, params["broadcast_dimensions"])]
         if name == "square":
             return [self.elementwise("Mul", operands * 2, shape)]
+        if name == "erfc":
+            one = np.ones((), equation.outvars[0].aval.dtype)
+            return [self.elementwise("Sub", [one, self.elementwise("Erf", operands, shape)], shape)]
         if name == "rsqrt":
             return [self.elementwise("Reciprocal", [self.elementwise("Sqrt", operands, shape)], shape)]
         if name == "integer_pow":
