@@ -326,7 +326,7 @@ def test_formulations_nest_and_end_with_their_context():
 @pytest.mark.parametrize(
     ("shape", "fixed_size", "part"),
     [((8, 8, 3), None, "[B, H, W, C]"), ((1, 7, 9, 3), None, "8x8"), ((1, 9, 7, 3), None, "9x7"),
-     ((1, 8, 9, 3), 8, "image_size=8")],
+     ((1, 9, 9, 3), 8, "image_size=9"), ((1, 8, 9, 3), 8, "(resize the images)")],
 )  # fmt: skip
 def test_images_of_a_wrong_shape(shape, fixed_size, part):
     with pytest.raises(ValueError, match="net") as caught:

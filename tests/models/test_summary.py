@@ -24,6 +24,13 @@ def test_published_multiply_adds():
     """He et al. 2015, table 1: 3.8 G for the original ResNet-50. With the stride in the 3x3 it has 4.09 G."""
     assert round(LISTED["resnet50"]["multiply_adds"] / 1e9, 2) == 4.09
     assert 3.8e9 <= LISTED["resnet50_v1"]["multiply_adds"] < 3.9e9
+    gates = 5 * (3 * 256 + 4 * 512 + 6 * 1024) + 7 * 3 * 2048  # kernel size times channels, of every block
+    assert LISTED["eca_resnet50"]["multiply_adds"] - LISTED["resnet50"]["multiply_adds"] == gates
+
+
+def test_efficient_channel_attention_is_a_convolution_along_the_channels():
+    rows = layers(create("eca_resnet50", blocks=(1,), width=8, stem="small"), (8, 8, 3))
+    assert [row.multiply_adds for row in rows if row.kind == "EfficientChannelAttention"] == [3 * 32]
 
 
 def test_layers_of_lenet():

@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Any, TypeVar, cast, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 import flax.linen as nn
 import jax
@@ -156,6 +156,10 @@ M = TypeVar("M", bound=ImageClassifier)
 
 #: Words in the names of fields that are probabilities.
 _PROBABILITIES = ("dropout", "rate", "stochastic_depth")
+#: Integer fields that may be 0: a network or a stage without layers, and the width of square images.
+_MAY_BE_ZERO = ("layers", "blocks", "image_width")
+#: Highest seed: without 64-bit types JAX drops the higher bits of one, so that two seeds would give the same network.
+_MAX_SEED = 2**32 - 1
 
 
 @check_types()
@@ -194,30 +198,37 @@ def create(name: str, **fields: Any) -> nn.Module:
 
 
 def _check_field(model: str, field: str, kind: Any, value: Any) -> None:
-    """Raise ValueError unless `value` has the type of the field, and its range: counts from 0, probabilities < 1."""
+    """Raise ValueError unless `value` has the type, the length and the range of the field."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    lowest, sign = (0, "non-negative") if field in _MAY_BE_ZERO else (1, "positive")
     valid, expected = True, ""
     if kind == int | None:
-        valid, expected = value is None or (_is_count(value) and value > 0), "a positive integer or None"
+        valid, expected = value is None or _is_count(value, lowest), f"a {sign} integer or None"
     elif kind is bool:
         valid, expected = isinstance(value, bool), "True or False"
     elif kind is int:
-        valid, expected = _is_count(value), "a non-negative integer"
+        valid, expected = _is_count(value, lowest), f"a {sign} integer"
     elif kind is float and any(word in field for word in _PROBABILITIES):
         valid, expected = number and 0 <= value < 1, "a number in [0, 1)"
+    elif kind is float and field == "width":
+        valid, expected = number and is_finite(value) and value > 0, "a positive number"
+    elif kind is float and field == "epsilon":
+        valid, expected = number and is_finite(value) and value >= 0, "a non-negative number"
     elif kind is float:
         valid, expected = number and is_finite(value), "a finite number"
     elif get_origin(kind) is tuple:
-        valid = isinstance(value, (tuple, list)) and all(map(_is_count, value))
-        expected = "a list of non-negative integers"
+        length = None if get_args(kind)[-1] is Ellipsis else len(get_args(kind))
+        valid = isinstance(value, (tuple, list)) and all(_is_count(each, lowest) for each in value)
+        valid = valid and length in (None, len(value))
+        expected = f"a list of {'' if length is None else f'{length} '}{sign} integer{'' if length == 1 else 's'}"
     elif kind is str:
         valid, expected = isinstance(value, str), "a string"
     if not valid:
         raise ValueError(f"{model}: {field}={value!r} is not {expected}")
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _is_count(value: Any, lowest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
 
 
 @check_types("model")
@@ -231,7 +242,7 @@ def init(
 
     Args:
         model: a model of this package.
-        key: a JAX random key, or a seed.
+        key: a JAX random key, or a seed from 0 to 2**32 - 1.
         image_shape: [H, W, C] of the images; None for the native shape of the model.
         shardings: tree of the shardings of the variables; None for one device. No device then computes more than its
             part.
@@ -244,8 +255,8 @@ def init(
     if not isinstance(model, nn.Module):
         raise ValueError(f"init: model has type {type(model).__name__}; it takes a network made by zoo.create")
     if isinstance(key, int):
-        if not -(2**63) <= key < 2**63:
-            raise ValueError(f"init: key={key} must be below 2**63")
+        if not 0 <= key <= _MAX_SEED:
+            raise ValueError(f"init: key={key} must be from 0 to {_MAX_SEED}")
         key = jax.random.key(key)
     elif not _is_key(key):
         raise ValueError(f"init: key is {key.dtype}{list(key.shape)}; give a seed, such as 0, or jax.random.key(0)")

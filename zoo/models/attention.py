@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from zoo.models.layers import Dense
-from zoo.models.operations import global_avg_pool, relu
+from zoo.models.operations import Shape, global_avg_pool, relu
 
 
 class SqueezeExcite(nn.Module):
@@ -59,6 +59,14 @@ class EfficientChannelAttention(nn.Module):
         means = jnp.pad(global_avg_pool(x), ((0, 0), (size // 2, size // 2)))
         gate = nn.sigmoid(sum(kernel[i] * lax.slice_in_dim(means, i, i + channels, axis=1) for i in range(size)))
         return x * gate[:, None, None]
+
+    def positions(self, shape: Shape) -> int:
+        """Return the number of positions per image at which the convolution is computed: the channels.
+
+        Args:
+            shape: shape of the input, [B, H, W, C].
+        """
+        return shape[-1]
 
 
 def eca_kernel_size(channels: int) -> int:

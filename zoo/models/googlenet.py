@@ -12,7 +12,17 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from zoo.models.branches import unit_constructor
-from zoo.models.layers import Conv, Dense, Initializer, classify, maybe_remat, require_images, require_stem, scale_width
+from zoo.models.layers import (
+    Conv,
+    Dense,
+    Initializer,
+    classify,
+    maybe_remat,
+    require_blocks,
+    require_images,
+    require_stem,
+    scale_width,
+)
 from zoo.models.operations import adaptive_avg_pool, avg_pool, global_avg_pool, local_response_norm, max_pool, relu
 
 # Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
@@ -27,6 +37,7 @@ INCEPTIONS = {
     "inception5a": (256, 160, 320, 32, 128, 128),
     "inception5b": (384, 192, 384, 48, 128, 128),
 }
+LARGEST = (2, 5, 2)  # number of rows 3a…, 4a… and 5a…
 # Section 5: the auxiliary classifiers read the outputs of 4a and 4d; the weight of their losses in training is 0.3.
 AUX_AFTER = {"inception4a": "aux1", "inception4d": "aux2"}
 STEM = ("conv1", "conv2_reduce", "conv2")
@@ -112,7 +123,12 @@ def pool_to_4x4(x):
 
 
 def module_names(blocks: tuple[int, int, int]) -> tuple[str, ...]:
-    """Return the names of the first modules 3a…, 4a… and 5a…, `blocks` of each."""
+    """Return the names of the first modules 3a…, 4a… and 5a…, `blocks` of each.
+
+    Raises:
+        ValueError: if the table has fewer.
+    """
+    require_blocks(blocks, LARGEST, "googlenet")
     return tuple(name for name in INCEPTIONS if "abcde".index(name[-1]) < blocks[int(name[-2]) - 3])
 
 
@@ -156,7 +172,7 @@ class GoogLeNet(nn.Module):
         stem: "imagenet", for images from 31 pixels up, or "small", from 8: a 3x3 convolution with stride 1, no second
             pool, and initialisation after He et al. 2015 for inputs of unit variance (not in the paper).
         width: factor of all channels.
-        blocks: number of modules 3a…, 4a… and 5a….
+        blocks: number of modules 3a…, 4a… and 5a…, at most those of table 1.
         aux_heads: add the auxiliary heads. At other sizes than 224 they pool to 4x4 nearly equal cells.
         dropout: rate before the head.
         aux_dropout: rate in the auxiliary heads.
@@ -236,7 +252,7 @@ class GoogLeNetBN(nn.Module):
         num_classes: number of classes, or None for no head.
         stem: "imagenet", for images from 15 pixels up, or "small", from 4, as in `GoogLeNet`.
         width: factor of all channels.
-        blocks: number of modules 3a…, 4a… and 5a….
+        blocks: number of modules 3a…, 4a… and 5a…, at most those of table 1.
         aux_heads: add the auxiliary heads.
         dropout: rate before the head.
         aux_dropout: rate in the auxiliary heads.

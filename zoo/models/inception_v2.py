@@ -16,7 +16,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from zoo.models.branches import Branch, Branches, Pool, Unit, unit_constructor
-from zoo.models.layers import BatchNorm, Conv, classify, maybe_remat, require_images, require_stem, scale_width
+from zoo.models.layers import (
+    BatchNorm,
+    Conv,
+    classify,
+    maybe_remat,
+    require_blocks,
+    require_images,
+    require_stem,
+    scale_width,
+)
 from zoo.models.operations import global_avg_pool, max_pool, relu
 
 # Figure 5: #1x1, #3x3 reduce, #3x3, double #3x3 reduce, double #3x3, pool, pool proj. A module without #1x1 has stride
@@ -33,12 +42,18 @@ INCEPTIONS = {
     "inception5a": (352, 192, 320, 160, 224, "avg", 128),
     "inception5b": (352, 192, 320, 192, 224, "max", 128),
 }
+LARGEST = (2, 4, 2)  # number of rows 3a…, 4a… and 5a… without stride
 STEM = ("conv1", "conv2_reduce", "conv2")
 DEPTH_MULTIPLIER = 8  # appendix: of the separable first convolution
 
 
 def module_names(blocks: tuple[int, int, int]) -> tuple[str, ...]:
-    """Return the names of the first modules 3a…, 4a… and 5a…, `blocks` of each, and of the strided ones, 3c and 4e."""
+    """Return the names of the first modules 3a…, 4a… and 5a…, `blocks` of each, and of the strided ones, 3c and 4e.
+
+    Raises:
+        ValueError: if the figure has fewer.
+    """
+    require_blocks(blocks, LARGEST, "inception_v2")
     return tuple(
         name for name, row in INCEPTIONS.items() if row[0] == 0 or "abcde".index(name[-1]) < blocks[int(name[-2]) - 3]
     )
@@ -96,7 +111,8 @@ class InceptionV2(nn.Module):
         stem: "imagenet", for images from 7 pixels up, or "small", from 8: a 3x3 convolution with stride 1, and no
             second pool (not in the paper).
         width: factor of all channels.
-        blocks: number of modules 3a…, 4a… and 5a…, not counting the strided ones, 3c and 4e, which are always present.
+        blocks: number of modules 3a…, 4a… and 5a…, at most those of the figure, not counting the strided ones, 3c and
+            4e, which are always present.
         dropout: rate before the head.
         epsilon: added to the variance by batch norms.
         axis_name: pmap axis over which batch statistics are shared.

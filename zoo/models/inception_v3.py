@@ -16,7 +16,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from zoo.models.branches import Branch, Branches, Pool, Unit, unit_constructor
-from zoo.models.layers import Dense, classify, maybe_remat, require_images, require_stem, uniform_head
+from zoo.models.layers import (
+    Dense,
+    classify,
+    maybe_remat,
+    require_blocks,
+    require_images,
+    require_stem,
+    uniform_head,
+)
 from zoo.models.operations import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool
 
 
@@ -97,7 +105,11 @@ def modules(blocks: tuple[int, int, int], mean: Pool) -> dict[str, tuple[Branch,
     Args:
         blocks: number of modules of figures 5, 6 and 7; the reductions are always present.
         mean: average pool of the modules, one of MEANS.
+
+    Raises:
+        ValueError: if the authors' model has fewer modules.
     """
+    require_blocks(blocks, tuple(map(len, KINDS)), "inception_v3")
     a, b, c = blocks
     tables = {
         "mixed5b": inception_a(mean, 32),
@@ -157,7 +169,7 @@ class InceptionV3(nn.Module):
         stem: "imagenet", for images from 75 pixels up, or "small", from 13: strides 1, with padding, without the second
             pool, and with a uniformly initialised head (not in the paper).
         width: factor of all channels.
-        blocks: number of modules of figures 5, 6 and 7.
+        blocks: number of modules of figures 5, 6 and 7, at most (3, 4, 2).
         aux_heads: add the auxiliary head.
         dropout: rate before the head.
         pool_padding: padding of the average pools, "zeros", or "nothing" to leave it uncounted, as in Keras.

@@ -226,7 +226,11 @@ def block_drop_rate(rate: float, index: int, blocks: int, keep_first: bool = Fal
 
 
 def require_images(
-    images: jax.Array, minimum: int, model: str, fixed_size: int | tuple[int, int] | None = None
+    images: jax.Array,
+    minimum: int,
+    model: str,
+    fixed_size: int | tuple[int, int] | None = None,
+    size_fields: Sequence[str] = ("image_size",),
 ) -> None:
     """Check the shape of a batch of images.
 
@@ -235,6 +239,7 @@ def require_images(
         minimum: smallest height and width that the model accepts.
         model: name of the model, with which error messages begin.
         fixed_size: the only height and width that the model accepts, or its only side, if its dense layers fix it.
+        size_fields: fields of the model that set the fixed size: none, one for both, or those of height and width.
 
     Raises:
         ValueError: if the images are not [B, H, W, C] or of an unsuitable size.
@@ -246,9 +251,13 @@ def require_images(
         raise ValueError(f"{model} needs images of at least {minimum}x{minimum} pixels; got {height}x{width}")
     fixed = (fixed_size, fixed_size) if isinstance(fixed_size, int) else fixed_size
     if fixed is not None and (height, width) != fixed:
+        advice = "resize the images"
+        if len(size_fields) == 2 or (size_fields and height == width):
+            settings = (f"{field}={side}" for field, side in zip(size_fields, (height, width), strict=False))
+            advice += f", or create the model with {', '.join(settings)}"
         raise ValueError(
             f"{model} takes images of exactly {fixed[0]}x{fixed[1]} pixels, the size of its dense layers; "
-            f"got {height}x{width} (resize the images, or create the model with image_size={height})"
+            f"got {height}x{width} ({advice})"
         )
 
 
@@ -297,6 +306,14 @@ def require_stem(stem: str, model: str) -> None:
     """Raise ValueError unless the stem is "imagenet" or "small"."""
     if stem not in ("imagenet", "small"):
         raise ValueError(f"{model} has the stems imagenet and small (for 28 to 64 pixels); got {stem!r}")
+
+
+def require_blocks(blocks: Sequence[int], largest: Sequence[int], model: str) -> None:
+    """Raise ValueError unless the counts of blocks are at most those of the published network, whose blocks differ."""
+    if any(count > most for count, most in zip(blocks, largest, strict=True)):
+        raise ValueError(
+            f"{model} has at most blocks={tuple(largest)}, those of the published network; got {tuple(blocks)}"
+        )
 
 
 def maybe_remat(block: type[nn.Module], remat: bool) -> type[nn.Module]:

@@ -279,7 +279,7 @@ class LeNet51998(nn.Module):
                 f"lenet5_1998 has output codes for the ten digits only, not for num_classes={self.num_classes}; "
                 "lenet5 takes any number of classes"
             )
-        require_images(images, 32, "lenet5_1998", fixed_size=32)
+        require_images(images, 32, "lenet5_1998", fixed_size=32, size_fields=())
         if images.shape[-1] != 1:
             raise ValueError(f"lenet5_1998 takes one channel; got {images.shape[-1]} (lenet5 takes any number)")
 

@@ -51,7 +51,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train: bool = False):
-        require_images(images, 1, "an MLP", fixed_size=self.input_shape[:2])
+        sizes = ("image_size", "image_width")
+        require_images(images, 1, "an MLP", fixed_size=self.input_shape[:2], size_fields=sizes)
         act = find_activation(self.activation)
         hidden_init = nn.initializers.he_normal() if self.activation == "relu" else nn.initializers.glorot_uniform()
         ends = {}

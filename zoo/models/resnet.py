@@ -365,5 +365,8 @@ class ResNet(nn.Module):
             raise ValueError(
                 "ResNet's stem='wide' has more channels than the first stage; shortcut='pad' cannot follow"
             )
+        narrowest = -(-8 // min(DEEP_STEMS.get(self.stem, (8,))))  # whose stem has a channel in each convolution
+        if self.width < narrowest:
+            raise ValueError(f"ResNet's stem={self.stem!r} needs width={narrowest} at least; got {self.width}")
         if self.width * self.widen % self.groups:
             raise ValueError(f"ResNet's {self.groups} groups do not divide its {self.width * self.widen} channels")

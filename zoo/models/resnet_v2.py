@@ -272,5 +272,7 @@ class ResNetV2(nn.Module):
         for field, known in choices:
             if getattr(self, field) not in known:
                 raise ValueError(f"ResNetV2's {field} {getattr(self, field)!r} is not one of {', '.join(known)}")
+        if self.stem == "deep" and self.width < 2:
+            raise ValueError(f"ResNetV2's stem='deep' needs width=2 at least; got {self.width}")
         if not self.bottleneck and self.stride_in != "3x3":
             raise ValueError("ResNetV2's stride_in applies to bottlenecks only; set bottleneck=True")
