@@ -165,6 +165,13 @@ def test_a_network_without_a_head_names_the_flag(tensors, tmp_path):
         assert import_file(file, None, {"num_classes": None}).card.classes == ()
 
 
+@pytest.mark.parametrize("prefix", ["", "net."])
+def test_the_head_of_a_file_can_be_left_out(prefix, tensors, tmp_path):
+    imported = import_file(save(tmp_path / "x.pth", prefixed(prefix, tensors)), MODEL, {**FIELDS, "num_classes": None})
+    assert imported.card.classes == () and "head" not in imported.variables["params"]
+    assert any("linear.weight" in note for note in imported.notes)
+
+
 @pytest.mark.parametrize("aux_classes", [None, 9])
 def test_auxiliary_heads_may_be_missing_or_have_other_classes(aux_classes, tmp_path):
     """Only training uses them; people often replace the head alone."""
@@ -413,6 +420,101 @@ def test_normalisation_buffers_of_the_network_are_used(scale, shape, tensors, tm
     arrays = prefixed("1.", tensors) | {key: value.astype(np.float32) for key, value in buffers.items()}
     preprocess = import_file(save(tmp_path / "x.pth", arrays), MODEL, FIELDS).card.preprocess
     np.testing.assert_allclose((preprocess.mean, preprocess.std), (mean, std), rtol=1e-6)
+
+
+BUFFERS = {"mean": np.float32([0.1, 0.2, 0.3]), "std": np.float32([0.4, 0.5, 0.6])}
+INPUT_NORM = {f"input_bn.{key}": np.ones(3, np.float32) for key in ("weight", "bias", "running_mean", "running_var")}
+
+
+@pytest.mark.parametrize("prefix", ["", "net."])
+@pytest.mark.parametrize(
+    ("beside", "outcome"),
+    [
+        (prefixed("a.", BUFFERS), "used"),
+        (prefixed("a.", BUFFERS) | prefixed("b.", BUFFERS), "used"),
+        (prefixed("a.", BUFFERS) | {"b.mean": BUFFERS["std"], "b.std": BUFFERS["std"]}, "b.mean"),
+        ({"a.mean": BUFFERS["mean"]}, "a.mean"),
+        ({"a.mean": BUFFERS["mean"], "b.std": BUFFERS["std"]}, "a.mean"),
+        (INPUT_NORM, "input_bn.running_mean"),
+        (INPUT_NORM | prefixed("input_bn.", BUFFERS), "input_bn.running_mean"),
+    ],
+    ids=["pair", "twice", "two", "mean alone", "of two modules", "norm", "norm and pair"],
+)  # fmt: skip
+def test_only_a_pair_of_normalisation_buffers_is_taken(beside, outcome, prefix, tensors, tmp_path):
+    """Everything else is noted or refused, never lost."""
+    try:
+        imported = import_file(save(tmp_path / "x.pth", prefixed(prefix, tensors) | beside), MODEL, FIELDS)
+    except ValueError as error:
+        assert outcome in str(error) and "\n" not in str(error)
+        return
+    mean = imported.card.preprocess.mean
+    assert np.allclose(mean, BUFFERS["mean"]) == any(all(f"{m}.{k}" in beside for k in BUFFERS) for m in "ab")
+    assert outcome == "used" or any(outcome in note for note in imported.notes)
+
+
+KERAS_NET = {
+    "blocks": (1,), "width": 8, "num_classes": 5, "stride_at": "last", "conv_bias": True, "pool_padding": "zeros",
+    "epsilon": 1.001e-5,
+}  # fmt: skip
+
+
+def write_keras(file, tensors, layers):
+    """Write a file of Keras: weights by name, and the configuration of a model that begins with these layers."""
+    h5py = pytest.importorskip("h5py")
+    named = [{"class_name": kind, "config": config} for kind, config in (*layers, ("Conv2D", {}))]
+    with h5py.File(file, "w") as out:
+        out.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": {"layers": named}})
+        out.attrs["layer_names"] = list(dict.fromkeys(key.partition("/")[0] for key in tensors))
+        for key, array in tensors.items():
+            group = out.require_group(key.partition("/")[0])
+            group.attrs["weight_names"] = [*group.attrs.get("weight_names", []), key]
+            group[key] = array
+    return file
+
+
+NEGATIVE, HALVES = ("Rescaling", {"scale": -1 / 127.5, "offset": 1}), {"mean": (0.5,), "std": (0.5,)}
+RESIZING = ("Resizing", {"height": 64, "width": 64, "interpolation": "lanczos5"})
+
+
+@pytest.mark.parametrize(
+    ("layers", "changes", "expected"),
+    [
+        ([NEGATIVE], {}, "--mean and --std"),
+        ([NEGATIVE], {"mean": (0.5,)}, "--mean and --std"),
+        ([NEGATIVE], HALVES, {"mean": (0.5,) * 3, "std": (0.5,) * 3}),
+        ([("Rescaling", {"scale": 1e12, "offset": 0})], HALVES, {"std": (0.5,) * 3}),
+        ([("Stack", {})], HALVES, "--channels, --mean and --std"),
+        ([("Stack", {})], {**HALVES, "channels": "BGR"}, {"channels": "BGR"}),
+        ([RESIZING], {}, "--interpolation"),
+        ([RESIZING], {"interpolation": "lanczos"}, {"interpolation": "lanczos", "size": (64, 64)}),
+    ],
+    ids=str,
+)
+def test_what_a_keras_model_does_in_an_unknown_way_can_be_given(layers, changes, expected, tmp_path):
+    _, tensors = small("resnet50_v2", "keras", **KERAS_NET)
+    file = write_keras(tmp_path / "net.h5", tensors, layers)
+    fields = {"blocks": (1,), "width": 8}
+    if isinstance(expected, str):
+        with pytest.raises(ValueError) as error:
+            import_file(file, "resnet50_v2", fields, preprocess=changes)
+        return assert_one_line(error, "net.h5: ", expected)
+    preprocess = import_file(file, "resnet50_v2", fields, preprocess=changes).card.preprocess
+    assert {name: getattr(preprocess, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("layer", "mean", "std"),
+    [(("Rescaling", {"scale": 1 / 255, "offset": 0}), 0.0, 1.0),
+     (("Normalization", {"name": "n", "mean": [51.0], "variance": [102.0**2]}), 0.2, 0.4)],
+    ids=["rescaling", "normalization"],
+)  # fmt: skip
+def test_a_grey_keras_model_has_one_mean(layer, mean, std, tmp_path):
+    _, tensors = small("resnet50_v2", "keras", **KERAS_NET)
+    tensors["conv1_conv/kernel"] = tensors["conv1_conv/kernel"][:, :, :1]
+    file = write_keras(tmp_path / "net.h5", tensors, [layer])
+    preprocess = import_file(file, "resnet50_v2", {"blocks": (1,), "width": 8}).card.preprocess
+    assert preprocess.channels == "L" and preprocess.mean == (pytest.approx(mean),)
+    assert preprocess.std == (pytest.approx(std),)
 
 
 # --- architecture and shards ------------------------------------------------------------------------------------

@@ -552,12 +552,42 @@ def test_preprocessing_layers_of_a_keras_model(layers, function):
 @pytest.mark.parametrize(
     "layers",
     [[layer("Multiply", -1.0)], [layer("TrueDivide", 0.0)], [layer("Add", [1, 2])], [layer("Subtract")],
-     [channel("r", 0), channel("g", 1), channel("b", 2), STACK], [layer("Normalization", name="other", mean=None)]],
-    ids=["negative", "by zero", "two channels", "no constant", "order", "no statistics"],
+     [channel("r", 0), channel("g", 1), channel("b", 2), STACK], [layer("Normalization", name="other", mean=None)],
+     [layer("Normalization", name="n", mean=[1.0], variance=[1.0], invert=True)], [channel("r", 2), channel("g", 1)],
+     [layer("GetItem", name="r"), layer("GetItem", 3, name="g"), STACK],
+     [layer("Rescaling", scale=-1 / 127.5, offset=1)],
+     [{"class_name": "Stack", "inbound_nodes": [{"args": []}]}],
+     [{"class_name": "Stack", "inbound_nodes": [{"args": [[{"config": {"keras_history": []}}]]}]}]],
+    ids=["negative", "by zero", "two channels", "no constant", "order", "no statistics", "inverted", "not stacked",
+         "no index", "negative scale", "no arguments", "no history"],
 )  # fmt: skip
 def test_preprocessing_layers_that_are_not_understood_name_the_options(layers):
-    with pytest.raises(ValueError, match="--mean"):
-        preprocessing({"class_name": "Sequential", "config": {"layers": layers}}, {})
+    found = preprocessing({"class_name": "Sequential", "config": {"layers": [INPUT, *layers]}}, {})
+    assert all("--mean and --std" in problem for problem in found.preprocess_problems) and found.preprocess_problems
+    assert found.preprocess == {"size": (160, 96)}
+    for problem, fields in found.preprocess_problems.items():
+        assert {"mean", "std"} <= set(fields) and ("channels" in fields) == ("--channels" in problem)
+
+
+@pytest.mark.parametrize(
+    ("options", "mode", "interpolation", "noted"),
+    [
+        ({}, "squash", "bilinear", False),
+        ({"crop_to_aspect_ratio": True, "interpolation": "bicubic"}, "crop", "bicubic", False),
+        ({"pad_to_aspect_ratio": True, "fill_value": 0.0, "interpolation": "nearest"}, "pad", "nearest", True),
+        ({"interpolation": "lanczos3"}, "squash", "lanczos", False),
+        ({"interpolation": "area"}, "squash", "box", False),
+        ({"interpolation": "lanczos5"}, "squash", None, False),
+    ],
+    ids=str,
+)
+def test_the_resizing_layer_of_a_keras_model(options, mode, interpolation, noted):
+    layers = [INPUT, layer("Resizing", height=64, width=48, **options), layer("Conv2D")]
+    found = preprocessing({"class_name": "Functional", "config": {"layers": layers}}, {})
+    expected = {"size": (64, 48), "resize": (64, 48), "resize_mode": mode}
+    assert found.preprocess == expected | ({"interpolation": interpolation} if interpolation else {})
+    assert bool(found.preprocess_notes) == noted
+    assert list(found.preprocess_problems.values()) == ([] if interpolation else [("interpolation",)])
 
 
 def test_keras_models_without_preprocessing_layers():

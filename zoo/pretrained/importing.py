@@ -1,6 +1,7 @@
 """Import a weight file of another project: the card and variables of a checkpoint, checked in both directions."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -204,9 +205,15 @@ def _import_own(
     class_names_ = _classes(match.source, model.num_classes or 0, tensors, stated, classes, notes)
     variables = _convert(file, model, match.source, match.arrays, preprocess)
     digests = ", ".join(check_digest(part, "") for part in tensors.files)
+    model_fields = models.card_fields(name, model)
+    calibration = None
+    if stated and (stated.model, stated.preprocess) == (name, preprocess):
+        # It was fitted to the exported network on these pixels; the fields in the file are JSON, which has no tuples.
+        calibration = stated.calibration if json.loads(json.dumps(model_fields)) == stated.fields else None
     card = Card(
-        model=name, fields=models.card_fields(name, model), classes=class_names_, preprocess=preprocess,
+        model=name, fields=model_fields, classes=class_names_, preprocess=preprocess,
         licence=stated.licence if stated else "", versions=_versions(),
+        calibration=calibration,
         source=f"{file.name}, sha256 {digests}; {'; '.join(notes)}",
     )  # fmt: skip
     return Imported(card, variables, tuple(notes))
@@ -287,10 +294,13 @@ def _preprocess(
         notes.append("class names and preprocessing are those of the file's card")
     else:
         base, assumption = _assumed_preprocess(match.source, name, model, _channels(model, match))
+        for problem, needed in metadata.preprocess_problems.items():
+            if not set(needed) <= set(changes):
+                raise ValueError(problem)
         stated = {**metadata.preprocess, **match.preprocess}
-        if metadata.preprocess_note:
-            notes.append(metadata.preprocess_note)
-        base = _changed(base, stated)
+        notes += metadata.preprocess_notes
+        given = {"mean", "std"} & set(changes)  # those of the file may be out of range
+        base = _changed(base, {key: value for key, value in stated.items() if key not in given})
         if not {"size", "resize", "mean", "std"} <= {*stated, *changes}:
             notes.append(f"{assumption}; change it with --mean, --std, --size, --resize")
     preprocess = _changed(base, changes)
@@ -313,8 +323,9 @@ def _changed(base: Preprocess, changes: Mapping[str, Any]) -> Preprocess:
                 values[field] = getattr(base, field)[::-1]
     count = len(values.get("channels", base.channels))
     for field in ("mean", "std"):
-        if len(values.get(field, ())) == 1:
-            values[field] = tuple(values[field]) * count
+        numbers = tuple(values.get(field, ()))
+        if len(numbers) in (1, 3) and all(number == numbers[0] for number in numbers):  # the same for every channel
+            values[field] = numbers[:1] * count
     return dataclasses.replace(base, **values)
 
 

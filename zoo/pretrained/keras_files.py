@@ -71,7 +71,7 @@ def read_keras(path: Path) -> tuple[dict[str, np.ndarray], Metadata]:
         stated = preprocessing(config, arrays)
         arrays = {key: array for key, array in arrays.items() if not key.startswith("normalization")}
         return _renumber(arrays), stated
-    except (*ZIP_ERRORS, KeyError, TypeError, AttributeError) as error:
+    except (*ZIP_ERRORS, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"is cut off or not a file of Keras ({one_line(error)})") from None
 
 

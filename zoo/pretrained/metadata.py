@@ -24,13 +24,16 @@ class Metadata:
     Attributes:
         classes: class names in the order of the outputs, by the entry that they were read from.
         preprocess: fields of `Preprocess` that the file states.
-        preprocess_note: how they were read.
+        preprocess_notes: how they were read, one line each.
+        preprocess_problems: what the file states in a way that is not understood, one line each, with the fields of
+            `Preprocess` that must be given then.
         card: the card of an exported checkpoint, as JSON; empty for files of other projects.
     """
 
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     preprocess: dict[str, Any] = field(default_factory=dict)
-    preprocess_note: str = ""
+    preprocess_notes: tuple[str, ...] = ()
+    preprocess_problems: dict[str, tuple[str, ...]] = field(default_factory=dict)
     card: dict[str, Any] = field(default_factory=dict)
 
 

@@ -29,8 +29,8 @@ NAMINGS = {"torch": ("torchvision", "timm", "akamaster"), "keras": ("keras",), "
 BESIDE_NETWORK = re.compile(
     r"(?i)crit|loss|metric|acc(uracy)?$|auroc|f1|conf_?mat|class_?weight|pos_weight|(^|_)ce($|_)|augment"
 )
-#: Buffers with the normalisation of the input.
-NORMALISATION = re.compile(r"(?i)^(.*[._])?(?:pixel_|img_|image_)?(mean|std)$")
+#: Buffers with the normalisation of the input; not the running averages of a norm.
+NORMALISATION = re.compile(r"(?i)^((?:.*[._])?(?:pixel_|img_|image_)?)(?<!running_)(mean|std)$")
 #: True for the residual networks among MODELS.
 RESIDUAL_NAMES = {name: isinstance(build(), RESIDUAL) for name, build in MODELS.items()}
 AUX_LEAF = re.compile(r"(?:params|batch_stats)/aux\d/.*")
@@ -220,13 +220,14 @@ def _match_head(
 
 def _drop_head(source: str, model: Any, inside: dict, outside: dict, notes: list[str]) -> None:
     """Leave out the head of a file, and layers beside the network, for a model that is to have no head."""
-    with_head = model.clone(num_classes=2)
+    with_head = model.clone(num_classes=10)  # any number; the published LeNet-5 has ten only
     key_map = SOURCES[source].key_map(with_head, models.abstract_variables(with_head))
-    modules = {key.split("/" if source == "keras" else ".")[0] for key in all_keys(key_map) if key not in inside}
     body = all_keys(SOURCES[source].key_map(model, models.abstract_variables(model)))
+    head = all_keys(key_map) - body
+    modules = {key.split("/" if source == "keras" else ".")[0] for key in head}
     dropped = []
     for key in [key for key in inside if key not in body]:
-        if re.split(r"[./]", key)[0] in modules or (source == "keras" and _is_dense(inside[key])):
+        if key in head or re.split(r"[./]", key)[0] in modules or (source == "keras" and _is_dense(inside[key])):
             dropped.append(key)
             del inside[key]
     for key in [key for key in outside if not BESIDE_NETWORK.search(key.partition(".")[0])]:
@@ -248,20 +249,27 @@ def _like_source(kernel: np.ndarray, transform: Any) -> np.ndarray:
 
 
 def _take_normalisation(inside: dict, outside: dict, wanted: set[str], notes: list[str]) -> dict:
-    """Take the buffers `mean` and `std` of a network that normalises its own input; returns them as numbers."""
-    found: dict[str, tuple[str, tuple[float, ...]]] = {}
+    """Take the buffers `mean` and `std` of a network that normalises its own input; returns them as numbers.
+
+    One without the other, and a second pair with other numbers, stay where they are.
+    """
+    values: dict[str, tuple[float, ...]] = {}
     for group in (inside, outside):
-        for key in list(group):
+        pairs: dict[str, dict[str, str]] = {}  # what precedes "mean" and "std" -> their keys
+        for key, array in group.items():
             match = NORMALISATION.fullmatch(key)
-            if match and key not in wanted and group[key].size in (1, 3) and group[key].dtype.kind == "f":
-                found.setdefault(match[2].lower(), (key, tuple(float(x) for x in group[key].reshape(-1))))
-                del group[key]
-    if set(found) != {"mean", "std"}:
-        return {}
-    values = {name: numbers for name, (_, numbers) in found.items()}
-    if max(values["std"]) > 2:  # of pixels in 0..255
-        values = {name: tuple(x / 255 for x in numbers) for name, numbers in values.items()}
-    notes.append(f"the normalisation is that of the buffers {found['mean'][0]} and {found['std'][0]}")
+            if match and key not in wanted and array.size in (1, 3) and array.dtype.kind == "f":
+                pairs.setdefault(match[1], {})[match[2].lower()] = key
+        for keys in pairs.values():
+            numbers = {name: tuple(float(x) for x in group[key].reshape(-1)) for name, key in keys.items()}
+            if set(keys) == {"mean", "std"} and values in ({}, numbers):
+                if not values:
+                    notes.append(f"the normalisation is that of the buffers {keys['mean']} and {keys['std']}")
+                values = numbers
+                for key in keys.values():
+                    del group[key]
+    if values and max(values["std"]) > 2:  # of pixels in 0..255
+        return {name: tuple(x / 255 for x in numbers) for name, numbers in values.items()}
     return values
 
 
