@@ -115,8 +115,6 @@ MISTAKES = {
     # options that would have no effect
     "lr-find --config head/config.json": ("fits only a head", "--init RUN/best"),
     "sweep --config head/config.json": ("fits only a head", "--init RUN/best"),
-    "train --init CKPT --data photos --patience 3": ("--patience 3", "--monitor accuracy"),
-    "train --model lenet5 --patience 3 --monitor last": ("--patience 3", "--monitor last", "--monitor accuracy"),
     "data photos --augment flip": ("--augmented",),
     "data photos --recipe small": ("--augmented",),
     "data photos --image-size 8": ("--augmented",),

@@ -303,7 +303,9 @@ def test_the_json_of_a_confusion_matrix_is_read_back_and_small_for_many_classes(
     confusion[0, -1] = 10**6
     confusion[classes // 2] = 0  # occurs as prediction at most
     sums = {"loss": 1.0, "weight": 1.0, "top1": 0, "top5": 0, "confusion": confusion, "invalid": np.ones(classes)}
-    rows = summarise(sums, [str(i) for i in range(classes)])["confusion"]
+    result = summarise(sums, [str(i) for i in range(classes)])
+    rows = result.to_json()["confusion"]
+    assert result["confusion"] is result.confusion
     text = json.dumps(rows, indent=1)
     np.testing.assert_array_equal(confusion_from_json(json.loads(text)), confusion)
     assert rows == confusion.tolist() if classes <= DENSE_CLASSES else len(text) < 40 * classes

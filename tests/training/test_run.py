@@ -179,6 +179,7 @@ def test_another_run_in_the_folder_is_refused_with_its_differences(tmp_path):
     ) as caught:
         run.open_folder(tmp_path, recipe(seed=1, learning_rate=0.5), "")
     assert "--init" not in str(caught.value)
+    assert f"`zoo train --config {tmp_path / run.CONFIG} --workdir {tmp_path}` resumes it" in str(caught.value)
     (tmp_path / run.BEST).mkdir()
     with pytest.raises(ValueError, match=rf"--init {tmp_path / run.BEST}"):
         run.open_folder(tmp_path, recipe(seed=1), "")

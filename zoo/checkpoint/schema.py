@@ -25,8 +25,6 @@ MAX_VALUES = 2**40
 
 #: Results of a split that are read as numbers.
 RESULTS = ("accuracy", "loss", "top5", "examples")
-#: Those of them between 0 and 1.
-FRACTIONS = ("accuracy", "top5")
 
 #: Fields of models that count layers. Each layer has a leaf of its own, so a card has at least as many leaves.
 LAYER_COUNTS = ("blocks", "depth", "layers", "widths")
@@ -162,16 +160,11 @@ def _is_data(value: Any) -> bool:
 
 
 def is_metrics(value: Any) -> bool:
-    """Return True for a table in which the results of a split are tables with numbers for RESULTS, some fractions."""
+    """Return True for a table in which the results of a split are tables with numbers for RESULTS."""
     if not is_record(value):
         return False
     results = [value[name] for name in ("validation", "test", "published") if value.get(name) is not None]
-    return all(
-        is_record(result)
-        and all(_is_number(result.get(key)) for key in RESULTS)
-        and not any(not 0 <= (result.get(key) or 0) <= 1 and is_finite(result[key]) for key in FRACTIONS)
-        for result in results
-    )
+    return all(is_record(result) and all(_is_number(result.get(key)) for key in RESULTS) for result in results)
 
 
 def _is_number(value: Any) -> bool:
@@ -185,7 +178,7 @@ _CARD: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "preprocess": (is_record, "a table"),
     "recipe": (_is_optional_record, "a table or null"),
     "data": (_is_data, "a table or null, with a text as source"),
-    "metrics": (is_metrics, "a table of results, with numbers as accuracy (0 to 1), loss and examples"),
+    "metrics": (is_metrics, "a table of results, with numbers as accuracy, loss and examples"),
     "versions": (_is_texts, "a table of texts"),
     "licence": (is_text, "a text"),
     "source": (is_text, "a text"),

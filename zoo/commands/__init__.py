@@ -6,6 +6,7 @@ A command imports heavy libraries inside `run`, so that help is quick. This modu
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,10 +138,11 @@ def write_extra(
     try:
         folder = cache_folder() / "sheets"
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder / default)
+        tempfile.TemporaryFile(dir=folder).close()  # errors of `write` itself may be of the images that it reads
     except OSError as error:
         print(f"{label}: not written ({error_line(error)}); name a file with {option}", file=sys.stderr)
         return None
+    write(folder / default)
     return folder / default
 
 

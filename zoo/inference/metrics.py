@@ -113,8 +113,8 @@ class Metrics:
         return [{str(column): count for column, count in enumerate(row) if count} for row in self.confusion]
 
     def __getitem__(self, name: str) -> Any:
-        """Return the value of `to_json` under this name."""
-        return self.to_json()[name]
+        """Return the value of `to_json` under this name; "confusion" is always the matrix."""
+        return self.confusion if name == "confusion" else self.to_json()[name]
 
 
 def batch_sums(logits: Array, labels: Array, weights: Array, losses: Array) -> dict[str, Array]:

@@ -251,7 +251,7 @@ def _like_source(kernel: np.ndarray, transform: Any) -> np.ndarray:
 def _take_normalisation(inside: dict, outside: dict, wanted: set[str], notes: list[str]) -> dict:
     """Take the buffers `mean` and `std` of a network that normalises its own input; returns them as numbers.
 
-    One without the other, and a second pair with other numbers, stay where they are.
+    One without the other, and a second pair with other numbers, are noted and not read.
     """
     values: dict[str, tuple[float, ...]] = {}
     for group in (inside, outside):
@@ -266,6 +266,11 @@ def _take_normalisation(inside: dict, outside: dict, wanted: set[str], notes: li
                 if not values:
                     notes.append(f"the normalisation is that of the buffers {keys['mean']} and {keys['std']}")
                 values = numbers
+                for key in keys.values():
+                    del group[key]
+            elif group is inside:  # where it would be taken for a part of the network
+                names = " and ".join(keys.values())
+                notes.append(f"not read: {names}, which give no normalisation; check it, or give --mean and --std")
                 for key in keys.values():
                     del group[key]
     if values and max(values["std"]) > 2:  # of pixels in 0..255

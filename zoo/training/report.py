@@ -98,6 +98,11 @@ def describe_recipe(plan: Plan) -> list[str]:
             f"      an epoch has {recipe.min_epoch_steps} steps, more than one pass over this small data set "
             "(--set min_epoch_steps=0 for one pass)"
         )
+    if recipe.patience and recipe.monitor == "last":
+        lines.append(
+            f"      Patience {recipe.patience} has no effect, since the last checkpoint is kept (monitor=last); choose "
+            "--monitor accuracy."
+        )
     if plan.total_steps < FEW_STEPS:
         lines.append(
             f"      Only {counted(plan.total_steps, 'update')}: too few to learn much. Lower --batch-size or raise "

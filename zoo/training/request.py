@@ -96,11 +96,6 @@ def resolve_settings(request: TrainRequest) -> tuple[str, dict[str, Any], Recipe
         changes["micro_batch"] = 0
     try:
         recipe = dataclasses.replace(_resolve_recipe(request, name, fields, changes), **changes)
-        if changes.get("patience") and recipe.monitor == "last":  # not in Recipe: earlier configurations may have it
-            raise ValueError(
-                f"recipe field patience={recipe.patience}: has no effect with monitor=last, which keeps the last "
-                "checkpoint; choose --monitor accuracy"
-            )
     except ValueError as error:
         raise ValueError(in_terms_of_options(str(error), request.settings)) from None
     return name, _with_recipe_fields(recipe, name, fields), recipe, auto_micro_batch

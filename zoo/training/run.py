@@ -309,6 +309,8 @@ def require_same_run(path: Path, config: RunConfig) -> None:
         if len(lines) > MAX_DIFFERENCES:
             lines = [*lines[:MAX_DIFFERENCES], f"and {len(lines) - MAX_DIFFERENCES} other differences"]
         further = f"; to train its result further, use --init {path / BEST}" if (path / BEST).exists() else ""
+        if all(key.startswith(("recipe.", "model.")) for key in {*new, *old} if new.get(key) != old.get(key)):
+            further += f"; `zoo train --config {path / CONFIG} --workdir {path}` resumes it as it was begun"
         raise ValueError(f"{path} holds another run: {'; '.join(lines)}. Choose another --workdir, or none{further}")
 
 

@@ -534,3 +534,12 @@ def test_two_data_sets_side_by_side(tmp_path):
         open_source(folder_of(tmp_path, layout, size=(4, 4)))
     assert_one_line(caught, "new has splits with class folders", f"; name {tmp_path / 'new'}")
     assert set(open_source(tmp_path / "new").labels) == {"a", "b"}
+
+
+def test_a_run_in_the_folder_of_its_data_is_no_class(tmp_path):
+    folder_of(tmp_path, {"cat": 10, "dog": 10, "runs/lenet5-1": 2})
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / "runs" / "lenet5-1" / name).write_text("{}")
+    source = open_dataset(tmp_path)
+    assert source.class_names == ("cat", "dog")
+    assert any("folders without images: runs" in str(note) for note in source.notes)

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import assert_one_line, random_images, split_sizes
+from photos import folder_of
 
 from zoo import download as downloads
 from zoo.cache import cache_folder
 from zoo.data.sources import named, open_dataset
 from zoo.data.sources.named import NAMED_SETS, NamedSet
-from zoo.data.sources.open import open_source
+from zoo.data.sources.open import EMBEDDED, open_source
 
 
 def idx(array):
@@ -138,13 +139,28 @@ def test_a_mirror(server, monkeypatch):
     assert requests == [f"https://mirror.test/files/{file}" for file in published]
 
 
-@pytest.mark.parametrize("name", ["digits", "xor", "moons", *NAMED_SETS])
+@pytest.mark.parametrize("name", NAMED_SETS)
 def test_a_folder_of_the_name_comes_first(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
     for spec in (name, Path(name)):
         with pytest.raises(ValueError, match=f"{name}: this folder has no class folders"):
             open_source(spec)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_an_embedded_data_set_comes_before_a_folder_of_its_name(name, tmp_path, monkeypatch):
+    """A run records its data by name, which must not mean other data in another folder."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # without a folder, and with an empty one
+        assert not any("write ./" in note for note in open_source(name).notes)
+        (tmp_path / name).mkdir(exist_ok=True)
+    folder_of(tmp_path, {f"{name}/cat": 10, f"{name}/dog": 10})
+    for spec in (name, Path(name)):
+        dataset = open_source(spec)
+        assert dataset.name == name and any(f"write ./{name} for the folder" in note for note in dataset.notes)
+    for spec in (f"./{name}", f"{name}/", str(tmp_path / name)):
+        assert open_dataset(spec).name == str(tmp_path / name) and open_dataset(spec).class_names == ("cat", "dog")
 
 
 def test_a_name_may_be_a_path():

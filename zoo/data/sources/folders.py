@@ -37,6 +37,7 @@ BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson")
 MAX_OTHER_ENTRIES = 1_000_000  # files and folders looked at; more of them, nearly all not images, are no data set
 MAX_DEPTH = 100  # folders within folders
+RUN_FILES = {"config.json", "metrics.jsonl"}  # of the folder of a run
 
 
 @dataclass
@@ -87,6 +88,8 @@ class FolderWalk:
                         self.system_folders.append(os.path.join(folder, entry.name))
         except OSError as error:
             self.unreadable.append(f"{escape(folder) or '.'}: folder cannot be read ({error.strerror})")
+        if folder and set(files) >= RUN_FILES:  # of a training whose data is a folder above: its pictures are no class
+            return [], []
         self._num_entries += len(folders) + len(files)
         self._num_images += sum(map(_has_image_suffix, files))
         if self._num_entries > MAX_OTHER_ENTRIES and self._num_images * 100 < self._num_entries:

@@ -6,6 +6,7 @@ one file and one line in SOURCES.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 from zoo.addresses import is_address, parse_address, require_local
 from zoo.arguments import check_types
-from zoo.data.dataset import Dataset, nearest_names
+from zoo.data.dataset import Dataset, Note, nearest_names
 from zoo.data.sources.folders import IMAGE_SUFFIXES, has_images, list_folder
 from zoo.data.sources.hf import list_hf
 from zoo.data.sources.listing import Listing, open_listing
@@ -45,11 +46,31 @@ class Source(NamedTuple):
     """The word in `--data` that names it, for suggestions."""
 
 
+def _embedded(name: str, load: Callable[[], Dataset]) -> Source:
+    """Return a source with a fixed name that needs no file; `./NAME` is a folder of that name."""
+
+    def open_embedded(spec: Spec, data_dir: Spec | None) -> Dataset:
+        dataset = load()
+        if not _may_be_data(Path(name)):
+            return dataset
+        note = Note("source", f"the data set of this package; write ./{name} for the folder or file of that name here")
+        return dataclasses.replace(dataset, notes=(*dataset.notes, note))
+
+    return Source(lambda spec: os.fspath(spec) == name, open_embedded, name)
+
+
 def _named(name: str, load: Callable[[], Dataset]) -> Source:
     """Return a source with a fixed name, for which a file or folder of that name takes precedence."""
     return Source(
         lambda spec: os.fspath(spec) == name and not _path(spec).exists(), lambda spec, data_dir: load(), name
     )
+
+
+def _may_be_data(path: Path) -> bool:
+    """Return True for a file, and for a folder that is neither empty nor a run or checkpoint."""
+    if not path.is_dir():
+        return path.exists()
+    return any(path.iterdir()) and not any((path / file).exists() for file in ("config.json", "card.json"))
 
 
 def _scheme(scheme: str, load: Callable[[str, Spec | None], Dataset | Listing]) -> Source:
@@ -73,10 +94,10 @@ def _file(recognise: Callable[[Path], Any], load: Callable[[Path], Dataset | Lis
     )
 
 
+EMBEDDED: dict[str, Callable[[], Dataset]] = {"digits": digits, "xor": xor, "moons": moons}
+
 SOURCES: tuple[Source, ...] = (  # the first one that recognises the data opens it
-    _named("digits", digits),
-    _named("xor", xor),
-    _named("moons", moons),
+    *(_embedded(name, load) for name, load in EMBEDDED.items()),
     *(_named(name, partial(named_set, name)) for name in NAMED_SETS),
     _scheme("tfds", tfds_dataset),
     _scheme("hf", list_hf),
@@ -119,6 +140,8 @@ def open_source(spec: Spec, data_dir: Spec | None = None) -> Dataset | Listing:
         require_local(data_dir)
     if _is_folder(spec) and _is_system_root(_path(spec).resolve()):
         raise ValueError(f"{spec}: is not a folder of data; name the folder that contains the class folders")
+    if os.fspath(spec) not in EMBEDDED and str(_path(spec)) in EMBEDDED:  # ./digits, which runs record by its path
+        spec = _path(spec).absolute()
     for source in SOURCES:
         with one_line_errors():
             if source.recognise(spec):
