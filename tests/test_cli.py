@@ -190,6 +190,8 @@ MISTAKES = [
     (["predict", "TRAINED", __file__, "--tta", "twelve"], "choose from flip, five-crop"),
     (["info", "lenet6"], "did you mean lenet5"),
     (["list", "lenet6"], "did you mean lenet5"),
+    (["list", "lenet5-mnist"], "`zoo list --weights lenet5-mnist`"),
+    (["compare", "TRAINED/../.."], "/*"),
     (["list", "resnet20", "--recipes"], "--recipes takes one name"),
     (["train", "--seeds", "3"], "`zoo sweep --seeds`"),
 ]

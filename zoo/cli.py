@@ -71,6 +71,19 @@ OPTION_SYNONYMS = {
 }  # fmt: skip
 
 
+#: What to do in place of options that other programs have, for commands that train.
+TRAINING_ADVICE = {
+    **dict.fromkeys(("resume", "resume-from", "auto-resume"), "the same command resumes a run"),
+    **dict.fromkeys(("device", "gpu", "gpus", "cuda"), "`zoo devices` shows the devices that training uses"),
+    **dict.fromkeys(("amp", "fp16", "half", "bf16"), "write --precision bfloat16"),
+    **dict.fromkeys(
+        ("val", "val-dir", "val-split", "valid-pct", "validation-split"),
+        "a tenth is held out for validation, unless the data have a folder or a column of splits with val",
+    ),
+    "grid": "write --set FIELD=A,B",
+}
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser with errors of one line and without abbreviated options, which new options would break."""
 
@@ -86,6 +99,9 @@ def _with_hint(parser: argparse.ArgumentParser, message: str) -> str:
     if message.startswith("unrecognized arguments: "):
         word = _first_word(message.split(": ", 1)[1])
         if not word.startswith("-"):
+            name, _, value = word.partition("=")
+            if value and f"--{name}" in parser._option_string_actions:
+                return f"unexpected argument {word!r}; did you mean --{name} {shlex.quote(value)}?"
             option = _option_for(parser, word)
             hint = f"did you mean {option} {shlex.quote(word)}?" if option else f"write {_shortest_use(parser)}"
             return f"unexpected argument {word!r}; {hint}"
@@ -131,7 +147,11 @@ def _other_option(parser: argparse.ArgumentParser, word: str) -> str:
     if option != word and option in parser._option_string_actions:
         more = "; `zoo sweep --seeds` trains with several" if name == "seeds" else ""
         return f"did you mean {option}?{more}"
+    if option == "--data" and any(action.dest == "data" for action in parser._actions):
+        return f"write {_shortest_use(parser)}"
     if "--set" in parser._option_string_actions:
+        if name in TRAINING_ADVICE:
+            return TRAINING_ADVICE[name]
         from zoo.models import MODELS, defining_fields
         from zoo.training.settings import RECIPE_FIELDS
 

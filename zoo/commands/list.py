@@ -62,8 +62,12 @@ def list_models(as_json: bool, pattern: str = "") -> None:
     """Print the models that match, or all, with their parameters, multiply-adds, input shape and paper."""
     from zoo.models import create
     from zoo.models.summary import figures
+    from zoo.pretrained.names import shipped
+    from zoo.pretrained.registry import WEIGHTS
 
     rows, every = [], figures()
+    if pattern not in every and pattern in (*shipped(), *WEIGHTS, *(name.partition(":")[2] for name in WEIGHTS)):
+        raise ValueError(f"{pattern!r} are weights, not a model: `zoo list --weights {pattern}`")
     for name in matching(every, pattern, "model"):
         totals, model = every[name], create(name)
         shape_and_paper = {"input": list(model.input_shape), "paper": model.paper}

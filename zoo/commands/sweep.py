@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zoo.commands import count, start_jax, words_without
 from zoo.commands.devices import parallelism_of
 from zoo.commands.interruption import exit_code, interruptible, resume_advice, watch_group
-from zoo.commands.train import add_log_option, add_request_arguments, train_request
+from zoo.commands.train import RECIPE_FLAGS, add_log_option, add_request_arguments, train_request
 from zoo.files import require_writable
 
 if TYPE_CHECKING:
@@ -40,7 +40,12 @@ def run(options: argparse.Namespace) -> int:
     if options.seeds < 1:
         raise ValueError("--seeds must be at least 1")
     from zoo.training import sweep
+    from zoo.training.recipe import Recipe
 
+    for flag in RECIPE_FLAGS:
+        value, field = getattr(options, flag.replace("-", "_")), flag.replace("-", "_")
+        if value and "," in value and flag != "seed" and isinstance(getattr(Recipe, field), (int, float)):
+            raise ValueError(f"--{flag} {value}: takes one value; write --set {field}={value}")
     axes = [sweep.parse_axis(text) for text in options.set]
     if options.random and not axes:
         raise ValueError("--random needs fields to draw, such as --set learning_rate=1e-4..1e-1")

@@ -348,7 +348,10 @@ def format_report(result: Metrics) -> str:
     width = max(map(display_width, ["class", *names]))
     lines.append(f"{'class':<{width}}  {'precision':>10}  {'recall':>10}  {'F1':>10}  {'support':>8}")
     for row, name in zip(shown, names, strict=True):
-        cells = "  ".join(f"{_percent(getattr(row, key)):>10}" for key in ("precision", "recall", "f1"))
+        absent = not row.support  # no image has this class: 0 % would look like a failure
+        cells = "  ".join(
+            f"{_percent(None if absent else getattr(row, key)):>10}" for key in ("precision", "recall", "f1")
+        )
         lines.append(f"{pad(name, width)}  {cells}  {row.support:>8,}")
     return "\n".join(lines)
 
