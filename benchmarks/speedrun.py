@@ -91,7 +91,7 @@ def describe(rows: dict[str, Any]) -> list[str]:
         "## Accuracy after so many minutes, CIFAR-10",
         "",
         "`zoo train --model airbench` against airbench94.py in PyTorch (its network, with its author's settings, in",
-        "float32), one after the other on the idle machine, each for as many epochs as fit. The time is that of",
+        "float32), one after the other on one machine, each for as many epochs as fit. The time is that of",
         "the whole command here, of the training steps alone there; 45,000 images here, 50,000 there. Test split: six",
         "views (one in brackets); a row is one seed, its 95 % interval 0.6 points. CIFAR-10 as JPEG files of",
         "quality 75. Made by `python -m benchmarks.speedrun`.",
@@ -108,7 +108,8 @@ def describe(rows: dict[str, Any]) -> list[str]:
             f"| {minutes.split()[0]} | `{ours['command']}` | {ours['seconds']} | {accuracy} | "
             f"{theirs.get('epochs', '')} | {theirs.get('seconds with evaluation', '')} | {other} | {row['hardware']} |"
         )
-    return lines
+    notes = [f"{minutes}: {row['note']}." for minutes, row in rows.items() if "note" in row]
+    return [*lines, "", *notes] if notes else lines
 
 
 def main() -> None:

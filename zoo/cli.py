@@ -80,7 +80,7 @@ TRAINING_ADVICE = {
         ("val", "val-dir", "val-split", "valid-pct", "validation-split"),
         "a tenth is held out for validation, unless the data have a folder or a column of splits with val",
     ),
-    "grid": "write --set FIELD=A,B",
+    "grid": "`zoo sweep --set FIELD=A,B` tries each value",
 }
 
 

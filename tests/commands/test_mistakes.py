@@ -29,7 +29,7 @@ MISTAKES = {
     "train --val-split 0.2": ("'--val-split'", "held out"),
     "train model=lenet5 data=photos": ("'model=lenet5'", "did you mean --model lenet5?"),
     "data --data photos": ("'--data'", "write `zoo data DATA`"),
-    "sweep --model mlp --grid epochs=1,2": ("'--grid'", "write --set FIELD=A,B"),
+    "sweep --model mlp --grid epochs=1,2": ("'--grid'", "`zoo sweep --set FIELD=A,B`"),
     "sweep --model mlp --learning-rate 0.1,0.01": ("--learning-rate 0.1,0.01", "write --set learning_rate=0.1,0.01"),
     "train --xyzzy": ("'--xyzzy'", "see `zoo train --help`"),
     "sweep --model mlp learning_rate=0.1,1": ("'learning_rate=0.1,1'", "did you mean --set learning_rate=0.1,1?"),

@@ -67,8 +67,7 @@ def _read_run(folder: Path, name: str) -> Run:
         near = nearest_path(folder)
         raise FileNotFoundError(f"{folder}: no such folder" + (f"; did you mean {near}?" if near else ""))
     if not (folder / runs.CONFIG).exists():
-        inside = next((part for part in sorted(folder.glob(f"*/{runs.CONFIG}"))), None)
-        hint = f"; name those in it: {folder}/*" if inside else ""
+        hint = f"; name those in it: {folder}/*" if any(folder.glob(f"*/{runs.CONFIG}")) else ""
         raise FileNotFoundError(f"{folder}: is not the folder of a run (no {runs.CONFIG}){hint}")
     config = runs.read_config(folder)
     options = {**config.identity(), **({"init": config.init} if config.init else {})}

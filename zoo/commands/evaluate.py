@@ -110,7 +110,8 @@ def is_unfinished(checkpoint: str) -> bool:
     """Return True for the folder of a run without results, and for the best checkpoint in it."""
     from zoo.training import run as runs
 
-    folder = Path(checkpoint).parent if Path(checkpoint).resolve().name == runs.BEST else Path(checkpoint)
+    folder = Path(checkpoint).resolve()
+    folder = folder.parent if folder.name == runs.BEST else folder
     return (folder / runs.CONFIG).exists() and not runs.is_finished(folder)
 
 

@@ -43,8 +43,9 @@ def run(options: argparse.Namespace) -> int:
     from zoo.training.recipe import Recipe
 
     for flag in RECIPE_FLAGS:
-        value, field = getattr(options, flag.replace("-", "_")), flag.replace("-", "_")
-        if value and "," in value and flag != "seed" and isinstance(getattr(Recipe, field), (int, float)):
+        field = flag.replace("-", "_")
+        value = getattr(options, field) or ""
+        if "," in value and flag != "seed" and isinstance(getattr(Recipe, field), (int, float)):
             raise ValueError(f"--{flag} {value}: takes one value; write --set {field}={value}")
     axes = [sweep.parse_axis(text) for text in options.set]
     if options.random and not axes:

@@ -37,7 +37,7 @@ INCEPTIONS = {
     "inception5a": (256, 160, 320, 32, 128, 128),
     "inception5b": (384, 192, 384, 48, 128, 128),
 }
-LARGEST = (2, 5, 2)  # number of rows 3a…, 4a… and 5a…
+LARGEST = tuple(sum(name[-2] == stage for name in INCEPTIONS) for stage in "345")  # rows 3a…, 4a… and 5a…
 # Section 5: the auxiliary classifiers read the outputs of 4a and 4d; the weight of their losses in training is 0.3.
 AUX_AFTER = {"inception4a": "aux1", "inception4d": "aux2"}
 STEM = ("conv1", "conv2_reduce", "conv2")

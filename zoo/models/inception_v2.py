@@ -42,7 +42,8 @@ INCEPTIONS = {
     "inception5a": (352, 192, 320, 160, 224, "avg", 128),
     "inception5b": (352, 192, 320, 192, 224, "max", 128),
 }
-LARGEST = (2, 4, 2)  # number of rows 3a…, 4a… and 5a… without stride
+# Rows 3a…, 4a… and 5a… without stride
+LARGEST = tuple(sum(name[-2] == stage and row[0] > 0 for name, row in INCEPTIONS.items()) for stage in "345")
 STEM = ("conv1", "conv2_reduce", "conv2")
 DEPTH_MULTIPLIER = 8  # appendix: of the separable first convolution
 

@@ -266,13 +266,13 @@ def _take_normalisation(inside: dict, outside: dict, wanted: set[str], notes: li
                 if not values:
                     notes.append(f"the normalisation is that of the buffers {keys['mean']} and {keys['std']}")
                 values = numbers
-                for key in keys.values():
-                    del group[key]
             elif group is inside:  # where it would be taken for a part of the network
                 names = " and ".join(keys.values())
                 notes.append(f"not read: {names}, which give no normalisation; check it, or give --mean and --std")
-                for key in keys.values():
-                    del group[key]
+            else:
+                continue
+            for key in keys.values():
+                del group[key]
     if values and max(values["std"]) > 2:  # of pixels in 0..255
         return {name: tuple(x / 255 for x in numbers) for name, numbers in values.items()}
     return values

@@ -23,8 +23,8 @@ _RSB_FIRST_LR, _RSB_LAST_LR = 1e-4, 1e-6
 _RSB_CLIP, _RSB_EPSILON = 1000 * 1.0, 1000 * 1e-6
 _RSB = (
     "both classes of a mixed image present (section 3.1). Operations, interpolation, initialisation, drop rates, first "
-    "and last rate, clipping and epsilon: timm, with its defaults of October 2021, the last two times 1,000, the "
-    "classes that its loss is averaged over"
+    "and last rate, clipping and epsilon: timm, with its defaults of October 2021; the last two times 1,000, "
+    "since its loss is a mean over 1,000 classes"
 )
 _RSB_OURS = (
     "rates by step, cosine from the end of the warm-up, no cool-down (timm: by epoch, from epoch 0, 10 epochs), "
@@ -174,8 +174,7 @@ PUBLISHED: dict[str, Recipe] = {
         epochs=600, batch_size=2048, image_size=224, optimizer="lamb", learning_rate=5e-3, weight_decay=0.01,
         warmup_epochs=5, warmup_lr_fraction=_RSB_FIRST_LR / 5e-3, final_lr_fraction=_RSB_LAST_LR / 5e-3,
         clip_norm=_RSB_CLIP, loss="sigmoid", target_threshold=0.2, label_smoothing=0.1, epsilon=_RSB_EPSILON,
-        augment_repeats=3, eval_crop=0.95,
-        interpolation="bicubic", model_fields=_RSB_MODEL,
+        augment_repeats=3, eval_crop=0.95, interpolation="bicubic", model_fields=_RSB_MODEL,
         augment=(_RSB_CROP, "flip", _RAND_AUGMENT.format(7), "mixup_or_cutmix(mixup=0.2, cutmix=1)"),
         source=f"Wightman et al. 2021 (arXiv:2110.00476), table 2, A1; {_RSB}. Ours: the threshold, which is that of "
         f"A2; {_RSB_OURS}",
@@ -193,8 +192,7 @@ PUBLISHED: dict[str, Recipe] = {
         epochs=100, batch_size=2048, image_size=160, test_size=224, optimizer="lamb", learning_rate=8e-3,
         weight_decay=0.02, warmup_epochs=5, warmup_lr_fraction=_RSB_FIRST_LR / 8e-3,
         final_lr_fraction=_RSB_LAST_LR / 8e-3, clip_norm=_RSB_CLIP, loss="sigmoid", target_threshold=0.2,
-        epsilon=_RSB_EPSILON,
-        eval_crop=0.95, interpolation="bicubic", model_fields=("zero_init=true",),
+        epsilon=_RSB_EPSILON, eval_crop=0.95, interpolation="bicubic", model_fields=("zero_init=true",),
         augment=(_RSB_CROP, "flip", _RAND_AUGMENT.format(6), "mixup_or_cutmix(mixup=0.1, cutmix=1)"),
         source=f"Wightman et al. 2021 (arXiv:2110.00476), table 2, A3 (trained at 160 pixels, tested at 224); {_RSB}; "
         f"threshold: the reproduction in keras_cv_attention_models (train_script.py). Ours: {_RSB_OURS}",

@@ -24,7 +24,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "points": Recipe(
         epochs=40, batch_size=32, learning_rate=0.01,
-        source="this project: a few hundred points in a plane, whose border a small network bends within seconds",
+        source="this project: small networks on a few hundred points in a plane",
     ),
     "mnist": Recipe(
         epochs=20, batch_size=128, learning_rate=2e-3, weight_decay=0.02, warmup_epochs=1, ema=0.999,

@@ -341,7 +341,7 @@ def differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
         return text if len(text) <= 40 else f"{text[:39]}…"
 
     return [
-        _HASHED[key] if key in _HASHED and {key} <= old.keys() & new.keys()
+        _HASHED[key] if key in _HASHED and key in old and key in new
         else f"{key} is {value(old, key)}, not {value(new, key)}"
         for key in keys if new.get(key) != old.get(key)
     ]  # fmt: skip
